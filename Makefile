@@ -1,0 +1,38 @@
+# Every target can be the first command in a fresh clone.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt
+
+.PHONY: quickstart test lint check docs clean
+.DELETE_ON_ERROR:
+
+quickstart: .venv/.zoo
+	$(BIN)/zoo train recipes/quickstart.yaml
+
+test: .venv/.dev
+	$(BIN)/python -m pytest -n 2 -m "not gpu" $(PYTEST_ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check: lint test
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"attention-zoo needs Python 3.11 or newer; $(PYTHON) is {v.major}.{v.minor}. Try: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+
+# Installed once; again when the requirements change. The project itself is editable.
+.venv/.zoo: pyproject.toml constraints.txt | $(BIN)/uv
+	@echo "installing attention-zoo into .venv (about 5 GB, a few minutes the first time)"
+	$(UV) -e .
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | $(BIN)/uv
+	@echo "installing attention-zoo and its test tools into .venv (about 5 GB, a few minutes the first time)"
+	$(UV) -e '.[dev]'
+	@touch $@ .venv/.zoo
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,20 @@
+"""attention-zoo: attention architectures as YAML recipes, trained and compared side by side.
+
+`load_recipe(path)`, `build_model(recipe)` and `load(run)` are imported when first used, so that `import zoo` costs
+nothing and `zoo.kernels` works where only torch and triton are installed.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_EXPORTS = {"load_recipe": "zoo.recipe", "build_model": "zoo.model", "load": "zoo.loading"}
+__all__ = ["build_model", "load", "load_recipe"]  # noqa: F822 - resolved by __getattr__
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        function = getattr(import_module(_EXPORTS[name]), name)
+        globals()[name] = function
+        return function
+    raise AttributeError(f"module 'zoo' has no attribute {name!r}")

@@ -1,0 +1,26 @@
+"""Where Triton kernels are tested: on a GPU (`gpu`), or without one through Triton's interpreter (`interp`)."""
+
+import os
+
+import pytest
+
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+
+# Triton decides at import whether its own library functions are interpreted, so this must precede every import of it.
+if not any(os.path.exists(device) for device in _GPU_DEVICES):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if item.get_closest_marker("interp"):
+        if not interpreted:
+            pytest.skip("Triton compiles here; TRITON_INTERPRET=1 pytest -m interp runs this test")
+        pytest.importorskip("triton")
+    if item.get_closest_marker("gpu"):
+        if interpreted:
+            pytest.skip("needs a CUDA GPU, and Triton not interpreting")
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA GPU")

@@ -1,0 +1,1 @@
+"""Benchmarks: what a user can run to see speed and memory on a machine."""

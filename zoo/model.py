@@ -1,0 +1,164 @@
+"""The decoder: token embedding, pre-norm layers of one attention block and one feed-forward each, norm, head.
+
+Shapes: B batch, T tokens, C model width, F feed-forward width, V vocabulary.
+The order of this file is the order of the forward pass, read from the bottom up: Decoder, Layer, FeedForward, RMSNorm.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo import blocks, fused
+from zoo.blocks.base import Context
+from zoo.errors import ZooError
+from zoo.kernels.documents import Documents
+from zoo.recipe import ModelConfig, Recipe
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale; statistics in float32.  x [..., C] -> [..., C]."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return fused.rms_norm(x, self.weight, self.eps)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU, W_down(silu(W_gate x) * W_up x), or GELU, W_down gelu(W_up x); no biases.  [B, T, C] -> [B, T, C]."""
+
+    def __init__(self, d_model: int, d_ff: int, kind: str):
+        super().__init__()
+        self.gate = nn.Linear(d_model, d_ff, bias=False) if kind == "swiglu" else None
+        self.up = nn.Linear(d_model, d_ff, bias=False)
+        self.output = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        up_BTF = self.up(x_BTC)
+        hidden_BTF = nn.functional.gelu(up_BTF) if self.gate is None else fused.swiglu(self.gate(x_BTC), up_BTF)
+        return self.output(hidden_BTF)
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)): the pre-norm residual layer.  [B, T, C] -> [B, T, C]."""
+
+    def __init__(self, model: ModelConfig, layer):
+        super().__init__()
+        self.attention_norm = RMSNorm(model.d_model, model.norm_eps)
+        self.attention = blocks.build(layer.config, model.d_model, part=layer.part)
+        self.feed_forward_norm = RMSNorm(model.d_model, model.norm_eps)
+        self.feed_forward = FeedForward(model.d_model, model.ffn.d_ff, model.ffn.kind)
+
+    def forward(self, x_BTC: torch.Tensor, context: Context) -> torch.Tensor:
+        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), context)
+        return x_BTC + self.feed_forward(self.feed_forward_norm(x_BTC))
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model whose layers follow the recipe's schedule.
+
+    `config` is the recipe's model section; `activation_checkpointing` (default False) keeps only each layer's input
+    and computes the rest again in the backward pass.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in config.expanded())
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """[V, C]: the output head's matrix, which is the embedding's when the two are tied."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def forward(self, tokens_BT: torch.Tensor, document_starts_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [B, T, V] of the next token at every position.
+
+        tokens_BT: int64 in [0, V).  document_starts_BT: bool, True where a document begins; read only when the
+        recipe says `document_mask: true`, and then None means that each row is one document.
+        """
+        return nn.functional.linear(self.hidden(tokens_BT, document_starts_BT), self.head_weight)
+
+    def loss(
+        self,
+        tokens_BT: torch.Tensor,
+        labels_BT: torch.Tensor,
+        document_starts_BT: torch.Tensor | None = None,
+        reduction: str = "mean",
+    ) -> torch.Tensor:
+        """Cross-entropy in nats of labels_BT (int64, already shifted; -100 = no target) under the model.
+
+        reduction: "mean" over the targets, or "sum".  A batch without a single target has loss 0 and zero gradients.
+        """
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"loss: reduction must be 'mean' or 'sum'; found {reduction!r}")
+        hidden_BTC = self.hidden(tokens_BT, document_starts_BT)
+        total = fused.linear_cross_entropy(hidden_BTC.flatten(0, 1), self.head_weight, labels_BT.flatten())
+        if reduction == "sum":
+            return total
+        return total / (labels_BT != fused.IGNORED).sum().clamp(min=1)
+
+    def hidden(self, tokens_BT: torch.Tensor, document_starts_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """Final hidden states [B, T, C], after the last norm: what the head reads."""
+        documents = None
+        if self.config.document_mask and document_starts_BT is not None:
+            documents = Documents.from_starts(document_starts_BT)
+        context = Context.for_tokens(*tokens_BT.shape, device=tokens_BT.device, documents=documents)
+        x_BTC = self.embedding(tokens_BT)
+        for layer in self.layers:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_BTC = checkpoint(layer, x_BTC, context, use_reentrant=False)
+            else:
+                x_BTC = layer(x_BTC, context)
+        return self.norm(x_BTC)
+
+
+def build_model(recipe: Recipe | ModelConfig, *, device: str = "cpu", seed: int | None = None) -> Decoder:
+    """Build and initialise the decoder of a recipe (or of its model section).
+
+    device: where the parameters live; "meta" builds shapes without memory and initialises nothing.
+    seed: of the initialisation; default the recipe's `seed`, 0 for a bare model section.
+    Raises ZooError if the device does not exist.
+    """
+    config = recipe.model if isinstance(recipe, Recipe) else recipe
+    if seed is None:
+        seed = recipe.seed if isinstance(recipe, Recipe) else 0
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises AssertionError where it is built without CUDA
+        raise ZooError(f"cannot build a model on device {device!r}: {str(error).splitlines()[0]}") from error
+    if torch.device(device).type == "meta":
+        with torch.device("meta"):
+            return Decoder(config)
+    model = Decoder(config)
+    initialise(model, seed)
+    return model.to(device)
+
+
+@torch.no_grad()
+def initialise(model: Decoder, seed: int) -> None:
+    """Draw the weights: every linear map and the embedding from N(0, init_std^2), norms 1, biases 0.
+
+    The two maps of each layer that write to the residual stream (`output` of attention and of the feed-forward) use
+    init_std / sqrt(2 n_layers), so that the stream's variance does not grow with depth (GPT-2). Other parameters of a
+    block keep the values the block gave them. Drawn on the CPU in the order of the modules: the same seed gives the
+    same weights on every machine.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    std = model.config.init_std
+    residual = {id(part.output) for layer in model.layers for part in (layer.attention, layer.feed_forward)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            scale = 1 / math.sqrt(2 * len(model.layers)) if id(module) in residual else 1.0
+            module.weight.normal_(0.0, std * scale, generator=generator)
+            if getattr(module, "bias", None) is not None:
+                module.bias.zero_()

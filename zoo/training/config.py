@@ -1,0 +1,147 @@
+"""The `train:` and `eval:` sections of a recipe. No torch here: `zoo show` and every refusal must answer at once."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+
+from zoo.training.duration import Duration, Interval, Part
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _count_or(word: str):
+    """A whole number from 1, or one word; as one type, so that a wrong value gets one message."""
+
+    def check(value):
+        if value == word or (type(value) is int and value >= 1):
+            return value
+        raise ValueError(f"must be a whole number from 1, or {word}; found {value!r}")
+
+    schema = {"anyOf": [{"type": "integer", "minimum": 1}, {"const": word}]}
+    return Annotated[int | str, PlainValidator(check), WithJsonSchema(schema)]
+
+
+CountOrAuto = _count_or("auto")
+CountOrAll = _count_or("all")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OptimizerConfig(_Section):
+    """AdamW with decoupled weight decay (arXiv 1711.05101) in PyTorch's form: each step takes off lr x weight_decay."""
+
+    kind: Literal["adamw"] = Field("adamw", description="The optimiser.")
+    lr: Positive = Field(3e-4, description="Peak learning rate, reached at the end of the warm-up.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), description="Decay rates of the averages of the gradient and of its square."
+    )
+    eps: Positive = Field(1e-8, description="Added to the root of the second average.")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.1, description="Weight decay of matrices. Norms, biases and other vectors have none."
+    )
+    decay_embeddings: bool = Field(
+        False, description="Whether the token embedding (and a tied output head) is decayed too."
+    )
+
+
+class ScheduleConfig(_Section):
+    """Learning rate over time: a linear warm-up from 0, then one of three forms down to lr x final_lr_ratio."""
+
+    kind: Literal["cosine", "linear", "wsd"] = Field(
+        "cosine", description="cosine or linear decay after the warm-up, or wsd: warm-up, stable, then linear decay."
+    )
+    warmup: Part = Field("0.02dur", description="Length of the warm-up; dur is a share of the duration.")
+    final_lr_ratio: Share = Field(0.1, description="Learning rate at the end, as a share of the peak.")
+    decay: Interval | None = Field(None, description="wsd only: length of the final decay; 0.2dur if not given.")
+
+    @model_validator(mode="after")
+    def _decay_needs_wsd(self):
+        if self.decay is not None and self.kind != "wsd":
+            raise ValueError(f"decay is for kind: wsd; {self.kind} decays from the end of the warm-up to the end")
+        return self
+
+
+class CheckpointConfig(_Section):
+    """When a checkpoint is written, beside the one that always marks the end or an interruption."""
+
+    every: Interval = Field("0.1dur", description="Interval between checkpoints; dur is a share of the duration.")
+    keep: CountOrAll = Field(2, description="How many of the newest checkpoints are kept.")
+
+
+class TrainConfig(_Section):
+    """How a model is trained."""
+
+    duration: Duration = Field("1ep", description="Length of the training: 2000ba, 15Btok, 15_000_000_000tok, 1.5ep.")
+    batch_size: Count | None = Field(
+        None, description="Rows of one optimiser step, over all devices. Give this or batch_tokens; 32 if neither."
+    )
+    batch_tokens: Count | None = Field(None, description="Tokens of one optimiser step; a multiple of data.seq_len.")
+    micro_batch: CountOrAuto = Field(
+        "auto",
+        description="Rows of one forward and backward on one device. auto: on a GPU the most that fits (found while "
+        "training), on a CPU the device's whole share of the batch.",
+    )
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="The optimiser and its settings.")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="The learning rate over time.")
+    clip_norm: Positive | None = Field(1.0, description="Gradients are scaled down to this norm; null: never.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16 is mixed precision (float32 weights). auto: bf16 on a CUDA GPU, fp32 on a CPU."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Compute each layer's activations again in the backward: less memory, about a third slower."
+    )
+    kernels: Literal["auto", "reference"] = Field(
+        "auto", description="reference: plain PyTorch everywhere. auto: Triton kernels where they serve."
+    )
+    compile: bool = Field(False, description="Compile the model with torch.compile (minutes at the first start).")
+    parallelism: Literal["ddp", "fsdp2"] = Field(
+        "ddp",
+        description="With several processes: ddp copies the model to each, fsdp2 shards weights, gradients and "
+        "optimiser state over them. One process needs neither.",
+    )
+    workers: Annotated[int, Field(ge=0, le=256, strict=True)] = Field(
+        2, description="Processes that load data, for each device; 0 loads in the training process."
+    )
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Checkpoint interval and retention.")
+    loggers: list[Literal["jsonl", "tensorboard", "wandb", "mlflow"]] = Field(
+        [], description="Further loggers. metrics.jsonl and TensorBoard events are always written."
+    )
+
+    @model_validator(mode="after")
+    def _one_batch_size(self):
+        if self.batch_size is not None and self.batch_tokens is not None:
+            raise ValueError("give batch_size or batch_tokens, not both (null takes back an inherited one)")
+        return self
+
+    def rows(self, seq_len: int) -> int:
+        """Rows of one optimiser step. Raises ValueError if batch_tokens is not a whole number of rows."""
+        if self.batch_tokens is None:
+            return self.batch_size or 32
+        if self.batch_tokens % seq_len:
+            below = self.batch_tokens // seq_len * seq_len
+            near = f"{below or seq_len} or {below + seq_len}" if below else str(seq_len)
+            raise ValueError(f"must be a multiple of data.seq_len ({seq_len}), e.g. {near}; found {self.batch_tokens}")
+        return self.batch_tokens // seq_len
+
+    def problems(self, seq_len: int) -> list[tuple[tuple[str, ...], str]]:
+        """Cross-field checks that need the sequence length, as (key path inside `train`, message)."""
+        try:
+            self.rows(seq_len)
+        except ValueError as error:
+            return [(("batch_tokens",), str(error))]
+        return []
+
+
+class EvalConfig(_Section):
+    """How often, and on how much held-out text, validation loss and bits per byte are measured."""
+
+    every: Interval = Field(
+        "0.1dur", description="Interval between validations; there is always one before the first batch and at the end."
+    )
+    batches: CountOrAll = Field(
+        64, description="Validation batches (of the training batch size) each time; all: the whole validation split."
+    )

@@ -1,0 +1,348 @@
+"""The `data:` part of a recipe: where text comes from, how it becomes tokens, and how it is cut into rows.
+
+Imports neither torch nor Streaming, so that a recipe is checked at once.  Paths are relative to the working directory
+(not to the recipe file): a resolved recipe in a run folder, and `--set data.source.paths=...`, mean the same files.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+END_OF_DOCUMENT_BYTE = 256
+BYTE_VOCAB_SIZE = 257
+
+Problem = tuple[tuple[str | int, ...], str]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Part(BaseModel):
+    """Base of every piece of the data configuration: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Part):
+    """What every source has."""
+
+    proportion: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Share of this source in a mixture, relative to the others; all of a mixture state it, or none "
+        "(then each counts by its size).",
+    )
+
+    def problems(self, *, seq_len: int, vocab_size: int) -> Iterator[Problem]:
+        """Yield (key path, message) for what disagrees with the model; called by `DataConfig.problems`."""
+        yield from ()
+
+
+class PythonStdlib(Source):
+    """The standard library's own *.py files of the running interpreter: real text on every machine."""
+
+    kind: Literal["python-stdlib"]
+    tests: bool = Field(
+        False, description="Also take the library's test suites (test, tests, idlelib/idle_test folders)."
+    )
+
+
+class Files(Source):
+    """What the sources that read local files share."""
+
+    paths: list[Text] = Field(
+        min_length=1,
+        description="Files, folders (every file below them that the kind reads) and globs (`**` crosses folders); "
+        "relative to the working directory; `~` is the home folder.",
+    )
+
+
+class TextFiles(Files):
+    """Plain UTF-8 text, one document a file, or several with `separator`."""
+
+    kind: Literal["text"]
+    separator: Text | None = Field(
+        None,
+        description=r'Text that stands between documents of one file, such as "\n\n" or "<|endoftext|>"; '
+        "absent: each file is one document.",
+    )
+
+
+class JsonLines(Files):
+    """One JSON object a line (*.jsonl, *.jsonl.gz), one document an object."""
+
+    kind: Literal["jsonl"]
+    field: Text = Field("text", description="Key of the object that holds the document's text.")
+
+
+class Parquet(Files):
+    """Parquet files, one document a row."""
+
+    kind: Literal["parquet"]
+    column: Text = Field("text", description="Column that holds the document's text.")
+
+
+class HuggingFaceDataset(Source):
+    """A dataset read by the `datasets` library: by its name on the Hub, or a local folder (works offline)."""
+
+    kind: Literal["huggingface"]
+    path: Text = Field(description="Name on the Hub, or a local folder of data files.")
+    config_name: Text | None = Field(None, description="Configuration (subset) of the dataset.")
+    split: Text = Field("train", description="Split to read; slices such as `train[:10%]` work unless `streaming`.")
+    field: Text = Field("text", description="Column that holds the document's text.")
+    revision: Text | None = Field(
+        None,
+        description="Commit or tag on the Hub. Without it the shards made first are used until the cache is removed.",
+    )
+    streaming: bool = Field(False, description="Read over the network while tokenising, instead of downloading first.")
+    max_documents: int | None = Field(None, ge=1, description="Stop after so many documents; absent: all of them.")
+
+
+class Mds(Source):
+    """Ready MDS shards of tokens, made by this program or another.
+
+    Rows have `seq_len + 1` tokens or more (the rest is cut), or exactly `seq_len`: then the last token has no target.
+    """
+
+    kind: Literal["mds"]
+    local: Text | None = Field(None, description="Folder with index.json; with `remote`: where shards are kept.")
+    remote: Text | None = Field(
+        None, description="URL of the shards (s3://, gs://, hf://, ..., or a folder to copy from)."
+    )
+    split: Text | None = Field(None, description="Subfolder of `local` and `remote`.")
+    tokens_column: Text = Field("tokens", description="Column of token numbers.")
+    labels_column: Text | None = Field(
+        None, description="Column of targets (-100 = ignored), already shifted; absent: the next tokens."
+    )
+    bytes_dtype: Literal["uint16", "uint32", "int32", "int64"] = Field(
+        "int64", description="Type of the numbers where the column holds plain bytes, as LLM Foundry writes them."
+    )
+    end_of_document: int | None = Field(
+        None,
+        ge=0,
+        description="Token that ends a document; absent: a column `starts` if there is one, else one document a row.",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> "Mds":
+        if self.local is None and self.remote is None:
+            raise ValueError("state `local` (a folder with index.json), `remote` (a URL), or both")
+        return self
+
+
+class Synthetic(Source):
+    """Rows made by rule, with labels on the answers only (docs: evaluation).  Token numbers need no tokenizer.
+
+    mqar: `pairs` key-value pairs, then each key once more as a query, whose label is its value (arXiv 2312.04927).
+    copy: `span` random tokens, a separator, the same tokens; loss on the second half.
+    induction: `span` random tokens, `gap` filler tokens, the same tokens again; loss on the second half.
+    """
+
+    kind: Literal["synthetic"]
+    task: Literal["mqar", "copy", "induction"] = Field(description="Which task.")
+    vocab_size: int = Field(8192, ge=8, description="Token numbers are below this; number 0 is filler or separator.")
+    rows: int = Field(100_000, ge=1, description="Training rows.")
+    validation_rows: int = Field(1_000, ge=1, description="Validation rows; none of them is among the training rows.")
+    length: int | None = Field(
+        None, ge=2, description="Tokens of the task in a row; the rest is padding. Default: the row (`seq_len`)."
+    )
+    pairs: int = Field(8, ge=1, description="mqar: key-value pairs (P); 4 P <= length.")
+    power: float = Field(0.01, gt=0, le=1, description="mqar: gaps g have probability proportional to g^(power - 1).")
+    filler: Literal["zeros", "random"] = Field(
+        "zeros", description="mqar, induction: what fills the places between; `random` never uses the row's own tokens."
+    )
+    span: int | None = Field(
+        None,
+        ge=1,
+        description="copy, induction: length r of the repeated sequence. Default: as long as the row allows.",
+    )
+    gap: int = Field(0, ge=0, description="induction: tokens between the sequence and its repetition.")
+    seed: int | None = Field(None, ge=0, description="Seed of the rows. Default: the recipe's.")
+
+    def resolved_span(self, seq_len: int) -> int:
+        """Length of the repeated sequence in rows of `seq_len` tokens."""
+        length = self.length or seq_len
+        between = 1 if self.task == "copy" else self.gap
+        return self.span or (length - between) // 2
+
+    def problems(self, *, seq_len: int, vocab_size: int) -> Iterator[Problem]:
+        length = self.length or seq_len
+        if self.vocab_size > vocab_size:
+            yield ("vocab_size",), f"must be at most model.vocab_size = {vocab_size}; found {self.vocab_size}"
+        if length > seq_len:
+            yield ("length",), f"must be at most seq_len = {seq_len}; found {length}"
+        yield from self._mqar_problems(length) if self.task == "mqar" else self._repeat_problems(length, seq_len)
+
+    def _mqar_problems(self, length: int) -> Iterator[Problem]:
+        if length % 2:
+            yield ("length",), f"mqar needs an even number of tokens; found {length}"
+        if self.vocab_size <= length:
+            yield ("vocab_size",), f"mqar needs more than the row's {length} tokens; found {self.vocab_size}"
+        if 4 * self.pairs > length:
+            yield ("pairs",), f"mqar needs 4 * pairs <= {length} tokens; found pairs = {self.pairs}"
+
+    def _repeat_problems(self, length: int, seq_len: int) -> Iterator[Problem]:
+        span = self.resolved_span(seq_len)
+        between = 1 if self.task == "copy" else self.gap
+        if span < 1 or 2 * span + between > length:
+            yield (
+                ("span",),
+                f"{self.task} needs 2 * span + {between} <= {length} tokens and span >= 1; found span = {span}",
+            )
+        if self.task == "induction" and self.filler == "random" and self.gap and self.vocab_size < span + 2:
+            yield ("vocab_size",), f"random filler needs a token outside the row's {span}; found {self.vocab_size}"
+
+
+AnySource = Annotated[
+    PythonStdlib | TextFiles | JsonLines | Parquet | HuggingFaceDataset | Mds | Synthetic, Field(discriminator="kind")
+]
+
+
+class ByteTokenizer(Part):
+    """UTF-8 bytes 0..255, and 256 for the end of a document."""
+
+    kind: Literal["byte"]
+
+    def known_vocab_size(self) -> int | None:
+        """Token numbers this tokenizer uses, None where only loading it tells."""
+        return BYTE_VOCAB_SIZE
+
+
+class BpeTokenizer(Part):
+    """Byte-level BPE, trained on the recipe's own training documents; the same text gives the same tokens."""
+
+    kind: Literal["bpe"]
+    vocab_size: int = Field(
+        4096, ge=257, le=1_000_000, description="Tokens, 256 bytes and the end of document included."
+    )
+    min_frequency: int = Field(2, ge=1, description="A pair seen less often is not merged.")
+    training_bytes: int = Field(
+        100_000_000,
+        ge=1_000,
+        description="Text to learn merges from, shared between the sources; the first so many bytes.",
+    )
+
+    def known_vocab_size(self) -> int | None:
+        """Token numbers this tokenizer uses, None where only loading it tells."""
+        return self.vocab_size
+
+
+class HuggingFaceTokenizer(Part):
+    """A tokenizer by its name on the Hub, a local folder, or a local tokenizer.json."""
+
+    kind: Literal["huggingface"]
+    path: Text = Field(description="Name on the Hub, local folder, or local tokenizer.json.")
+    revision: Text | None = Field(None, description="Commit or tag on the Hub.")
+    end_of_document: Text | None = Field(
+        None, description="Token that ends a document. Default: the tokenizer's own end-of-sequence token."
+    )
+
+    def known_vocab_size(self) -> int | None:
+        """Token numbers this tokenizer uses, None where only loading it tells."""
+        return None
+
+
+AnyTokenizer = Annotated[ByteTokenizer | BpeTokenizer | HuggingFaceTokenizer, Field(discriminator="kind")]
+
+
+class DataConfig(Part):
+    """The `data:` part of a recipe."""
+
+    seq_len: int | None = Field(None, ge=1, description="Tokens a row. Default: model.max_seq_len.")
+    source: AnySource | None = Field(None, description="Where rows come from. Default: {kind: python-stdlib}.")
+    sources: list[AnySource] | None = Field(None, min_length=1, description="A mixture, in place of `source`.")
+    tokenizer: AnyTokenizer | None = Field(
+        None,
+        description="How text becomes tokens. Default: {kind: byte}; sources that hold tokens already (mds, "
+        "synthetic) need none, and are shown as numbers without one.",
+    )
+    validation_fraction: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="Share of documents held out, chosen by the hash of a document's text, so that equal documents "
+        "are on one side; 0: no validation rows.",
+    )
+    validation_source: AnySource | None = Field(
+        None, description="Validation rows come from here; nothing is held out of the other sources."
+    )
+    shuffle: bool = Field(True, description="Shuffle training rows, anew each epoch, by the recipe's seed.")
+    workers: int | None = Field(None, ge=1, description="Processes that tokenise. Default: one a CPU core.")
+    loader_workers: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Processes that read rows during training, a device; 0: the training process itself.",
+    )
+    cache_dir: Text | None = Field(
+        None,
+        description="Where prepared rows are kept. Default: $ZOO_DATA_CACHE, else data_cache in the working directory.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_or_sources(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("source") is not None and values.get("sources") is not None:
+            raise ValueError("state `source` or `sources`, not both (`source: null` drops an inherited one)")
+        return values
+
+    @model_validator(mode="after")
+    def _proportions(self) -> "DataConfig":
+        stated = [s.proportion is not None for s in self.streams()]
+        if any(stated) and not all(stated):
+            raise ValueError("either every source of a mixture states its `proportion`, or none does")
+        return self
+
+    def streams(self) -> list[Source]:
+        """The training sources, one or several."""
+        return self.sources or [self.source or PythonStdlib(kind="python-stdlib")]
+
+    def text_streams(self) -> list[Source]:
+        """The training sources that need a tokenizer."""
+        return [s for s in self.streams() if not isinstance(s, Mds | Synthetic)]
+
+    def resolved_tokenizer(self) -> ByteTokenizer | BpeTokenizer | HuggingFaceTokenizer | None:
+        """The tokenizer in use: the one stated, else bytes where there is text, else None (rows are numbers)."""
+        text = self.text_streams() or (
+            self.validation_source and not isinstance(self.validation_source, Mds | Synthetic)
+        )
+        return self.tokenizer or (ByteTokenizer(kind="byte") if text else None)
+
+    def problems(self, *, vocab_size: int, max_seq_len: int) -> list[Problem]:
+        """What disagrees with the model, as (key path below `data`, message); empty if nothing does."""
+        found: list[Problem] = []
+        if self.seq_len is not None and self.seq_len > max_seq_len:
+            found.append((("seq_len",), f"must be at most model.max_seq_len = {max_seq_len}; found {self.seq_len}"))
+        tokenizer = self.resolved_tokenizer()
+        needed = tokenizer.known_vocab_size() if tokenizer else None
+        if needed is not None and needed > vocab_size:
+            found.append((self._tokenizer_key(), self._vocab_message(tokenizer, needed, vocab_size)))
+        for path, source in self._sources_by_key():
+            checks = source.problems(seq_len=self.seq_len or max_seq_len, vocab_size=vocab_size)
+            found += [(path + key, message) for key, message in checks]
+        return found + self._combination_problems(tokenizer)
+
+    def _combination_problems(self, tokenizer: Part | None) -> list[Problem]:
+        found: list[Problem] = []
+        if isinstance(tokenizer, BpeTokenizer) and not self.text_streams():
+            found.append((("tokenizer",), "bpe is trained on the source's text, and no source here has any"))
+        if self.validation_fraction and not self.validation_source and all(isinstance(s, Mds) for s in self.streams()):
+            message = "rows of ready shards are not held out: state `validation_source`, or `validation_fraction: 0`"
+            found.append((("validation_fraction",), message))
+        return found
+
+    def _tokenizer_key(self) -> tuple[str, ...]:
+        return ("tokenizer",) if self.tokenizer else ()
+
+    @staticmethod
+    def _vocab_message(tokenizer: Part, needed: int, vocab_size: int) -> str:
+        need = f"the {tokenizer.kind} tokenizer uses {needed} tokens"
+        return f"{need}; model.vocab_size must be at least {needed}, found {vocab_size}"
+
+    def _sources_by_key(self) -> Iterator[tuple[tuple[str | int, ...], Source]]:
+        if self.sources:
+            yield from ((("sources", i), s) for i, s in enumerate(self.sources))
+        elif self.source:
+            yield ("source",), self.source
+        if self.validation_source:
+            yield ("validation_source",), self.validation_source

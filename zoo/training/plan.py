@@ -1,0 +1,91 @@
+"""The training in batches: how many, when to validate and to save, and the learning rate of each. Plain arithmetic.
+
+Every span of a recipe (tokens, epochs, shares) becomes a whole number of batches here, once, from three facts: the
+batch size, the sequence length and the rows of the data. The engine then counts batches only.
+"""
+
+import math
+from dataclasses import dataclass
+
+from zoo.errors import Problem, RecipeError
+from zoo.training.config import EvalConfig, TrainConfig
+from zoo.training.duration import Span
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done at which batch. Batches count from 0; `total` is the number of batches.
+
+    Tokens are places of a row (batch_size x seq_len), padding and masked targets included.
+    """
+
+    total: int
+    batch_size: int
+    tokens_per_batch: int
+    batches_per_epoch: int
+    eval_every: int
+    checkpoint_every: int
+    warmup: int
+    decay: int
+    schedule: str
+    final_lr_ratio: float
+
+    @classmethod
+    def make(cls, train: TrainConfig, evaluation: EvalConfig, seq_len: int, n_rows: int) -> "Plan":
+        """Turn the recipe's spans into batches.  n_rows: rows of one epoch (a last part of a batch is left out).
+
+        Raises RecipeError if an epoch has no whole batch, or if warm-up and decay do not fit into the duration.
+        """
+        batch_size = train.rows(seq_len)
+        epoch = n_rows // batch_size
+        if epoch == 0:
+            raise _problem("train.batch_size", f"must be at most the {n_rows} rows of the data; found {batch_size}")
+        per_batch = batch_size * seq_len
+        total = Span.parse(train.duration).batches(per_batch, epoch)
+
+        def batches(text: str) -> int:
+            return Span.parse(text).batches(per_batch, epoch, total)
+
+        schedule = train.schedule
+        warmup = batches(schedule.warmup)
+        decay = batches(schedule.decay or "0.2dur") if schedule.kind == "wsd" else max(0, total - warmup)
+        if warmup + decay > total:
+            found = f"{warmup} batches of warm-up" + (f" and {decay} of decay" if schedule.kind == "wsd" else "")
+            raise _problem("train.schedule", f"must fit into the duration of {total} batches; found {found}")
+        return cls(
+            total=total,
+            batch_size=batch_size,
+            tokens_per_batch=per_batch,
+            batches_per_epoch=epoch,
+            eval_every=max(1, batches(evaluation.every)),
+            checkpoint_every=max(1, batches(train.checkpoint.every)),
+            warmup=warmup,
+            decay=decay,
+            schedule=schedule.kind,
+            final_lr_ratio=schedule.final_lr_ratio,
+        )
+
+    def lr_ratio(self, batch: int) -> float:
+        """Learning rate of a batch as a share of the peak.
+
+        The warm-up ends on the peak (no batch is spent on a rate of 0), the last batch has exactly final_lr_ratio.
+        """
+        done = batch + 1
+        if done <= self.warmup:
+            return done / self.warmup
+        progress = min(1.0, max(0.0, 1 - (self.total - done) / self.decay)) if self.decay else 0.0
+        if self.schedule == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return 1 - (1 - self.final_lr_ratio) * progress
+
+    def validates(self, batches_done: int) -> bool:
+        """Whether validation runs after so many batches."""
+        return batches_done == self.total or batches_done % self.eval_every == 0
+
+    def saves(self, batches_done: int) -> bool:
+        """Whether a checkpoint is written after so many batches."""
+        return batches_done == self.total or batches_done % self.checkpoint_every == 0
+
+
+def _problem(key: str, message: str) -> RecipeError:
+    return RecipeError([Problem(message, key=key)])

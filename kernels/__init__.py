@@ -1,0 +1,35 @@
+"""Attention functions on tensors: torch, and Triton where it is chosen; nothing else of the zoo.
+
+Every function has one public signature and several implementations; `dispatch` chooses one for each call, and
+`explain()` says which and why. Submodules are imported at first use.
+
+Legend of shape suffixes: B batch, T tokens, H query heads, K key/value heads, D content width, R rotary width, V value
+width, N compression slots, L tokens of a block, G query groups, S chosen blocks, M selection blocks, P patterns.
+"""
+
+from importlib import import_module
+
+_EXPORTS = {
+    "full_attention": "zoo.kernels.full",
+    "window_attention": "zoo.kernels.window",
+    "mean_pool": "zoo.kernels.compression",
+    "gather_blocks": "zoo.kernels.compression",
+    "compression_attention": "zoo.kernels.compression",
+    "choose_blocks": "zoo.kernels.choice",
+    "selection_attention": "zoo.kernels.selection",
+    "gated_sum": "zoo.kernels.combine",
+    "Documents": "zoo.kernels.documents",
+    "n_slots": "zoo.kernels.documents",
+    "n_groups": "zoo.kernels.documents",
+    "explain": "zoo.kernels.dispatch",
+    "use_implementation": "zoo.kernels.dispatch",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        value = getattr(import_module(_EXPORTS[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'zoo.kernels' has no attribute {name!r}")

@@ -1,0 +1,56 @@
+"""What the reference functions share: softmax attention over gathered keys, in chunks that backward computes again."""
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+# Scores (or gathered keys) of one chunk, in elements: 32 MB of float32; its backward holds about five times that.
+CHUNK_ELEMENTS = 2**23
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """The dtype in which references compute: float32, or float64 for float64 input."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def join_rotary(q_BTHD, k_BTKD, q_rope_BTHR, k_rope_BTR):
+    """Append the rotary parts, so that q . k + q_rope . k_rope becomes one product; k_rope is shared by all heads."""
+    if q_rope_BTHR is None:
+        return wide(q_BTHD), wide(k_BTKD)
+    k_rope_BTKR = k_rope_BTR[:, :, None].expand(-1, -1, k_BTKD.shape[2], -1)
+    return torch.cat([wide(q_BTHD), wide(q_rope_BTHR)], -1), torch.cat([wide(k_BTKD), wide(k_rope_BTKR)], -1)
+
+
+def by_key_head(q_BTHD: torch.Tensor, n_kv_heads: int) -> torch.Tensor:
+    """[B, T, H, D] -> [B, K, T, H/K, D]: the query heads next to the key head they share."""
+    return q_BTHD.unflatten(2, (n_kv_heads, -1)).transpose(1, 2)
+
+
+def attend(q, k, v, visible, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention of c queries, g heads each, over n keys; leading axes are batch axes and broadcast.
+
+    q: [..., c, g, D].  k: [..., n, D].  v: [..., n, V].  visible: bool [..., c, n].
+    Returns o [..., c, g, V] and the scores [..., c, g, n].  A query that sees nothing yields zeros; so is its gradient.
+    """
+    rows = q.shape[-3:-1]
+    scores = ((q * scale).flatten(-3, -2) @ k.mT).unflatten(-2, rows)
+    # The lowest number, not -inf: a row that sees nothing then stays finite, in backward too.
+    scores = scores.masked_fill_(~visible.unsqueeze(-2), torch.finfo(scores.dtype).min)
+    o = (scores.softmax(-1).flatten(-3, -2) @ v).unflatten(-2, rows)
+    return o.masked_fill(~visible.any(-1)[..., None, None], 0.0), scores
+
+
+def in_chunks(function: Callable, n_rows: int, elements_per_row: int, dim: int, multiple: int = 1):
+    """Join function(lo, hi) over ranges of [0, n_rows) along `dim`; `function` returns a tensor or a tuple of them.
+
+    With several chunks, each is computed again in backward, so that only one chunk's scores are ever held.
+    """
+    size = max(1, CHUNK_ELEMENTS // max(1, elements_per_row)) // multiple * multiple or multiple
+    if size >= n_rows:
+        return function(0, n_rows)
+    settings = {"use_reentrant": False, "preserve_rng_state": False}
+    parts = [checkpoint(function, lo, min(lo + size, n_rows), **settings) for lo in range(0, n_rows, size)]
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(each, dim) for each in zip(*parts, strict=True))
+    return torch.cat(parts, dim)

@@ -1,0 +1,116 @@
+"""Checks shared by the public functions: what a caller gets wrong comes out as one clear ValueError."""
+
+import torch
+
+from zoo.kernels.documents import Documents, n_groups, n_slots
+
+
+def sizes(op: str, **tensors: torch.Tensor | None) -> dict[str, int]:
+    """Read the shape suffix of each name (`q_BTHD`) as the shape the tensor must have; a letter means one size.
+
+    Returns the size of each letter; tensors that are None are skipped. Also holds all floating tensors to one dtype
+    (statistics named lse apart), and everything to one device.
+    """
+    known: dict[str, tuple[int, str]] = {}
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    first_name, first = next(iter(given.items()))
+    for name, tensor in given.items():
+        suffix = name.rsplit("_", 1)[1]
+        if tensor.dim() != len(suffix):
+            raise ValueError(f"{op}: {name} must have {len(suffix)} axes; found shape {list(tensor.shape)}.")
+        for letter, size in zip(suffix, tensor.shape, strict=True):
+            expected, source = known.setdefault(letter, (size, name))
+            if size != expected:
+                raise ValueError(
+                    f"{op}: {name} must have {letter} = {expected}, as {source}; found shape {list(tensor.shape)}."
+                )
+        if tensor.device != first.device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, but {first_name} on {first.device}.")
+        if tensor.is_floating_point() and tensor.dtype != first.dtype and not name.startswith("lse"):
+            raise ValueError(f"{op}: {name} is {tensor.dtype}, but {first_name} is {first.dtype}.")
+    if not first.is_floating_point():
+        raise ValueError(f"{op}: {first_name} must be a floating-point tensor; found {first.dtype}.")
+    for letter, (size, source) in known.items():
+        if size < 1:
+            raise ValueError(f"{op}: {source} must not be empty; found {letter} = {size}.")
+    return {letter: size for letter, (size, _) in known.items()}
+
+
+def attention(op: str, tensors: dict, documents: Documents | None, scale: float | None) -> dict:
+    """Check queries, keys and values, their rotary parts if any, and the documents. Returns sizes, scale, device."""
+    rotary = [name for name in tensors if "_rope_" in name]
+    absent = [name for name in rotary if tensors[name] is None]
+    if len(absent) == 1:
+        raise ValueError(f"{op}: {' and '.join(rotary)} come together; found no {absent[0].rsplit('_', 1)[0]}.")
+    found = sizes(op, **tensors)
+    if found["H"] % found["K"]:
+        raise ValueError(
+            f"{op}: query heads must be a multiple of key/value heads; found H={found['H']}, K={found['K']}."
+        )
+    documents_fit(op, documents, found["B"], found["T"], tensors["q_BTHD"].device)
+    scale = (found["D"] + found.get("R", 0)) ** -0.5 if scale is None else scale
+    return {**found, "scale": scale, "device": tensors["q_BTHD"].device}
+
+
+def documents_fit(op: str, documents: Documents | None, batch: int, seq_len: int, device: torch.device) -> None:
+    if documents is None:
+        return
+    if tuple(documents.start_BT.shape) != (batch, seq_len):
+        found = list(documents.start_BT.shape)
+        raise ValueError(f"{op}: documents must be for shape [{batch}, {seq_len}]; found {found}.")
+    if documents.start_BT.device != device:
+        raise ValueError(
+            f"{op}: documents are on {documents.start_BT.device}, the tensors on {device}; use .to(device)."
+        )
+
+
+def at_least(op: str, least: int, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            raise ValueError(f"{op}: {name} must be a whole number, at least {least}; found {number!r}.")
+
+
+def compression_grid(op: str, block: int, stride: int) -> None:
+    at_least(op, 1, block=block, stride=stride)
+    if block < stride:
+        raise ValueError(
+            f"{op}: block must be at least stride, or tokens between blocks are lost; found {block}, {stride}."
+        )
+
+
+def slots_fit(op: str, n: int, seq_len: int, stride: int) -> None:
+    if n != n_slots(seq_len, stride):
+        raise ValueError(
+            f"{op}: T = {seq_len} tokens at stride {stride} have {n_slots(seq_len, stride)} slots; found N = {n}."
+        )
+
+
+def selection_grid(op: str, selection_block: int, query_group: int) -> None:
+    at_least(op, 1, selection_block=selection_block, query_group=query_group)
+    if selection_block % query_group:
+        raise ValueError(
+            f"{op}: selection_block must be a multiple of query_group, so that a group lies in one block; "
+            f"found {selection_block} and {query_group}."
+        )
+
+
+def chosen_fits(op: str, chosen_BGKS, found: dict, query_group: int, documents: Documents | None) -> None:
+    groups = n_groups(found["T"], query_group, documents)
+    shape, expected = list(chosen_BGKS.shape), [found["B"], groups, found["K"]]
+    if len(shape) != 4 or shape[:3] != expected or shape[3] < 1 or chosen_BGKS.dtype != torch.int32:
+        raise ValueError(
+            f"{op}: chosen_BGKS must be int32 [B={expected[0]}, G={groups}, K={expected[2]}, S], S at least 1"
+            f"{' (G for these documents)' if documents else ''}; found {chosen_BGKS.dtype} {shape}."
+        )
+    if chosen_BGKS.device != found["device"]:
+        raise ValueError(f"{op}: chosen_BGKS is on {chosen_BGKS.device}, but q_BTHD on {found['device']}.")
+
+
+def choice_grid(op, compression_block, compression_stride, selection_block, n_selected, n_init, n_local) -> None:
+    at_least(op, 0, n_init=n_init, n_local=n_local)
+    at_least(op, max(1, n_init + n_local), n_selected=n_selected)
+    for name, number in {"compression_block": compression_block, "selection_block": selection_block}.items():
+        if number % compression_stride:
+            raise ValueError(
+                f"{op}: {name} must be a multiple of compression_stride {compression_stride}; found {number}."
+            )

@@ -1,0 +1,166 @@
+"""Which implementation serves a call: `choose` decides, `explain` says why.
+
+Each operation registers its implementations in its `__init__.py`, best first. `auto` takes the first that supports the
+call; a named one works or raises. `ZOO_KERNELS=reference` in the environment, or `use_implementation("reference")`,
+takes the place of `auto`. An implementation's module is imported when it is first chosen.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+
+import torch
+
+log = logging.getLogger("zoo.kernels")
+
+OPERATIONS = {  # operation -> the module that registers it
+    "full_attention": "zoo.kernels.full",
+    "window_attention": "zoo.kernels.window",
+    "compression_attention": "zoo.kernels.compression",
+    "choose_blocks": "zoo.kernels.choice",
+    "selection_attention": "zoo.kernels.selection",
+    "gated_sum": "zoo.kernels.combine",
+}
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A function that serves an operation.
+
+    target: "module:function", called exactly as the public function is, with scale resolved and without impl.
+    supports: called with the same arguments; returns None, or the reason why it cannot serve them.
+    """
+
+    name: str
+    target: str
+    supports: Callable[..., str | None] = lambda *tensors, **options: None
+
+
+@dataclass(frozen=True)
+class Choice:
+    impl: str
+    why: str
+
+
+_registered: dict[str, tuple[Implementation, ...]] = {}
+_last: dict[str, Choice] = {}
+_told: set[tuple[str, str]] = set()
+_forced: str | None = None
+
+
+def register(op: str, *implementations: Implementation) -> None:
+    """State the implementations of an operation, best first."""
+    _registered[op] = implementations
+
+
+def call(op: str, impl: str, *tensors, **options):
+    """Run `op` by the chosen implementation.
+
+    Autocast is off inside: the dtype of the inputs decides, and scores and accumulators stay float32 as promised.
+    """
+    choice = choose(op, impl, *tensors, **options)
+    if impl == "auto":
+        _note(op, choice)
+    first = tensors[0][0] if isinstance(tensors[0], (list, tuple)) else tensors[0]
+    with torch.autocast(first.device.type, enabled=False):
+        return _load(_find(op, choice.impl).target)(*tensors, **options)
+
+
+def choose(op: str, impl: str, *tensors, **options) -> Choice:
+    """The implementation for these arguments; ValueError, with the reason, if the one asked for cannot serve them."""
+    wanted, asked_by = (impl, "impl=") if impl != "auto" else _wanted()
+    if wanted != "auto":
+        reason = _find(op, wanted).supports(*tensors, **options)
+        if reason:
+            raise ValueError(f"{op}: {wanted!r} (asked for by {asked_by}) cannot serve this call: {reason}.")
+        return Choice(wanted, f"asked for by {asked_by}")
+    passed_over = []
+    for candidate in _registered[op]:
+        reason = candidate.supports(*tensors, **options)
+        if reason is None:
+            return Choice(candidate.name, "; ".join(passed_over) or "first choice")
+        passed_over.append(f"not {candidate.name}: {reason}")
+    raise ValueError(f"{op}: no implementation serves this call: {'; '.join(passed_over)}.")
+
+
+class use_implementation:
+    """Take `name` wherever a call says `auto`, from now on, or for the length of a `with`; "auto" undoes it.
+
+    Goes before ZOO_KERNELS. Activation checkpointing runs functions again in backward: keep the same setting there.
+    """
+
+    def __init__(self, name: str):
+        global _forced
+        self.before = _forced
+        _forced = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *exception) -> None:
+        global _forced
+        _forced = self.before
+
+
+def explain() -> str:
+    """A table: the implementations of each operation, best first, what `auto` took last, and why."""
+    wanted, asked_by = _wanted()
+    lines = [
+        f"auto means {wanted!r}, by {asked_by}" if wanted != "auto" else "auto takes the first that supports a call"
+    ]
+    for op, module in OPERATIONS.items():
+        import_module(module)
+        names = ", ".join(implementation.name for implementation in _registered[op])
+        last = f"last: {_last[op].impl} ({_last[op].why})" if op in _last else "not called yet"
+        lines.append(f"{op:<22} {names:<24} {last}")
+    return "\n".join(lines)
+
+
+def triton_supports(*tensors, **options) -> str | None:
+    """A reason why Triton kernels cannot run on these tensors here, or None."""
+    first = tensors[0][0] if isinstance(tensors[0], (list, tuple)) else tensors[0]
+    if not _has_triton():
+        return "triton is not installed"
+    if first.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the tensors are on {first.device.type}, not on a CUDA device"
+    if first.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the kernels take float32, float16 and bfloat16, not {first.dtype}"
+    return None
+
+
+def _wanted() -> tuple[str, str]:
+    if _forced is not None:
+        return _forced, "use_implementation()"
+    return os.environ.get("ZOO_KERNELS") or "auto", "ZOO_KERNELS"
+
+
+def _find(op: str, name: str) -> Implementation:
+    for implementation in _registered[op]:
+        if implementation.name == name:
+            return implementation
+    known = ", ".join(implementation.name for implementation in _registered[op])
+    raise ValueError(f"{op}: unknown implementation {name!r}; known: auto, {known}.")
+
+
+def _note(op: str, choice: Choice) -> None:
+    _last[op] = choice
+    if (op, choice.impl) not in _told:
+        _told.add((op, choice.impl))
+        log.info("%s runs as %s (%s)", op, choice.impl, choice.why)
+
+
+@cache
+def _load(target: str) -> Callable:
+    module, function = target.split(":")
+    return getattr(import_module(module), function)
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

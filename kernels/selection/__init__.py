@@ -1,0 +1,45 @@
+"""Attention over the tokens of chosen blocks."""
+
+import torch
+
+from zoo.kernels import checks, dispatch
+from zoo.kernels.documents import Documents
+
+dispatch.register(
+    "selection_attention",
+    dispatch.Implementation("reference", "zoo.kernels.selection.reference:selection_attention"),
+)
+
+
+def selection_attention(
+    q_BTHD: torch.Tensor,
+    k_BTKD: torch.Tensor,
+    v_BTKV: torch.Tensor,
+    chosen_BGKS: torch.Tensor,
+    *,
+    selection_block: int,
+    query_group: int = 1,
+    q_rope: torch.Tensor | None = None,
+    k_rope: torch.Tensor | None = None,
+    scale: float | None = None,
+    documents: Documents | None = None,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """Attention over the chosen blocks of tokens that are not in the query's future (NSA, arXiv 2502.11089, eq. 5-12).
+
+    chosen_BGKS: int32, as `choose_blocks` returns it: m means tokens a + m b .. a + (m + 1) b - 1 of the document that
+    starts at a; -1 is an empty place; a block must not appear twice. All queries of a group read the blocks of their
+    group, each under its own causal mask. Scores and rotary parts as `full_attention`.
+    Returns o_BTHV in the input dtype; scores and sums are float32 (float64 for float64 input).
+    A query that sees nothing yields zeros.
+    Raises ValueError if shapes, dtypes or devices do not agree, selection_block is not a multiple of query_group, or
+    `impl` cannot serve the call.
+    """
+    op = "selection_attention"
+    tensors = {"q_BTHD": q_BTHD, "k_BTKD": k_BTKD, "v_BTKV": v_BTKV, "q_rope_BTHR": q_rope, "k_rope_BTR": k_rope}
+    found = checks.attention(op, tensors, documents, scale)
+    checks.selection_grid(op, selection_block, query_group)
+    checks.chosen_fits(op, chosen_BGKS, found, query_group, documents)
+    options = {"q_rope": q_rope, "k_rope": k_rope, "scale": found["scale"], "documents": documents}
+    options |= {"selection_block": selection_block, "query_group": query_group}
+    return dispatch.call(op, impl, q_BTHD, k_BTKD, v_BTKV, chosen_BGKS, **options)

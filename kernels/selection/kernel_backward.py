@@ -1,0 +1,282 @@
+"""The gradients of keys and values of selection attention: by key block, over an inverted index built on the device.
+
+1. Index. Each entry of `chosen` becomes the number of the list it belongs to, one list for each (row, kv head, block);
+   a stable sort groups them, so a list holds its query groups in row order. Lists are cut into chunks: CHUNK entries,
+   or a 32nd of the list if that is more, since every query may have chosen the first block. All shapes are static
+   bounds; nothing waits for the device.
+2. One program a chunk walks its rows (entry, token, head), 64 at a time, across entries, and writes float32 partials.
+3. The chunks of a list are summed in order. No atomics: two runs give the same bits.
+
+With documents, blocks are numbered inside each; block m of document i of a row has slot start // b + i + m, which no
+two blocks share.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from zoo.kernels.selection.kernel import group_of, load_rows, scores, sizes, strides
+
+MAX_CHUNKS = 32  # of one list
+
+
+@triton.jit
+def _keys_kernel(chosen, first, base, key, n, T, n_groups, n_slots, n_lists,
+                 K: tl.constexpr, S: tl.constexpr, DOCUMENTS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """The list of each entry of `chosen`; empty places go to the end, list n_lists."""
+    i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    m = tl.load(chosen + i, mask=i < n, other=-1)
+    i_k = (i // S) % K
+    i_bg = i // (S * K)
+    i_b = i_bg // n_groups
+    if DOCUMENTS:
+        t0 = tl.load(first + i_bg, mask=i < n, other=-1)
+        m = tl.where((m >= 0) & (t0 >= 0), m + tl.load(base + i_b * T + t0, mask=(i < n) & (t0 >= 0), other=0), -1)
+    tl.store(key + i, tl.where(m >= 0, (i_b * K + i_k) * n_slots + m, n_lists).to(tl.int32), mask=i < n)
+
+
+@triton.jit
+def _entries_kernel(order, first, start, entry, n, T, n_groups,
+                    K: tl.constexpr, S: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
+                    TILE: tl.constexpr):  # fmt: skip
+    """The query group of each sorted entry, packed: first token * 32 + number of tokens."""
+    i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    i_bg = tl.load(order + i, mask=i < n, other=0) // (S * K)
+    i_b = i_bg // n_groups
+    t0, n_tokens, _ = group_of(first, start, i_b, (i_bg % n_groups).to(tl.int32), T, n_groups, QUERY_GROUP, DOCUMENTS)
+    tl.store(entry + i, t0 * 32 + n_tokens, mask=i < n)
+
+
+@triton.jit
+def _lists_kernel(key, begin, n_chunks, n, steps, n_lists, CHUNK: tl.constexpr, MAX: tl.constexpr, TILE: tl.constexpr):
+    """Where each list begins in the sorted keys (n_lists + 1 values, by bisection), and how many chunks it has."""
+    o_l = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    lo, hi = tl.zeros([TILE], tl.int64), tl.zeros([TILE], tl.int64) + n
+    lo2, hi2 = lo, hi
+    for _ in range(0, steps):
+        mid, mid2 = (lo + hi) // 2, (lo2 + hi2) // 2
+        below = tl.load(key + mid, mask=lo < hi, other=n_lists + 1) < o_l
+        below2 = tl.load(key + mid2, mask=lo2 < hi2, other=n_lists + 1) < o_l + 1
+        lo, hi = tl.where(below, mid + 1, lo), tl.where(below | (lo >= hi), hi, mid)
+        lo2, hi2 = tl.where(below2, mid2 + 1, lo2), tl.where(below2 | (lo2 >= hi2), hi2, mid2)
+    tl.store(begin + o_l, lo.to(tl.int32), mask=o_l <= n_lists)
+    length = (lo2 - lo).to(tl.int32)
+    tl.store(n_chunks + o_l, tl.cdiv(length, chunk_length(length, CHUNK, MAX)), mask=o_l < n_lists)
+
+
+@triton.jit
+def chunk_length(length, CHUNK: tl.constexpr, MAX: tl.constexpr):
+    return CHUNK * tl.maximum(tl.cdiv(length, CHUNK * MAX), 1)
+
+
+@triton.jit
+def _chunks_kernel(end, n_chunks, list_of, n_lists, TILE: tl.constexpr):
+    """The list of each chunk."""
+    o_l = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    n = tl.load(n_chunks + o_l, mask=o_l < n_lists, other=0)
+    begin = tl.load(end + o_l, mask=o_l < n_lists, other=0) - n
+    for c in range(0, tl.max(n, 0)):
+        tl.store(list_of + begin + c, o_l, mask=c < n)
+
+
+@triton.jit
+def _selection_bwd_dkdv_kernel(
+    q, k, v, q_rope, k_rope, do, lse, delta, entry, begin, end, n_chunks, list_of, slot_start, part,
+    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, qr_b, qr_t, qr_h, kr_b, kr_t, do_b, do_t, do_h,
+    T, n_slots, n_lists, scale, scale_log2,
+    K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    V: tl.constexpr, VP: tl.constexpr, BLOCK: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
+    CHUNK: tl.constexpr, MAX: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, FLIP: tl.constexpr,
+):  # fmt: skip
+    """Partial dk | dv | dk_rope of one chunk and KEYS keys of its block. FLIP (blocks under 64): see `kernel.py`."""
+    i_c = tl.program_id(0)
+    if i_c >= tl.load(end + n_lists - 1):
+        return
+    i_l = tl.load(list_of + i_c)
+    list_begin, list_end = tl.load(begin + i_l), tl.load(begin + i_l + 1)
+    length = chunk_length(list_end - list_begin, CHUNK, MAX)
+    e_begin = list_begin + (i_c - tl.load(end + i_l) + tl.load(n_chunks + i_l)) * length
+    e_end = tl.minimum(e_begin + length, list_end)
+    i_b, i_k = (i_l // n_slots // K).to(tl.int64), i_l // n_slots % K
+    if DOCUMENTS:
+        key0 = tl.load(slot_start + i_b * n_slots + i_l % n_slots)
+    else:
+        key0 = i_l % n_slots * BLOCK
+    o_n = key0 + tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+    o_n64 = tl.minimum(o_n, T - 1).to(tl.int64)[:, None]
+    o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
+    b_k = load_rows(k + i_b * k_b + i_k * k_h + o_n64 * k_t + o_d[None, :], o_d, D, DP)
+    b_v = load_rows(v + i_b * v_b + i_k * v_h + o_n64 * v_t + o_v[None, :], o_v, V, VP)
+    b_qr, b_kr = None, None
+    if R > 0:
+        b_kr = load_rows(k_rope + i_b * kr_b + o_n64 * kr_t + o_e[None, :], o_e, R, RP)
+        acc_r = tl.zeros([RP, KEYS] if FLIP else [KEYS, RP], tl.float32)
+    acc_k = tl.zeros([DP, KEYS] if FLIP else [KEYS, DP], tl.float32)
+    acc_v = tl.zeros([VP, KEYS] if FLIP else [KEYS, VP], tl.float32)
+
+    GROUP_ROWS: tl.constexpr = QUERY_GROUP * G
+    for r in range(0, (e_end - e_begin) * GROUP_ROWS, ROWS):
+        o_r = r + tl.arange(0, ROWS)
+        m_r = o_r < (e_end - e_begin) * GROUP_ROWS
+        group = tl.load(entry + e_begin + o_r // GROUP_ROWS, mask=m_r, other=0)
+        o_t = (group >> 5) + o_r % GROUP_ROWS // G
+        m_r = m_r & (o_r % GROUP_ROWS // G < (group & 31))
+        o_t64 = tl.where(m_r, o_t, 0).to(tl.int64)  # rows past the end read row 0 and weigh nothing
+        o_h = i_k * G + o_r % G
+        b_q = load_rows(q + i_b * q_b + o_t64[:, None] * q_t + o_h[:, None] * q_h + o_d[None, :], o_d, D, DP)
+        b_do = load_rows(do + i_b * do_b + o_t64[:, None] * do_t + o_h[:, None] * do_h + o_v[None, :], o_v, V, VP)
+        if R > 0:
+            p_qr = q_rope + i_b * qr_b + o_t64[:, None] * qr_t + o_h[:, None] * qr_h + o_e[None, :]
+            b_qr = load_rows(p_qr, o_e, R, RP)
+        o_row = (i_b * T + o_t64) * (K * G) + o_h
+        b_lse = tl.load(lse + o_row)
+        b_delta = tl.load(delta + o_row)
+        b_s = scores(b_q, b_k, b_qr, b_kr, R > 0, not FLIP) * scale_log2 - b_lse[:, None]
+        b_p = tl.where(o_n[None, :] <= tl.where(m_r, o_t, -1)[:, None], tl.exp2(b_s), 0.0)
+        b_dp = scores(b_do, b_v, None, None, False, not FLIP)
+        b_ds = (b_p * (b_dp - b_delta[:, None])).to(b_q.dtype)
+        acc_v = add_transposed_product(acc_v, b_p.to(b_do.dtype), b_do, FLIP)
+        acc_k = add_transposed_product(acc_k, b_ds, b_q, FLIP)
+        if R > 0:
+            acc_r = add_transposed_product(acc_r, b_ds, b_qr, FLIP)
+
+    o_key = (i_c.to(tl.int64) * BLOCK + tl.program_id(1) * KEYS + tl.arange(0, KEYS)) * (D + V + R)
+    p_part = part + o_key[:, None]
+    tl.store(p_part + o_d[None, :], (tl.trans(acc_k) if FLIP else acc_k) * scale, mask=o_d[None, :] < D)
+    tl.store(p_part + D + o_v[None, :], tl.trans(acc_v) if FLIP else acc_v, mask=o_v[None, :] < V)
+    if R > 0:
+        tl.store(p_part + D + V + o_e[None, :], (tl.trans(acc_r) if FLIP else acc_r) * scale, mask=o_e[None, :] < R)
+
+
+@triton.jit
+def add_transposed_product(acc, a, b, FLIP: tl.constexpr):
+    """acc + a^T b; with FLIP acc holds the transpose, and so does the result."""
+    if FLIP:
+        return tl.dot(tl.trans(b), a, acc, input_precision="ieee")
+    return tl.dot(tl.trans(a), b, acc, input_precision="ieee")
+
+
+@triton.jit
+def _sum_chunks_kernel(
+    part, end, n_chunks, slot_start, start, out, T, n_slots, offset,
+    K: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PART_WIDTH: tl.constexpr,
+    DOCUMENTS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Sum the chunks of a block in order, over HEADS kv heads (1, or all K for the shared rotary key)."""
+    i_b = (tl.program_id(0) // n_slots // (K // HEADS)).to(tl.int64)
+    i_k = tl.program_id(0) // n_slots % (K // HEADS) * HEADS
+    i_m = tl.program_id(0) % n_slots
+    o_n, o_w = tl.arange(0, BLOCK), tl.program_id(1) * TILE + tl.arange(0, TILE)
+    if DOCUMENTS:
+        key0 = tl.load(slot_start + i_b * n_slots + i_m)
+        if key0 < 0:
+            return
+        m_n = key0 + o_n < T
+        m_n = m_n & (tl.load(start + i_b * T + key0 + o_n, mask=m_n, other=-1) == tl.load(start + i_b * T + key0))
+    else:
+        key0 = i_m * BLOCK
+        m_n = key0 + o_n < T
+    m = m_n[:, None] & (o_w[None, :] < WIDTH)
+    acc = tl.zeros([BLOCK, TILE], tl.float32)
+    for i_h in range(i_k, i_k + HEADS):
+        i_l = (i_b * K + i_h) * n_slots + i_m
+        n = tl.load(n_chunks + i_l)
+        p_part = part + (tl.load(end + i_l) - n).to(tl.int64) * BLOCK * PART_WIDTH + offset
+        p_part += o_n[:, None] * PART_WIDTH + o_w[None, :]
+        for _ in range(0, n):
+            acc += tl.load(p_part, mask=m, other=0.0)
+            p_part += BLOCK * PART_WIDTH
+    o_row = ((i_b * T + key0 + o_n) * (K // HEADS) + i_k // HEADS)[:, None] * WIDTH
+    tl.store(out + o_row + o_w[None, :], acc.to(out.dtype.element_ty), mask=m)
+
+
+def block_slots(start: torch.Tensor, block: int, max_documents: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """With documents: base_BT, the slot of the first block of each token's document, and slot_start_BM, -1 = unused."""
+    batch, seq_len = start.shape
+    index_BT = torch.arange(seq_len, device=start.device, dtype=torch.int32).expand(batch, -1)
+    base_BT = start // block + (start == index_BT).cumsum(1, dtype=torch.int32) - 1
+    n_slots = -(-seq_len // block) + max_documents
+    position_BT = index_BT - start
+    slot_BT = torch.where(position_BT % block == 0, base_BT + position_BT // block, n_slots)
+    slot_start_BM = torch.full((batch, n_slots + 1), -1, device=start.device, dtype=torch.int32)
+    return base_BT.contiguous(), slot_start_BM.scatter_(1, slot_BT.long(), index_BT)[:, :n_slots].contiguous()
+
+
+def inverted_index(chosen, first, start, base, seq_len, n_slots, query_group, chunk):
+    """entry, begin, end, n_chunks, list_of as the kernels read them, and the bound of the number of chunks."""
+    batch, n_groups, K, S = chosen.shape
+    n, n_lists = chosen.numel(), batch * K * n_slots
+    device, tile = chosen.device, 1024
+    key = torch.empty(n, device=device, dtype=torch.int32)
+    grid = (triton.cdiv(n, tile),)
+    documents = first is not None
+    _keys_kernel[grid](
+        chosen, first, base, key, n, seq_len, n_groups, n_slots, n_lists, K=K, S=S, DOCUMENTS=documents, TILE=tile
+    )
+    key, order = torch.sort(key, stable=True)
+    entry = torch.empty(n, device=device, dtype=torch.int32)
+    _entries_kernel[grid](
+        order, first, start, entry, n, seq_len, n_groups, K=K, S=S, QUERY_GROUP=query_group, DOCUMENTS=documents, TILE=tile
+    )
+    begin = torch.empty(n_lists + 1, device=device, dtype=torch.int32)
+    n_chunks = torch.empty(n_lists, device=device, dtype=torch.int32)
+    tile = 128
+    _lists_kernel[(triton.cdiv(n_lists + 1, tile),)](
+        key, begin, n_chunks, n, n.bit_length() + 1, n_lists, CHUNK=chunk, MAX=MAX_CHUNKS, TILE=tile
+    )
+    end = n_chunks.cumsum(0, dtype=torch.int32)
+    max_chunks = n // chunk + min(n, n_lists)
+    list_of = torch.empty(max_chunks, device=device, dtype=torch.int32)
+    _chunks_kernel[(triton.cdiv(n_lists, tile),)](end, n_chunks, list_of, n_lists, TILE=tile)
+    return entry, begin, end, n_chunks, list_of, max_chunks
+
+
+def key_tile(size: dict) -> dict:
+    """Tile and launch options of the kernel that runs by key block."""
+    keys = min(64, size["BLOCK"])
+    return dict(ROWS=64, KEYS=keys, FLIP=keys < 64, num_warps=4, num_stages=2)
+
+
+def backward_dkdv(
+    q, k, v, chosen, q_rope, k_rope, first, start, max_documents, lse, delta, do, selection_block, query_group, scale,
+    tile=None, chunk=None,
+):  # fmt: skip
+    """dk, dv, dk_rope (None without rotary part)."""
+    B, T, H, D = q.shape
+    size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
+    V, R, K = size["V"], size["R"], size["K"]
+    tile = tile or key_tile(size)
+    # about 8,192 rows a program, and no fewer than the average list has: partials stay within 2 x 4 bytes an element
+    group_rows = query_group * size["G"]
+    chunk = chunk or max(16, 8192 // group_rows, chosen.shape[1] * size["S"] * selection_block // T)
+    base, slot_start, n_slots = None, None, triton.cdiv(T, selection_block)
+    if first is not None:
+        base, slot_start = block_slots(start, selection_block, max_documents)
+        n_slots = slot_start.shape[1]
+    chunk = triton.next_power_of_2(chunk)
+    *index, max_chunks = inverted_index(chosen, first, start, base, T, n_slots, query_group, chunk)
+    part = torch.empty(max_chunks, selection_block, D + V + R, device=q.device, dtype=torch.float32)
+    del size["S"], size["S_PADDED"]
+    _selection_bwd_dkdv_kernel[(max_chunks, selection_block // tile["KEYS"])](
+        q, k, v, q_rope, k_rope, do, lse, delta, *index, slot_start, part,
+        *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2), *strides(do, 3),
+        T, n_slots, B * K * n_slots, scale, scale * math.log2(math.e),
+        CHUNK=chunk, MAX=MAX_CHUNKS, **size, **tile,
+    )  # fmt: skip
+
+    def summed(shape, offset, width, heads):
+        out = torch.empty(shape, device=q.device, dtype=q.dtype)
+        width_tile = min(64 if selection_block <= 64 else 32, triton.next_power_of_2(width))
+        _sum_chunks_kernel[(B * K // heads * n_slots, triton.cdiv(width, width_tile))](
+            part, index[2], index[3], slot_start, start, out, T, n_slots, offset,
+            K=K, HEADS=heads, BLOCK=selection_block, WIDTH=width, PART_WIDTH=D + V + R,
+            DOCUMENTS=first is not None, TILE=width_tile,
+        )  # fmt: skip
+        return out
+
+    dk, dv = summed((B, T, K, D), 0, D, 1), summed((B, T, K, V), D, V, 1)
+    return dk, dv, summed(k_rope.shape, D + V, R, K) if R else None

@@ -1,0 +1,21 @@
+"""`full`: grouped-query attention over all keys."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Full
+from zoo.blocks.fields import GQAFields, RopeFields
+
+
+class FullConfig(RopeFields, GQAFields, BlockConfig):
+    """Causal attention over all keys (Vaswani 2017), heads grouped as in GQA (arXiv 2305.13245).
+
+    n_kv_heads = n_heads is multi-head attention, n_kv_heads = 1 multi-query attention.
+    """
+
+    kind: Literal["full"] = Field("full", description="Grouped-query attention over all keys.")
+
+    def grid_point(self, d_model: int, part: str | None = None) -> AttentionConfig:
+        self.check(d_model, part)
+        return AttentionConfig(projection=self.lower(GQA, d_model), patterns=(Full(),))

@@ -1,0 +1,25 @@
+"""`gla`: grouped latent attention (not gated linear attention)."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from zoo.blocks import fields
+from zoo.blocks.config import GLA, AttentionConfig, BlockConfig, Full, Window
+
+
+class GLAConfig(fields.RopeFields, fields.GroupedLatentFields, BlockConfig):
+    """Grouped latent attention (Zadouri 2025, arXiv 2505.21487): MLA with its latent cut in C heads.
+
+    The defaults are the paper's GLA-2: two latent heads, a key for each query head, the cache of MLA. Over all keys, or
+    over a sliding window where `window` is given. Not gated linear attention, which flash-linear-attention calls GLA.
+    """
+
+    kind: Literal["gla"] = Field("gla", description="Grouped latent attention.")
+    n_latent_heads: fields.LatentHeads = 2
+    window: fields.Window | None = Field(None, description="Sliding window in tokens, own included. Default: all keys.")
+
+    def grid_point(self, d_model: int, part: str | None = None) -> AttentionConfig:
+        self.check(d_model, part)
+        pattern = Full() if self.window is None else Window(window=self.window)
+        return AttentionConfig(projection=self.lower(GLA, d_model), patterns=(pattern,))

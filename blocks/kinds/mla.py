@@ -1,0 +1,23 @@
+"""`mla`: multi-head latent attention."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from zoo.blocks import fields
+from zoo.blocks.config import MLA, AttentionConfig, BlockConfig, Full, Window
+
+
+class MLAConfig(fields.RopeFields, fields.LatentFields, BlockConfig):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): one small latent and one rotary key are cached.
+
+    Over all keys, or over a sliding window where `window` is given.
+    """
+
+    kind: Literal["mla"] = Field("mla", description="Multi-head latent attention.")
+    window: fields.Window | None = Field(None, description="Sliding window in tokens, own included. Default: all keys.")
+
+    def grid_point(self, d_model: int, part: str | None = None) -> AttentionConfig:
+        self.check(d_model, part)
+        pattern = Full() if self.window is None else Window(window=self.window)
+        return AttentionConfig(projection=self.lower(MLA, d_model), patterns=(pattern,))

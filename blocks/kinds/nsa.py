@@ -1,0 +1,38 @@
+"""`nsa`: native sparse attention."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from zoo.blocks import fields
+from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Compression, Selection, Window
+
+
+class NSAConfig(
+    fields.RopeFields,
+    fields.WindowFields,
+    fields.SelectionFields,
+    fields.CompressionFields,
+    fields.GQAFields,
+    BlockConfig,
+):
+    """Native sparse attention (DeepSeek 2025, arXiv 2502.11089): compression, selection and window, gated per head.
+
+    Block sizes and counts default to the paper's. Ours: mean pooling and one key/value projection for the three
+    patterns, as the public Triton implementations; `pooling: mlp` and `separate_kv: true` are the paper's.
+    """
+
+    kind: Literal["nsa"] = Field("nsa", description="Native sparse attention.")
+    n_kv_heads: fields.GivenKVHeads = 4
+    separate_kv: fields.Flag = Field(False, description="A key/value projection for each pattern, as the NSA paper.")
+
+    def problems(self, d_model: int | None = None) -> list[fields.Problem]:
+        return super().problems(d_model) + fields.stride_problems(self, self)
+
+    def grid_point(self, d_model: int, part: str | None = None) -> AttentionConfig:
+        self.check(d_model, part)
+        return AttentionConfig(
+            projection=self.lower(GQA, d_model),
+            patterns=tuple(self.lower(pattern, d_model) for pattern in (Compression, Selection, Window)),
+            separate_kv=self.separate_kv,
+        )

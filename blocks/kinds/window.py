@@ -1,0 +1,18 @@
+"""`window`: grouped-query attention over a sliding window."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Window
+from zoo.blocks.fields import GQAFields, RopeFields, WindowFields
+
+
+class WindowConfig(RopeFields, WindowFields, GQAFields, BlockConfig):
+    """Causal attention over the latest `window` keys (Beltagy 2020, arXiv 2004.05150; Mistral 7B), heads as in GQA."""
+
+    kind: Literal["window"] = Field("window", description="Grouped-query attention over a sliding window.")
+
+    def grid_point(self, d_model: int, part: str | None = None) -> AttentionConfig:
+        self.check(d_model, part)
+        return AttentionConfig(projection=self.lower(GQA, d_model), patterns=(self.lower(Window, d_model),))

@@ -1,0 +1,86 @@
+"""Keys and values pooled over blocks (NSA, arXiv 2502.11089, eq. 7)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from zoo.blocks.config import Compression
+from zoo.blocks.parts import Context, Entries, Keys, Queries, Source, linear
+from zoo.kernels import compression_attention, gather_blocks, mean_pool
+
+
+class Compressed(NamedTuple):
+    """What a query saw of the pooled blocks: output o_BTHV, lse_BTH of its scores, the keys (N slots) and their grid."""
+
+    output: torch.Tensor
+    lse: torch.Tensor
+    keys: Keys
+    block: int
+    stride: int
+
+
+class BlockMLP(nn.Module):
+    """Learned pooling: W_2 silu(W_1 [x_0 + p_0 ; ... ; x_l-1 + p_l-1]), p an embedding of the offset in the block.
+
+    x_BNLKD or x_BNLD -> x_BNKD or x_BND; heads share the weights. NSA names an MLP with position embedding and gives no
+    sizes: two layers without biases, the hidden one as wide as a head, p zero at first, are ours.
+    """
+
+    def __init__(self, block: int, width: int):
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(block, width))
+        self.hidden = linear(block * width, width)
+        self.pooled = linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        offset = self.offset if x.dim() == 4 else self.offset[:, None]
+        flat = (x + offset).movedim(2, -2).flatten(-2)
+        return self.pooled(nn.functional.silu(self.hidden(flat)))
+
+
+class CompressionPattern(nn.Module):
+    """Query t sees one pooled key and value for each block that lies wholly in its past.
+
+    What is cached is what is pooled: keys and values, or each latent head and the rotary key, from which pooled keys
+    and values are then made (for the mean the order does not matter). Keys are pooled as rotated, or, with
+    `pool_rotated: false`, before, and then rotated by the mean position of their block.
+    """
+
+    def __init__(self, config: Compression, entries: dict[str, tuple[int, ...]]):
+        super().__init__()
+        self.grid = (config.compression_block, config.compression_stride)
+        self.pool_rotated = config.pool_rotated
+        self.pool = nn.ModuleDict()
+        if config.pooling == "mlp":
+            for name, shape in entries.items():
+                self.pool[name] = BlockMLP(config.compression_block, shape[-1])
+
+    def forward(self, queries: Queries, source: Source, context: Context) -> Compressed:
+        keys = source.projection.expand(self.pooled(source, context))
+        block, stride = self.grid
+        output_BTHV, lse_BTH = compression_attention(
+            queries.q,
+            keys.k,
+            keys.v,
+            block=block,
+            stride=stride,
+            q_rope=queries.rope,
+            k_rope_BNR=keys.rope,
+            scale=queries.scale,
+            documents=context.documents,
+        )
+        return Compressed(output_BTHV, lse_BTH, keys, block, stride)
+
+    def pooled(self, source: Source, context: Context) -> Entries:
+        """The pooled entries [B, N, ...], keys rotated: what a cache keeps of them."""
+        if self.pool_rotated:
+            return self._pool(source.cached, context)
+        return source.projection.rotate(self._pool(source.raw, context), context, self.grid)
+
+    def _pool(self, entries: Entries, context: Context) -> Entries:
+        block, stride = self.grid
+        grid = {"block": block, "stride": stride, "documents": context.documents}
+        if not self.pool:
+            return {name: mean_pool(x, **grid) for name, x in entries.items()}
+        return {name: self.pool[name](gather_blocks(x, **grid)) for name, x in entries.items()}

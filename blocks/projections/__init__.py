@@ -1,0 +1,22 @@
+"""How queries, keys and values are made, and what is cached of them.
+
+Every projection has four methods, so that a pattern need not know which one it serves:
+
+    queries(x_BTC, context) -> Queries          rotated
+    entries(x_BTC) -> list[Entries]             one a set of keys and values, not yet rotated
+    rotate(entries, context, blocks) -> Entries what a cache keeps; `blocks` for the entries of a compression grid
+    expand(entries) -> Keys                     what attention reads
+"""
+
+from torch import nn
+
+from zoo.blocks.config import AttentionConfig
+from zoo.blocks.projections.gqa import GQAProjection
+from zoo.blocks.projections.latent import LatentProjection
+
+_CLASSES = {"gqa": GQAProjection, "mla": LatentProjection, "gla": LatentProjection}
+
+
+def build_projection(config: AttentionConfig, d_model: int) -> nn.Module:
+    """The projection of a grid point."""
+    return _CLASSES[config.projection.kind](config.projection, d_model, config.n_kv_sets)

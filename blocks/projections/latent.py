@@ -1,0 +1,67 @@
+"""Latent projections: MLA (DeepSeek-V2, arXiv 2405.04434) and GLA, grouped latent attention (arXiv 2505.21487).
+
+One module serves both: MLA is GLA with a single latent head (C = 1) and a key for every query head (K = H).
+"""
+
+import torch
+from torch import nn
+
+from zoo.blocks.config import GLA, MLA
+from zoo.blocks.parts import Context, Entries, Keys, Queries, RMSNorm, linear
+
+
+class PerHeadLinear(nn.Linear):
+    """A linear map of each latent head: x [..., C, R] -> [..., K, D]; outputs h * K/C .. of head h. No bias.
+
+    weight: [K * D, R]; rows of group g act on latent head g // (K / C).
+    """
+
+    def __init__(self, n_latent_heads: int, inputs: int, n_kv_heads: int, outputs: int):
+        super().__init__(inputs, n_kv_heads * outputs, bias=False)
+        self.n_latent_heads, self.n_kv_heads = n_latent_heads, n_kv_heads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight_CoR = self.weight.unflatten(0, (self.n_latent_heads, -1))
+        return torch.einsum("...cr,cor->...co", x, weight_CoR).flatten(-2).unflatten(-1, (self.n_kv_heads, -1))
+
+
+class LatentProjection(nn.Module):
+    """Latent heads c_j = RMSNorm_j((W_DKV x)_j) and one rotary key k_R = RoPE(W_KR x), which are all that is cached.
+
+    Group g, reading latent head j: k_g = [W_UK,g c_j ; k_R], v_g = W_UV,g c_j. Query head: [W_Q x ; RoPE(W_QR x)],
+    through a normed latent of width q_rank where given. With YaRN's mscale_all_dim the softmax scale grows by
+    mscale^2, as in DeepSeek's code.
+    """
+
+    def __init__(self, config: MLA | GLA, d_model: int, n_kv_sets: int = 1):
+        super().__init__()
+        assert n_kv_sets == 1, "AttentionConfig refuses separate_kv with latents"
+        self.config = config
+        heads, rank = config.n_latent_heads, config.kv_rank // config.n_latent_heads
+        self.query_latent = linear(d_model, config.q_rank) if config.q_rank else nn.Identity()
+        self.query_norm = RMSNorm(config.q_rank, config.norm_eps) if config.q_rank else nn.Identity()
+        self.query = linear(config.q_rank or d_model, config.n_heads * config.qk_dim)
+        self.latent = linear(d_model, config.kv_rank)
+        self.latent_norm = RMSNorm(rank, config.norm_eps, heads)
+        self.rope_key = linear(d_model, config.rope_dim)
+        self.key_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.head_dim)
+        self.value_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.v_head_dim)
+
+    def queries(self, x_BTC: torch.Tensor, context: Context) -> Queries:
+        config = self.config
+        q_BTHQ = self.query(self.query_norm(self.query_latent(x_BTC))).unflatten(-1, (config.n_heads, -1))
+        q_BTHD, q_rope_BTHR = q_BTHQ.split([config.head_dim, config.rope_dim], dim=-1)
+        table = context.rope(config.rope_dim, config, q_BTHQ.dtype)
+        factor = config.rope_scaling.score_factor if config.rope_scaling else 1.0
+        return Queries(q_BTHD.contiguous(), table.rotate(q_rope_BTHR), config.qk_dim**-0.5 * factor)
+
+    def entries(self, x_BTC: torch.Tensor) -> list[Entries]:
+        latent_BTCR = self.latent(x_BTC).unflatten(-1, (self.config.n_latent_heads, -1))
+        return [{"latent": self.latent_norm(latent_BTCR), "rope_key": self.rope_key(x_BTC)}]
+
+    def rotate(self, entries: Entries, context: Context, blocks: tuple[int, int] | None = None) -> Entries:
+        table = context.rope(self.config.rope_dim, self.config, entries["rope_key"].dtype, blocks)
+        return entries | {"rope_key": table.rotate(entries["rope_key"])}
+
+    def expand(self, entries: Entries) -> Keys:
+        return Keys(self.key_up(entries["latent"]), self.value_up(entries["latent"]), entries["rope_key"])

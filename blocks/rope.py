@@ -1,0 +1,66 @@
+"""Rotary position embedding (Su 2021, arXiv 2104.09864): tables of cos and sin, and the rotation.
+
+Half split: channel i of a head turns with channel i + d/2, as in transformers' Llama. A checkpoint that pairs channels
+2i and 2i + 1 (interleaved) needs its query and key rows permuted, even ones first.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from zoo.blocks.fields import LinearScaling, YarnScaling
+
+Scaling = LinearScaling | YarnScaling | None
+
+
+@dataclass(frozen=True, eq=False)
+class RopeTable:
+    """cos_BTR, sin_BTR: [B or 1, T, dim / 2], float32 (float64 in a float64 model)."""
+
+    cos_BTR: torch.Tensor
+    sin_BTR: torch.Tensor
+
+    def rotate(self, x: torch.Tensor) -> torch.Tensor:
+        """Rotate x, [B, T, heads, dim] or [B, T, dim], in the table's precision; returns x's dtype."""
+        shape = (*self.cos_BTR.shape[:2], *[1] * (x.dim() - 3), self.cos_BTR.shape[-1])
+        cos, sin = self.cos_BTR.view(shape), self.sin_BTR.view(shape)
+        left, right = x.to(cos.dtype).chunk(2, dim=-1)
+        return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(x.dtype)
+
+
+def rope_table(positions_BT: torch.Tensor, dim: int, theta: float, scaling: Scaling, dtype: torch.dtype) -> RopeTable:
+    """The table for positions_BT (whole or not; [B or 1, T]) in dtype, which must be float32 or float64."""
+    frequencies = inverse_frequencies(dim, theta, scaling, dtype, positions_BT.device)
+    angles_BTR = positions_BT.to(dtype)[..., None] * frequencies
+    factor = 1.0 if scaling is None else scaling.attention_factor_value
+    return RopeTable(angles_BTR.cos() * factor, angles_BTR.sin() * factor)
+
+
+def inverse_frequencies(
+    dim: int, theta: float, scaling: Scaling, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> torch.Tensor:
+    """Radians a token of each of the dim / 2 channel pairs, in the order of operations of transformers."""
+    wavelengths = theta ** (torch.arange(0, dim, 2, device=device).to(dtype) / dim)
+    if scaling is None:
+        return 1.0 / wavelengths
+    if isinstance(scaling, LinearScaling):
+        return 1.0 / wavelengths / scaling.factor
+    kept = 1.0 - _yarn_ramp(scaling, dim, theta).to(device=device, dtype=dtype)
+    return 1.0 / (scaling.factor * wavelengths) * (1.0 - kept) + 1.0 / wavelengths * kept
+
+
+def _yarn_ramp(scaling: YarnScaling, dim: int, theta: float) -> torch.Tensor:
+    """How far each channel pair is interpolated: 0 for those that turn fast, 1 for those that turn slowly."""
+
+    def channel(rotations: float) -> float:
+        """The pair that turns so often within the original context."""
+        wavelength = scaling.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return dim * math.log(wavelength) / (2 * math.log(theta))
+
+    low, high = channel(scaling.beta_fast), channel(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = high - low or 0.001  # transformers' way round a division by zero
+    return ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)

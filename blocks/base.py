@@ -1,8 +1,8 @@
 """The attention module of every kind of block: a projection, patterns, a gate between them, an output projection.
 
 Shape suffixes of blocks/:
-    B batch, T tokens, C model width (of a latent: latent heads), H query heads, K key/value heads, D content width of a
-    head, V value width, R rotary width (of a latent: channels), N compression slots, L tokens of a block, P patterns.
+    B batch, T tokens, C model width, H query heads, K key/value heads, D content width of a head, V value width,
+    R rotary width (of a latent: its channels), J latent heads, N compression slots, L tokens of a block, P patterns.
 """
 
 import torch

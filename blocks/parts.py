@@ -31,7 +31,7 @@ class Context:
     def for_tokens(
         cls, batch: int, seq_len: int, device: torch.device | str = "cpu", documents: Documents | None = None
     ) -> "Context":
-        """The context of whole rows, [batch, seq_len] tokens, each row one document unless `documents` says otherwise."""
+        """The context of rows of seq_len tokens, each one document unless `documents` says otherwise."""
         if documents is None:
             return cls(torch.arange(seq_len, device=device)[None])
         if tuple(documents.start_BT.shape) != (batch, seq_len):
@@ -72,9 +72,7 @@ class Keys(NamedTuple):
     rope: torch.Tensor | None
 
 
-Entries = dict[
-    str, torch.Tensor
-]  # what one token (or pooled block) leaves behind: key and value, or latent and rope_key
+Entries = dict[str, torch.Tensor]  # what tokens (or blocks) leave behind: key and value, or latent and rope_key
 
 
 class Source:

@@ -11,7 +11,7 @@ from zoo.kernels import compression_attention, gather_blocks, mean_pool
 
 
 class Compressed(NamedTuple):
-    """What a query saw of the pooled blocks: output o_BTHV, lse_BTH of its scores, the keys (N slots) and their grid."""
+    """Attention to the pooled blocks: output o_BTHV, lse_BTH of the scores; the keys (N slots) and their grid."""
 
     output: torch.Tensor
     lse: torch.Tensor

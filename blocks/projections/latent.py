@@ -11,9 +11,9 @@ from zoo.blocks.parts import Context, Entries, Keys, Queries, RMSNorm, linear
 
 
 class PerHeadLinear(nn.Linear):
-    """A linear map of each latent head: x [..., C, R] -> [..., K, D]; outputs h * K/C .. of head h. No bias.
+    """A linear map of each latent head: x [..., J, R] -> [..., K, D]. No bias.
 
-    weight: [K * D, R]; rows of group g act on latent head g // (K / C).
+    weight: [K * D, R]; the rows of group g act on latent head g // (K / J).
     """
 
     def __init__(self, n_latent_heads: int, inputs: int, n_kv_heads: int, outputs: int):
@@ -21,8 +21,8 @@ class PerHeadLinear(nn.Linear):
         self.n_latent_heads, self.n_kv_heads = n_latent_heads, n_kv_heads
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight_CoR = self.weight.unflatten(0, (self.n_latent_heads, -1))
-        return torch.einsum("...cr,cor->...co", x, weight_CoR).flatten(-2).unflatten(-1, (self.n_kv_heads, -1))
+        weight_JoR = self.weight.unflatten(0, (self.n_latent_heads, -1))
+        return torch.einsum("...jr,jor->...jo", x, weight_JoR).flatten(-2).unflatten(-1, (self.n_kv_heads, -1))
 
 
 class LatentProjection(nn.Module):
@@ -56,8 +56,8 @@ class LatentProjection(nn.Module):
         return Queries(q_BTHD.contiguous(), table.rotate(q_rope_BTHR), config.qk_dim**-0.5 * factor)
 
     def entries(self, x_BTC: torch.Tensor) -> list[Entries]:
-        latent_BTCR = self.latent(x_BTC).unflatten(-1, (self.config.n_latent_heads, -1))
-        return [{"latent": self.latent_norm(latent_BTCR), "rope_key": self.rope_key(x_BTC)}]
+        latent_BTJR = self.latent(x_BTC).unflatten(-1, (self.config.n_latent_heads, -1))
+        return [{"latent": self.latent_norm(latent_BTJR), "rope_key": self.rope_key(x_BTC)}]
 
     def rotate(self, entries: Entries, context: Context, blocks: tuple[int, int] | None = None) -> Entries:
         table = context.rope(self.config.rope_dim, self.config, entries["rope_key"].dtype, blocks)

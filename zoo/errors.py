@@ -1,0 +1,70 @@
+"""Errors that a user of the zoo can cause, with the place of the mistake and a way out.
+
+Every message says what would be right and what was found. The command line prints it without a traceback and exits
+with the error's `exit_code`.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class ZooError(Exception):
+    """Something went wrong that the user can understand and act on; `zoo` prints it and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: `file:line:column: key.path: message`; parts that are not known are left out.
+
+    `file` is the path as the user wrote it, or the `--set key=value` that brought the value in.
+    Lines and columns count from 1.
+    """
+
+    message: str
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+    key: str | None = None
+
+    def __str__(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
+        text = ": ".join(part for part in (place, self.key, self.message) if part)
+        return text if text.endswith((".", "?", "!")) else text + "."
+
+
+class RecipeError(ZooError):
+    """A recipe that cannot be used, with every problem found in it."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the known name nearest to `name`, or "" when none is near."""
+    by_folded = {candidate.casefold(): candidate for candidate in known}
+    near = difflib.get_close_matches(str(name)[:200].casefold(), by_folded, n=1)
+    return f" Did you mean {by_folded[near[0]]!r}?" if near else ""
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> str:
+    """Return "unknown block 'gloabl'; known: local, global. Did you mean 'global'?"."""
+    known = list(known)
+    return f"unknown {what} {shorten(name)}; known: {', '.join(known) or 'none'}.{did_you_mean(name, known)}"
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """Show a value of a recipe as its author would write it, on one line and not too long."""
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    text = repr(value[: limit + 1]) if isinstance(value, str) else str(value)
+    return text if len(text) <= limit else text[: limit - 4] + "..." + ("'" if isinstance(value, str) else "")

@@ -184,11 +184,10 @@ class Synthetic(Source):
     def _repeat_problems(self, length: int, seq_len: int) -> Iterator[Problem]:
         span = self.resolved_span(seq_len)
         between = 1 if self.task == "copy" else self.gap
-        if span < 1 or 2 * span + between > length:
-            yield (
-                ("span",),
-                f"{self.task} needs 2 * span + {between} <= {length} tokens and span >= 1; found span = {span}",
-            )
+        least = 1 if self.task == "copy" else 2
+        if span < least or 2 * span + between > length:
+            need = f"{self.task} needs span >= {least} and 2 * span + {between} <= {length} tokens"
+            yield ("span",), f"{need}; found span = {span}"
         if self.task == "induction" and self.filler == "random" and self.gap and self.vocab_size < span + 2:
             yield ("vocab_size",), f"random filler needs a token outside the row's {span}; found {self.vocab_size}"
 
@@ -267,12 +266,8 @@ class DataConfig(Part):
         None, description="Validation rows come from here; nothing is held out of the other sources."
     )
     shuffle: bool = Field(True, description="Shuffle training rows, anew each epoch, by the recipe's seed.")
-    workers: int | None = Field(None, ge=1, description="Processes that tokenise. Default: one a CPU core.")
-    loader_workers: int = Field(
-        0,
-        ge=0,
-        le=64,
-        description="Processes that read rows during training, a device; 0: the training process itself.",
+    workers: int | None = Field(
+        None, ge=1, description="Processes that tokenise. Default: one a CPU core (bytes: one)."
     )
     cache_dir: Text | None = Field(
         None,

@@ -1,0 +1,175 @@
+"""Building the folder of one prepared source: pieces tokenised side by side, written part by part, resumable.
+
+    NAME.building/train/part-00003/shard.00000.mds.zstd     rows of piece 3
+    NAME.building/done/00003.json                           written last: piece 3 is complete and on disk
+    NAME/{train,validation}/index.json, NAME/counts.json    the finished folder, by one rename
+
+A run that finds NAME.building redoes only the pieces that are not marked as done.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+
+from zoo.data.config import Source, Synthetic
+from zoo.data.errors import DataError
+from zoo.data.packing import SPLITS, Counts, Packed, Tokenizer, pack, token_type
+from zoo.data.progress import Progress
+from zoo.data.shards import merge_indexes, sync, write_json, write_shards
+from zoo.data.sources import Piece, pieces
+from zoo.data.synthetic import make_rows
+
+SYNTHETIC_ROWS_A_PART = 1 << 14
+Numbered = Iterator[tuple[int, Piece]]
+
+
+class Builder:
+    """Writes parts into NAME.building, and renames it to NAME when all are there."""
+
+    def __init__(self, folder: Path, columns: dict[str, str]):
+        self._final, self._columns = folder, columns
+        self._building = folder.with_name(f"{folder.name}.building")
+        self._done = self._building / "done"
+        self._done.mkdir(parents=True, exist_ok=True)
+
+    def counts(self, part: int) -> dict[str, Counts] | None:
+        """Return what a finished part holds, None if it is not finished."""
+        mark = self._done / f"{part:05}.json"
+        return read_counts(mark) if mark.exists() else None
+
+    def write(self, part: int, rows: Mapping[str, Iterable[dict]], counts: Mapping[str, Counts]) -> None:
+        """Write one part, both splits; a part left half written by an earlier run is written again."""
+        for split in SPLITS:
+            folder = self._building / split / f"part-{part:05}"
+            shutil.rmtree(folder, ignore_errors=True)
+            counts[split].rows = write_shards(folder, self._columns, rows[split])
+            sync(folder.parent, files=False)
+        write_json(self._done / f"{part:05}.json", {split: asdict(counts[split]) for split in SPLITS})
+
+    def finish(self) -> None:
+        """Index the parts, total their counts, and put the folder in its place."""
+        total = {split: Counts() for split in SPLITS}
+        for mark in sorted(self._done.iterdir()):
+            part = read_counts(mark)
+            total = {split: total[split] + part[split] for split in SPLITS}
+        for split in SPLITS:
+            (self._building / split).mkdir(exist_ok=True)
+            merge_indexes(self._building / split)
+        write_json(self._building / "counts.json", {split: asdict(total[split]) for split in SPLITS})
+        shutil.rmtree(self._done)
+        self._building.rename(self._final)
+        sync(self._final.parent, files=False)
+
+
+def read_counts(path: Path) -> dict[str, Counts]:
+    """Read what `Builder` wrote: the counts of each split."""
+    return {split: Counts(**values) for split, values in json.loads(path.read_text()).items()}
+
+
+def build_text(
+    folder: Path,
+    source: Source,
+    tokenizer: Tokenizer,
+    progress: Progress,
+    *,
+    seq_len: int,
+    fraction: float,
+    workers: int,
+    piece_bytes: int,
+) -> None:
+    """Make `folder` from a source of text; `fraction` of the documents goes to validation."""
+    tokens = f"ndarray:{token_type(tokenizer.vocab_size).__name__}"
+    builder = Builder(folder, {"tokens": tokens, "starts": "ndarray:uint32"})
+    todo = _unfinished(builder, pieces(source, piece_bytes), progress)
+    for part, packed in _pack_all(todo, tokenizer, fraction, workers):
+        counts = {split: p.counts for split, p in packed.items()}
+        builder.write(part, {split: p.rows(seq_len) for split, p in packed.items()}, counts)
+        progress.advance(_bytes(counts))
+    builder.finish()
+
+
+def build_synthetic(folder: Path, source: Synthetic, *, length: int, seed: int) -> None:
+    """Make `folder` from a synthetic task, both splits."""
+    columns = {"tokens": f"ndarray:{token_type(source.vocab_size).__name__}", "labels": "ndarray:int32"}
+    builder = Builder(folder, columns)
+    rows = make_rows(source, length, seed)
+    for part in range(1 + (source.rows + source.validation_rows) // SYNTHETIC_ROWS_A_PART):
+        splits: dict[str, list[dict]] = {split: [] for split in SPLITS}
+        for split, tokens, labels in islice(rows, SYNTHETIC_ROWS_A_PART):
+            row = {"tokens": tokens.astype(token_type(source.vocab_size)), "labels": labels.astype(np.int32)}
+            splits[split].append(row)
+        counts = {split: Counts(len(r), None, len(r) * length) for split, r in splits.items()}
+        builder.write(part, splits, counts)
+    builder.finish()
+
+
+def _bytes(counts: Mapping[str, Counts]) -> int:
+    return sum(split.bytes for split in counts.values())
+
+
+def _unfinished(builder: Builder, all_pieces: Iterable[Piece], progress: Progress) -> Numbered:
+    for part, piece in enumerate(all_pieces):
+        counts = builder.counts(part)
+        if counts is None:
+            yield part, piece
+        else:
+            progress.advance(_bytes(counts))
+
+
+def _pack_all(todo: Numbered, tokenizer: Tokenizer, fraction: float, workers: int) -> Iterator[tuple[int, dict]]:
+    """Yield (part, packed splits), in any order; in this process when there is one worker or one piece."""
+    head = list(islice(todo, 2))
+    todo = chain(head, todo)
+    if workers == 1 or len(head) < 2:
+        yield from ((part, pack(piece, tokenizer, fraction)) for part, piece in todo)
+        return
+    # Spawned, not forked: the caller may have threads and CUDA.  A worker imports no torch and starts in about 0.3 s.
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(tokenizer, fraction))
+    try:
+        yield from _pack_in_pool(pool, todo, most=2 * workers)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a tokenising process died: out of memory (lower data.workers), killed, or started from a script without "
+            '`if __name__ == "__main__":`'
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pack_in_pool(pool: ProcessPoolExecutor, todo: Numbered, most: int) -> Iterator[tuple[int, dict[str, Packed]]]:
+    pending: dict[Future, int] = {}
+    for part, piece in chain(todo, [(-1, None)]):
+        if piece is not None:
+            pending[pool.submit(_pack_in_worker, piece)] = part
+        while len(pending) >= (most if piece is not None else 1):
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(future), future.result()
+
+
+_in_worker: dict = {}
+
+
+def _start_worker(tokenizer: Tokenizer, fraction: float) -> None:
+    _in_worker.update(tokenizer=tokenizer, fraction=fraction)
+
+    def leave_with_parent() -> None:
+        # A worker whose parent was killed would wait for work for ever.
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _pack_in_worker(piece: Piece) -> dict[str, Packed]:
+    return pack(piece, **_in_worker)

@@ -1,0 +1,197 @@
+"""Rows to batches: a StreamingDataset over prepared rows, and the loader that Composer reads."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from composer.core import DataSpec
+from composer.utils import dist
+from streaming import Stream, StreamingDataset
+from streaming.base.dataset import _ShardState
+from torch.utils.data import DataLoader
+
+from zoo.data.config import Mds
+from zoo.data.errors import DataError
+from zoo.data.mds import check_row, document_starts, token_numbers
+from zoo.data.prepared import PreparedData, RowStream
+from zoo.data.shards import hash_name, make_ready, read_index, remove_broken
+from zoo.data.stale import remove_stale
+from zoo.data.synthetic import IGNORED
+
+
+class RowDataset(StreamingDataset):
+    """Rows of one split as {"input_ids", "labels", "document_starts"}, each [seq_len].
+
+    labels[t] is the target of position t; -100 on padding, on rows' own ignored places and, with
+    `mask_document_starts`, where the target is the first token of another document.  Padding begins a document.
+    With `mixed` the rows come in one fixed mixed order (for validation, where a run may read only the first batches).
+    """
+
+    def __init__(self, prepared: PreparedData, split: str, *, mask_document_starts: bool, mixed: bool, **settings: Any):
+        self._rows_of = prepared.streams[split]
+        super().__init__(streams=[_stream(s) for s in self._rows_of], **settings)
+        self._seq_len, self._vocab_size = prepared.seq_len, prepared.vocab_size
+        self._pad = prepared.tokenizer.end_of_document if prepared.tokenizer else 0
+        self._mask = mask_document_starts
+        self._order = np.random.default_rng(0).permutation(self.num_samples) if mixed else None
+        self._failure: BaseException | None = None
+
+    def __getitem__(self, at: Any) -> Any:
+        if not isinstance(at, int | np.integer):
+            return super().__getitem__(at)
+        at = int(at if self._order is None else self._order[at])
+        stream = self._rows_of[self.stream_per_shard[self.spanner[at][0]]]
+        return self._row(stream, super().__getitem__(at))
+
+    def _row(self, stream: RowStream, sample: dict[str, Any]) -> dict[str, torch.Tensor]:
+        inputs, labels, starts = _parts(stream, sample, self._seq_len, self._vocab_size)
+        n = len(inputs)
+        row = {
+            "input_ids": np.full(self._seq_len, self._pad, np.int64),
+            "labels": np.full(self._seq_len, IGNORED, np.int64),
+            "document_starts": np.zeros(self._seq_len, bool),
+        }
+        row["input_ids"][:n], row["labels"][:n] = inputs, labels
+        row["document_starts"][[0, *starts[starts < n], *([n] if n < self._seq_len else [])]] = True
+        if self._mask:
+            row["labels"][starts[(starts > 0) & (starts <= n)] - 1] = IGNORED
+        return {name: torch.from_numpy(values) for name, values in row.items()}
+
+    # Streaming 0.13: when a background thread fails (a shard cannot be fetched), iteration waits for the dead thread
+    # for ever, or ends early without a word, and other workers wait for the shard.  The rest of the class raises the
+    # error instead.
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Fetch a shard; after a failure other processes try for themselves (and fail) and do not wait for this one."""
+        try:
+            super().prepare_shard(shard_id, blocking)
+        except BaseException:
+            self._shard_states[shard_id] = _ShardState.LOCAL
+            raise
+
+    def _prepare_thread(self, it: Any) -> None:
+        self._guarded(super()._prepare_thread, it)
+
+    def _ready_thread(self, it: Any) -> None:
+        self._guarded(super()._ready_thread, it)
+
+    def _guarded(self, run: Any, it: Any) -> None:
+        try:
+            run(it)
+        except BaseException as error:
+            self._failure = error
+            self._event.set()
+            it.on_exit()
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        try:
+            yield from super().__iter__()
+        except (RuntimeError, ValueError, OSError) as error:
+            self._failure = self._failure or error
+        if self._failure is not None:
+            problem = f"{type(self._failure).__name__}: {self._failure}"
+            raise DataError(f"a shard cannot be read: {problem}") from self._failure
+
+
+def loader(
+    prepared: PreparedData,
+    split: str,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    num_workers: int = 0,
+    mask_document_starts: bool = False,
+) -> DataSpec:
+    """Return batches of `batch_size` rows a device, for Composer.
+
+    Checks every local shard first.  Training drops the last short batch; validation keeps it, and reads its rows in one
+    fixed mixed order, sources side by side in their natural sizes.  Equal arguments give equal batches, and a resume in
+    the middle of an epoch continues with the next row, also on another number of devices.
+    Raises DataError for missing or damaged shards, and for fewer training rows than one batch over all devices.
+    """
+    training = split == "train"
+    _check_enough(prepared, split, batch_size)
+    if dist.get_local_rank() == 0:
+        remove_stale()
+        for stream in prepared.streams[split]:
+            _check_shards(stream)
+    try:
+        dataset = RowDataset(
+            prepared,
+            split,
+            mask_document_starts=mask_document_starts,
+            mixed=not training,
+            batch_size=batch_size,
+            shuffle=shuffle and training,
+            shuffle_seed=seed,
+            num_canonical_nodes=1,  # fixed: the order must not change with the number of machines
+        )
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"{split} rows: {error}") from error
+    # The generator: an iterator of a DataLoader draws a number from it, otherwise from the model's random state.
+    generator = torch.Generator().manual_seed(seed)
+    batches = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        drop_last=training,
+        generator=generator,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return DataSpec(batches, get_num_samples_in_batch=_count_rows, get_num_tokens_in_batch=_count_tokens)
+
+
+def _count_rows(batch: dict[str, torch.Tensor]) -> int:
+    return len(batch["input_ids"])
+
+
+def _count_tokens(batch: dict[str, torch.Tensor]) -> int:
+    """Tokens of the batch as computed on, padding included: a shape, so that counting waits for no device."""
+    return batch["input_ids"].numel()
+
+
+def _check_enough(prepared: PreparedData, split: str, batch_size: int) -> None:
+    rows, devices = prepared.rows(split), dist.get_world_size()
+    if not rows:
+        raise DataError(f"there are no {split} rows (validation_fraction = {prepared.config.validation_fraction})")
+    if split == "train" and rows < batch_size * devices:
+        one = f"{batch_size} rows" if devices == 1 else f"{batch_size} rows on each of {devices} devices"
+        raise DataError(
+            f"{rows:,} training rows of {prepared.seq_len:,} tokens are less than one batch ({one}); "
+            "give more text, a smaller batch or a smaller seq_len"
+        )
+
+
+def _check_shards(stream: RowStream) -> None:
+    if stream.remote:
+        remove_broken(stream.folder)
+    else:
+        make_ready(stream.folder, stream.remedy)
+
+
+def _stream(stream: RowStream) -> Stream:
+    return Stream(
+        remote=stream.remote,
+        local=str(stream.folder),
+        proportion=stream.proportion,
+        validate_hash=hash_name(read_index(stream.folder)),
+    )
+
+
+def _parts(stream: RowStream, sample: dict, seq_len: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return inputs, labels and document starts of a stored row; starts may point one past the inputs."""
+    source = stream.source
+    if not isinstance(source, Mds):
+        tokens = sample["tokens"].astype(np.int64)
+        if "labels" in sample:
+            return tokens, sample["labels"].astype(np.int64), np.zeros(1, np.int64)
+        return tokens[:-1], tokens[1:], sample["starts"].astype(np.int64)
+    tokens = token_numbers(source, sample[source.tokens_column])
+    check_row(source, tokens, vocab_size)
+    starts = document_starts(source, sample, tokens)
+    if source.labels_column:
+        return tokens[:seq_len], token_numbers(source, sample[source.labels_column])[:seq_len], starts
+    targets = np.append(tokens[1:], IGNORED) if len(tokens) == seq_len else tokens[1:]
+    return tokens[: len(targets)][:seq_len], targets[:seq_len], starts

@@ -1,0 +1,114 @@
+"""Ready MDS shards as a source: found or fetched, and looked into before they are trusted."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from zoo.data.config import Mds
+from zoo.data.errors import DataError
+from zoo.data.packing import Counts, Tokenizer
+from zoo.data.prepared import RowStream
+from zoo.data.shards import make_first_shard_ready, read_index
+
+SAMPLE_ROWS = 64
+FETCH_SECONDS = 60.0
+
+
+def open_mds(
+    source: Mds, tokenizer: Tokenizer | None, root: Path, *, seq_len: int, vocab_size: int
+) -> tuple[str, RowStream]:
+    """Return the content key and the rows of ready shards.  Local shards are sampled: columns, length, token numbers.
+
+    Bytes are estimated from the sample where a tokenizer is stated; for remote shards they are not known.
+    """
+    folder = _folder(source, root)
+    remote = source.remote and "/".join(part for part in (source.remote.rstrip("/"), source.split) if part)
+    if remote and not (folder / "index.json").is_file():
+        _fetch_index(remote, folder)
+    shards = read_index(folder)
+    rows = sum(shard["samples"] for shard in shards)
+    if not rows:
+        raise DataError(f"source mds: {folder}: no rows")
+    for name in filter(None, (source.tokens_column, source.labels_column)):
+        if name not in shards[0]["column_names"]:
+            raise DataError(f"source mds: {folder}: no column {name!r}; it has {', '.join(shards[0]['column_names'])}")
+    counts = Counts(rows, None, rows * seq_len, rows)
+    stream = RowStream(folder, source, counts, remote=remote, ours=False)
+    if not remote:
+        _look_into(stream, shards[0], tokenizer, seq_len, vocab_size)
+    return xxhash.xxh64(json.dumps([shards, source.model_dump(exclude={"local"})]).encode()).hexdigest(), stream
+
+
+def token_numbers(source: Mds, value: object) -> np.ndarray:
+    """Return a column's value as int64, whether it holds an array or plain bytes."""
+    if isinstance(value, bytes):
+        return np.frombuffer(value, source.bytes_dtype).astype(np.int64)
+    if isinstance(value, np.ndarray) and value.ndim == 1 and np.issubdtype(value.dtype, np.integer):
+        return value.astype(np.int64)
+    raise DataError(
+        f"source mds: column {source.tokens_column!r} must hold whole numbers; found {type(value).__name__}"
+    )
+
+
+def document_starts(source: Mds, sample: dict, tokens: np.ndarray) -> np.ndarray:
+    """Return the places in a row where a document begins, place 0 included."""
+    if source.end_of_document is not None:
+        return np.concatenate([[0], np.flatnonzero(tokens[:-1] == source.end_of_document) + 1])
+    return np.asarray(sample.get("starts", [0]), np.int64)
+
+
+def check_row(source: Mds, tokens: np.ndarray, vocab_size: int) -> None:
+    """Raise DataError if a row's token numbers do not fit the model."""
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+        worst = tokens.max() if tokens.max() >= vocab_size else tokens.min()
+        place = source.local or source.remote
+        raise DataError(f"source mds: {place}: token {worst} in a row; model.vocab_size = {vocab_size}")
+
+
+def _folder(source: Mds, root: Path) -> Path:
+    if source.local:
+        folder = Path(source.local).expanduser().absolute()
+    else:
+        folder = root / f"mds-{xxhash.xxh64(source.remote.encode()).hexdigest()}"
+    return folder / source.split if source.split else folder
+
+
+def _fetch_index(remote: str, folder: Path) -> None:
+    from streaming.base.storage.download import CloudDownloader
+
+    temporary = folder / "index.json.tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        CloudDownloader.direct_download(f"{remote}/index.json", str(temporary), FETCH_SECONDS)
+        temporary.replace(folder / "index.json")
+    except Exception as error:  # each store has its own errors
+        raise DataError(
+            f"source mds: {remote}/index.json cannot be fetched: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _look_into(stream: RowStream, shard: dict, tokenizer: Tokenizer | None, seq_len: int, vocab_size: int) -> None:
+    from streaming.base.format import reader_from_json
+
+    make_first_shard_ready(stream.folder, stream.remedy)
+    reader = reader_from_json(str(stream.folder), "", copy.deepcopy(shard))
+    try:
+        reader.validate(allow_unsafe_types=False)
+    except ValueError as error:
+        raise DataError(f"source mds: {stream.folder}: {error}") from error
+    rows = [
+        token_numbers(stream.source, reader[i][stream.source.tokens_column])
+        for i in range(min(SAMPLE_ROWS, len(reader)))
+    ]
+    if len(rows[0]) < seq_len:
+        raise DataError(
+            f"source mds: {stream.folder}: rows of {len(rows[0])} tokens; seq_len = {seq_len} needs as many"
+        )
+    for row in rows:
+        check_row(stream.source, row, vocab_size)
+    if tokenizer:
+        size = sum(len(tokenizer.decode(row).encode()) + int((row == tokenizer.end_of_document).sum()) for row in rows)
+        stream.counts.bytes = round(size / sum(map(len, rows)) * stream.counts.tokens)

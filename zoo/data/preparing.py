@@ -1,0 +1,221 @@
+"""Preparing the data of a recipe: every source becomes a folder of rows, made once and kept by its content."""
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from zoo.data.build import build_synthetic, build_text, read_counts
+from zoo.data.config import BpeTokenizer, ByteTokenizer, DataConfig, HuggingFaceTokenizer, Mds, Source, Synthetic
+from zoo.data.errors import DataError
+from zoo.data.mds import open_mds
+from zoo.data.packing import SPLITS, Tokenizer, held_out
+from zoo.data.prepared import PreparedData, RowStream
+from zoo.data.progress import Progress
+from zoo.data.sources import documents, fingerprint, total_bytes
+from zoo.data.tokenizers import Bytes, Subwords, load_huggingface, train_bpe
+
+FORMAT = 1  # part of every cache key: raise it when the same configuration makes other rows
+PIECE_BYTES = 1 << 25
+MORE = (
+    "give more documents (`separator` cuts a text file into several), change validation_fraction, "
+    "or name a validation_source"
+)
+
+
+def prepare(
+    data: DataConfig,
+    *,
+    max_seq_len: int,
+    vocab_size: int,
+    seed: int,
+    cache_dir: str | Path | None = None,
+    quiet: bool = False,
+    piece_bytes: int = PIECE_BYTES,
+) -> PreparedData:
+    """Make (or find) the rows that `data` describes, for a model of `max_seq_len` and `vocab_size`.
+
+    Every process of a run may call it: one works, the others wait.  A killed call is continued by the next one.
+    Rows are kept by the hash of what decides them: the source's configuration and fingerprint (`sources.fingerprint`),
+    the tokenizer, seq_len, the held-out fraction and `piece_bytes`; for synthetic sources the seed.
+    Raises DataError for sources that are missing, empty, not text or too small, and for what does not fit the model.
+    """
+    problems = data.problems(vocab_size=vocab_size, max_seq_len=max_seq_len)
+    if problems:
+        raise DataError("\n".join(f"data.{'.'.join(map(str, key))}: {message}" for key, message in problems))
+    root = Path(cache_dir or data.cache_dir or os.environ.get("ZOO_DATA_CACHE") or "data_cache").expanduser().absolute()
+    work = _Preparation(data, data.seq_len or max_seq_len, seed, root, quiet, piece_bytes)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return work.run(vocab_size)
+    except OSError as error:
+        raise DataError(f"data cache {root}: {error}") from error
+
+
+class _Preparation:
+    """One call of `prepare`."""
+
+    def __init__(self, data: DataConfig, seq_len: int, seed: int, root: Path, quiet: bool, piece_bytes: int):
+        self.data, self.seq_len, self.seed, self.root, self.quiet = data, seq_len, seed, root, quiet
+        self.piece_bytes = piece_bytes
+        self.fraction = 0.0 if data.validation_source else data.validation_fraction
+        self.seconds = 0.0
+
+    def run(self, vocab_size: int) -> PreparedData:
+        tokenizer = self.tokenizer()
+        if tokenizer and tokenizer.vocab_size > vocab_size:
+            found = f"the tokenizer has {tokenizer.vocab_size} tokens, model.vocab_size is {vocab_size}"
+            raise DataError(f"data.tokenizer: {found}; raise model.vocab_size to at least {tokenizer.vocab_size}")
+        made = [self.streams(s, tokenizer, vocab_size, self.fraction) for s in self.data.streams()]
+        train = [(key, replace(splits["train"], proportion=splits["train"].source.proportion)) for key, splits in made]
+        held = [(key, splits["validation"]) for key, splits in made if "validation" in splits]
+        if self.data.validation_source:
+            key, splits = self.streams(self.data.validation_source, tokenizer, vocab_size, 1.0)
+            held = [(key, splits["validation"])]
+        elif not self.fraction:
+            held = []
+        _check_filled(self.data, train, held)
+        keep = {"train": train, "validation": [(key, s) for key, s in held if s.counts.rows]}
+        names = {split: [(key, s.proportion) for key, s in streams] for split, streams in keep.items()}
+        return PreparedData(
+            config=self.data,
+            seq_len=self.seq_len,
+            vocab_size=vocab_size,
+            key=_digest([names, self.seq_len]),
+            tokenizer=tokenizer,
+            streams={split: tuple(s for _, s in streams) for split, streams in keep.items()},
+            seconds=self.seconds,
+        )
+
+    def tokenizer(self) -> Tokenizer | None:
+        match self.data.resolved_tokenizer():
+            case ByteTokenizer():
+                return Bytes()
+            case HuggingFaceTokenizer() as config:
+                return load_huggingface(config)
+            case BpeTokenizer() as config:
+                return self._bpe(config)
+        return None
+
+    def _bpe(self, config: BpeTokenizer) -> Tokenizer:
+        sources = self.data.text_streams()
+        inputs = [(_settings(s), s.proportion, fingerprint(s)) for s in sources]
+        path = self.root / f"bpe-{_digest([FORMAT, config.model_dump(), inputs, self.fraction])}"
+        with self.locked(path):
+            if not path.is_dir():
+                self.say(f"training the bpe tokenizer ({config.vocab_size:,} tokens)")
+                with self.timed():
+                    _save(train_bpe(config, self._training_texts(config, sources)), path)
+        return load_huggingface(HuggingFaceTokenizer(kind="huggingface", path=str(path)))
+
+    def _training_texts(self, config: BpeTokenizer, sources: list[Source]) -> Iterator[str]:
+        """Yield training documents of each source, in order, up to its share of `training_bytes`."""
+        weights = [source.proportion or 1.0 for source in sources]
+        for source, weight in zip(sources, weights, strict=True):
+            left = config.training_bytes * weight / sum(weights)
+            texts = documents(source, self.piece_bytes)
+            for text in (t for t in texts if not held_out(t, self.fraction)):
+                yield text
+                left -= len(text.encode())
+                if left <= 0:
+                    break
+
+    def streams(
+        self, source: Source, tokenizer: Tokenizer | None, vocab_size: int, fraction: float
+    ) -> tuple[str, dict[str, RowStream]]:
+        """Return the content key of a source, and its rows by split."""
+        if isinstance(source, Mds):
+            with self.locked(self.root / "mds"):
+                key, stream = open_mds(source, tokenizer, self.root, seq_len=self.seq_len, vocab_size=vocab_size)
+            return key, {"validation" if fraction == 1.0 else "train": stream}
+        key = self._key(source, tokenizer, fraction)
+        folder = self.root / f"{source.kind}-{key}"
+        with self.locked(folder):
+            if not folder.is_dir():
+                with self.timed():
+                    self._build(folder, source, tokenizer, fraction)
+        counts = read_counts(folder / "counts.json")
+        return key, {split: RowStream(folder / split, source, counts[split]) for split in SPLITS}
+
+    def _key(self, source: Source, tokenizer: Tokenizer | None, fraction: float) -> str:
+        if isinstance(source, Synthetic):
+            return _digest([FORMAT, _settings(source), self._seed(source), source.length or self.seq_len])
+        inputs = [_settings(source), fingerprint(source), tokenizer.identity, self.seq_len, fraction, self.piece_bytes]
+        return _digest([FORMAT, *inputs])
+
+    def _seed(self, source: Synthetic) -> int:
+        return self.seed if source.seed is None else source.seed
+
+    def _build(self, folder: Path, source: Source, tokenizer: Tokenizer | None, fraction: float) -> None:
+        if isinstance(source, Synthetic):
+            self.say(f"making {source.rows + source.validation_rows:,} rows of {source.task}")
+            build_synthetic(folder, source, length=source.length or self.seq_len, seed=self._seed(source))
+            return
+        total = total_bytes(source)
+        self.say(f"preparing {source.kind}" + (f" ({total / 1e6:,.1f} MB)" if total else ""))
+        workers = self.data.workers or (1 if isinstance(tokenizer, Bytes) else _cores())
+        sizes = {"seq_len": self.seq_len, "fraction": fraction, "piece_bytes": self.piece_bytes}
+        with Progress(source.kind, total, quiet=self.quiet) as progress:
+            build_text(folder, source, tokenizer, progress, workers=workers, **sizes)
+
+    def say(self, message: str) -> None:
+        if not self.quiet:
+            print(message, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - begin
+
+    @contextmanager
+    def locked(self, path: Path) -> Iterator[None]:
+        """Hold a lock that the system drops when the process dies, so a killed run blocks nobody."""
+        with path.with_name(f".{path.name}.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.say(f"waiting for another process that prepares {path}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _settings(source: Source) -> dict[str, Any]:
+    return source.model_dump(mode="json", exclude={"proportion"})
+
+
+def _digest(value: Any) -> str:
+    return xxhash.xxh64(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _save(tokenizer: Subwords, path: Path) -> None:
+    temporary = path.with_name(f"{path.name}.building")
+    temporary.mkdir(exist_ok=True)
+    tokenizer.save(temporary)
+    temporary.rename(path)
+
+
+def _check_filled(data: DataConfig, train: list[tuple[str, RowStream]], held: list[tuple[str, RowStream]]) -> None:
+    wants_validation = data.validation_source or data.validation_fraction
+    empty = [stream for _, stream in train if not stream.counts.rows]
+    for stream in empty:
+        n = sum(s.counts.documents for _, s in chain(train, held) if s.source == stream.source)
+        what = "no text" if not n else f"all of its {n} documents were held out for validation"
+        raise DataError(f"source {stream.source.kind}: no training rows: {what}; {MORE}")
+    if wants_validation and not sum(stream.counts.rows for _, stream in held):
+        n = sum(stream.counts.documents for _, stream in train)
+        found = f"none of {n} documents was held out (validation_fraction {data.validation_fraction})"
+        raise DataError(f"data: no validation rows: {found}; {MORE}")

@@ -1,0 +1,95 @@
+"""Samples of prepared rows as readable text, and the two commands of `zoo data`."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from zoo.data.config import Mds, Source
+from zoo.data.errors import DataError
+from zoo.data.mds import document_starts, token_numbers
+from zoo.data.packing import SPLITS
+from zoo.data.prepared import PreparedData, RowStream
+from zoo.data.preparing import prepare
+from zoo.data.shards import make_ready, read_index
+from zoo.data.synthetic import IGNORED
+
+NUMBERS_A_LINE = 16
+
+
+def prepare_command(recipe: Any) -> str:
+    """`zoo data prepare RECIPE`: make the rows (or find them), and say what they hold."""
+    return prepare_for(recipe).report
+
+
+def show_command(recipe: Any, n: int = 3, split: str = "train") -> str:
+    """`zoo data show RECIPE`: make the rows (or find them), and show `n` of them."""
+    return show_samples(prepare_for(recipe), n, split)
+
+
+def prepare_for(recipe: Any) -> PreparedData:
+    """Prepare the data of a recipe for its own model and seed."""
+    model = recipe.model
+    return prepare(recipe.data, max_seq_len=model.max_seq_len, vocab_size=model.vocab_size, seed=recipe.seed)
+
+
+def show_samples(prepared: PreparedData, n: int = 3, split: str = "train") -> str:
+    """Return `n` rows, evenly spread over the split's sources and rows, decoded; a line marks where a document begins.
+
+    Raises DataError for a split without rows, and for remote shards that are not here yet.
+    """
+    if split not in SPLITS:
+        raise DataError(f"split must be {' or '.join(SPLITS)}; found {split!r}")
+    if not prepared.rows(split):
+        raise DataError(f"there are no {split} rows to show")
+    streams = prepared.streams[split]
+    shown = []
+    for i, stream in enumerate(streams):
+        wanted = n * (i + 1) // len(streams) - n * i // len(streams)
+        shown += [_show_row(prepared, stream, split, at, row) for at, row in _spread_rows(stream, wanted)]
+    return "\n\n".join(shown)
+
+
+def _spread_rows(stream: RowStream, n: int) -> Iterator[tuple[int, dict]]:
+    from streaming.base.format import reader_from_json
+
+    if stream.remote:
+        raise DataError(
+            f"source mds: {stream.remote}: rows of remote shards are fetched by training, and cannot be shown"
+        )
+    make_ready(stream.folder, stream.remedy)
+    wanted = sorted({int((i + 0.5) * stream.counts.rows / n) for i in range(n)})
+    first = 0
+    for shard in read_index(stream.folder):
+        reader = reader_from_json(str(stream.folder), "", copy.deepcopy(shard))
+        reader.validate(allow_unsafe_types=False)
+        yield from ((at, reader[at - first]) for at in wanted if first <= at < first + len(reader))
+        first += len(reader)
+
+
+def _show_row(prepared: PreparedData, stream: RowStream, split: str, at: int, sample: dict) -> str:
+    tokens, labels, starts = _numbers(stream.source, sample)
+    head = f"== {stream.source.kind} {split} row {at:,} of {stream.counts.rows:,}: {len(tokens):,} tokens"
+    if labels is not None:
+        answers = [f"  position {t}: predict {labels[t]}" for t in np.flatnonzero(labels != IGNORED)[:NUMBERS_A_LINE]]
+        return "\n".join([head, _as_numbers(tokens), *answers])
+    begun = [s for s in starts if s > 0]
+    head += f", {len(begun)} new document{'' if len(begun) == 1 else 's'}"
+    if prepared.tokenizer is None:
+        return "\n".join([head, _as_numbers(tokens)])
+    texts = [prepared.tokenizer.decode(part) for part in np.split(tokens, begun)]
+    return head + "\n" + "\n-- document begins --\n".join(texts)
+
+
+def _numbers(source: Source, sample: dict) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    if isinstance(source, Mds):
+        tokens = token_numbers(source, sample[source.tokens_column])
+        labels = token_numbers(source, sample[source.labels_column]) if source.labels_column else None
+        return tokens, labels, document_starts(source, sample, tokens)
+    return sample["tokens"], sample.get("labels"), sample.get("starts", np.zeros(1, int))
+
+
+def _as_numbers(tokens: np.ndarray) -> str:
+    lines = [tokens[i : i + NUMBERS_A_LINE] for i in range(0, len(tokens), NUMBERS_A_LINE)]
+    return "\n".join(" ".join(map(str, line)) for line in lines)

@@ -1,0 +1,80 @@
+"""What killed runs leave behind: shared memory segments and lock files of Streaming, numbered by run.
+
+Streaming's own `clean_stale_shared_memory` stops at the first unused number and unlinks segments of live runs too.
+"""
+
+import fcntl
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+SEGMENT = re.compile(
+    r"^(\d{6})_(barrier|cache_usage|epoch_data|epoch_shape|locals|next_epoch|resume|shard_access_times|shard_states)$"
+)
+LOCK = re.compile(r"^(\d{6})_(barrier|cache)_filelock$")
+SHARED_MEMORY = Path("/dev/shm")
+MIN_AGE_S = 10.0  # a segment younger than this may belong to a process that has not mapped it yet
+
+
+def remove_stale(shared_memory: Path = SHARED_MEMORY, locks: Path | None = None) -> list[Path]:
+    """Remove this user's segments that no process maps, and lock files of such numbers that nobody holds.
+
+    Returns what was removed.  Processes that this one cannot see (another container sharing /dev/shm) are not known to
+    be alive; sharing /dev/shm between containers is not supported, as it is not by Streaming.
+    """
+    locks = locks or Path(tempfile.gettempdir())
+    found = [*_mine(shared_memory, SEGMENT), *_mine(locks, LOCK)]
+    if not found:
+        return []
+    live = _live_numbers(shared_memory) | {p.name[:6] for p in found if _age_s(p) < MIN_AGE_S}
+    return [path for path in found if path.name[:6] not in live and _remove(path)]
+
+
+def _mine(folder: Path, pattern: re.Pattern) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    named = sorted(path for path in folder.iterdir() if pattern.match(path.name))
+    return [path for path in named if _owner(path) == os.getuid()]
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        return path.stat().st_uid
+    except OSError:
+        return None
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _live_numbers(shared_memory: Path) -> set[str]:
+    prefix = f"{shared_memory}/"
+    live = set()
+    for process in psutil.process_iter():
+        try:
+            maps = process.memory_maps()
+        except (psutil.Error, OSError):
+            continue
+        live |= {os.path.basename(m.path)[:6] for m in maps if m.path.startswith(prefix)}
+    return live
+
+
+def _remove(path: Path) -> bool:
+    try:
+        if LOCK.match(path.name):
+            with path.open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        else:
+            path.unlink()
+    except OSError:
+        return False
+    return True

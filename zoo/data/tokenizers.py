@@ -1,0 +1,156 @@
+"""Tokenizers: text to token numbers and back.
+
+Each has `vocab_size` (one more than the largest number it makes), `end_of_document` (the number put after every
+document), `identity` (changes when the tokens of any text could change), `encode` and `decode`.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from zoo.data.config import BYTE_VOCAB_SIZE, END_OF_DOCUMENT_BYTE, BpeTokenizer, HuggingFaceTokenizer
+from zoo.data.errors import DataError
+
+END_OF_DOCUMENT_TEXT = "<|end-of-document|>"
+
+
+class Bytes:
+    """UTF-8 bytes, and 256 after each document."""
+
+    vocab_size = BYTE_VOCAB_SIZE
+    end_of_document = END_OF_DOCUMENT_BYTE
+    identity = "byte"
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return the numbers of `text`, without the end of document."""
+        return np.frombuffer(text.encode(), np.uint8).astype(np.uint16)
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        """Return the text; the end of document is left out, half a character becomes U+FFFD."""
+        return bytes(int(n) for n in numbers if n < 256).decode(errors="replace")
+
+
+class Subwords:
+    """A tokenizer of the `tokenizers` library, from its JSON.
+
+    Text that spells a special token, such as "</s>", is encoded as plain text: no document can end itself.
+    """
+
+    def __init__(self, text: str, end_of_document: str):
+        from tokenizers import Tokenizer
+
+        self._text = text
+        self._end = end_of_document
+        self._tokenizer = Tokenizer.from_str(text)
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.end_of_document = self._tokenizer.token_to_id(end_of_document)
+        self.identity = xxhash.xxh64(f"{end_of_document}\0{text}".encode()).hexdigest()
+
+    def __reduce__(self):
+        # encode_special_tokens is not part of the JSON, so a copy in another process is made anew.
+        return Subwords, (self._text, self._end)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return the numbers of `text`, without the end of document and without other special tokens."""
+        kind = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, kind)
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        """Return the text; the end of document is left out, half a character becomes U+FFFD."""
+        kept = [int(n) for n in numbers if n != self.end_of_document]
+        return self._tokenizer.decode(kept, skip_special_tokens=False)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, as Hugging Face's libraries read them."""
+        (folder / "tokenizer.json").write_text(self._text, encoding="utf-8")
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._end}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def train_bpe(config: BpeTokenizer, texts: Iterable[str]) -> Subwords:
+    """Learn byte-level BPE (GPT-2's splitting into words) from `texts`; the same texts give the same merges."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=[END_OF_DOCUMENT_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    # Without the variable, the library prints a warning when the process forks (data loader, compiler) after training.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return Subwords(tokenizer.to_str(), END_OF_DOCUMENT_TEXT)
+
+
+def load_huggingface(config: HuggingFaceTokenizer) -> Subwords:
+    """Read tokenizer.json from a file, a folder or the Hub.  DataError if there is none, or no end token."""
+    path = Path(config.path).expanduser()
+    if path.is_file():
+        text, settings = _read(path), {}
+    elif path.is_dir():
+        text = _read(path / "tokenizer.json")
+        settings = (
+            json.loads(_read(path / "tokenizer_config.json")) if (path / "tokenizer_config.json").is_file() else {}
+        )
+    else:
+        text, settings = _from_hub(config)
+    end = config.end_of_document or _content(settings.get("eos_token"))
+    return _checked(text, end, config)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"tokenizer {path}: cannot be read: {error}") from error
+
+
+def _from_hub(config: HuggingFaceTokenizer) -> tuple[str, dict]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def fetch(name: str) -> str:
+        return Path(hf_hub_download(config.path, name, revision=config.revision)).read_text(encoding="utf-8")
+
+    try:
+        text = fetch("tokenizer.json")
+    except Exception as error:  # the library's errors have no common base: network, gate, bad name, missing file
+        message = f"tokenizer {config.path!r}: neither a local file or folder, nor readable from the Hub: {error}"
+        raise DataError(message) from error
+    try:
+        return text, json.loads(fetch("tokenizer_config.json"))
+    except EntryNotFoundError:
+        return text, {}
+
+
+def _content(token: str | dict | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _checked(text: str, end: str | None, config: HuggingFaceTokenizer) -> Subwords:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"tokenizer {config.path}: not a tokenizer.json: {error}") from error
+    if end is None or tokenizer.token_to_id(end) is None:
+        special = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
+        found = f"no token {end!r} in it" if end else "it does not say which token ends a document"
+        raise DataError(
+            f"tokenizer {config.path}: {found}; set data.tokenizer.end_of_document to one of its tokens "
+            f"(special ones: {', '.join(special[:10]) or 'none'})"
+        )
+    return Subwords(text, end)

@@ -162,7 +162,7 @@ def _parse_string(text: str, where: Where, depth: int) -> tuple[tuple[Use | Repe
 
 
 def _unreadable(text: str, position: int) -> str:
-    rest = text[position:].lstrip()
+    rest = text[position:].lstrip() or text[position:]
     if rest.startswith("*"):
         found = rest[1:].split(maxsplit=1)
         return f"a count after '*' must be a whole number from 1; found {shorten(found[0]) if found else 'nothing'}"

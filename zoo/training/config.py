@@ -103,6 +103,9 @@ class TrainConfig(_Section):
         description="With several processes: ddp copies the model to each, fsdp2 shards weights, gradients and "
         "optimiser state over them. One process needs neither.",
     )
+    workers: Annotated[int, Field(ge=0, le=256, strict=True)] = Field(
+        1, description="Processes that read rows, for each device; 0 reads in the training process."
+    )
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Checkpoint interval and retention.")
     loggers: list[Literal["jsonl", "tensorboard", "wandb", "mlflow"]] = Field(
         [], description="Further loggers. metrics.jsonl and TensorBoard events are always written."

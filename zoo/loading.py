@@ -1,0 +1,120 @@
+"""`zoo.load(run)`: a trained model from its folder, checked before it is believed.
+
+Weights are read from safetensors only, which cannot run code. A folder needs model.yaml and the weights it names, so
+those two files are also what one gives to somebody else.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from zoo.errors import ZooError
+
+
+class LoadError(ZooError):
+    """A run folder whose model cannot be loaded; the message names the file and what is wrong with it."""
+
+    exit_code = 2
+
+
+def load(run: str | Path, *, device: str = "cpu"):
+    """Load the model of a run folder: a zoo.model.Decoder in evaluation mode, weights in float32.
+
+    run: runs/<name>, or any folder with model.yaml and the weights it names.
+    Raises LoadError if a file is missing or damaged, or if the weights are not those of the recipe.
+    """
+    folder = Path(run)
+    description = _description(folder)
+    weights = _weights(folder, description)
+    from safetensors.torch import load_file
+
+    from zoo.model import build_model
+
+    model = build_model(_model_config(folder, description), device="meta")
+    _check_tensors(weights, model.state_dict())
+    _check_digest(weights, description["weights"].get("sha256"))
+    model.load_state_dict(load_file(weights, device=device), assign=True)
+    return model.eval()
+
+
+def _description(folder: Path) -> dict:
+    """model.yaml as a mapping."""
+    path = folder / "model.yaml"
+    if not folder.is_dir():
+        raise LoadError(f"{folder}: no such folder; zoo train makes runs/<name>")
+    if not path.is_file():
+        training = (folder / "checkpoints").is_dir()
+        hint = "this run is not finished; the same `zoo train` continues it" if training else "not a run folder"
+        raise LoadError(f"{path}: no such file; {hint}")
+    try:
+        description = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LoadError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
+    if not (isinstance(description, dict) and {"model", "weights"} <= set(description)):
+        raise LoadError(f"{path}: must have the keys model and weights")
+    return description
+
+
+def _weights(folder: Path, description: dict) -> Path:
+    """The weights' path, which must lie in the folder itself."""
+    section = description["weights"]
+    name = section.get("file") if isinstance(section, dict) else None
+    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        raise LoadError(f"{folder / 'model.yaml'}: weights.file must name a .safetensors file here; found {name!r}")
+    if not (folder / name).is_file():
+        raise LoadError(f"{folder / name}: no such file")
+    return folder / name
+
+
+def _model_config(folder: Path, description: dict):
+    from pydantic import ValidationError
+
+    from zoo.recipe import ModelConfig
+
+    try:
+        return ModelConfig.model_validate(description["model"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in ("model", *first["loc"]))
+        raise LoadError(f"{folder / 'model.yaml'}: {key}: {first['msg']}") from error
+
+
+def _check_tensors(path: Path, expected: dict) -> None:
+    """Compare names, shapes and dtypes in the file's header with the model's, before anything is read or allocated."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: _shape_and_dtype(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise LoadError(f"{path}: damaged or not a safetensors file: {error}") from error
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} is not part of the model" for name in found if name not in expected]
+    for name, tensor in expected.items():
+        wanted = (list(tensor.shape), _DTYPES.get(str(tensor.dtype), str(tensor.dtype)))
+        if name in found and found[name] != wanted:
+            wrong.append(f"{name} is {_show(found[name])}, the recipe says {_show(wanted)}")
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise LoadError(f"{path}: not the weights of this recipe: {'; '.join(wrong[:3])}{more}")
+
+
+_DTYPES = {"torch.float32": "F32", "torch.float64": "F64", "torch.bfloat16": "BF16", "torch.float16": "F16"}
+
+
+def _shape_and_dtype(tensor) -> tuple[list[int], str]:
+    return list(tensor.get_shape()), tensor.get_dtype()
+
+
+def _show(tensor: tuple[list[int], str]) -> str:
+    return f"{tensor[1]} {tensor[0]}"
+
+
+def _check_digest(path: Path, expected: str | None) -> None:
+    """safetensors notices a truncated file but not a flipped bit; the recorded SHA-256 does."""
+    from zoo.training.files import sha256
+
+    if expected is None:
+        raise LoadError(f"{path.with_name('model.yaml')}: weights.sha256 is missing, so the weights cannot be checked")
+    if (found := sha256(path)) != expected:
+        raise LoadError(f"{path}: damaged: SHA-256 is {found[:16]}..., model.yaml says {str(expected)[:16]}...")

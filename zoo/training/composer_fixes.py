@@ -1,0 +1,158 @@
+"""Where Composer 0.32 bites a user of the zoo, and a wrapper for each. Each is deleted the day Composer fixes it.
+
+| bite (all seen by running it)                                        | wrapper                                  |
+|----------------------------------------------------------------------|------------------------------------------|
+| a kill while a checkpoint is written leaves half of it, by its name   | `write_atomically`                        |
+| checkpoints are read with full pickle: a crafted one runs code        | `read_safely`                             |
+| random state is not restored in a mid-epoch resume                    | `RestoreRandomState`                      |
+| SIGTERM and Ctrl-C end the process without a checkpoint               | `StopOnSignal`                            |
+| NCCL process groups are never ended                                   | `end_process_groups`                      |
+| warnings about things that are as they should be                      | `EXPECTED_WARNINGS`                       |
+| damaged checkpoints, a lost `latest` link                             | checkpoints.py                            |
+| learning rates lag one batch, and are stored with the old duration    | `callbacks.LearningRate`                  |
+| TensorBoard: a new file every flush, doubled points after a resume    | `loggers.TensorBoard`                     |
+"""
+
+import contextlib
+import datetime
+import os
+import pickle
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import composer.utils.checkpoint as composer_checkpoint
+import numpy as np
+import torch
+from composer import Callback
+from composer.utils import dist, reproducibility
+
+from zoo.errors import ZooError
+from zoo.training.checkpoints import TEMPORARY
+from zoo.training.files import replace_durably
+
+EXPECTED_WARNINGS = (
+    r".*No batches were trained for global rank",  # a resume exactly at the end of an epoch starts on the next one
+    r".*device_train_microbatch_size='auto'` may potentially fail",
+    r".*FSDP2 Config/APIs are experimental",
+    r".*torch\.cuda\.amp\.GradScaler.*",
+    r".*The current world size .* the number of RNG state",  # resumed on another number of devices; train() says so
+    r".*The checkpoint (did not include|included) .* ?CUDA RNG",  # resumed on another kind of device
+)
+
+_reconstruct = np.zeros(1).__reduce__()[0]  # its name differs between NumPy 1 and 2, and so in the file
+_ALLOWED = [
+    (torch.torch_version.TorchVersion, "torch.torch_version.TorchVersion"),
+    (datetime.timedelta, "datetime.timedelta"),
+    (np.ndarray, "numpy.ndarray"),
+    (np.dtype, "numpy.dtype"),
+    (np.dtypes.UInt32DType, "numpy.dtypes.UInt32DType"),
+    (_reconstruct, "numpy.core.multiarray._reconstruct"),
+    (_reconstruct, "numpy._core.multiarray._reconstruct"),
+]
+
+
+def read_safely(path: str | Path, map_location: str = "cpu"):
+    """Read a checkpoint of tensors and plain values; anything that names other code is refused and not executed.
+
+    Raises ZooError that names what the file asked for.
+    """
+    known = {name for _, name in _ALLOWED}
+    try:
+        strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - known
+        if not strange:
+            with torch.serialization.safe_globals(_ALLOWED):
+                return torch.load(path, map_location=map_location, weights_only=True)
+        found = f"it asks for {', '.join(sorted(strange))}"
+    except (pickle.UnpicklingError, ValueError) as error:
+        found = str(error).splitlines()[0]
+    raise ZooError(f"{path}: refused, because a checkpoint holds tensors and plain values only: {found}")
+
+
+def _atomic(write: Callable[[dict, str], None]) -> Callable[[dict, str], None]:
+    def write_atomically(state_dict: dict, filename: str) -> None:
+        """Write under a temporary name, sync to disk, rename: under its own name a checkpoint is always whole."""
+        final = Path(filename)
+        temporary = final.with_name(TEMPORARY + final.name)
+        write(state_dict, str(temporary))
+        replace_durably(temporary, final)
+
+    return write_atomically
+
+
+@contextlib.contextmanager
+def fixed() -> Iterator[None]:
+    """Composer with atomic writes, safe reads and without the expected warnings, for the length of a `with`."""
+    write, read = composer_checkpoint._write_checkpoint_file, composer_checkpoint._torch_load_with_validation
+    composer_checkpoint._write_checkpoint_file = _atomic(write)
+    composer_checkpoint._torch_load_with_validation = lambda path, map_location: read_safely(path, map_location)
+    with warnings.catch_warnings():
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        try:
+            yield
+        finally:
+            composer_checkpoint._write_checkpoint_file = write
+            composer_checkpoint._torch_load_with_validation = read
+
+
+class RestoreRandomState(Callback):
+    """Restore the checkpoint's random state just before the first batch of a resumed run.
+
+    Composer does so only at the start of an epoch, or when it spins the loader, which a streaming dataset avoids.
+    `state_dicts` is Trainer._rng_state, set after the Trainer is made.
+    """
+
+    state_dicts: list | None = None
+
+    def after_dataloader(self, state, logger) -> None:
+        if self.state_dicts is not None:
+            reproducibility.load_rng_state(self.state_dicts)
+            self.state_dicts = None
+
+
+class StopOnSignal(Callback):
+    """On SIGTERM or Ctrl-C finish the batch and let the checkpoint saver write; on a second Ctrl-C stop at once.
+
+    Use as a context manager around fit: the handlers that were there before come back. `received` is the signal.
+    All ranks stop after the same batch, whichever of them was told.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self.received: int | None = None
+        self.stopped = False
+        self._pid = os.getpid()
+        self._before: dict = {}
+
+    def __enter__(self) -> "StopOnSignal":
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame) -> None:
+        if os.getpid() != self._pid:  # a data worker, which inherits this handler when it is forked
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return  # Ctrl-C reaches the whole process group; the trainer ends its workers itself
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+        self.say(f"{signal.Signals(number).name}: stops after this batch (Ctrl-C again: at once, without saving)")
+
+    def batch_end(self, state, logger) -> None:
+        told = state.device.tensor_to_device(torch.tensor([int(self.received is not None)]))
+        dist.all_reduce(told, reduce_operation="MAX")
+        if told.item() and not self.stopped:
+            self.stopped = True
+            state.stop_training()
+
+
+def end_process_groups() -> None:
+    """End torch.distributed, which Composer leaves open (NCCL warns about it at exit)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

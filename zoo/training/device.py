@@ -1,0 +1,57 @@
+"""What the device decides: precision, micro-batch, peak speed."""
+
+import torch
+
+from zoo.errors import Problem, RecipeError
+from zoo.training.config import TrainConfig
+
+# Dense bf16 peak of one device in FLOP/s, from NVIDIA's data sheets (without sparsity). The first that fits counts.
+PEAK_BF16 = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+}
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Peak FLOP/s of a device in this precision; None if it is not in the table, and no MFU is reported then."""
+    if precision != "bf16":
+        return None
+    return next((peak for name, peak in PEAK_BF16.items() if name in device_name), None)
+
+
+def resolve_precision(train: TrainConfig, on_gpu: bool) -> str:
+    """fp32 or bf16.  Raises RecipeError for bf16 on a CPU, where the engine has no mixed precision."""
+    if train.precision == "auto":
+        return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if train.precision == "bf16" and not on_gpu:
+        raise _problem("precision", "bf16 needs a CUDA GPU, and none is here; use auto or fp32")
+    return train.precision
+
+
+def resolve_micro_batch(train: TrainConfig, per_device: int, on_gpu: bool, sharded: bool) -> int | str:
+    """Rows of a micro-batch on one device, or "auto", which the engine can search for on a GPU without sharding.
+
+    Raises RecipeError for auto with fsdp2 on GPUs: a wrong guess would end in an out-of-memory error hours later.
+    """
+    if train.micro_batch != "auto":
+        return min(train.micro_batch, per_device)
+    if not on_gpu:
+        return per_device
+    if sharded:
+        raise _problem("micro_batch", f"auto does not work with fsdp2; state a number up to {per_device}")
+    return "auto"
+
+
+def rows_per_device(batch_size: int, world_size: int) -> int:
+    """Rows of a batch on each device.  Raises RecipeError if they do not come out even."""
+    if batch_size % world_size:
+        message = f"must be a multiple of the number of processes ({world_size}); found {batch_size} rows"
+        raise _problem("batch_size", message)
+    return batch_size // world_size
+
+
+def _problem(key: str, message: str) -> RecipeError:
+    return RecipeError([Problem(message, key=f"train.{key}")])

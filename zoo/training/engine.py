@@ -1,0 +1,210 @@
+"""Composer's Trainer, assembled from a recipe, run, and ended in every way it can end."""
+
+import contextlib
+
+import torch
+from composer import Evaluator, Event, Trainer
+from composer.callbacks import CheckpointSaver
+from composer.utils import get_device
+from composer.utils.parallelism import FSDP2Config
+
+from zoo.errors import ZooError
+from zoo.kernels.dispatch import use_implementation
+from zoo.model import build_model
+from zoo.training import checkpoints
+from zoo.training.callbacks import ClipGradients, LearningRate, Metrics, StopIfNotFinite
+from zoo.training.composer_fixes import RestoreRandomState, StopOnSignal, end_process_groups, fixed
+from zoo.training.composer_model import LanguageModel
+from zoo.training.export import export, full_state_dict
+from zoo.training.loggers import JsonLines, TensorBoard, composer_loggers, read_metrics
+from zoo.training.optimizer import make_optimizer
+from zoo.training.run_folder import RunFolder
+from zoo.training.screen import Screen
+from zoo.training.setup import Setup
+from zoo.training.summary import Summary
+
+
+class Interrupted(ZooError):
+    """Training was stopped by a signal; the message says where it continues."""
+
+    exit_code = 130
+
+
+def run(recipe, folder: RunFolder, screen: Screen, changes: list[str]) -> Summary:
+    """Train to the recipe's duration, from the newest good checkpoint if there is one; write weights and summary."""
+    kernels = recipe.train.kernels
+    with fixed(), contextlib.nullcontext() if kernels == "auto" else use_implementation(kernels):
+        setup = Setup.make(recipe, folder, screen, changes)
+        try:
+            with contextlib.closing(Engine(setup)) as engine:
+                engine.fit()
+                summary = engine.finish()
+        except ZooError:  # every process raises it after the same batch
+            end_process_groups()
+            raise
+        end_process_groups()
+        return summary
+
+
+class Engine:
+    """A Trainer with the zoo's callbacks, its state loaded from the checkpoint if there is one."""
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        recipe, train, device = setup.recipe, setup.recipe.train, setup.device
+        decoder = build_model(recipe)
+        decoder.activation_checkpointing = train.activation_checkpointing
+        self.n_parameters = sum(parameter.numel() for parameter in decoder.parameters())
+        model = LanguageModel(decoder)
+        if not device.sharded:  # before the optimiser, which asks where the weights are
+            model = get_device(device.name).module_to_device(model)
+        self.stopper, restore = StopOnSignal(setup.screen.say), RestoreRandomState()
+        self.writers, self.evaluator = self._make_writers(), self._make_evaluator()
+        self.trainer = Trainer(
+            model=model,
+            optimizers=make_optimizer(model, train.optimizer),
+            train_dataloader=setup.loader("train"),
+            eval_dataloader=self.evaluator,
+            max_duration=f"{setup.plan.total}ba",
+            device=device.name,
+            precision="amp_bf16" if device.precision == "bf16" else "fp32",
+            device_train_microbatch_size=device.micro_batch,
+            accumulate_train_batch_on_tokens=True,
+            parallelism_config={"fsdp": FSDP2Config(state_dict_type="full")} if device.sharded else None,
+            compile_config={} if train.compile else None,
+            callbacks=[restore, *self._callbacks(), self._saver()],
+            loggers=composer_loggers(train.loggers, recipe.name, setup.folder.path),
+            load_path=str(setup.checkpoint.path) if setup.checkpoint else None,
+            seed=recipe.seed,
+            run_name=recipe.name,
+            progress_bar=False,
+        )
+        restore.state_dicts = self.trainer._rng_state
+
+    def fit(self) -> None:
+        """Validate once before the first batch, then train. Raises Interrupted if a signal ended it early."""
+        setup = self.setup
+        if setup.from_batch == setup.plan.total:  # killed between the last checkpoint and the weights
+            return
+        try:
+            with self.stopper:
+                if setup.from_batch == 0 and self.evaluator is not None:
+                    self.trainer.eval()
+                setup.screen.start(setup.plan, setup.from_batch)
+                self.trainer.fit()
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped at once; {self.where_it_continues()}") from None
+        finally:
+            setup.screen.close()
+        done = int(self.trainer.state.timestamp.batch)
+        if done < setup.plan.total:
+            raise Interrupted(f"stopped after batch {done} of {setup.plan.total}; {self.where_it_continues()}")
+
+    def finish(self) -> Summary:
+        """Write the weights and the summary, and print it. All processes must call this."""
+        setup, clock = self.setup, self.trainer.state.timestamp
+        state = full_state_dict(self.trainer.state.model)
+        digest = export(setup.folder, setup.recipe, state) if setup.device.rank == 0 else ""
+        records = read_metrics(setup.folder.metrics) if setup.device.rank == 0 else []
+        validations = {record["batch"]: record for record in records if "validation_loss" in record}
+        before, after = validations.get(0, {}), validations.get(int(clock.batch), {})
+        summary = Summary(
+            name=setup.recipe.name,
+            run_dir=setup.folder.path,
+            batches=int(clock.batch),
+            tokens=int(clock.token),
+            time_s=round(clock.total_wct.total_seconds(), 3),
+            parameters=self.n_parameters,
+            loss_before=before.get("validation_loss"),
+            loss_after=after.get("validation_loss"),
+            bits_per_byte_before=before.get("validation_bits_per_byte"),
+            bits_per_byte_after=after.get("validation_bits_per_byte"),
+            sha256=digest,
+        )
+        if setup.device.rank == 0:
+            setup.folder.write_summary(summary.as_dict())
+        setup.screen.say(summary.text())
+        return summary
+
+    def close(self) -> None:
+        """Close the trainer and the metrics files."""
+        self.trainer.close()
+        for writer in self.writers[1:]:
+            writer.close()
+
+    def where_it_continues(self) -> str:
+        """A sentence about the newest checkpoint, for messages."""
+        found = checkpoints.listed(self.setup.folder.checkpoints)
+        if not found:
+            return "no checkpoint has been written yet, so the same command starts again"
+        newest = found[-1]
+        return f"checkpoint of batch {newest.batch} saved in {newest.path}; the same command continues from there"
+
+    def _callbacks(self) -> list:
+        setup = self.setup
+        clip = ClipGradients(setup.recipe.train.clip_norm)
+        return [
+            LearningRate(setup.plan, setup.recipe.train.optimizer.lr),
+            clip,
+            StopIfNotFinite(clip, self.where_it_continues),
+            Metrics(clip, self.writers, setup.prepared.bytes_per_token.get("validation"), self._mfu_per_token()),
+            self.stopper,
+        ]
+
+    def _make_writers(self) -> list:
+        setup = self.setup
+        if setup.device.rank != 0:
+            return []
+        folder, start = setup.folder, setup.from_batch
+        return [setup.screen, JsonLines(folder.metrics, start), TensorBoard(folder.tensorboard, start)]
+
+    def _saver(self) -> CheckpointSaver:
+        setup, stopper = self.setup, self.stopper
+
+        def due(state, event: Event) -> bool:
+            return event == Event.BATCH_CHECKPOINT and (setup.plan.saves(int(state.timestamp.batch)) or stopper.stopped)
+
+        keep = setup.recipe.train.checkpoint.keep
+        saver = CheckpointSaver(
+            folder=str(setup.folder.checkpoints),
+            filename=checkpoints.FILENAME,
+            latest_filename=None,
+            remote_file_name=None,
+            latest_remote_file_name=None,
+            save_interval=due,
+            overwrite=True,
+            num_checkpoints_to_keep=-1 if keep == "all" else keep,
+        )
+        if setup.device.rank == 0:  # so that those of earlier sessions are counted and removed in turn
+            saver.saved_checkpoints = [str(found.path) for found in checkpoints.listed(setup.folder.checkpoints)]
+        return saver
+
+    def _make_evaluator(self) -> Evaluator | None:
+        setup, spec = self.setup, self.setup.loader("validation")
+        if spec is None:
+            return None
+
+        def due(state, event: Event) -> bool:
+            return event == Event.BATCH_END and setup.plan.validates(int(state.timestamp.batch))
+
+        wanted = setup.recipe.eval.batches
+        return Evaluator(
+            label="validation",
+            dataloader=spec,
+            metric_names=["loss"],
+            subset_num_batches=-1 if wanted == "all" or wanted >= len(spec.dataloader) else wanted,
+            eval_interval=due,
+            device_eval_microbatch_size=setup.device.micro_batch,
+        )
+
+    def _mfu_per_token(self) -> float | None:
+        """Share of the devices' peak that one token a second takes; None where the peak is not known.
+
+        A training step is counted as three forwards; what activation checkpointing computes again is not counted.
+        """
+        device, model = self.setup.device, self.setup.recipe.model
+        peak = peak_flops(torch.cuda.get_device_name(), device.precision) if device.on_gpu else None
+        if peak is None:
+            return None
+        forward = cost.model_cost(model, self.setup.prepared.seq_len).flops_per_token
+        return 3 * forward / (peak * device.world_size)

@@ -1,0 +1,38 @@
+"""model.safetensors and model.yaml: the weights, and the recipe that rebuilds the model around them."""
+
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from zoo.training.files import replace_durably, sha256, write_text
+from zoo.training.run_folder import RunFolder
+
+
+def full_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The decoder's weights on the CPU of rank 0, whole, however they are spread. All ranks must call this."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    spread = torch.distributed.is_available() and torch.distributed.is_initialized()
+    options = StateDictOptions(full_state_dict=spread, cpu_offload=spread)
+    state = get_model_state_dict(model, options=options)
+    return {name.removeprefix("decoder."): tensor.cpu().contiguous() for name, tensor in state.items()}
+
+
+def export(folder: RunFolder, recipe, state: dict[str, torch.Tensor]) -> str:
+    """Write the weights and the model's recipe into the run folder; returns the SHA-256 of the weights."""
+    temporary = Path(folder.weights).with_name(".writing-model.safetensors")
+    save_file(state, temporary, metadata={"format": "pt"})
+    digest = sha256(temporary)
+    replace_durably(temporary, folder.weights)
+    resolved = yaml.safe_load(recipe.dump())
+    description = {
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "model": resolved["model"],
+        "tokenizer": (resolved.get("data") or {}).get("tokenizer"),
+        "weights": {"file": folder.weights.name, "sha256": digest},
+    }
+    write_text(folder.model, yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
+    return digest

@@ -1,0 +1,33 @@
+"""Files that are whole whenever they are there: written under another name, synced, renamed."""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def replace_durably(temporary: Path, final: Path) -> None:
+    """Rename `temporary` to `final` so that after a crash or power loss `final` is the old file or the new, whole."""
+    _sync(temporary)
+    os.replace(temporary, final)
+    _sync(final.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as `replace_durably` does."""
+    temporary = path.with_name(f".writing-{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    replace_durably(temporary, path)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,54 @@
+"""A training run from recipe to weights. `train` is the whole story, read from the top."""
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+from zoo.errors import ZooError
+from zoo.training.loggers import check_installed
+from zoo.training.run_folder import RunFolder
+from zoo.training.screen import Screen, log_to, stop_log
+from zoo.training.summary import Summary
+
+log = logging.getLogger("zoo.training")
+
+
+def train(recipe, run_dir: str | Path) -> Summary:
+    """Train the recipe's model into `run_dir`, from the newest checkpoint there if there is one.
+
+    recipe: zoo.recipe.Recipe.  Returns the summary, which is printed too; a run that is complete is left as it is.
+    Raises RecipeError or DataError (exit code 2) for what the recipe got wrong, Interrupted (130) after SIGTERM or
+    Ctrl-C, NonFinite or another ZooError (1) if training failed.
+    """
+    folder = RunFolder(run_dir)
+    rank = int(os.environ.get("RANK", 0))
+    screen = Screen(rank)
+    changes = folder.check_continues(recipe)
+    done = folder.read_summary()
+    if done is not None and not any(change.startswith("train.duration:") for change in changes):
+        return _complete(done, folder, screen)
+    check_installed(recipe.train.loggers)
+    with folder.locked() if rank == 0 else contextlib.nullcontext():
+        handler = log_to(folder.log) if rank == 0 else None
+        try:
+            from zoo.training.engine import run  # Composer takes seconds to import
+
+            return run(recipe, folder, screen, changes)
+        except Exception as error:
+            log.error("%s", error, exc_info=None if isinstance(error, ZooError) else error)
+            raise
+        finally:
+            screen.close()
+            if handler is not None:
+                stop_log(handler)
+
+
+def _complete(done: dict, folder: RunFolder, screen: Screen) -> Summary:
+    summary = Summary.load(done, folder.path)
+    screen.say(f"run complete: {summary.headline()}")
+    screen.say(
+        f"to train longer: --set train.duration=... with more than {summary.batches} batches; "
+        f"to start over: remove {folder.path}"
+    )
+    return summary

@@ -1,0 +1,83 @@
+"""What a training says: a live line on a terminal, plain lines elsewhere, and everything in log.txt."""
+
+import logging
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from zoo.training.plan import Plan
+
+log = logging.getLogger("zoo.training")
+
+
+class Screen:
+    """Prints for rank 0 and is silent on other ranks. `say` also writes to the log.
+
+    Called with each record of metrics, it moves the progress bar of a terminal, or prints about twenty lines in all.
+    """
+
+    def __init__(self, rank: int = 0, console: Console | None = None):
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=rank != 0)
+        self._bar: Progress | None = None
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+        log.info(text)
+
+    def start(self, plan: Plan, from_batch: int) -> None:
+        """Begin to show progress."""
+        self.plan, self._every = plan, max(1, plan.total // 20)
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("training"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._task = self._bar.add_task("", total=plan.total, completed=from_batch, loss="-", speed="-")
+            self._bar.start()
+
+    def __call__(self, record: dict) -> None:
+        if "validation_loss" in record:
+            bits = record.get("validation_bits_per_byte")
+            end = "" if bits is None else f", {bits:.3f} bits per byte"
+            self.say(f"validation after batch {record['batch']}: loss {record['validation_loss']:.4f}{end}")
+            return
+        loss, speed = f"{record['loss']:.4f}", f"{record['tokens_per_s']:,.0f}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=record["batch"], loss=loss, speed=speed)
+        elif record["batch"] % self._every == 0 or record["batch"] == self.plan.total:
+            mfu = f"  mfu {record['mfu']:.1%}" if "mfu" in record else ""
+            width = len(str(self.plan.total))
+            self.say(
+                f"batch {record['batch']:>{width}}/{self.plan.total}  loss {loss}  lr {record['lr']:.2e}  "
+                f"{speed} tokens/s{mfu}"
+            )
+
+    def close(self) -> None:
+        """Take the progress bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def log_to(path: Path) -> logging.Handler:
+    """Send the zoo's messages and the engine's warnings to a file; returns the handler, for `stop_log`."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logging.getLogger("zoo").setLevel(logging.INFO)
+    for name in ("zoo", "composer", "streaming"):
+        logging.getLogger(name).addHandler(handler)
+    return handler
+
+
+def stop_log(handler: logging.Handler) -> None:
+    for name in ("zoo", "composer", "streaming"):
+        logging.getLogger(name).removeHandler(handler)
+    handler.close()

@@ -1,0 +1,136 @@
+"""Everything a session settles before the engine starts: device, data, batches, checkpoint."""
+
+from dataclasses import dataclass
+
+import torch
+from composer import DataSpec
+from composer.utils import dist
+
+from zoo import data
+from zoo.errors import Problem, RecipeError
+from zoo.training import checkpoints
+from zoo.training.checkpoints import Checkpoint
+from zoo.training.composer_model import count_tokens
+from zoo.training.device import resolve_micro_batch, resolve_precision, rows_per_device
+from zoo.training.environment import record_environment
+from zoo.training.files import write_text
+from zoo.training.plan import Plan
+from zoo.training.run_folder import RunFolder
+from zoo.training.screen import Screen
+
+DATA_TIMEOUT_S = 24 * 3600  # the other processes wait while the first of each machine prepares the data
+
+
+@dataclass(frozen=True)
+class Device:
+    """This process's device and its place among the processes."""
+
+    on_gpu: bool
+    rank: int
+    local_rank: int
+    world_size: int
+    precision: str
+    per_device: int
+    micro_batch: int | str
+    sharded: bool
+
+    @classmethod
+    def make(cls, train, seq_len: int) -> "Device":
+        """Settle what the recipe leaves to the device, and join the other processes if there are any."""
+        on_gpu, world_size = torch.cuda.is_available(), dist.get_world_size()
+        sharded = world_size > 1 and train.parallelism == "fsdp2"
+        per_device = rows_per_device(train.rows(seq_len), world_size)
+        device = cls(
+            on_gpu=on_gpu,
+            rank=dist.get_global_rank(),
+            local_rank=dist.get_local_rank(),
+            world_size=world_size,
+            precision=resolve_precision(train, on_gpu),
+            per_device=per_device,
+            micro_batch=resolve_micro_batch(train, per_device, on_gpu, sharded),
+            sharded=sharded,
+        )
+        if world_size > 1:
+            dist.initialize_dist(device.name, timeout=DATA_TIMEOUT_S)
+        return device
+
+    @property
+    def name(self) -> str:
+        """What Composer calls it."""
+        return "gpu" if self.on_gpu else "cpu"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every part of a session reads."""
+
+    recipe: object
+    folder: RunFolder
+    screen: Screen
+    device: Device
+    prepared: data.PreparedData
+    plan: Plan
+    checkpoint: Checkpoint | None
+
+    @property
+    def from_batch(self) -> int:
+        """Batches that earlier sessions have done."""
+        return self.checkpoint.batch if self.checkpoint else 0
+
+    def loader(self, split: str) -> DataSpec | None:
+        """Batches of a split for Composer, None if it has no rows."""
+        if not self.prepared.rows(split):
+            return None
+        made = data.loader(
+            self.prepared,
+            split,
+            batch_size=self.device.per_device,
+            shuffle=self.recipe.data.shuffle,
+            seed=self.recipe.seed,
+            num_workers=self.recipe.train.workers,
+            mask_document_starts=self.recipe.model.document_mask,
+        )
+        return DataSpec(made.dataloader, get_num_tokens_in_batch=count_tokens)
+
+    @classmethod
+    def make(cls, recipe, folder: RunFolder, screen: Screen, changes: list[str]) -> "Setup":
+        """Prepare the data, plan the batches, find the checkpoint, and write down what is about to happen.
+
+        Raises RecipeError or DataError before anything is trained if something of it cannot work.
+        """
+        seq_len = recipe.data.seq_len or recipe.model.max_seq_len
+        device = Device.make(recipe.train, seq_len)
+        prepared = data.prepare_for(recipe)
+        plan = Plan.make(recipe.train, recipe.eval, seq_len, prepared.rows("train"))
+        checkpoint = _agreed(folder, screen, device.rank)
+        setup = cls(recipe, folder, screen, device, prepared, plan, checkpoint)
+        if setup.from_batch > plan.total:
+            message = f"the run has done {setup.from_batch} batches, and {recipe.train.duration} is {plan.total}"
+            raise RecipeError([Problem(message, key="train.duration")])
+        if device.rank == 0:
+            setup.write_down(changes)
+        return setup
+
+    def write_down(self, changes: list[str]) -> None:
+        """The resolved recipe and the environment into the run folder; what happens next onto the screen."""
+        write_text(self.folder.recipe, self.recipe.dump())
+        record_environment(
+            self.folder.environment,
+            seed=self.recipe.seed,
+            precision=self.device.precision,
+            world_size=self.device.world_size,
+            from_batch=self.from_batch,
+        )
+        for change in changes:
+            self.screen.say(f"changed since the last session: {change}")
+        if self.from_batch:
+            self.screen.say(f"resumes after batch {self.from_batch} of {self.plan.total}, from {self.checkpoint.path}")
+        else:
+            self.screen.say(f"trains {self.plan.total} batches of {self.plan.tokens_per_batch:,} tokens")
+
+
+def _agreed(folder: RunFolder, screen: Screen, rank: int) -> Checkpoint | None:
+    """The newest good checkpoint, as rank 0 sees it, on every process."""
+    found = [checkpoints.newest_good(folder.checkpoints, screen.say) if rank == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]

@@ -1,0 +1,69 @@
+"""What a training came to, for summary.json and for the last lines on the screen."""
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of a run. Validation numbers are None where there is no validation split; bits per byte also where the
+    bytes of the text are not known."""
+
+    name: str
+    run_dir: Path
+    batches: int
+    tokens: int
+    time_s: float
+    parameters: int
+    loss_before: float | None
+    loss_after: float | None
+    bits_per_byte_before: float | None
+    bits_per_byte_after: float | None
+    sha256: str
+
+    def as_dict(self) -> dict:
+        return {key: value for key, value in asdict(self).items() if key != "run_dir"}
+
+    @classmethod
+    def load(cls, values: dict, run_dir: Path) -> "Summary":
+        return cls(run_dir=run_dir, **values)
+
+    def headline(self) -> str:
+        return f"{self.name}, {self.batches:,} batches, {self.tokens:,} tokens in {as_time(self.time_s)}"
+
+    def text(self) -> str:
+        """The lines printed at the end of a training."""
+        command = _command()
+        lines = [f"done: {self.headline()} of training, {self.parameters:,} parameters"]
+        if self.loss_after is not None:
+            bits = _change(self.bits_per_byte_before, self.bits_per_byte_after, " bits per byte")
+            lines.append(f"validation: {bits or _change(self.loss_before, self.loss_after, ' nats per token')}")
+        lines += [
+            f"run folder: {self.run_dir}  (weights: model.safetensors, metrics: metrics.jsonl and tensorboard/)",
+            f"try next:   {command} show {self.run_dir / 'recipe.yaml'}",
+            f"            {Path(command).with_name('tensorboard')} --logdir {self.run_dir}",
+        ]
+        return "\n".join(lines)
+
+
+def _change(before: float | None, after: float | None, unit: str) -> str:
+    if after is None:
+        return ""
+    return (f"{before:.3f} -> " if before is not None else "") + f"{after:.3f}{unit}"
+
+
+def as_time(seconds: float) -> str:
+    """90 -> '1 min 30 s'."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    parts = [f"{hours} h"] if hours else []
+    parts += [f"{minutes} min"] if hours or minutes else []
+    return " ".join([*parts, f"{whole % 60} s"])
+
+
+def _command() -> str:
+    """How the user called us: `zoo`, or the path of it if it is not on the PATH."""
+    called = sys.argv[0]
+    return os.path.relpath(called) if os.path.basename(called) == "zoo" and os.sep in called else "zoo"

@@ -1,0 +1,78 @@
+"""What a model costs, counted from its recipe alone: parameters, forward FLOPs, cache bytes. No torch.
+
+A multiplication and an addition are two FLOPs. Training costs three times the forward: the backward makes two products
+for each of the forward's (Kaplan 2020, arXiv 2001.08361, section 2.1); recomputed activations are not counted.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from zoo.blocks.config import BlockConfig
+from zoo.blocks.cost import Cost
+from zoo.recipe import ModelConfig
+
+BYTES_PER_ELEMENT = 2  # caches are counted in bf16
+FFN_MATRICES = {"swiglu": 3, "gelu": 2}
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """The cost of a model on one row of `seq_len` tokens.
+
+    parameters: by part and in `total`; a tied head counts in `embedding` alone.
+    flops_by_part: forward FLOPs of one token, averaged over the row (attention grows along it).
+    cache_nominal_bytes, cache_held_bytes: of the whole row, bf16. Nominal counts keys and values (or latent and rotary
+    key) of every layer at every token, as papers do; held what the cache tensors occupy, with ring buffers and pooled
+    entries.
+    """
+
+    seq_len: int
+    parameters: dict[str, int]
+    flops_by_part: dict[str, float]
+    cache_nominal_bytes: int
+    cache_held_bytes: int
+
+    @property
+    def nominal_bytes_per_token(self) -> float:
+        """Nominal cache bytes that one more token adds."""
+        return self.cache_nominal_bytes / self.seq_len
+
+    @property
+    def flops_per_token(self) -> float:
+        """Forward FLOPs of one token, averaged over the row."""
+        return sum(self.flops_by_part.values())
+
+
+def model_cost(model: ModelConfig, seq_len: int) -> ModelCost:
+    """Count the model of a recipe on one row of seq_len tokens.  Raises ValueError if seq_len is below 1."""
+    layers = list(layer_costs(model, seq_len))
+    n_layers = sum(times for _, times, _ in layers)
+    embedding = model.vocab_size * model.d_model
+    ffn = n_layers * FFN_MATRICES[model.ffn.kind] * model.d_model * model.ffn.d_ff
+    parameters = {
+        "embedding": embedding,
+        "attention": sum(times * cost.total_parameters for _, times, cost in layers),
+        "ffn": ffn,
+        "norms": (2 * n_layers + 1) * model.d_model,
+        "head": 0 if model.tie_embeddings else embedding,
+    }
+    flops = {
+        "attention": sum(times * cost.total_flops for _, times, cost in layers) / seq_len,
+        "ffn": 2.0 * ffn,
+        "head": 2.0 * embedding,
+    }
+    return ModelCost(
+        seq_len,
+        {**parameters, "total": sum(parameters.values())},
+        flops,
+        BYTES_PER_ELEMENT * sum(times * cost.cache_nominal_elements for _, times, cost in layers),
+        BYTES_PER_ELEMENT * sum(times * cost.cache_held_elements for _, times, cost in layers),
+    )
+
+
+def layer_costs(model: ModelConfig, seq_len: int) -> Iterator[tuple[BlockConfig, int, Cost]]:
+    """(config, how many layers use it, cost of one) for each distinct attention layer, in order of first use."""
+    counts = Counter((layer.config, layer.part) for layer in model.expanded())
+    for (config, part), times in counts.items():
+        yield config, times, config.cost(model.d_model, seq_len, part)

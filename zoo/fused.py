@@ -44,9 +44,7 @@ def linear_cross_entropy(x_NC: torch.Tensor, weight_VC: torch.Tensor, labels_N: 
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_NC.dtype
         # accum_dtype: the gradient of the head is summed over chunks of tokens, which bf16 would round each time.
         settings = (None, None, IGNORED, 0.0, 0.0, "sum", None, False, torch.float32)
-        result = LigerFusedLinearCrossEntropyFunction.apply(
-            x_NC.to(dtype), weight_VC.to(dtype), labels_N, *settings
-        )
+        result = LigerFusedLinearCrossEntropyFunction.apply(x_NC.to(dtype), weight_VC.to(dtype), labels_N, *settings)
         return (result[0] if isinstance(result, tuple) else result).float()
     logits_NV = x_NC @ weight_VC.to(x_NC.dtype).T
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()

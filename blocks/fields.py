@@ -13,36 +13,28 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 Problem = tuple[tuple[str | int, ...], str]  # (path of the key inside the config, what is wrong with it)
 
 
-def _count(description: str, most: int = 65_536) -> Any:
-    return Field(strict=True, ge=1, le=most, description=description)
-
-
-def _number(description: str, **bounds: float) -> Any:
-    return Field(strict=True, allow_inf_nan=False, description=description, **bounds)
-
-
-Heads = Annotated[int, _count("Query heads H.", 4096)]
-KVHeads = Annotated[int, _count("Key/value heads K; H/K query heads share one. Default: n_heads.", 4096)]
-GivenKVHeads = Annotated[int, _count("Key/value heads K; H/K query heads share one.", 4096)]
-HeadDim = Annotated[int, _count("Channels of a query/key head, all rotated (even). Default: d_model / n_heads.")]
-ContentDim = Annotated[int, _count("Content (not rotated) channels of a head. Default: d_model / n_heads.")]
-ValueDim = Annotated[int, _count("Channels of a value head. Default: head_dim.")]
-RopeDim = Annotated[int, _count("Channels of the rotary key shared by all heads (even). Default: head_dim / 2.")]
-KVRank = Annotated[int, _count("Width r of the cached latent, all latent heads together. Default: 4 head_dim.")]
-QRank = Annotated[int, _count("Width of a query latent with its own norm; default: queries come straight from x.")]
-LatentHeads = Annotated[int, _count("Latent heads C: the latent is cut in C parts; H/C query heads read each.", 4096)]
-Window = Annotated[int, _count("Sliding window in tokens, the query's own token included.", 2**30)]
-CompressionBlock = Annotated[int, _count("Tokens l that are pooled into one compressed key and value.")]
-CompressionStride = Annotated[int, _count("Tokens s between the starts of two compression blocks.")]
-SelectionBlock = Annotated[int, _count("Tokens b of a selection block.")]
-NSelected = Annotated[int, _count("Selection blocks n that a query attends to, forced ones included.", 4096)]
-NInit = Annotated[int, Field(strict=True, ge=0, le=4096, description="First blocks of a document, always selected.")]
-NLocal = Annotated[int, _count("Latest blocks that are always selected, the query's own included.", 4096)]
-QueryGroup = Annotated[int, _count("Consecutive queries q that share one selection (1: each its own).", 4096)]
-Theta = Annotated[float, _number("Base of the rotary wavelengths.", gt=1)]
-Epsilon = Annotated[float, _number("Epsilon of the RMSNorms inside the block.", gt=0, le=1)]
+# The bounds of each kind of number. Types are strict: a recipe's "16" or true is no number.
+Count = Annotated[int, Field(strict=True, ge=1, le=4096)]  # heads, blocks
+Size = Annotated[int, Field(strict=True, ge=1, le=65_536)]  # channels, tokens of a block
+Length = Annotated[int, Field(strict=True, ge=1, le=2**30)]  # tokens of a context
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
-Factor = Annotated[float, _number("How many times longer the context becomes.", ge=1)]
+
+# Fields that several kinds have, some with defaults of their own.
+KVHeads = Annotated[Count, Field(description="Key/value heads K; H/K query heads share one.")]
+LatentHeads = Annotated[
+    Count, Field(description="Latent heads C, of kv_rank/C channels, each read by H/C heads.")
+]
+    Size | None, Field(description="Width r of the cached latent, all latent heads. Default: 4 head_dim.")
+]
+Window = Annotated[Length, Field(description="Sliding window in tokens, the query's own token included.")]
+CompressionBlock = Annotated[Size, Field(description="Tokens l that are pooled into one compressed key and value.")]
+CompressionStride = Annotated[Size, Field(description="Tokens s from the start of one compression block to the next.")]
+SelectionBlock = Annotated[Size, Field(description="Tokens b of a selection block.")]
+NSelected = Annotated[Count, Field(description="Selection blocks n that a query attends to, forced ones included.")]
+QueryGroup = Annotated[Count, Field(description="Consecutive queries q that share one selection; 1: each has its own.")]
 
 
 class Checked(BaseModel):
@@ -78,7 +70,7 @@ class LinearScaling(Checked):
     """Position interpolation (Chen 2023, arXiv 2306.15595): every rotary frequency divided by `factor`."""
 
     rope_type: Literal["linear"] = Field(description="Linear position interpolation.")
-    factor: Factor
+    factor: Factor = Field(description="How many times longer the context becomes.")
 
     @property
     def attention_factor_value(self) -> float:
@@ -93,17 +85,17 @@ class YarnScaling(Checked):
     """YaRN (Peng 2023, arXiv 2309.00071); names and meaning of the fields as in Hugging Face transformers."""
 
     rope_type: Literal["yarn"] = Field(description="YaRN interpolation by parts.")
-    factor: Factor
-    original_max_position_embeddings: Annotated[int, _count("Context length before the extension.", 2**30)]
-    attention_factor: Annotated[float, _number("", gt=0)] | None = Field(
+    factor: Factor = Field(description="How many times longer the context becomes.")
+    original_max_position_embeddings: Length = Field(description="Context length before the extension, in tokens.")
+    attention_factor: Positive | None = Field(
         None, description="Multiplies cos and sin. Default: from factor, mscale and mscale_all_dim."
     )
-    beta_fast: Annotated[float, _number("Rotations above which a channel is left alone.", gt=0)] = 32.0
-    beta_slow: Annotated[float, _number("Rotations below which a channel is interpolated.", gt=0)] = 1.0
-    mscale: Annotated[float, _number("", ge=0)] | None = Field(
+    beta_fast: Positive = Field(32.0, description="Channels that turn more often in the old context are left alone.")
+    beta_slow: Positive = Field(1.0, description="Channels that turn less often in it are interpolated.")
+    mscale: Weight | None = Field(
         None, description="Weight of log(factor) in the attention factor's numerator; counts with mscale_all_dim."
     )
-    mscale_all_dim: Annotated[float, _number("", ge=0)] | None = Field(
+    mscale_all_dim: Weight | None = Field(
         None, description="The same for the denominator; in MLA and GLA it also scales the scores (DeepSeek-V2)."
     )
     truncate: Flag = Field(True, description="Round the bounds of the interpolated channels outwards.")
@@ -138,7 +130,9 @@ RopeScaling = Annotated[LinearScaling | YarnScaling, Field(discriminator="rope_t
 class RopeFields(Checked):
     """Rotary position embedding (Su 2021, arXiv 2104.09864); channel i turns with channel i + d/2 (half split)."""
 
-    rope_theta: Theta = 10_000.0
+    rope_theta: Annotated[float, Field(strict=True, gt=1, allow_inf_nan=False)] = Field(
+        10_000.0, description="Base of the rotary wavelengths."
+    )
     rope_scaling: RopeScaling | None = Field(
         None, description="Context extension, `linear` or `yarn`, spelt as in transformers. Default: none."
     )
@@ -147,12 +141,14 @@ class RopeFields(Checked):
 class GQAFields(Checked):
     """Grouped-query attention: every head has its own query, H/K heads share a key and a value."""
 
-    n_heads: Heads = 16
-    n_kv_heads: KVHeads | None = None
-    head_dim: HeadDim | None = None
-    v_head_dim: ValueDim | None = None
+    n_heads: Count = Field(16, description="Query heads H.")
+    n_kv_heads: Count | None = Field(None, description="Key/value heads K, H/K share one. Default: n_heads.")
+    head_dim: Size | None = Field(
+        None, description="Channels of a query/key head, all rotated (even). Default: d_model / n_heads."
+    )
+    v_head_dim: Size | None = Field(None, description="Channels of a value head. Default: head_dim.")
     qk_norm: Flag = Field(False, description="RMSNorm over each query and key head, before the rotation.")
-    norm_eps: Epsilon = 1e-6
+    norm_eps: Positive = Field(1e-6, le=1, description="Epsilon of the RMSNorms inside the block.")
 
     def filled(self, d_model: int | None) -> dict[str, Any]:
         """The fields that have a derived default, each with its value; None where d_model is needed and not known."""
@@ -170,13 +166,18 @@ class GQAFields(Checked):
 class LatentFields(Checked):
     """Multi-head latent attention: keys and values are made from one small latent, which is all that is cached."""
 
-    n_heads: Heads = 16
-    head_dim: ContentDim | None = None
-    rope_dim: RopeDim | None = None
-    v_head_dim: ValueDim | None = None
-    kv_rank: KVRank | None = None
-    q_rank: QRank | None = None
-    norm_eps: Epsilon = 1e-6
+    n_heads: Count = Field(16, description="Query heads H.")
+    head_dim: Size | None = Field(
+        None, description="Content (not rotated) channels of a head. Default: d_model / n_heads."
+    )
+    rope_dim: Size | None = Field(
+        None, description="Channels of the rotary key that all heads share (even). Default: head_dim / 2, made even."
+    )
+    v_head_dim: Size | None = Field(None, description="Channels of a value head. Default: head_dim.")
+    kv_rank:     q_rank: Size | None = Field(
+        None, description="Width of a query latent with its own norm. Default: none, queries come straight from x."
+    )
+    norm_eps: Positive = Field(1e-6, le=1, description="Epsilon of the RMSNorms inside the block.")
 
     def filled(self, d_model: int | None) -> dict[str, Any]:
         """The fields that have a derived default, each with its value; None where d_model is needed and not known.
@@ -186,7 +187,7 @@ class LatentFields(Checked):
         head_dim = self.head_dim or _share(d_model, self.n_heads)
         return {
             "head_dim": head_dim,
-            "rope_dim": self.rope_dim or (head_dim and max(head_dim // 2, 1)),
+            "rope_dim": self.rope_dim or (head_dim and max(head_dim // 4 * 2, 2)),
             "v_head_dim": self.v_head_dim or head_dim,
             "kv_rank": self.kv_rank or (head_dim and 4 * head_dim),
         }
@@ -198,7 +199,7 @@ class LatentFields(Checked):
 class GroupedLatentFields(LatentFields):
     """Grouped latent attention: K groups of heads share a key and a value, each made from one of C latent heads."""
 
-    n_kv_heads: KVHeads | None = None
+    n_kv_heads: Count | None = Field(None, description="Key/value heads K, H/K share one. Default: n_heads.")
     n_latent_heads: LatentHeads = 1
 
     def filled(self, d_model: int | None) -> dict[str, Any]:
@@ -247,8 +248,10 @@ class SelectionFields(Checked):
 
     selection_block: SelectionBlock = 64
     n_selected: NSelected = 16
-    n_init: NInit = 1
-    n_local: NLocal = 2
+    n_init: Annotated[int, Field(strict=True, ge=0, le=4096)] = Field(
+        1, description="First blocks of a document, always selected."
+    )
+    n_local: Count = Field(2, description="Latest blocks, the query's own included, always selected.")
     query_group: QueryGroup = 1
 
     def problems(self, d_model: int | None = None) -> list[Problem]:

@@ -27,8 +27,8 @@ class AnsaConfig(
     parts: ClassVar[tuple[str, ...]] = ("local", "global")
 
     kind: Literal["ansa"] = Field("ansa", description="Alternating native sparse attention.")
-    n_kv_heads: fields.GivenKVHeads = 4
-    kv_rank: fields.KVRank | None = Field(
+    n_kv_heads: fields.KVHeads = 4
+    kv_rank: fields.Size | None = Field(
         None, description="Width r of the cached latent. Default: n_kv_heads head_dim - rope_dim."
     )
     compression_block: fields.CompressionBlock = 16

@@ -17,7 +17,7 @@ class GLAConfig(fields.RopeFields, fields.GroupedLatentFields, BlockConfig):
 
     kind: Literal["gla"] = Field("gla", description="Grouped latent attention.")
     n_latent_heads: fields.LatentHeads = 2
-    window: fields.Window | None = Field(None, description="Sliding window in tokens, own included. Default: all keys.")
+    window: fields.Length | None = Field(None, description="Sliding window in tokens, own included. Default: all keys.")
 
     def grid_point(self, d_model: int, part: str | None = None) -> AttentionConfig:
         self.check(d_model, part)

@@ -15,7 +15,7 @@ class MLAConfig(fields.RopeFields, fields.LatentFields, BlockConfig):
     """
 
     kind: Literal["mla"] = Field("mla", description="Multi-head latent attention.")
-    window: fields.Window | None = Field(None, description="Sliding window in tokens, own included. Default: all keys.")
+    window: fields.Length | None = Field(None, description="Sliding window in tokens, own included. Default: all keys.")
 
     def grid_point(self, d_model: int, part: str | None = None) -> AttentionConfig:
         self.check(d_model, part)

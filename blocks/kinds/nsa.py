@@ -23,7 +23,7 @@ class NSAConfig(
     """
 
     kind: Literal["nsa"] = Field("nsa", description="Native sparse attention.")
-    n_kv_heads: fields.GivenKVHeads = 4
+    n_kv_heads: fields.KVHeads = 4
     separate_kv: fields.Flag = Field(False, description="A key/value projection for each pattern, as the NSA paper.")
 
     def problems(self, d_model: int | None = None) -> list[fields.Problem]:

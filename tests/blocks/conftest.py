@@ -1,0 +1,76 @@
+"""Small blocks that every test of the room uses; sizes are chosen so that 40 tokens reach every branch."""
+
+import pytest
+import torch
+
+from zoo.blocks import build, config_class
+
+D_MODEL = 24
+GROUPED = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "v_head_dim": 5}
+LATENT = {"n_heads": 4, "head_dim": 6, "rope_dim": 4, "v_head_dim": 5, "kv_rank": 8}
+COARSE = {"compression_block": 4, "compression_stride": 2, "selection_block": 8, "n_selected": 3, "n_local": 1}
+FINE = {"compression_block": 4, "compression_stride": 4, "selection_block": 4, "n_selected": 4, "query_group": 2}
+PATTERNS = [
+    {"kind": "selection", "selection_block": 4, "n_selected": 3, "n_local": 1},
+    {"kind": "compression", "compression_block": 4, "compression_stride": 2},
+    {"kind": "full"},
+    {"kind": "window", "window": 5},
+]
+
+# name: (config, part). Every kind, every part, every choice that changes the computation.
+CASES = {
+    "full": ({"kind": "full", **GROUPED}, None),
+    "full-norm": ({"kind": "full", **GROUPED, "n_kv_heads": 1, "qk_norm": True}, None),
+    "window": ({"kind": "window", **GROUPED, "window": 5}, None),
+    "mla": ({"kind": "mla", **LATENT, "q_rank": 7}, None),
+    "mla-window": ({"kind": "mla", **LATENT, "window": 5}, None),
+    "gla": ({"kind": "gla", **LATENT, "n_kv_heads": 2, "n_latent_heads": 2}, None),
+    "nsa": ({"kind": "nsa", **GROUPED, **COARSE, "window": 5}, None),
+    "nsa-separate": ({"kind": "nsa", **GROUPED, **COARSE, "window": 5, "separate_kv": True, "qk_norm": True}, None),
+    "nsa-mlp": ({"kind": "nsa", **GROUPED, **COARSE, "window": 5, "pooling": "mlp"}, None),
+    "nsa-unrotated": ({"kind": "nsa", **GROUPED, **COARSE, "window": 5, "pool_rotated": False}, None),
+    "ansa-local": ({"kind": "ansa", **LATENT, **FINE, "n_kv_heads": 2, "window": 5}, "local"),
+    "ansa-global": ({"kind": "ansa", **LATENT, **FINE, "n_kv_heads": 2, "window": 5}, "global"),
+    "ansa-mlp": (
+        {"kind": "ansa", **LATENT, **FINE, "n_kv_heads": 2, "n_latent_heads": 2, "pooling": "mlp"},
+        "global",
+    ),
+    "ansa-unrotated": ({"kind": "ansa", **LATENT, **FINE, "n_kv_heads": 2, "pool_rotated": False}, "global"),
+    "all": ({"kind": "attention", "projection": {"kind": "mla", **LATENT}, "patterns": PATTERNS}, None),
+    "compression": (
+        {"kind": "attention", "projection": {"kind": "gqa", **GROUPED}, "patterns": PATTERNS[1:2]},
+        None,
+    ),
+}
+
+
+@pytest.fixture
+def make():
+    """make(fields, part) -> the block in float64, every parameter drawn at random, norms' scales and offsets too."""
+
+    def make(fields: dict, part: str | None = None, d_model: int = D_MODEL, seed: int = 0, dtype=torch.float64):
+        block = build(config_class(fields["kind"]).model_validate(fields), d_model, part).to(dtype)
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in block.named_parameters():
+            scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.3
+            noise = torch.randn(parameter.shape, generator=generator, dtype=dtype) * scale
+            parameter.data.copy_(noise + 1 if "norm" in name else noise)
+        return block
+
+    return make
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    """(fields, part) of each small block in turn."""
+    return CASES[request.param]
+
+
+@pytest.fixture
+def noise():
+    """noise(*shape, seed=0) -> independent normal numbers in float64."""
+
+    def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    return noise

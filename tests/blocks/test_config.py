@@ -1,0 +1,234 @@
+"""What a recipe may say of a block: defaults, refusals with the key they belong to, fields that all count."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from zoo.blocks import block_kinds, build, config_class
+from zoo.blocks.base import Context
+
+GQA, MLA, GLA = ({"kind": kind} for kind in ("gqa", "mla", "gla"))
+FULL, COMPRESSION, SELECTION, WINDOW = ({"kind": kind} for kind in ("full", "compression", "selection", "window"))
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+
+# kind, fields, where the error must point, what it must say
+REFUSED = [
+    ("full", {"n_heads": 0}, ("n_heads",), "greater than or equal to 1"),
+    ("full", {"n_heads": True}, ("n_heads",), "valid integer"),
+    ("full", {"n_heads": "16"}, ("n_heads",), "valid integer"),
+    ("full", {"heads": 16}, ("heads",), "not permitted"),
+    ("full", {"n_kv_heads": 5}, ("n_kv_heads",), r"must divide n_heads \(16\); found 5"),
+    ("full", {"head_dim": 33}, ("head_dim",), "must be even.*found 33"),
+    ("full", {"rope_theta": float("inf")}, ("rope_theta",), "finite"),
+    ("full", {"rope_scaling": {"rope_type": "ntk"}}, ("rope_scaling",), "'linear', 'yarn'"),
+    ("full", {"rope_scaling": YARN | {"beta_fast": 1.0}}, ("rope_scaling", "beta_fast"), r"above beta_slow \(1\)"),
+    ("mla", {"rope_dim": 7}, ("rope_dim",), "must be even.*found 7"),
+    ("mla", {"qk_norm": True}, ("qk_norm",), "not permitted"),
+    ("gla", {"n_latent_heads": 3}, ("n_latent_heads",), r"must divide the key/value heads \(16\).*found 3"),
+    ("gla", {"n_kv_heads": 2, "n_latent_heads": 4}, ("n_latent_heads",), r"must divide the key/value heads \(2\)"),
+    ("gla", {"kv_rank": 33}, ("kv_rank",), r"multiple of n_latent_heads \(2\).*found 33"),
+    ("nsa", {"compression_stride": 12}, ("compression_stride",), r"must divide compression_block \(32\); found 12"),
+    ("nsa", {"selection_block": 24}, ("selection_block",), r"multiple of compression_stride \(16\); found 24"),
+    ("nsa", {"n_selected": 2}, ("n_selected",), r"at least n_init \+ n_local \(3\).*found 2"),
+    ("nsa", {"query_group": 3}, ("query_group",), r"must divide selection_block \(64\).*found 3"),
+    ("nsa", {"n_local": 0}, ("n_local",), "greater than or equal to 1"),
+    ("ansa", {"compression_stride": 32}, ("compression_stride",), r"must divide compression_block \(16\)"),
+    ("ansa", {"kv_rank": 223, "n_latent_heads": 2}, ("kv_rank",), "multiple of n_latent_heads"),
+    ("ansa", {"first": "globl"}, ("first",), "'local' or 'global'"),
+    ("attention", {"patterns": []}, ("patterns",), "at least 1"),
+    ("attention", {"patterns": [FULL, FULL]}, ("patterns", 1), "a second 'full'"),
+    ("attention", {"patterns": [WINDOW, {**WINDOW, "window": 3}]}, ("patterns", 1), "a second 'window'"),
+    ("attention", {"patterns": [SELECTION]}, ("patterns", 0), "needs the pattern compression beside it"),
+    (
+        "attention",
+        {"patterns": [{**SELECTION, "selection_block": 40}, COMPRESSION]},
+        ("patterns", 0, "selection_block"),
+        r"multiple of compression_stride \(16\); found 40",
+    ),
+    ("attention", {"projection": {**GLA, "n_kv_heads": 3}}, ("projection", "n_kv_heads"), r"n_heads \(16\); found 3"),
+    (
+        "attention",
+        {"projection": MLA, "patterns": [WINDOW, FULL], "separate_kv": True},
+        ("separate_kv",),
+        "needs .* gqa",
+    ),
+    ("attention", {"separate_kv": True}, ("separate_kv",), "needs two patterns or more"),
+    ("attention", {"projection": {"kind": "mha"}}, ("projection",), "'gqa', 'mla', 'gla'"),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "path", "why"), REFUSED)
+def test_refused_with_the_reason(kind, fields, path, why):
+    with pytest.raises(ValidationError, match=why) as caught:
+        config_class(kind).model_validate(fields)
+    tags = {"gqa", "mla", "gla", "yarn", "selection"}  # of pydantic's unions, which are no keys
+    found = [tuple(key for key in error["loc"] if key not in tags) for error in caught.value.errors()]
+    assert path in found
+
+
+def test_all_problems_come_at_once():
+    with pytest.raises(ValidationError) as caught:
+        config_class("ansa")(n_kv_heads=5, n_selected=2, query_group=5)
+    assert {error["loc"] for error in caught.value.errors()} == {("n_kv_heads",), ("n_selected",), ("query_group",)}
+
+
+def test_problems_that_need_d_model():
+    full = config_class("full")()
+    assert full.problems() == []
+    assert full.problems(1000) == [(("n_heads",), "must divide d_model (1000) where head_dim is not given; found 16")]
+    with pytest.raises(ValueError, match=r"FullConfig: n_heads must divide d_model \(1000\)"):
+        build(full, 1000)
+    assert config_class("full")(n_heads=8).problems(72)[0] == (
+        ("head_dim",),
+        "must be even, for rotation works on pairs of channels; found 9",
+    )
+    tiny = config_class("ansa")(n_kv_heads=1, rope_dim=32, n_heads=16)
+    assert tiny.problems(256) == [
+        (("kv_rank",), "n_kv_heads head_dim - rope_dim leaves no width for the latent: give kv_rank")
+    ]
+    nested = config_class("attention")(projection={"kind": "mla"})
+    assert nested.problems(1000)[0][0] == ("projection", "n_heads")
+
+
+def test_parts_are_checked():
+    ansa = config_class("ansa")()
+    with pytest.raises(ValueError, match="part must be one of local, global; found 'globl'"):
+        ansa.cost(1024, 10, "globl")
+    with pytest.raises(ValueError, match="part must be one of local, global; found None"):
+        build(ansa, 1024)
+    with pytest.raises(ValueError, match="part must be none, the block has a single part; found 'local'"):
+        build(config_class("full")(), 1024, "local")
+
+
+def test_ansa_alternates_local_first_unless_told():
+    assert config_class("ansa")().alternation == ("local", "global")
+    assert config_class("ansa")(first="global").alternation == ("global", "local")
+    assert config_class("ansa").parts == ("local", "global")
+
+
+def test_ansa_defaults_are_the_recipe_and_half_the_cache_of_nsa():
+    spelt = {"kind": "ansa", "n_heads": 16, "n_kv_heads": 4, "kv_rank": 224, "rope_dim": 32, "window": 512}
+    written = config_class("ansa").model_validate(spelt | {"n_selected": 64, "query_group": 4})
+    for part in ("local", "global"):
+        assert written.grid_point(1024, part) == config_class("ansa")().grid_point(1024, part)
+        half = 2 * written.cost(1024, 4096, part).cache_nominal_elements
+        assert half == config_class("nsa")().cost(1024, 4096).cache_nominal_elements
+    assert config_class("nsa")().n_selected * config_class("nsa")().selection_block == 64 * 16
+    local = written.grid_point(1024, "local")
+    assert local.projection.kind == "mla"
+    assert [pattern.kind for pattern in local.patterns] == ["window"]
+
+
+def test_every_field_is_described():
+    for kind, cls in block_kinds():
+        for name, field in cls.model_fields.items():
+            assert field.description, f"{kind}.{name}"
+            assert not field.is_required(), f"{kind}.{name}"
+        for name, part in cls.model_json_schema().get("$defs", {}).items():
+            assert all(field.get("description") for field in part["properties"].values()), f"{kind}: {name}"
+
+
+# A value unlike the default for every field of every kind, by field; the sizes below are reached by 64 tokens.
+SMALL = {
+    "full": {"n_heads": 4, "n_kv_heads": 2},
+    "window": {"n_heads": 4, "n_kv_heads": 2, "window": 8},
+    "mla": {"n_heads": 4},
+    "gla": {"n_heads": 4},
+    "nsa": {"n_heads": 4, "n_kv_heads": 2, "compression_block": 8, "compression_stride": 4, "selection_block": 8}
+    | {"n_selected": 4, "window": 8},
+    "ansa": {"n_heads": 4, "n_kv_heads": 2, "rope_dim": 4, "n_selected": 4, "compression_block": 8, "window": 8}
+    | {"compression_stride": 4, "selection_block": 8},
+    "attention": {"projection": {**GQA, "n_heads": 4}},
+}
+CHANGED = {
+    "n_heads": 8,
+    "n_kv_heads": 1,
+    "head_dim": 6,
+    "v_head_dim": 6,
+    "qk_norm": True,
+    "norm_eps": 1e-2,
+    "rope_theta": 100.0,
+    "rope_scaling": YARN,
+    "rope_dim": 2,
+    "kv_rank": 20,
+    "q_rank": 12,
+    "n_latent_heads": 1,
+    "window": 5,
+    "compression_block": 12,
+    "compression_stride": 2,
+    "pooling": "mlp",
+    "pool_rotated": False,
+    "selection_block": 16,
+    "n_selected": 5,
+    "n_init": 0,
+    "n_local": 3,
+    "query_group": 1,
+    "separate_kv": True,
+    "projection": {**MLA, "n_heads": 4},
+    "patterns": [WINDOW],
+}
+SPECIAL = {
+    ("full", "norm_eps"): {"qk_norm": True},
+    ("window", "norm_eps"): {"qk_norm": True},
+    ("nsa", "norm_eps"): {"qk_norm": True},
+    ("gla", "n_kv_heads"): {"n_kv_heads": 2},
+    ("ansa", "n_latent_heads"): {"n_latent_heads": 2},
+    ("nsa", "query_group"): {"query_group": 4},
+    ("attention", "patterns"): {"patterns": [{**WINDOW, "window": 8}]},
+    ("attention", "separate_kv"): {"patterns": [WINDOW, FULL]},
+}
+
+
+def signature(config, part, state):
+    """The shapes of the parameters, and what the block computes when its weights are drawn from one seed."""
+    block = build(config, 32, part).double()
+    for name, parameter in block.named_parameters():
+        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(state), dtype=torch.float64)
+        parameter.data.copy_(noise / 4 + ("norm" in name))
+    x = torch.randn(1, 64, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return {name: p.shape for name, p in block.named_parameters()}, block(x, Context.for_tokens(1, 64))
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_every_field_reaches_the_module(kind):
+    cls = config_class(kind)
+    for name in cls.model_fields:
+        if name in ("kind", "first"):
+            continue
+        extra = SPECIAL.get((kind, name), {})
+        base = cls.model_validate(SMALL[kind] | {k: v for k, v in extra.items() if k != name})
+        changed = cls.model_validate(dict(base) | {name: extra.get(name, CHANGED[name])})
+        assert changed != base, f"{kind}.{name} is changed to its default"
+        differs = []
+        for part in cls.parts or (None,):
+            (shapes, y), (new_shapes, new_y) = signature(base, part, 1), signature(changed, part, 1)
+            differs.append(shapes != new_shapes or (y - new_y).abs().max() > 1e-9)
+        assert any(differs), f"{kind}.{name} changes nothing"
+
+
+whole = st.integers(1, 12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from(["full", "mla", "gla", "nsa", "ansa"]),
+    sizes=st.fixed_dictionaries({}, optional={name: whole for name in CHANGED if isinstance(CHANGED[name], int)}),
+    d_model=st.integers(1, 96),
+)
+def test_what_has_no_problems_can_be_built(kind, sizes, d_model):
+    cls = config_class(kind)
+    fields = {name: size for name, size in sizes.items() if name in cls.model_fields and CHANGED[name] is not True}
+    try:
+        config = cls.model_validate(fields)
+    except ValidationError:
+        return
+    for part in cls.parts or (None,):
+        if config.problems(d_model):
+            with pytest.raises(ValueError, match=cls.__name__):
+                config.grid_point(d_model, part)
+            continue
+        with torch.device("meta"):
+            module = build(config, d_model, part)
+        assert config.cost(d_model, 9, part).total_parameters == sum(p.numel() for p in module.parameters())

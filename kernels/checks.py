@@ -78,6 +78,13 @@ def compression_grid(op: str, block: int, stride: int) -> None:
         )
 
 
+def pooling(op: str, x: torch.Tensor, block: int, stride: int, documents: Documents | None) -> None:
+    compression_grid(op, block, stride)
+    if x.dim() not in (3, 4) or 0 in x.shape or not x.is_floating_point():
+        raise ValueError(f"{op}: x must be floating [B, T, K, D] or [B, T, D]; found {x.dtype} {list(x.shape)}.")
+    documents_fit(op, documents, *x.shape[:2], x.device)
+
+
 def slots_fit(op: str, n: int, seq_len: int, stride: int) -> None:
     if n != n_slots(seq_len, stride):
         raise ValueError(

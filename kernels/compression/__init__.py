@@ -3,15 +3,40 @@
 import torch
 
 from zoo.kernels import checks, dispatch
-from zoo.kernels.compression.pooling import gather_blocks, mean_pool
 from zoo.kernels.documents import Documents
 
-__all__ = ["compression_attention", "gather_blocks", "mean_pool"]
-
+dispatch.register(
+    "gather_blocks", dispatch.Implementation("reference", "zoo.kernels.compression.pooling:gather_blocks")
+)
+dispatch.register("mean_pool", dispatch.Implementation("reference", "zoo.kernels.compression.pooling:mean_pool"))
 dispatch.register(
     "compression_attention",
     dispatch.Implementation("reference", "zoo.kernels.compression.reference:compression_attention"),
 )
+
+
+def gather_blocks(
+    x_BTKD: torch.Tensor, *, block: int, stride: int, documents: Documents | None = None, impl: str = "auto"
+) -> torch.Tensor:
+    """The tokens of every compression block, for a learned pooling: x_BNLKD, zeros where a slot is empty.
+
+    x_BTKD: any float dtype; [B, T, D] works as well and gives x_BNLD. Block j of a document that starts at row index a
+    (tokens a + j s .. a + j s + l - 1, all in the document) lies in slot a // s + j; N = n_slots(T, s).
+    Raises ValueError if block < stride, or documents are of another shape or device.
+    """
+    checks.pooling("gather_blocks", x_BTKD, block, stride, documents)
+    return dispatch.call("gather_blocks", impl, x_BTKD, block=block, stride=stride, documents=documents)
+
+
+def mean_pool(
+    x_BTKD: torch.Tensor, *, block: int, stride: int, documents: Documents | None = None, impl: str = "auto"
+) -> torch.Tensor:
+    """The mean of every compression block: x_BNKD in the dtype of x, zeros where a slot is empty.
+
+    Blocks, slots and errors as in `gather_blocks`; [B, T, D] gives x_BND. Sums are float32 (float64 for float64 input).
+    """
+    checks.pooling("mean_pool", x_BTKD, block, stride, documents)
+    return dispatch.call("mean_pool", impl, x_BTKD, block=block, stride=stride, documents=documents)
 
 
 def compression_attention(

@@ -7,7 +7,7 @@ from zoo.kernels.attend import attend, by_key_head, in_chunks, join_rotary, wide
 from zoo.kernels.documents import starts
 
 # Queries of a tile. Fewer waste less on keys outside the window (c + w - 1 scores a query), more make larger products.
-TILE = 64
+TILE = 32
 
 
 def window_attention(q_BTHD, k_BTKD, v_BTKV, *, window, q_rope, k_rope, scale, documents):

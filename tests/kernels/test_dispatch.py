@@ -1,0 +1,129 @@
+"""Which implementation serves a call, how that can be steered, and what is said about it."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from zoo import kernels
+from zoo.kernels import Documents, dispatch, use_implementation
+
+
+def test_import_is_lazy():
+    """`import zoo.kernels` costs nothing; a call imports torch, and neither the zoo's other packages nor pydantic."""
+    code = """
+import sys, zoo.kernels
+assert 'torch' not in sys.modules
+import torch
+before = set(sys.modules)
+q = torch.ones(1, 4, 2, 4)
+zoo.kernels.window_attention(q, q, q, window=2)
+new = {name.split('.')[0] for name in set(sys.modules) - before}
+assert not new & {'pydantic', 'composer', 'streaming', 'triton', 'yaml', 'rich'}, new
+assert 'zoo.blocks' not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_public_names_resolve():
+    for name in kernels.__all__:
+        assert callable(getattr(kernels, name))
+    with pytest.raises(AttributeError, match="no attribute 'flash_attention'"):
+        kernels.flash_attention  # noqa: B018
+
+
+@pytest.fixture
+def operation(monkeypatch):
+    """An operation of this test with a fast implementation for up to two elements, and a slow one."""
+    monkeypatch.setitem(sys.modules, "toy", type("toy", (), {"fast": lambda x: x + 1, "slow": lambda x: x + 2}))
+    rows = (
+        dispatch.Implementation("fast", "toy:fast", lambda x: "x is longer than 2" if x.numel() > 2 else None),
+        dispatch.Implementation("slow", "toy:slow"),
+    )
+    monkeypatch.setitem(dispatch._registered, "toy", rows)
+    monkeypatch.setattr(dispatch, "_told", set())
+    monkeypatch.setattr(dispatch, "_last", {})
+    monkeypatch.delenv("ZOO_KERNELS", raising=False)
+
+
+short, long = torch.zeros(2), torch.zeros(3)
+
+
+def test_auto_takes_the_first_that_supports_the_call(operation):
+    assert dispatch.choose("toy", "auto", short).impl == "fast"
+    assert dispatch.choose("toy", "auto", long) == dispatch.Choice("slow", "not fast: x is longer than 2")
+    assert dispatch.call("toy", "auto", long).tolist() == [2, 2, 2]
+
+
+def test_a_named_implementation_works_or_raises(operation):
+    assert dispatch.call("toy", "slow", short).tolist() == [2, 2]
+    with pytest.raises(
+        ValueError, match=r"toy: 'fast' \(asked for by impl=\) cannot serve this call: x is longer than 2"
+    ):
+        dispatch.call("toy", "fast", long)
+    with pytest.raises(ValueError, match="toy: unknown implementation 'triton'; known: auto, fast, slow"):
+        dispatch.call("toy", "triton", short)
+
+
+def test_environment_takes_the_place_of_auto(operation, monkeypatch):
+    monkeypatch.setenv("ZOO_KERNELS", "slow")
+    assert dispatch.choose("toy", "auto", short) == dispatch.Choice("slow", "asked for by ZOO_KERNELS")
+    assert dispatch.choose("toy", "fast", short).impl == "fast"
+    monkeypatch.setenv("ZOO_KERNELS", "slwo")
+    with pytest.raises(ValueError, match="unknown implementation 'slwo'"):
+        dispatch.choose("toy", "auto", short)
+
+
+def test_use_implementation_as_context_and_as_setting(operation, monkeypatch):
+    monkeypatch.setenv("ZOO_KERNELS", "fast")
+    monkeypatch.setattr(dispatch, "_forced", None)
+    with use_implementation("slow"):
+        assert dispatch.choose("toy", "auto", short).impl == "slow"
+        with use_implementation("auto"):
+            assert dispatch.choose("toy", "auto", short).impl == "fast"
+        assert dispatch.choose("toy", "auto", short).impl == "slow"
+    assert dispatch.choose("toy", "auto", short).impl == "fast"
+    use_implementation("slow")
+    assert dispatch.choose("toy", "auto", short).impl == "slow"
+
+
+def test_auto_says_once_what_it_chose(operation, caplog):
+    with caplog.at_level(logging.INFO, "zoo.kernels"):
+        for x in (short, short, long, short, long):
+            dispatch.call("toy", "auto", x)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["toy runs as fast (the best there is)", "toy runs as slow (not fast: x is longer than 2)"]
+
+
+def test_no_implementation(operation, monkeypatch):
+    monkeypatch.setitem(dispatch._registered, "toy", dispatch._registered["toy"][:1])
+    with pytest.raises(ValueError, match="toy: no implementation serves this call: not fast: x is longer than 2"):
+        dispatch.call("toy", "auto", long)
+
+
+def test_full_attention_leaves_documents_to_another_than_sdpa(randn, monkeypatch):
+    monkeypatch.delenv("ZOO_KERNELS", raising=False)
+    q = randn(1, 4, 2, 4)
+    documents = Documents.from_starts(torch.ones(1, 4, dtype=torch.bool))
+    kernels.full_attention(q, q, q, documents=documents)
+    assert "it knows no packed documents" in dispatch.explain()
+    with pytest.raises(ValueError, match=r"'sdpa' .* cannot serve this call: it knows no packed documents"):
+        kernels.full_attention(q, q, q, documents=documents, impl="sdpa")
+
+
+def test_explain_lists_every_operation():
+    table = dispatch.explain()
+    assert all(op in table for op in dispatch.OPERATIONS)
+    with use_implementation("reference"):
+        assert "auto means 'reference', by use_implementation()" in dispatch.explain()
+
+
+def test_auto_never_takes_tritons_interpreter(randn, monkeypatch):
+    """TRITON_INTERPRET=1 lets a named kernel run on the CPU, for tests; `auto` stays with the reference."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delenv("ZOO_KERNELS", raising=False)
+    row = dispatch.Implementation("triton", "nowhere:at_all", dispatch.triton_supports)
+    monkeypatch.setitem(dispatch._registered, "toy", (row, dispatch.Implementation("reference", "nowhere:either")))
+    assert dispatch.choose("toy", "auto", short).impl == "reference"

@@ -24,11 +24,7 @@ Flag = Annotated[bool, Field(strict=True)]
 
 # Fields that several kinds have, some with defaults of their own.
 KVHeads = Annotated[Count, Field(description="Key/value heads K; H/K query heads share one.")]
-LatentHeads = Annotated[
-    Count, Field(description="Latent heads C, of kv_rank/C channels, each read by H/C heads.")
-]
-    Size | None, Field(description="Width r of the cached latent, all latent heads. Default: 4 head_dim.")
-]
+LatentHeads = Annotated[Count, Field(description="Latent heads C, of kv_rank/C channels, each read by H/C heads.")]
 Window = Annotated[Length, Field(description="Sliding window in tokens, the query's own token included.")]
 CompressionBlock = Annotated[Size, Field(description="Tokens l that are pooled into one compressed key and value.")]
 CompressionStride = Annotated[Size, Field(description="Tokens s from the start of one compression block to the next.")]
@@ -174,7 +170,10 @@ class LatentFields(Checked):
         None, description="Channels of the rotary key that all heads share (even). Default: head_dim / 2, made even."
     )
     v_head_dim: Size | None = Field(None, description="Channels of a value head. Default: head_dim.")
-    kv_rank:     q_rank: Size | None = Field(
+    kv_rank: Size | None = Field(
+        None, description="Width r of the cached latent, all latent heads together. Default: 4 head_dim."
+    )
+    q_rank: Size | None = Field(
         None, description="Width of a query latent with its own norm. Default: none, queries come straight from x."
     )
     norm_eps: Positive = Field(1e-6, le=1, description="Epsilon of the RMSNorms inside the block.")

@@ -119,8 +119,7 @@ class StopOnSignal(Callback):
     All ranks stop after the same batch, whichever of them was told.
     """
 
-    def __init__(self, say: Callable[[str], None]):
-        self.say = say
+    def __init__(self):
         self.received: int | None = None
         self.stopped = False
         self._pid = os.getpid()
@@ -142,7 +141,9 @@ class StopOnSignal(Callback):
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        self.say(f"{signal.Signals(number).name}: stops after this batch (Ctrl-C again: at once, without saving)")
+        if dist.get_global_rank() == 0:  # straight to the terminal: a signal may have cut into a print
+            name = signal.Signals(number).name
+            os.write(2, f"\n{name}: stops after this batch and saves (Ctrl-C again: at once)\n".encode())
 
     def batch_end(self, state, logger) -> None:
         told = state.device.tensor_to_device(torch.tensor([int(self.received is not None)]))

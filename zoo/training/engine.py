@@ -8,6 +8,7 @@ from composer.callbacks import CheckpointSaver
 from composer.utils import get_device
 from composer.utils.parallelism import FSDP2Config
 
+from zoo import cost
 from zoo.errors import ZooError
 from zoo.kernels.dispatch import use_implementation
 from zoo.model import build_model
@@ -15,6 +16,7 @@ from zoo.training import checkpoints
 from zoo.training.callbacks import ClipGradients, LearningRate, Metrics, StopIfNotFinite
 from zoo.training.composer_fixes import RestoreRandomState, StopOnSignal, end_process_groups, fixed
 from zoo.training.composer_model import LanguageModel
+from zoo.training.device import peak_flops
 from zoo.training.export import export, full_state_dict
 from zoo.training.loggers import JsonLines, TensorBoard, composer_loggers, read_metrics
 from zoo.training.optimizer import make_optimizer
@@ -58,7 +60,7 @@ class Engine:
         model = LanguageModel(decoder)
         if not device.sharded:  # before the optimiser, which asks where the weights are
             model = get_device(device.name).module_to_device(model)
-        self.stopper, restore = StopOnSignal(setup.screen.say), RestoreRandomState()
+        self.stopper, restore = StopOnSignal(), RestoreRandomState()
         self.writers, self.evaluator = self._make_writers(), self._make_evaluator()
         self.trainer = Trainer(
             model=model,

@@ -113,6 +113,7 @@ class Setup:
 
     def write_down(self, changes: list[str]) -> None:
         """The resolved recipe and the environment into the run folder; what happens next onto the screen."""
+        self.folder.summary.unlink(missing_ok=True)  # not complete any more
         write_text(self.folder.recipe, self.recipe.dump())
         record_environment(
             self.folder.environment,
@@ -123,6 +124,8 @@ class Setup:
         )
         for change in changes:
             self.screen.say(f"changed since the last session: {change}")
+        if any(change.startswith("train.duration:") for change in changes):
+            self.screen.say("the learning rate of the batches to come follows the new duration")
         if self.from_batch:
             self.screen.say(f"resumes after batch {self.from_batch} of {self.plan.total}, from {self.checkpoint.path}")
         else:

@@ -1,0 +1,89 @@
+"""Each wrapper around Composer, alone; test_train.py sees them at work together."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from zoo.errors import ZooError
+
+composer_fixes = pytest.importorskip("zoo.training.composer_fixes")
+composer_checkpoint = pytest.importorskip("composer.utils.checkpoint")
+
+
+class Evil:
+    """Pickles as a call of os.system."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, zipped):
+    path, proof = tmp_path / "ep0-ba1-rank0.pt", tmp_path / "proof"
+    torch.save({"state": Evil(f"touch {proof}")}, path, _use_new_zipfile_serialization=zipped)
+    with composer_fixes.fixed(), pytest.raises(ZooError, match=r"ep0-ba1-rank0\.pt: refused, because"):
+        composer_checkpoint._torch_load_with_validation(path, "cpu")
+    assert not proof.exists()
+
+
+def test_what_composer_saves_is_read(tmp_path):
+    from composer.utils.reproducibility import get_rng_state
+
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"rng": get_rng_state(), "state": {"w": torch.ones(2), "version": torch.__version__}}, path)
+    assert composer_fixes.read_safely(path)["state"]["w"].tolist() == [1, 1]
+
+
+def test_a_write_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "ep0-ba1-rank0.pt"
+
+    def dies(state, filename):
+        with open(filename, "wb") as file:
+            file.write(b"half")
+        if state is None:
+            raise OSError("disk full")
+
+    monkeypatch.setattr(composer_checkpoint, "_write_checkpoint_file", dies)
+    with composer_fixes.fixed():
+        composer_checkpoint._write_checkpoint_file({}, str(path))
+        path.write_bytes(b"good")
+        with pytest.raises(OSError, match="disk full"):
+            composer_checkpoint._write_checkpoint_file(None, str(path))
+    assert path.read_bytes() == b"good"
+
+
+def test_composer_is_as_it_was_afterwards():
+    before = composer_checkpoint._write_checkpoint_file, composer_checkpoint._torch_load_with_validation
+    with composer_fixes.fixed():
+        assert composer_checkpoint._write_checkpoint_file is not before[0]
+        assert composer_checkpoint._torch_load_with_validation is not before[1]
+    assert before == (composer_checkpoint._write_checkpoint_file, composer_checkpoint._torch_load_with_validation)
+
+
+def test_signals_are_noted_and_a_second_ctrl_c_stops_at_once(capfd):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with composer_fixes.StopOnSignal() as stopper:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopper.received == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+    assert "SIGTERM: stops after this batch and saves" in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_data_workers_die_of_sigterm_and_survive_ctrl_c():
+    with composer_fixes.StopOnSignal() as stopper:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGTERM
+    assert stopper.received is None

@@ -1,0 +1,364 @@
+"""The recipe: what a YAML file says, checked and expanded into one block config a layer. No torch.
+
+`load_recipe` reports every mistake of a file at once, each with file, line, column and key.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from zoo import schedule
+from zoo.blocks import registry
+from zoo.blocks.config import BlockConfig
+from zoo.checking import Found, Path, locate, translate
+from zoo.data.config import DataConfig
+from zoo.errors import RecipeError, shorten, unknown
+from zoo.schedule import Schedule, ScheduleError, Use, Where
+from zoo.training.config import EvalConfig, TrainConfig
+from zoo.yaml_reader import read_recipe, scalar
+
+
+def _refusal(lines: Iterable[Found], value: Any) -> ValidationError:
+    """Problems found by a check of ours as one pydantic error, so that they join those of other fields."""
+    details = []
+    for path, at, message in lines:
+        context = {"message": message, "where": at}
+        custom = PydanticCustomError("schedule" if isinstance(at, Where) else "cross", "{message}", context)
+        details.append(InitErrorDetails(type=custom, loc=path, input=value))
+    return ValidationError.from_exception_data("recipe", details)
+
+
+def _read_block(value: Any) -> BlockConfig:
+    """Make the config of the kind that the mapping names; kinds come from the registry when a recipe is read."""
+    if isinstance(value, BlockConfig):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a mapping with a kind; found {shorten(value)}")
+    kind = value.get("kind")
+    if not isinstance(kind, str):
+        why = f"must be the name of a block kind; found {shorten(kind)}" if "kind" in value else "is required"
+        raise _refusal([(("kind",), "value", f"{why}; known: {', '.join(registry.kinds())}")], value)
+    try:
+        config = registry.config_class(kind)
+    except ValueError as error:
+        raise _refusal([(("kind",), "value", str(error))], value) from error
+    # Through JSON: there strict checks take lists where a field is a tuple, and still refuse "8" and true as numbers.
+    return config.model_validate_json(json.dumps(value), strict=True)
+
+
+def _read_schedule(value: Any) -> Schedule:
+    if isinstance(value, Schedule):
+        return value
+    try:
+        return schedule.parse(value)
+    except ScheduleError as error:
+        raise _refusal([((), where, why) for where, why in error.found], value) from error
+
+
+Block = Annotated[SerializeAsAny[BlockConfig], PlainValidator(_read_block, json_schema_input_type=dict[str, Any])]
+Layers = Annotated[
+    Schedule,
+    PlainValidator(_read_schedule, json_schema_input_type=str | list[Any]),
+    PlainSerializer(schedule.format_schedule, return_type=str | list[Any]),
+]
+BlockName = Annotated[str, Field(pattern=f"^{schedule.NAME.pattern}$", max_length=100)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class Section(BaseModel):
+    """Base of the recipe's own sections: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FeedForwardConfig(Section):
+    """The feed-forward network of each layer."""
+
+    kind: Literal["swiglu", "gelu"] = Field(
+        "swiglu", description="swiglu: W_down(silu(W_gate x) * W_up x), three matrices. gelu: W_down gelu(W_up x), two."
+    )
+    d_ff: Count = Field(description="Width of the hidden layer.")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the expanded schedule. `name` is the key in `blocks`, `block` the name with its part."""
+
+    index: int
+    name: str
+    part: str | None
+    config: BlockConfig
+
+    @property
+    def block(self) -> str:
+        return f"{self.name}.{self.part}" if self.part else self.name
+
+    @property
+    def kind(self) -> str:
+        return self.config.kind
+
+
+class ModelConfig(Section):
+    """The architecture: a pre-norm decoder whose layers take their attention blocks from a schedule."""
+
+    d_model: Count = Field(description="Width of the residual stream.")
+    n_layers: int | None = Field(
+        None, ge=1, le=schedule.MAX_LAYERS, description="Number of layers; checked against `layers`, needed with '...'."
+    )
+    vocab_size: Annotated[int, Field(ge=2, le=2**31 - 1)] = Field(description="Size of the vocabulary.")
+    max_seq_len: Count = Field(description="Longest sequence the model is made for, in tokens.")
+    ffn: FeedForwardConfig = Field(description="The feed-forward network of each layer.")
+    tie_embeddings: bool = Field(True, description="The output head uses the embedding's matrix.")
+    norm_eps: float = Field(1e-5, gt=0, lt=1, description="Epsilon of the layers' RMSNorms.")
+    init_std: float = Field(0.02, gt=0, le=1, description="Standard deviation of initial weights.")
+    document_mask: bool = Field(False, description="Attention stays inside each document of a packed row.")
+    blocks: dict[BlockName, Block] = Field(min_length=1, description="Attention blocks by the name the schedule uses.")
+    layers: Layers = Field(
+        description="The schedule: which block each layer uses, e.g. `(local*3 global)*6`, or a list of names."
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "ModelConfig":
+        lines = list(_model_problems(self.blocks, set(self.blocks), self.layers, self.n_layers, self.d_model))
+        if lines:
+            raise _refusal(lines, self)
+        return self
+
+    def expanded(self) -> list[Layer]:
+        """The block of each layer, counted from 0, with the overrides of `with` applied.
+
+        A bare name of a block with parts alternates between them, by its own occurrences.
+        """
+        turns: dict[str, int] = {}
+        made: dict[int, BlockConfig] = {}
+        layers = []
+        for index, use in enumerate(schedule.expand(self.layers, self.n_layers)):
+            base = self.blocks[use.name]
+            if id(use) not in made:
+                made[id(use)] = _overridden(base, use.overrides) if use.overrides else base
+            part = use.part
+            if part is None and base.parts:
+                turn = turns.get(use.name, 0)
+                part, turns[use.name] = base.alternation[turn % len(base.alternation)], turn + 1
+            layers.append(Layer(index, use.name, part, made[id(use)]))
+        return layers
+
+    @property
+    def unused_blocks(self) -> list[str]:
+        """Blocks that are defined and not in the schedule: allowed, so that `--set model.layers=...` can be tried."""
+        used = {use.name for use in self.layers.uses}
+        return [name for name in self.blocks if name not in used]
+
+
+def _overridden(base: BlockConfig, overrides: Mapping[str, Any]) -> BlockConfig:
+    return _read_block({**_plain(base), **overrides})
+
+
+def _model_problems(
+    blocks: Mapping[str, BlockConfig],
+    names: set[str],
+    layers: Schedule | None,
+    n_layers: int | None,
+    d_model: int | None,
+) -> Iterator[Found]:
+    """What does not fit together, as (path below `model`, place, message).
+
+    blocks: those that are valid by themselves; names: all that are defined, so that one mistake is reported once.
+    """
+    if d_model is not None:
+        for name, config in blocks.items():
+            yield from ((("blocks", name, *path), "value", why) for path, why in config.problems(d_model))
+    if layers is None:
+        return
+    try:
+        schedule.expand(layers, n_layers)
+    except ScheduleError as error:
+        yield from ((("layers",), where, why) for where, why in error.found)
+    told = set()
+    for use in layers.uses:
+        if use.name not in names:
+            if use.name not in told:
+                yield ("layers",), use.where, unknown("block", use.name, sorted(names))
+            told.add(use.name)
+        elif use.name in blocks:
+            yield from _use_problems(use, blocks[use.name], d_model)
+
+
+def _use_problems(use: Use, base: BlockConfig, d_model: int | None) -> Iterator[Found]:
+    if use.part is not None and use.part not in base.parts:
+        if base.parts:
+            yield ("layers",), use.where, unknown(f"part of {use.name!r}", use.part, base.parts)
+        else:
+            why = f"block {use.name!r} ({base.kind}) has no parts; found {str(use)!r}"
+            yield ("layers",), use.where, why
+    if not use.overrides:
+        return
+    if "kind" in use.overrides:
+        yield ("layers",), _in_with(use, ("kind",)), "kind cannot change for one occurrence; define another block"
+        return
+    changed = {**_plain(base), **use.overrides}
+    try:
+        config = _read_block(changed)
+    except ValidationError as error:
+        for path, _, why in translate(error, changed, lambda path: list(type(base).model_fields) if not path else []):
+            yield ("layers",), _in_with(use, path), why
+        return
+    if config.alternation != base.alternation:
+        why = "the order of a block's parts cannot change for one occurrence; name the part instead"
+        yield ("layers",), _in_with(use, ("first",)), why
+    if d_model is not None:
+        already = base.problems(d_model)
+        for path, why in config.problems(d_model):
+            if (path, why) not in already:
+                yield ("layers",), _in_with(use, path), why
+
+
+def _in_with(use: Use, path: Path) -> Where:
+    return Where((*use.where.path[:-1], "with", *path))
+
+
+class Recipe(Section):
+    """A whole experiment: the model, its data, its training, its evaluation."""
+
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
+        description="Name of the recipe, and of its run folder: letters, digits, '.', '_' and '-'."
+    )
+    summary: str = Field("", description="One line on what the recipe is for.")
+    seed: int = Field(17, ge=0, le=2**32 - 1, description="Seed of initialisation, data order and dropout.")
+    model: ModelConfig = Field(description="The architecture.")
+    data: DataConfig = Field(DataConfig(), description="Where the text comes from, and how it is cut into rows.")
+    train: TrainConfig = Field(TrainConfig(), description="How the model is trained.")
+    eval: EvalConfig = Field(EvalConfig(), description="How it is evaluated during training.")
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Recipe":
+        lines = list(_section_problems(self.model.vocab_size, self.model.max_seq_len, self.data, self.train))
+        if lines:
+            raise _refusal(lines, self)
+        return self
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML that loads to an equal one, without `extends`."""
+        return yaml.dump(
+            _plain(self), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What is allowed and may still be a mistake."""
+        unused = self.model.unused_blocks
+        return [f"model.blocks: defined but not in the schedule: {', '.join(unused)}"] if unused else []
+
+
+def _section_problems(
+    vocab_size: int, max_seq_len: int, data: DataConfig | None, train: TrainConfig | None
+) -> Iterator[Found]:
+    if data is None:
+        return
+    for path, why in data.problems(vocab_size=vocab_size, max_seq_len=max_seq_len):
+        yield ("data", *path), "value", why
+    if train is not None:
+        for path, why in train.problems(data.seq_len or max_seq_len):
+            yield ("train", *path), "value", why
+
+
+def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = ()) -> Recipe:
+    """Read and check a recipe.  overrides: `key.path=value`, as after `--set`.
+
+    Raises RecipeError with every mistake found, each with its place.
+    """
+    root = read_recipe(path, overrides)
+    data = root.plain()
+    try:
+        return Recipe.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        from zoo.schema import known_keys
+
+        found = translate(error, data, lambda at: known_keys(at, data))
+        found += [line for line in _partial_problems(data) if line[0] not in {path for path, _, _ in found}]
+    problems = dict.fromkeys(locate(line, root) for line in found)
+    own = os.fspath(path)
+    raise RecipeError(sorted(problems, key=lambda p: (p.file != own, p.file or "", p.line or 0, p.column or 0)))
+
+
+def _partial_problems(data: dict) -> list[Found]:
+    """What does not fit together in the parts of a broken recipe that are valid by themselves.
+
+    The sections' own checks of this kind only run once all their fields are valid.
+    """
+    model = data.get("model") if isinstance(data.get("model"), dict) else {}
+    named = model.get("blocks") if isinstance(model.get("blocks"), dict) else {}
+    blocks = {name: config for name, value in named.items() if (config := _attempt(_read_block, value))}
+    layers = _attempt(_read_schedule, model.get("layers"))
+    sizes = {name: model.get(name) for name in ("d_model", "n_layers", "vocab_size", "max_seq_len")}
+    sizes = {name: value if type(value) is int and value >= 1 else None for name, value in sizes.items()}
+    fields = _model_problems(blocks, set(named), layers if named else None, sizes["n_layers"], sizes["d_model"])
+    found: list[Found] = []
+    for path, at, why in fields:
+        inside = at.path if isinstance(at, Where) else ()
+        found.append((("model", *path, *inside), at, why))
+    if sizes["vocab_size"] and sizes["max_seq_len"]:
+        sections = {
+            name: _attempt(
+                lambda value, c=config: c.model_validate_json(json.dumps(value), strict=True), data.get(name, {})
+            )
+            for name, config in (("data", DataConfig), ("train", TrainConfig))
+        }
+        found += _section_problems(sizes["vocab_size"], sizes["max_seq_len"], sections["data"], sections["train"])
+    return found
+
+
+def _attempt(make, value: Any) -> Any:
+    try:
+        return make(value)
+    except (ValidationError, ValueError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """A config as YAML data; a key that is None and would be None without being written is left out."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields.items()
+        kept = {name: getattr(value, name) for name, field in fields}
+        return {
+            name: _plain(kept[name])
+            for name, field in fields
+            if not (
+                kept[name] is None and not field.is_required() and field.get_default(call_default_factory=True) is None
+            )
+        }
+    if isinstance(value, Schedule):
+        return schedule.format_schedule(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text that the reader would take for something else in quotes, and never anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str):
+    quoted = "'" if not isinstance(scalar(text), str) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=quoted)
+
+
+_Dumper.add_representer(str, _text)

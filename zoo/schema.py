@@ -1,0 +1,121 @@
+"""The JSON Schema of recipes, for editors, and the keys that a mapping of a recipe may have."""
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from zoo.blocks import registry
+from zoo.checking import TAGS, Path
+from zoo.recipe import Recipe
+from zoo.schedule import NAME
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_NAME = f"{NAME.pattern}(\\.{NAME.pattern})?"
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of recipe files, with every block kind that is installed.
+
+    A file may inherit keys with `extends`, so no key is required here: `zoo show` says what is missing.
+    """
+    definitions = _definitions()
+    root = definitions.pop("Recipe")
+    for definition in [root, *definitions.values()]:
+        definition.pop("required", None)
+    definitions = {name: _editable(definition) for name, definition in definitions.items()}
+    root = _editable(root)
+    extends = {"type": "string", "description": "A recipe to build on, relative to this file; this file's keys win."}
+    root["properties"] = {"extends": extends, **root["properties"]}
+    return {"$schema": DIALECT, "title": "attention-zoo recipe", **root, "$defs": dict(sorted(definitions.items()))}
+
+
+def _definitions() -> dict[str, Any]:
+    kinds = dict(registry.block_kinds())
+    models = [(Recipe, "validation"), *((config, "validation") for config in kinds.values())]
+    references, schema = models_json_schema(models)
+    definitions = schema["$defs"]
+    members = {kind: references[config, "validation"] for kind, config in kinds.items()}
+    definitions["Block"] = {
+        "oneOf": list(members.values()),
+        "discriminator": {"propertyName": "kind", "mapping": {kind: ref["$ref"] for kind, ref in members.items()}},
+    }
+    definitions |= _schedule_definitions()
+    model = definitions["ModelConfig"]["properties"]
+    model["blocks"]["additionalProperties"] = {"$ref": "#/$defs/Block"}
+    model["blocks"].pop("patternProperties", None)
+    model["blocks"]["propertyNames"] = {"pattern": f"^{NAME.pattern}$"}
+    model["layers"] = {"$ref": "#/$defs/Schedule", "description": model["layers"]["description"]}
+    return definitions
+
+
+def _schedule_definitions() -> dict[str, Any]:
+    entries = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/ScheduleEntry"}}
+    text = {"type": "string", "minLength": 1}
+    repeat = {"repeat": {"type": "integer", "minimum": 1}, "of": {"anyOf": [text, entries]}}
+    use = {
+        "use": {"type": "string", "pattern": f"^{_NAME}$", "description": "Name of a block."},
+        "with": {"type": "object", "description": "Fields of the block that differ for this occurrence."},
+    }
+    objects = [
+        {"type": "object", "properties": repeat, "required": ["repeat", "of"], "additionalProperties": False},
+        {"type": "object", "properties": use, "required": ["use"], "additionalProperties": False},
+    ]
+    return {
+        "Schedule": {"anyOf": [text, entries]},
+        "ScheduleEntry": {"anyOf": [text, *objects, entries]},
+    }
+
+
+def _editable(node: Any) -> Any:
+    """Spell unions with a tag as if/then: editors then complete and check one member, and the tag may be inherited."""
+    if isinstance(node, list):
+        return [_editable(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _editable(value) for key, value in node.items()}
+    if "discriminator" not in node:
+        return node
+    discriminator = node.pop("discriminator")
+    node.pop("oneOf", None)
+    tag, mapping = discriminator["propertyName"], discriminator["mapping"]
+    branches = [
+        {"if": {"properties": {tag: {"const": value}}, "required": [tag]}, "then": {"$ref": reference}}
+        for value, reference in mapping.items()
+    ]
+    return {**node, "type": "object", "properties": {tag: {"enum": list(mapping)}}, "allOf": branches}
+
+
+def known_keys(path: Path, data: Any) -> list[str]:
+    """The keys that the mapping at `path` of the recipe `data` may have."""
+    definitions = _definitions()
+    nodes = _members({"$ref": "#/$defs/Recipe"}, definitions, data)
+    for part in path:
+        children = []
+        for node in nodes:
+            child = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
+            child = child or node.get("additionalProperties")
+            children += [child] if isinstance(child, dict) else []
+        data = _child(data, part)
+        nodes = [member for child in children for member in _members(child, definitions, data)]
+    keys = {key: None for node in nodes for key in node.get("properties", {})}
+    return [*keys, "extends"] if not path else list(keys)
+
+
+def _child(data: Any, part: str | int) -> Any:
+    try:
+        return data[part]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _members(node: dict, definitions: dict, data: Any) -> list[dict]:
+    """The schemas a value may follow: references resolved, and of a union the member that the value names."""
+    if "$ref" in node:
+        return _members(definitions[node["$ref"].rsplit("/", 1)[-1]], definitions, data)
+    if "discriminator" in node and isinstance(data, dict):
+        mapping = node["discriminator"]["mapping"]
+        named = [mapping[data[tag]] for tag in TAGS if isinstance(data.get(tag), str) and data[tag] in mapping]
+        if named:
+            return _members({"$ref": named[0]}, definitions, data)
+    options = node.get("anyOf", node.get("oneOf"))
+    return [member for option in options for member in _members(option, definitions, data)] if options else [node]

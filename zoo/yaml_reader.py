@@ -1,0 +1,296 @@
+"""YAML with a place for every value: files, `extends`, and `--set`, read into one tree of nodes.
+
+Only plain data is read: tags and duplicate keys are refused, and what aliases expand to is limited. Plain words follow
+YAML 1.2 (true and false are the booleans; yes and no are text), and `1e-3` is a number.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from zoo.errors import Problem, RecipeError, did_you_mean, shorten
+
+MAX_BYTES = 2_000_000
+MAX_DEPTH = 100
+MAX_NODES = 100_000  # after aliases are expanded; the longest schedule has 10,000 entries
+MAX_EXTENDS = 20
+_SHAPE = "a recipe is a mapping with the keys name, model, data, train"
+
+_INT = re.compile(r"[-+]?[0-9][0-9_]{0,60}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]{1,4})?")
+_WORDS = {
+    **dict.fromkeys(["", "~", "null", "Null", "NULL"]),
+    **dict.fromkeys(["true", "True", "TRUE"], True),
+    **dict.fromkeys(["false", "False", "FALSE"], False),
+    **dict.fromkeys([".inf", ".Inf", ".INF", "+.inf"], float("inf")),
+    **dict.fromkeys(["-.inf", "-.Inf", "-.INF"], float("-inf")),
+    **dict.fromkeys([".nan", ".NaN", ".NAN"], float("nan")),
+}
+
+
+class Place(NamedTuple):
+    """Where something was written; a value from `--set` has no line."""
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+
+
+@dataclass(slots=True)
+class Node:
+    """A value with its place and that of its key. `value` is a scalar, a dict of nodes, or a list of nodes.
+
+    `verbatim` says that the text in the file is the value itself, character for character, from `place` on.
+    """
+
+    value: Any
+    place: Place
+    key: Place | None = None
+    verbatim: bool = False
+
+    def plain(self) -> Any:
+        """The value without places."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        return [node.plain() for node in self.value] if isinstance(self.value, list) else self.value
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Every scalar stays text; `scalar` below says what a plain one means."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+
+
+def scalar(text: str) -> Any:
+    """What a word without quotes means: null, a boolean, a number, or text.
+
+    A whole number may be written with an exponent or underscores: `15e9` and `15_000_000_000` are the same integer.
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        return int(text.replace("_", ""))
+    if len(text) <= 60 and _FLOAT.fullmatch(text):
+        value = float(text.replace("_", ""))
+        return int(value) if "." not in text and value.is_integer() else value
+    return text
+
+
+def read_recipe(path: str | os.PathLike, overrides: Iterable[str] = ()) -> Node:
+    """Read a file, all it extends, and the `key.path=value` overrides, into one tree.
+
+    Raises RecipeError with the places of the mistakes.
+    """
+    root = _read_chain(os.fspath(path), [])
+    problems: list[Problem] = []
+    for override in overrides:
+        try:
+            _assign(root, override)
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
+    return root
+
+
+def _read_chain(path: str, below: list[str], extends: Node | None = None) -> Node:
+    """The tree of a file merged over the files it extends; `below` are the files that led here."""
+
+    def refuse(message: str):
+        where = Problem(message, path) if extends is None else _problem(extends.place, message, "extends")
+        raise RecipeError([where])
+
+    real = os.path.realpath(path)
+    if real in map(os.path.realpath, below):
+        refuse(f"extends in a circle: {' -> '.join([*below, path])}")
+    if len(below) > MAX_EXTENDS:
+        refuse(f"more than {MAX_EXTENDS} files extend each other")
+    root = read_text(_read_file(path, refuse), path)
+    base = root.value.pop("extends", None)
+    if base is None:
+        return root
+    if not isinstance(base.value, str) or not base.value:
+        raise RecipeError(
+            [_problem(base.place, f"must be the path of a recipe; found {shorten(base.plain())}", "extends")]
+        )
+    beside = os.path.normpath(os.path.join(os.path.dirname(path), base.value))
+    return merge(_read_chain(beside, [*below, path], base), root)
+
+
+def _read_file(path: str, refuse) -> str:
+    try:
+        if os.path.isfile(path) and os.path.getsize(path) > MAX_BYTES:
+            refuse(f"{path} has {os.path.getsize(path):,} bytes; a recipe has at most {MAX_BYTES:,}")
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        folder = Path(path).parent
+        names = [name for name in os.listdir(folder) if name.endswith((".yaml", ".yml"))] if folder.is_dir() else []
+        refuse(f"no such file: {path}.{did_you_mean(Path(path).name, names)}")
+    except (OSError, ValueError) as error:
+        refuse(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line, column = before.count(b"\n") + 1, len(before) - before.rfind(b"\n")
+        message = f"not UTF-8 text: byte 0x{data[error.start]:02x}; save the file as UTF-8"
+        raise RecipeError([Problem(message, path, line, column)]) from error
+
+
+def read_text(text: str, file: str, overriding: bool = False) -> Node:
+    """Read YAML text into a tree.  overriding: the text is the value of a `--set`: it may be anything, without lines."""
+    try:
+        _check_events(text, file)
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = Place(file) if overriding or mark is None else Place(file, mark.line + 1, mark.column + 1)
+        raise RecipeError([_problem(place, _yaml_message(error))]) from error
+    except yaml.reader.ReaderError as error:
+        message = (
+            f"the character {chr(error.character)!r} is not allowed in YAML"
+            if isinstance(error.character, int)
+            else str(error)
+        )
+        line = text.count("\n", 0, error.position) + 1
+        raise RecipeError([Problem(message, file, None if overriding else line)]) from error
+    if node is None:
+        if overriding:
+            return Node(None, Place(file))
+        raise RecipeError([Problem(f"the file is empty; {_SHAPE}", file)])
+    tree = _Builder(file, overriding).build(node)
+    if not overriding and not isinstance(tree.value, dict):
+        message = f"{_SHAPE}; found {shorten(tree.plain())}"
+        raise RecipeError([_problem(tree.place, message)])
+    return tree
+
+
+def _check_events(text: str, file: str):
+    """Refuse tags, and nesting that would exhaust a recursive composer, before anything is built."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        place = Place(file, event.start_mark.line + 1, event.start_mark.column + 1)
+        if depth > MAX_DEPTH:
+            raise RecipeError([_problem(place, f"nested deeper than {MAX_DEPTH}")])
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise RecipeError([_problem(place, f"tags are not used in recipes; found {shorten(tag)}")])
+
+
+def _yaml_message(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or str(error)
+    if "'\\t'" in problem:
+        return "a tab is not allowed here; indent with spaces"
+    context = f" {error.context}" if error.context else ""
+    return f"not valid YAML: {problem}{context}"
+
+
+class _Builder:
+    """Turns composed YAML nodes into a tree of ours, with aliases and merge keys expanded."""
+
+    def __init__(self, file: str, overriding: bool):
+        self.file, self.overriding = file, overriding
+        self.count, self.open = 0, set()
+
+    def place(self, node: yaml.Node) -> Place:
+        if self.overriding:
+            return Place(self.file)
+        return Place(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
+
+    def refuse(self, node: yaml.Node, message: str, key: str | None = None):
+        raise RecipeError([_problem(self.place(node), message, key)])
+
+    def build(self, node: yaml.Node, key: Place | None = None) -> Node:
+        self.count += 1
+        if self.count > MAX_NODES:
+            self.refuse(node, f"aliases expand this to more than {MAX_NODES:,} values")
+        if isinstance(node, yaml.ScalarNode):
+            value = scalar(node.value) if not node.style else node.value
+            one_line = node.start_mark.line == node.end_mark.line and not node.style
+            return Node(value, self.place(node), key, verbatim=one_line and not self.overriding)
+        if id(node) in self.open:
+            self.refuse(node, "an alias stands inside its own anchor")
+        if len(self.open) > MAX_DEPTH:
+            self.refuse(node, f"nested deeper than {MAX_DEPTH}")
+        self.open.add(id(node))
+        value = self.mapping(node) if isinstance(node, yaml.MappingNode) else [self.build(item) for item in node.value]
+        self.open.remove(id(node))
+        return Node(value, self.place(node), key)
+
+    def mapping(self, node: yaml.MappingNode) -> dict[str, Node]:
+        merged: dict[str, Node] = {}
+        own: dict[str, Node] = {}
+        for key, value in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name == "<<" and not key.style:
+                for source in self.merge_sources(value):
+                    merged = {**source, **merged}
+                continue
+            if name is None or (not key.style and not isinstance(scalar(name), str)):
+                self.refuse(key, f"a key must be text; found {shorten(name)}" if name else "a key must be text")
+            if name in own:
+                self.refuse(key, f"the key {shorten(name)} is given twice; first in line {own[name].key.line}")
+            own[name] = self.build(value, self.place(key))
+        return {**merged, **own}
+
+    def merge_sources(self, node: yaml.Node) -> list[dict[str, Node]]:
+        sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        for source in sources:
+            if not isinstance(source, yaml.MappingNode):
+                self.refuse(source, "'<<' takes a mapping, or a list of mappings")
+        return [self.build(source).value for source in sources]
+
+
+def merge(base: Node, over: Node) -> Node:
+    """Lay one tree over another: mappings merge key by key, everything else is replaced.
+
+    A mapping that states another `kind` than the one below it replaces that whole: the fields of one kind mean nothing
+    to another.
+    """
+    if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
+        return over
+    kinds = [node.value["kind"].value if "kind" in node.value else None for node in (base, over)]
+    if kinds[1] is not None and kinds[0] != kinds[1]:
+        return over
+    value = dict(base.value)
+    for key, node in over.value.items():
+        value[key] = merge(value[key], node) if key in value else node
+    return Node(value, over.place, over.key)
+
+
+def _assign(root: Node, override: str):
+    """Put `a.b.c=value` into the tree; the value is YAML, a number names an entry of a list."""
+    source = f"--set {override}"
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError([Problem("must be key.path=value, such as train.duration=100ba", source)])
+    value = read_text(text, source, overriding=True)
+    value.key = Place(source)
+    node = root
+    for depth, key in enumerate(keys):
+        last, above = depth == len(keys) - 1, ".".join(keys[:depth])
+        if isinstance(node.value, list):
+            if not re.fullmatch("[0-9]{1,6}", key) or int(key) >= len(node.value):
+                message = f"must be the number of an entry, from 0 to {len(node.value) - 1}; found {key!r}"
+                raise RecipeError([Problem(message, source, key=above)])
+            key = int(key)
+        elif not isinstance(node.value, dict):
+            message = f"is {shorten(node.value)}, which has no key {key!r}"
+            raise RecipeError([Problem(message, source, key=above)])
+        if last:
+            node.value[key] = value
+        elif isinstance(node.value, dict) and (key not in node.value or node.value[key].value is None):
+            node.value[key] = Node({}, Place(source), Place(source))
+        node = node.value[key]
+
+
+def _problem(place: Place, message: str, key: str | None = None) -> Problem:
+    return Problem(message, place.file, place.line, place.column, key)

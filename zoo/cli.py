@@ -1,0 +1,136 @@
+"""The command line. A command calls one function of a room and prints what it returns.
+
+Nothing heavy is imported at the top: `zoo --help`, `zoo show` and every refusal of a bad recipe answer at once.
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import zoo
+from zoo.errors import ZooError
+
+app = typer.Typer(
+    help="Attention architectures as YAML recipes: show what they cost, train them, look at their data.",
+    epilog="A first run: zoo train recipes/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Prepare the tokens of a recipe, and look at them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML file).", show_default=False)]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. --set train.duration=200ba. Repeatable."),
+]
+Kind = Annotated[str | None, typer.Argument(help="A kind of block; without it all kinds.", show_default=False)]
+Version = Annotated[bool, typer.Option("--version", callback=lambda wanted: _version(wanted), is_eager=True)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def _load(path: Path, overrides: list[str] | None):
+    from zoo.recipe import load_recipe
+
+    return load_recipe(path, overrides=overrides or [])
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Override = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="The run's folder. Default: runs/ and the recipe's name.", show_default=False),
+    ] = None,
+) -> None:
+    """Train a recipe's model, or go on where its run stopped."""
+    loaded = _load(recipe, overrides)
+    from zoo import training
+
+    training.train(loaded, run_dir or Path("runs") / loaded.name)
+
+
+@app.command()
+def show(recipe: RecipeFile, overrides: Override = None, json: AsJson = False) -> None:
+    """Show a recipe's layers, parameters, FLOPs and cache, without building it."""
+    from zoo import show as room
+
+    loaded = _load(recipe, overrides)
+    print(room.as_json(loaded) if json else room.as_text(loaded), end="")
+
+
+@app.command()
+def blocks(name: Kind = None, json: AsJson = False) -> None:
+    """List the kinds of block, or the fields of one."""
+    from zoo import show as room
+
+    print(room.blocks_as_json(name) if json else room.blocks_as_text(name), end="")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors that check while you write."""
+    import json
+
+    from zoo.schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))
+
+
+@data_app.command()
+def prepare(recipe: RecipeFile, overrides: Override = None) -> None:
+    """Tokenise and pack a recipe's data into shards, once; later runs find them."""
+    loaded = _load(recipe, overrides)
+    from zoo import data
+
+    print(data.prepare_command(loaded))
+
+
+@data_app.command("show")
+def show_data(
+    recipe: RecipeFile,
+    overrides: Override = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
+    split: Annotated[str, typer.Option(metavar="train|validation", help="Which split.")] = "train",
+) -> None:
+    """Print a few rows of a recipe's data, decoded, with the places where documents begin."""
+    if split not in ("train", "validation"):
+        raise typer.BadParameter(f"must be train or validation; found {split!r}.", param_hint="--split")
+    loaded = _load(recipe, overrides)
+    from zoo import data
+
+    print(data.show_command(loaded, rows, split))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"zoo {zoo.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Version = False) -> None:
+    pass
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; a mistake of the user is one message, never a traceback."""
+    try:
+        app(arguments, prog_name="zoo")
+    except ZooError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except SystemExit as end:  # typer's way out: 0, 2 after a usage error, 130 after Ctrl-C, 1 when the reader has gone
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def main() -> None:
+    """The `zoo` command."""
+    sys.exit(run())

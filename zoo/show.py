@@ -1,0 +1,247 @@
+"""What `zoo show` and `zoo blocks` print, as text for people and as JSON for programs. No torch."""
+
+import io
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from zoo.blocks import block_kinds
+from zoo.blocks.config import BlockConfig
+from zoo.cost import model_cost
+from zoo.errors import Problem, RecipeError, unknown
+from zoo.recipe import Layer, Recipe
+
+CONTEXTS = (8192, 32768)
+# Okabe and Ito's colours, told apart by colour-blind readers; the letter on each cell serves everyone else.
+COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#BBBBBB")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def description(layer: Layer, d_model: int) -> str:
+    """`MLA, window 512`: projection and patterns of a layer; only the kind where a block is no point of the grid."""
+    if type(layer.config).grid_point is BlockConfig.grid_point:
+        return layer.kind
+    point = layer.config.grid_point(d_model, layer.part)
+    return ", ".join([point.projection.kind.upper(), *(_pattern(pattern) for pattern in point.patterns)])
+
+
+def _pattern(pattern: Any) -> str:
+    if pattern.kind == "window":
+        return f"window {pattern.window}"
+    if pattern.kind == "compression":
+        return f"compression {pattern.compression_block}/{pattern.compression_stride}"
+    if pattern.kind == "selection":
+        shared = f" by {pattern.query_group} queries" if pattern.query_group > 1 else ""
+        return f"selection {pattern.n_selected} x {pattern.selection_block}{shared}"
+    return pattern.kind
+
+
+def facts(recipe: Recipe) -> dict[str, Any]:
+    """Everything `zoo show --json` prints. Bytes are those of a bf16 cache, FLOPs of a forward pass at max_seq_len."""
+    model = recipe.model
+    at = {seq_len: model_cost(model, seq_len) for seq_len in (model.max_seq_len, *CONTEXTS)}
+    cost = at[model.max_seq_len]
+    layers = [
+        {
+            "index": layer.index,
+            "block": layer.block,
+            "kind": layer.kind,
+            "attention": description(layer, model.d_model),
+        }
+        for layer in model.expanded()
+    ]
+    return {
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "layers": layers,
+        "parameters": cost.parameters,
+        "max_seq_len": model.max_seq_len,
+        "flops_per_token": cost.flops_per_token,
+        "flops_by_part": cost.flops_by_part,
+        "cache": {
+            "nominal_bytes_per_token": _whole(at[CONTEXTS[0]].nominal_bytes_per_token),
+            "nominal_bytes": {str(seq_len): at[seq_len].cache_nominal_bytes for seq_len in CONTEXTS},
+            "held_bytes": {str(seq_len): at[seq_len].cache_held_bytes for seq_len in CONTEXTS},
+        },
+    }
+
+
+def as_json(recipe: Recipe) -> str:
+    """`facts` as JSON text."""
+    return json.dumps(facts(recipe), indent=2) + "\n"
+
+
+def as_text(recipe: Recipe, width: int | None = None) -> str:
+    """The strip of layers, the layers as a table, parameters, FLOPs and cache, for a terminal."""
+    found = facts(recipe)
+    names = list(dict.fromkeys(layer["block"] for layer in found["layers"]))
+    title = Text(recipe.name, style="bold")
+    if recipe.summary:
+        title.append(f"  {recipe.summary}", style="not bold")
+    parts = [title, Text(), _strip(found["layers"], names), Text(), _layer_table(recipe, found["layers"], names)]
+    return _rendered([*parts, Text(), _size_table(found), Text(), _cache_table(found["cache"])], width)
+
+
+def _strip(layers: list[dict], names: list[str]) -> Text:
+    strip = Text(f"{len(layers)} layers  ")
+    for layer in layers:
+        strip.append(*_cell(names.index(layer["block"])))
+    return strip
+
+
+def _cell(number: int) -> tuple[str, str]:
+    return f" {LETTERS[number % len(LETTERS)]} ", f"black on {COLOURS[number % len(COLOURS)]}"
+
+
+def _layer_table(recipe: Recipe, layers: list[dict], names: list[str]) -> Table:
+    table = _table("layer", "", "block", "kind", "attention", "parameters")
+    table.columns[0].justify = table.columns[-1].justify = "right"
+    for layer, row in zip(recipe.model.expanded(), layers, strict=True):
+        cost = layer.config.cost(recipe.model.d_model, 1, layer.part)
+        cell = Text(*_cell(names.index(row["block"])))
+        table.add_row(
+            str(row["index"]), cell, row["block"], row["kind"], row["attention"], f"{cost.total_parameters:,}"
+        )
+    return table
+
+
+def _size_table(found: dict) -> Table:
+    table = _table("", "parameters", f"forward FLOPs per token at {found['max_seq_len']:,}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    flops = {**found["flops_by_part"], "total": found["flops_per_token"]}
+    for part, count in found["parameters"].items():
+        table.add_row(part, f"{count:,}", f"{flops[part]:,.0f}" if flops.get(part) else "")
+    return table
+
+
+def _cache_table(cache: dict) -> Table:
+    table = _table("cache of one row, bf16", *(f"{seq_len:,} tokens" for seq_len in CONTEXTS), "per token")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in ("nominal", "held"):
+        sizes = [cache[f"{name}_bytes"][str(seq_len)] for seq_len in CONTEXTS]
+        per_token = f"{cache['nominal_bytes_per_token']:,} bytes" if name == "nominal" else ""
+        table.add_row(name, *(f"{size / 2**20:,.1f} MiB" for size in sizes), per_token)
+    return table
+
+
+def blocks_as_text(kind: str | None, width: int | None = None) -> str:
+    """All kinds of block, or the fields of one kind."""
+    if kind is None:
+        table = _table("kind", "parts", "what it is")
+        for name, config in block_kinds():
+            table.add_row(name, " ".join(config.parts) or "", first_line(config))
+        return _rendered([table, Text(), Text("The fields of one: zoo blocks NAME")], width)
+    config = _known(kind)
+    table = _table("field", "type", "default", "description")
+    for name, field in _fields(config).items():
+        table.add_row(name, field["type"], field["default"], field["description"])
+    about = Text(_reflowed(config.__doc__ or ""))
+    parts = [Text(f"parts: {', '.join(f'{kind}.{part}' for part in config.parts)}"), Text()] if config.parts else []
+    return _rendered([Text(kind, style="bold"), about, Text(), *parts, table], width)
+
+
+def blocks_as_json(kind: str | None) -> str:
+    """The same as JSON: each kind's summary, parts and JSON Schema."""
+    known = dict(block_kinds())
+    chosen = known if kind is None else {kind: _known(kind)}
+    found = {
+        name: {"summary": first_line(config), "parts": list(config.parts), "schema": config.model_json_schema()}
+        for name, config in chosen.items()
+    }
+    return json.dumps(found, indent=2) + "\n"
+
+
+def first_line(config: type[BlockConfig]) -> str:
+    """The first sentence of what a config's docstring says."""
+    return (config.__doc__ or "").strip().split("\n")[0]
+
+
+def _reflowed(docstring: str) -> str:
+    """Paragraphs on one line each, so that the terminal breaks them."""
+    paragraphs = docstring.strip().split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def _known(kind: str) -> type[BlockConfig]:
+    known = dict(block_kinds())
+    if kind not in known:
+        raise RecipeError([Problem(unknown("block kind", kind, known))])
+    return known[kind]
+
+
+def _fields(config: type[BlockConfig]) -> dict[str, dict[str, str]]:
+    """Name -> type (with bounds), default and description, read off the JSON Schema of a config."""
+    schema = config.model_json_schema()
+    required = set(schema.get("required", ()))
+    rows = {}
+    for name, field in schema["properties"].items():
+        if name == "kind":
+            continue
+        default = "required" if name in required else json.dumps(field.get("default"))
+        text = field.get("description") or _first_description(field, schema)
+        rows[name] = {
+            "type": _type(field, schema),
+            "default": "" if default == "null" else default,
+            "description": text,
+        }
+    return rows
+
+
+def _first_description(field: dict) -> str:
+    return next((text for option in field.get("anyOf", ()) if (text := option.get("description"))), "")
+
+
+def _type(field: dict, schema: dict) -> str:
+    if "$ref" in field:
+        name = field["$ref"].rsplit("/", 1)[-1]
+        return schema["$defs"][name].get("title", name)
+    if "anyOf" in field or "oneOf" in field:
+        options = field.get("anyOf") or field["oneOf"]
+        return " or ".join(_type(option, schema) for option in options if option.get("type") != "null")
+    if "enum" in field or "const" in field:
+        return " | ".join(map(str, field.get("enum") or [field["const"]]))
+    if field.get("type") == "array":
+        return f"list of {_type(field['items'], schema)}" if isinstance(field.get("items"), dict) else "list"
+    return f"{field.get('type', 'value')}{_bounds(field)}"
+
+
+def _bounds(field: dict) -> str:
+    low, high = field.get("minimum"), field.get("maximum")
+    if low is not None and high is not None:
+        return f" {low}..{high}"
+    if low is not None:
+        return f" >= {low}"
+    above = field.get("exclusiveMinimum")
+    return f" > {above}" if above is not None else (f" <= {high}" if high is not None else "")
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in headings:
+        table.add_column(heading)
+    return table
+
+
+def _rendered(parts: Iterable, width: int | None) -> str:
+    """Text for the terminal at hand: colours only if it shows them; 100 columns where there is no terminal."""
+    terminal = Console()
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        width=width or (terminal.width if terminal.is_terminal else 100),
+        force_terminal=terminal.is_terminal,
+        color_system=terminal.color_system,
+        no_color=terminal.no_color,
+    )
+    console.print(Group(*parts))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _whole(number: float) -> int | float:
+    return int(number) if number == int(number) else number

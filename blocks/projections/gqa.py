@@ -25,7 +25,7 @@ class KeyValue(nn.Module):
 class GQAProjection(nn.Module):
     """q = W_Q x, k = W_K x, v = W_V x; rotary embedding over the whole of q and k. Cached: rotated k, and v.
 
-    With n_kv_sets > 1 each pattern of the block has its own W_K and W_V; the queries are shared (NSA, section 3).
+    With n_kv_sets > 1 each pattern of the block has its own W_K and W_V; the queries are shared (NSA, section 3.3.3).
     """
 
     def __init__(self, config: GQA, d_model: int, n_kv_sets: int = 1):

@@ -74,14 +74,17 @@ def test_every_parameter_is_used(case, make, noise):
 
 def test_float32_and_autocast_follow_float64(case, make, noise):
     x = noise(1, 40, 24)
-    expected = make(*case)(x, Context.for_tokens(1, 40))
-    single = make(*case).float()
+    block = make(*case)
+    expected = block(x, Context.for_tokens(1, 40))
+    single = block.float()
     context = Context.for_tokens(1, 40)
     torch.testing.assert_close(single(x.float(), context).double(), expected, rtol=1e-4, atol=1e-4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = single(x.float(), context)
     assert half.dtype == torch.bfloat16
-    assert (half.double() - expected).norm() < 0.2 * expected.norm()  # a choice of blocks may turn over in bf16
+    chooses = any(pattern.kind == "selection" for pattern in block.config.patterns)
+    limit = 0.2 if chooses else 0.02  # a choice of blocks may turn over in bf16
+    assert (half.double() - expected).norm() < limit * expected.norm()
 
 
 def test_tables_are_made_once_for_all_layers(make, noise):

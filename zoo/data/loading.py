@@ -106,23 +106,20 @@ def loader(
 ) -> DataSpec:
     """Return batches of `batch_size` rows a device, for Composer.
 
-    Checks every local shard first.  Training drops the last short batch; validation keeps it, and reads its rows in one
-    fixed mixed order, sources side by side in their natural sizes.  Equal arguments give equal batches, and a resume in
-    the middle of an epoch continues with the next row, also on another number of devices.
+    Checks every local shard first.  Training drops the last short batch; validation keeps it, and reads all its rows in
+    one fixed mixed order (remote shards: in stored order, or the first batch would fetch them all).  Equal arguments
+    give equal batches; a resume in the middle of an epoch goes on with the next row, also on another number of devices.
     Raises DataError for missing or damaged shards, and for fewer training rows than one batch over all devices.
     """
     training = split == "train"
     _check_enough(prepared, split, batch_size)
-    if dist.get_local_rank() == 0:
-        remove_stale()
-        for stream in prepared.streams[split]:
-            _check_shards(stream)
+    _before_streaming(prepared.streams[split])
     try:
         dataset = RowDataset(
             prepared,
             split,
             mask_document_starts=mask_document_starts,
-            mixed=not training,
+            mixed=not training and not any(stream.remote for stream in prepared.streams[split]),
             batch_size=batch_size,
             shuffle=shuffle and training,
             shuffle_seed=seed,
@@ -164,11 +161,22 @@ def _check_enough(prepared: PreparedData, split: str, batch_size: int) -> None:
         )
 
 
-def _check_shards(stream: RowStream) -> None:
-    if stream.remote:
-        remove_broken(stream.folder)
-    else:
-        make_ready(stream.folder, stream.remedy)
+def _before_streaming(streams: tuple[RowStream, ...]) -> None:
+    """Clean up and check on one process of each machine, while the others wait.
+
+    They must wait: every process looks for the first free number of shared memory, and finds the same one only if
+    nothing is removed meanwhile.
+    """
+    if dist.get_world_size() > 1 and not torch.distributed.is_initialized():
+        dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu")
+    if dist.get_local_rank() == 0:
+        remove_stale()
+        for stream in streams:
+            if stream.remote:
+                remove_broken(stream.folder)
+            else:
+                make_ready(stream.folder, stream.remedy)
+    dist.barrier()
 
 
 def _stream(stream: RowStream) -> Stream:

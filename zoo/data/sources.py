@@ -5,6 +5,7 @@ piece number 7 is the same text today and after a crash.  Broken input raises Da
 """
 
 import json
+import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -37,7 +38,7 @@ class WholeFiles:
                 yield data.decode()
             except UnicodeDecodeError as error:
                 if self.strict:
-                    raise not_utf8(path, error.start, data) from error
+                    raise not_utf8(path, error.start, data[error.start :]) from error
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,9 @@ class ParquetGroups:
 
     def documents(self) -> Iterator[str]:
         """Yield the column's values; null is an empty document."""
-        with _parquet(self.path, self.column) as file:
-            for group in self.groups:
-                for row, text in enumerate(file.read_row_group(group, columns=[self.column]).column(0).to_pylist()):
-                    yield _checked_text(text, f"{self.path}: row {row} of row group {group}")
+        for group in self.groups:
+            for row, text in enumerate(_parquet_column(self.path, self.column, group)):
+                yield _checked_text(text, f"{self.path}: row {row} of row group {group}")
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,11 @@ def stdlib_files(source: PythonStdlib) -> list[Path]:
     """Return the standard library's *.py files, sorted, without site-packages and (unless asked for) test suites."""
     root = Path(sysconfig.get_paths()["stdlib"])
     left_out = NOT_STDLIB if source.tests else NOT_STDLIB | STDLIB_TESTS
-    found = sorted(p for p in root.rglob("*.py") if p.is_file() and not left_out & set(p.relative_to(root).parts[:-1]))
+    found = []
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in left_out]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    found = sorted(path for path in found if path.is_file())
     if not found:
         raise DataError(f"python-stdlib: no *.py files in {root}; this Python has no source files of its library")
     return found
@@ -224,6 +228,16 @@ def _parquet(path: Path, column: str):
     if column not in file.schema_arrow.names:
         raise DataError(f"{path}: no column {column!r}; it has {', '.join(map(repr, file.schema_arrow.names))}")
     return file
+
+
+def _parquet_column(path: Path, column: str, group: int) -> list:
+    import pyarrow
+
+    with _parquet(path, column) as file:
+        try:
+            return file.read_row_group(group, columns=[column]).column(0).to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path}: row group {group} cannot be read: {error}") from error
 
 
 def _parquet_pieces(path: Path, column: str, piece_bytes: int) -> Iterator[ParquetGroups]:
@@ -273,9 +287,13 @@ def _huggingface_texts(source: HuggingFaceDataset) -> Iterator[object]:
     names = dataset.column_names
     if names is not None and source.field not in names:
         raise DataError(f"dataset {source.path!r}: no column {source.field!r}; it has {', '.join(map(repr, names))}")
-    for batch in dataset.iter(batch_size=1000):
-        if source.field not in batch:
-            raise DataError(
-                f"dataset {source.path!r}: no column {source.field!r}; it has {', '.join(map(repr, batch))}"
-            )
-        yield from batch[source.field]
+    try:
+        for batch in dataset.iter(batch_size=1000):
+            if source.field not in batch:
+                found = ", ".join(map(repr, batch))
+                raise DataError(f"dataset {source.path!r}: no column {source.field!r}; it has {found}")
+            yield from batch[source.field]
+    except DataError:
+        raise
+    except Exception as error:  # as above, in the middle of the data
+        raise DataError(f"dataset {source.path!r}: reading failed: {type(error).__name__}: {error}") from error

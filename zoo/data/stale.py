@@ -10,8 +10,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
-
 SEGMENT = re.compile(
     r"^(\d{6})_(barrier|cache_usage|epoch_data|epoch_shape|locals|next_epoch|resume|shard_access_times|shard_states)$"
 )
@@ -56,14 +54,14 @@ def _age_s(path: Path) -> float:
 
 
 def _live_numbers(shared_memory: Path) -> set[str]:
-    prefix = f"{shared_memory}/"
-    live = set()
-    for process in psutil.process_iter():
+    """Numbers of the segments that some process maps.  Reads /proc: psutil reads smaps, which is far slower."""
+    segment = re.compile(rf" {re.escape(str(shared_memory))}/(\d{{6}})_")
+    live: set[str] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
-            maps = process.memory_maps()
-        except (psutil.Error, OSError):
+            live.update(segment.findall(maps.read_text(errors="replace")))
+        except OSError:  # the process has ended, or is not ours to look into
             continue
-        live |= {os.path.basename(m.path)[:6] for m in maps if m.path.startswith(prefix)}
     return live
 
 

@@ -43,6 +43,8 @@ class Subwords:
     def __init__(self, text: str, end_of_document: str):
         from tokenizers import Tokenizer
 
+        # Pieces are tokenised by processes; the library's threads would make it warn when a process forks later.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._text = text
         self._end = end_of_document
         self._tokenizer = Tokenizer.from_str(text)
@@ -60,7 +62,7 @@ class Subwords:
     def encode(self, text: str) -> np.ndarray:
         """Return the numbers of `text`, without the end of document and without other special tokens."""
         kind = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, kind)
+        return np.asarray(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids, kind)
 
     def decode(self, numbers: Sequence[int]) -> str:
         """Return the text; the end of document is left out, half a character becomes U+FFFD."""
@@ -89,8 +91,6 @@ def train_bpe(config: BpeTokenizer, texts: Iterable[str]) -> Subwords:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # Without the variable, the library prints a warning when the process forks (data loader, compiler) after training.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return Subwords(tokenizer.to_str(), END_OF_DOCUMENT_TEXT)
 
 

@@ -1,0 +1,270 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from zoo.data import DataError, loader
+from zoo.data.shards import read_index
+
+IGNORED = -100
+
+
+def batches(prepared, split="train", *, batch_size=4, shuffle=False, seed=3, **settings) -> list[dict]:
+    return list(loader(prepared, split, batch_size=batch_size, shuffle=shuffle, seed=seed, **settings).dataloader)
+
+
+def rows(all_batches: list[dict]) -> list[tuple]:
+    return [tuple(row.tolist()) for batch in all_batches for row in batch["input_ids"]]
+
+
+def shares(data_batches) -> np.ndarray:
+    """Share of rows that come from the source of a's and from that of b's."""
+    found = [[ord(letter) in row for letter in "ab"] for row in rows(data_batches)]
+    assert all(sum(row) == 1 for row in found)
+    return np.mean(found, axis=0)
+
+
+@pytest.fixture
+def two_alphabets(tmp_path):
+    for letter, n in (("a", 60), ("b", 60)):
+        (tmp_path / letter).mkdir()
+        for i in range(n):
+            (tmp_path / letter / f"{i}.txt").write_text(letter * (100 + i))
+    return [{"kind": "text", "paths": [str(tmp_path / letter)]} for letter in "ab"]
+
+
+def test_batches_keep_the_contract(prep, of_text):
+    data = of_text()
+    for batch in batches(prep(data)):
+        assert {k: (v.dtype, tuple(v.shape)) for k, v in batch.items()} == {
+            "input_ids": (torch.int64, (4, 32)),
+            "labels": (torch.int64, (4, 32)),
+            "document_starts": (torch.bool, (4, 32)),
+        }
+        inputs, labels, starts = batch["input_ids"], batch["labels"], batch["document_starts"]
+        assert starts[:, 0].all()
+        known = labels[:, :-1] != IGNORED
+        torch.testing.assert_close(labels[:, :-1][known], inputs[:, 1:][known])
+        full = (labels != IGNORED).all(dim=1)
+        torch.testing.assert_close(starts[full][:, 1:], inputs[full][:, :-1] == 256)
+
+
+def test_all_rows_come_once_an_epoch_and_shuffled_is_another_order(prep, of_text):
+    prepared = prep(of_text(), piece_bytes=2000)
+    plain, mixed = rows(batches(prepared, batch_size=1)), rows(batches(prepared, batch_size=1, shuffle=True))
+    assert len(plain) == prepared.rows("train")
+    assert plain != mixed
+    assert sorted(plain) == sorted(mixed)
+
+
+def test_same_seed_same_order(prep, of_text):
+    prepared = prep(of_text())
+    assert rows(batches(prepared, shuffle=True)) == rows(batches(prepared, shuffle=True))
+    assert rows(batches(prepared, shuffle=True)) != rows(batches(prepared, shuffle=True, seed=4))
+
+
+def test_masking_the_first_token_of_a_document(prep, of_text):
+    prepared = prep(of_text())
+    plain, masked = (batches(prepared, mask_document_starts=on) for on in (False, True))
+    hidden = 0
+    for a, b in zip(plain, masked, strict=True):
+        # The target after an end of document is the next document's first token, also when it lies outside the row.
+        is_first = (a["input_ids"] == 256) & (a["labels"] != IGNORED)
+        torch.testing.assert_close(b["labels"], a["labels"].masked_fill(is_first, IGNORED))
+        hidden += int(is_first.sum())
+    assert hidden == sum(b["document_starts"][:, 1:].sum() for b in plain) - _paddings(plain) + _outside(plain)
+
+
+def _paddings(data: list[dict]) -> int:
+    return sum(int((batch["labels"] == IGNORED).any(dim=1).sum()) for batch in data)
+
+
+def _outside(data: list[dict]) -> int:
+    last = [(batch["input_ids"][:, -1] == 256) & (batch["labels"][:, -1] != IGNORED) for batch in data]
+    return int(torch.cat(last).sum())
+
+
+def test_the_last_row_of_a_piece_is_padded(prep, of_text):
+    prepared = prep(of_text())
+    last = batches(prepared, batch_size=1)[-1]
+    tokens = prepared.counts("train").tokens
+    n = (tokens - 1) % 32
+    assert n, "the corpus should not fill its last row"
+    assert (last["labels"][0, :n] != IGNORED).all()
+    assert (last["labels"][0, n:] == IGNORED).all()
+    assert last["document_starts"][0, n]
+    assert (last["input_ids"][0, n:] == 256).all()
+
+
+def test_targets_of_an_epoch_are_all_tokens_but_the_first(prep, of_text):
+    prepared = prep(of_text())
+    n = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches(prepared, batch_size=1))
+    assert n == prepared.counts("train").tokens - 1
+
+
+def test_validation_is_mixed_fixed_and_complete(prep, of_text):
+    prepared = prep(of_text(), piece_bytes=2000)
+    spec = loader(prepared, "validation", batch_size=3, shuffle=False, seed=1)
+    first, again = rows(spec.dataloader), rows(spec.dataloader)
+    assert first == again == rows(batches(prepared, "validation", batch_size=5, seed=9))
+    assert len(first) == prepared.rows("validation")
+    stored = [
+        tuple(spec.dataloader.dataset[int(i)]["input_ids"].tolist()) for i in np.argsort(spec.dataloader.dataset._order)
+    ]
+    assert first != stored
+    assert sorted(first) == sorted(stored)
+
+
+def test_composer_counts_rows_and_tokens(prep, of_text):
+    spec = loader(prep(of_text()), "train", batch_size=4, shuffle=False, seed=0)
+    batch = next(iter(spec.dataloader))
+    assert spec.get_num_samples_in_batch(batch) == 4
+    assert spec.get_num_tokens_in_batch(batch) == 4 * 32
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_resume_in_the_middle_of_an_epoch(prep, of_text, num_workers):
+    prepared = prep(of_text(), piece_bytes=2000)
+    settings = {"batch_size": 4, "shuffle": True, "seed": 5, "num_workers": num_workers}
+    straight = loader(prepared, "train", **settings).dataloader
+    epochs = [rows(straight), rows(straight)]
+    assert epochs[0] != epochs[1]
+    state = straight.dataset.state_dict(num_samples=12, from_beginning=True)
+    resumed = loader(prepared, "train", **settings).dataloader
+    resumed.dataset.load_state_dict(state)
+    assert rows(resumed) == epochs[1][12:]
+
+
+def test_mixture_keeps_its_proportions(prep, two_alphabets):
+    sources = [s | {"proportion": p} for s, p in zip(two_alphabets, (3, 1), strict=True)]
+    data = {"sources": sources, "validation_fraction": 0.1}
+    prepared = prep(data)
+    share = shares(batches(prepared, batch_size=1, shuffle=True))
+    np.testing.assert_allclose(share, [0.75, 0.25], atol=0.01)
+
+
+def test_mixture_without_proportions_goes_by_size(prep, two_alphabets):
+    prepared = prep({"sources": two_alphabets, "validation_fraction": 0.1})
+    sizes = np.array([s.counts.rows for s in prepared.streams["train"]])
+    share = shares(batches(prepared, batch_size=1))
+    np.testing.assert_allclose(share, sizes / sizes.sum())
+
+
+def test_proportions_change_the_key_but_not_the_shards(prep, two_alphabets):
+    def with_shares(*shares):
+        sources = [s | {"proportion": p} for s, p in zip(two_alphabets, shares, strict=True)]
+        return prep({"sources": sources, "validation_fraction": 0.1})
+
+    first, second = with_shares(3, 1), with_shares(1, 1)
+    assert first.key != second.key
+    assert [s.folder for s in first.streams["train"]] == [s.folder for s in second.streams["train"]]
+    assert second.seconds == 0.0
+
+
+def test_text_and_synthetic_rows_in_one_mixture(prep, of_text, corpus):
+    copy = {"kind": "synthetic", "task": "copy", "vocab_size": 50, "length": 16, "rows": 30, "validation_rows": 5}
+    text = {"kind": "text", "paths": [str(corpus)]}
+    prepared = prep({"sources": [text, copy], "validation_fraction": 0.2})
+    short = [
+        b
+        for b in batches(prepared, batch_size=1)
+        if (b["labels"][0, 16:] == IGNORED).all() and b["input_ids"][0, :16].max() < 50
+    ]
+    assert len(short) == 30
+    assert prepared.bytes_per_token["validation"] is None
+
+
+def test_synthetic_rows_reach_the_model_as_made(prep):
+    source = {"kind": "synthetic", "task": "mqar", "vocab_size": 100, "pairs": 4, "rows": 20, "validation_rows": 5}
+    prepared = prep({"source": source})
+    for batch in batches(prepared, batch_size=4):
+        assert ((batch["labels"] != IGNORED).sum(dim=1) == 4).all()
+        for inputs, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            pairs = dict(zip(inputs[0:8:2].tolist(), inputs[1:8:2].tolist(), strict=True))
+            at = labels != IGNORED
+            assert dict(zip(inputs[at].tolist(), labels[at].tolist(), strict=True)) == pairs
+
+
+def test_fewer_rows_than_a_batch(prep, of_text):
+    prepared = prep(of_text())
+    n = prepared.rows("train")
+    with pytest.raises(DataError, match=rf"{n} training rows of 32 tokens are less than one batch \({n + 1} rows\)"):
+        loader(prepared, "train", batch_size=n + 1, shuffle=False, seed=0)
+
+
+def test_no_validation_rows_to_load(prep, of_text):
+    with pytest.raises(DataError, match=r"no validation rows \(validation_fraction = 0"):
+        loader(prep(of_text(validation_fraction=0)), "validation", batch_size=1, shuffle=False, seed=0)
+
+
+def test_damaged_shard_is_found_before_training(prep, of_text):
+    prepared = prep(of_text())
+    folder = prepared.streams["train"][0].folder
+    shard = folder / read_index(folder)[0]["zip_data"]["basename"]
+    shard.write_bytes(shard.read_bytes()[:-3])
+    with pytest.raises(
+        DataError, match=rf"this shard is damaged: .*; remove the folder {folder.parent} and prepare again"
+    ):
+        loader(prepared, "train", batch_size=1, shuffle=False, seed=0)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_a_shard_that_vanishes_during_training_does_not_hang(prep, of_text, num_workers):
+    prepared = prep(of_text(), piece_bytes=2000)
+    data = loader(prepared, "train", batch_size=1, shuffle=True, seed=0, num_workers=num_workers).dataloader
+    folder = prepared.streams["train"][0].folder
+    shard = read_index(folder)[2]
+    for info in (shard["raw_data"], shard["zip_data"]):
+        (folder / info["basename"]).unlink()
+    with pytest.raises(DataError, match="a shard cannot be read"):
+        list(data)
+
+
+TWO_RANKS = """
+import json, sys
+from zoo.data import loader, prepare
+from zoo.data.config import DataConfig
+from composer.utils import dist
+import torch
+torch.distributed.init_process_group("gloo")
+data = DataConfig.model_validate(json.loads(sys.argv[1]))
+prepared = prepare(data, max_seq_len=32, vocab_size=1000, seed=17, cache_dir=sys.argv[2], quiet=True)
+spec = loader(prepared, "train", batch_size=2, shuffle=True, seed=3)
+found = [row.tolist() for batch in spec.dataloader for row in batch["input_ids"]]
+json.dump(found, open(f"{sys.argv[2]}/rank{dist.get_global_rank()}.json", "w"))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_see_the_batches_of_one(prep, of_text, tmp_path):
+    import json
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "NODE_RANK": "0",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
+    (tmp_path / "cache").mkdir()
+    command = [sys.executable, "-c", TWO_RANKS, json.dumps(of_text()), str(tmp_path / "cache")]
+    ranks = [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(2)
+    ]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    halves = [json.loads(Path(tmp_path, "cache", f"rank{r}.json").read_text()) for r in range(2)]
+    whole = batches(prep(of_text()), batch_size=4, shuffle=True)
+    together = [set(map(tuple, halves[0][i : i + 2] + halves[1][i : i + 2])) for i in range(0, len(halves[0]), 2)]
+    assert together == [set(rows([batch])) for batch in whole][: len(together)]

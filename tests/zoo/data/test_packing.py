@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from zoo.data.packing import held_out, pack
+from zoo.data.sources import Texts
+from zoo.data.tokenizers import Bytes
+
+TEXTS = tuple(f"document {i} " * (i % 5 + 1) for i in range(30)) + ("",)
+
+
+@pytest.mark.parametrize("seq_len", [1, 7, 64, 100_000])
+def test_every_token_is_a_target_once_and_documents_come_back(seq_len):
+    packed = pack(Texts(TEXTS), Bytes(), fraction=0.0)["train"]
+    rows = list(packed.rows(seq_len))
+    assert all(len(r["tokens"]) == seq_len + 1 for r in rows[:-1])
+    targets = np.concatenate([r["tokens"][1:] for r in rows])
+    np.testing.assert_array_equal(np.concatenate([rows[0]["tokens"][:1], targets]), packed.tokens)
+    joined = b"".join(t.encode() + b"\0" for t in TEXTS if t)
+    assert bytes(np.where(packed.tokens == 256, 0, packed.tokens).astype(np.uint8)) == joined
+
+
+@pytest.mark.parametrize("seq_len", [1, 7, 64])
+def test_starts_stand_after_each_end(seq_len):
+    for row in pack(Texts(TEXTS), Bytes(), fraction=0.0)["train"].rows(seq_len):
+        after_ends = np.flatnonzero(row["tokens"][:-1] == 256) + 1
+        assert row["starts"].tolist() == [0, *after_ends]
+
+
+def test_counts():
+    packed = pack(Texts(TEXTS), Bytes(), fraction=0.4)
+    kept = {
+        "validation": [t for t in TEXTS if t and held_out(t, 0.4)],
+        "train": [t for t in TEXTS if t and not held_out(t, 0.4)],
+    }
+    for split, texts in kept.items():
+        assert texts
+        counts = packed[split].counts
+        assert counts.documents == len(texts)
+        assert counts.bytes == counts.tokens == sum(len(t.encode()) + 1 for t in texts)
+        assert counts.bytes_per_token == 1.0
+
+
+def test_held_out_share_is_the_fraction():
+    share = np.mean([held_out(f"text {i}", 0.1) for i in range(5000)])
+    assert abs(share - 0.1) < 4 * np.sqrt(0.09 / 5000)
+    assert not any(held_out(t, 0.0) for t in TEXTS)
+    assert all(held_out(t, 1.0) for t in TEXTS)
+
+
+def test_nothing_to_pack():
+    packed = pack(Texts(("", "")), Bytes(), fraction=0.5)["train"]
+    assert list(packed.rows(8)) == []
+    assert packed.counts.documents == 0

@@ -1,0 +1,160 @@
+import gzip
+import json
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from zoo.data import DataError
+from zoo.data.config import DataConfig
+from zoo.data.sources import documents, fingerprint, pieces, stdlib_files
+
+
+def source(**settings):
+    return DataConfig.model_validate({"source": settings}).source
+
+
+def read(piece_bytes: int = 1 << 20, **settings) -> list[str]:
+    return list(documents(source(**settings), piece_bytes))
+
+
+def write_jsonl(path: Path, values: list, opener=open) -> Path:
+    with opener(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(value) + "\n" for value in values)
+    return path
+
+
+def test_stdlib_is_sorted_python_files_of_the_library_alone():
+    files = stdlib_files(source(kind="python-stdlib"))
+    root = Path(sysconfig.get_paths()["stdlib"])
+    inside = [p.relative_to(root).parts for p in files]
+    assert files == sorted(files)
+    assert ("json", "decoder.py") in inside
+    assert not any({"site-packages", "test", "__pycache__"} & set(parts[:-1]) for parts in inside)
+    assert len(stdlib_files(source(kind="python-stdlib", tests=True))) > len(files)
+
+
+def test_text_paths_are_files_folders_and_globs_each_file_once(corpus):
+    first = str(corpus / "00.txt")
+    texts = read(kind="text", paths=[first, str(corpus), str(corpus / "**" / "*.txt")])
+    assert texts == [p.read_text(encoding="utf-8") for p in sorted(corpus.iterdir())]
+
+
+def test_paths_are_relative_to_the_working_directory(corpus, monkeypatch):
+    monkeypatch.chdir(corpus.parent)
+    assert len(read(kind="text", paths=["corpus/0*.txt"])) == 10
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "<|end|>", "é"])
+@pytest.mark.parametrize("piece_bytes", [1, 7, 64, 1 << 20])
+def test_pieces_of_any_size_hold_every_document_once(tmp_path, separator, piece_bytes):
+    wanted = [f"Dokument {i} naïve\nline" * (i % 4) for i in range(50)] + ["last"]
+    (tmp_path / "a.txt").write_text(separator.join(wanted), encoding="utf-8")
+    texts = read(piece_bytes, kind="text", paths=[str(tmp_path)], separator=separator)
+    assert [t for t in texts if t] == [t for t in wanted if t]
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 100, 1 << 20])
+def test_jsonl_lines_in_pieces(tmp_path, piece_bytes):
+    wanted = [f"ünï {i}" for i in range(30)]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": t} for t in wanted])
+    assert read(piece_bytes, kind="jsonl", paths=[str(path)]) == wanted
+    assert len(list(pieces(source(kind="jsonl", paths=[str(path)]), piece_bytes))) in {1: (30,), 100: (6, 7, 8)}.get(
+        piece_bytes, (1,)
+    )
+
+
+def test_jsonl_gz_and_null(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl.gz", [{"body": "one"}, {"body": None}, {"body": "two"}], gzip.open)
+    assert read(kind="jsonl", paths=[str(path)], field="body") == ["one", "", "two"]
+
+
+def test_parquet_row_groups(tmp_path):
+    import pyarrow.parquet
+
+    table = pyarrow.table({"content": [f"row {i}" for i in range(10)], "n": range(10)})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=3)
+    settings = {"kind": "parquet", "paths": [str(tmp_path)], "column": "content"}
+    assert len(list(pieces(source(**settings), 1))) == 4
+    assert read(1, **settings) == read(**settings) == [f"row {i}" for i in range(10)]
+    with pytest.raises(DataError, match=r"no column 'text'; it has 'content', 'n'"):
+        read(kind="parquet", paths=[str(tmp_path)])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_huggingface_local_folder_without_a_network(tmp_path, streaming, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "ds"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", [{"body": f"doc {i}"} for i in range(25)])
+    settings = {"kind": "huggingface", "path": str(folder), "field": "body", "streaming": streaming}
+    assert read(20, **settings) == [f"doc {i}" for i in range(25)]
+    assert read(20, **settings, max_documents=7) == [f"doc {i}" for i in range(7)]
+    with pytest.raises(DataError, match="no column 'text'; it has 'body'"):
+        read(kind="huggingface", path=str(folder), streaming=streaming)
+
+
+def test_huggingface_errors_name_the_dataset(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"dataset '.*empty' cannot be loaded"):
+        read(kind="huggingface", path=str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": 5}\n', "line at byte 14: the text must be a string; found int"),
+        (b'{"text": "a"}\n{"txt": "b"}\n', "line at byte 14: needs an object with the key 'text'; found 'txt'"),
+        (b'{"text": "a"}\n[1]\n', "line at byte 14: needs an object with the key 'text'; found list"),
+        (b'{"text": "a"}\n{"text": \n', "line at byte 14: not JSON"),
+        (b'{"text": "a"}\n{"text": "\xff"}\n', r"byte 24 is not UTF-8 text \(0xff\)"),
+        (b'{"text": "a\\ud800"}\n', "half a surrogate pair"),
+    ],
+)
+def test_broken_jsonl_names_file_and_place(tmp_path, content, message):
+    (tmp_path / "bad.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=rf"bad\.jsonl: .*{message}"):
+        read(kind="jsonl", paths=[str(tmp_path)])
+
+
+@pytest.mark.parametrize("separator", [None, "||"])
+def test_text_that_is_not_utf8_names_file_and_byte(tmp_path, separator):
+    (tmp_path / "bad.txt").write_bytes(b"good||caf\xe9||good")
+    with pytest.raises(DataError, match=r"bad\.txt: byte 9 is not UTF-8 text \(0xe9\)"):
+        read(kind="text", paths=[str(tmp_path)], separator=separator)
+
+
+def test_damaged_gzip_is_an_error(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl.gz", [{"text": "x" * 1000}] * 50, gzip.open)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz"):
+        read(kind="jsonl", paths=[str(path)])
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["absent.txt"], "absent.txt: no such file or folder"),
+        (["*.nothing"], r"\*.nothing: no file matches"),
+        (["hollow"], "hollow: the folder holds no .txt"),
+        (["empty.txt"], "empty.txt: the file is empty"),
+    ],
+)
+def test_missing_and_empty_paths(tmp_path, monkeypatch, paths, message):
+    monkeypatch.chdir(tmp_path)
+    Path("hollow").mkdir()
+    Path("empty.txt").touch()
+    with pytest.raises(DataError, match=message):
+        read(kind="text", paths=paths)
+
+
+def test_fingerprint_follows_the_files(corpus):
+    settings = source(kind="text", paths=[str(corpus)])
+    before = fingerprint(settings)
+    assert fingerprint(settings) == before
+    (corpus / "00.txt").write_text("other", encoding="utf-8")
+    assert fingerprint(settings) != before

@@ -1,0 +1,108 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoo.data import DataError
+from zoo.data.config import BpeTokenizer, HuggingFaceTokenizer
+from zoo.data.tokenizers import Bytes, load_huggingface, train_bpe
+
+TEXTS = [f"def attend(query_{i}, key, value): return 'naïve 注意 {i}'\n" * 5 for i in range(50)]
+CONFIG = BpeTokenizer(kind="bpe", vocab_size=400)
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return train_bpe(CONFIG, TEXTS)
+
+
+@pytest.fixture
+def saved(bpe, tmp_path):
+    bpe.save(tmp_path)
+    return tmp_path
+
+
+def huggingface(path: Path, **settings):
+    return load_huggingface(HuggingFaceTokenizer(kind="huggingface", path=str(path), **settings))
+
+
+def test_bytes_round_trip():
+    tokens = Bytes().encode(TEXTS[0])
+    assert tokens.tolist() == list(TEXTS[0].encode())
+    assert Bytes().decode([*tokens, 256]) == TEXTS[0]
+
+
+def test_bpe_round_trip_and_sizes(bpe):
+    tokens = bpe.encode(TEXTS[0])
+    assert bpe.decode(tokens) == TEXTS[0]
+    assert len(tokens) < len(TEXTS[0].encode()) / 2
+    assert bpe.vocab_size <= 400
+    assert tokens.max() < bpe.vocab_size
+    assert bpe.end_of_document not in tokens
+
+
+def test_bpe_knows_every_byte(bpe):
+    strange = "".join(map(chr, range(1, 0x300))) + "\U0001f600"
+    assert bpe.decode(bpe.encode(strange)) == strange
+
+
+def test_text_cannot_spell_the_end_of_a_document(bpe):
+    text = "a<|end-of-document|>b"
+    for tokenizer in (bpe, pickle.loads(pickle.dumps(bpe))):
+        assert bpe.end_of_document not in tokenizer.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_bpe_is_the_same_with_any_number_of_threads(bpe, tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_tokenizers as t\n"
+        "print(t.train_bpe(t.CONFIG, t.TEXTS).identity)"
+    )
+    for threads in ("1", "4"):
+        environment = {**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}
+        command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert found.strip() == bpe.identity
+
+
+def test_saved_tokenizer_loads_from_folder_and_file(bpe, saved):
+    assert huggingface(saved).identity == bpe.identity
+    one = huggingface(saved / "tokenizer.json", end_of_document="<|end-of-document|>")
+    assert one.end_of_document == bpe.end_of_document
+
+
+def test_transformers_reads_the_saved_folder(bpe, saved):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(saved)
+    assert theirs.encode(TEXTS[3], add_special_tokens=False) == bpe.encode(TEXTS[3]).tolist()
+    assert theirs.eos_token_id == bpe.end_of_document
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (None, "does not say which token ends a document; set data.tokenizer.end_of_document"),
+        ("</s>", r"no token '</s>' in it; .*\(special ones: <\|end-of-document\|>\)"),
+    ],
+)
+def test_unknown_end_of_document(saved, end, message):
+    with pytest.raises(DataError, match=message):
+        huggingface(saved / "tokenizer.json", end_of_document=end)
+
+
+def test_eos_token_as_an_object(bpe, saved):
+    (saved / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|end-of-document|>"}}))
+    assert huggingface(saved).end_of_document == bpe.end_of_document
+
+
+def test_not_a_tokenizer(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match=r"not a tokenizer\.json"):
+        huggingface(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        huggingface(tmp_path)

@@ -45,18 +45,30 @@ _EXPECTED = {
 }
 
 
-def translate(error: ValidationError, data: Any, known_keys: Callable[[Path], list[str]]) -> list[Found]:
+def _in_recipe(path: Path) -> bool:
+    return len(path) == 3 and path[:2] == ("model", "blocks")
+
+
+def translate(
+    error: ValidationError,
+    data: Any,
+    known_keys: Callable[[Path], list[str]],
+    is_block: Callable[[Path], bool] = _in_recipe,
+) -> list[Found]:
     """Say each error of pydantic in one sentence; errors of the members of a union become one.
 
-    data: what was validated.  known_keys: path of a mapping -> the keys it may have.
+    data: what was validated.  known_keys: path of a mapping -> the keys it may have.  is_block: whether the mapping at
+    a path is a block, which is looked up in the registry and not by a union.
     """
     found: list[Found] = []
     expected: dict[Path, list[str]] = {}
     for line in error.errors(include_url=False):
-        path, kind, context = clean_path(line["loc"], data), line["type"], line.get("ctx", {})
+        path, kind, context = clean_path(line["loc"], data, is_block), line["type"], line.get("ctx", {})
         if kind in ("too_short", "too_long") and value_at(data, path) and any(path == f[0][: len(path)] for f in found):
             continue  # pydantic counts only the entries that are valid, and has said what is wrong with the others
-        if kind == "extra_forbidden":
+        if line["loc"][-1:] == ("[key]",):
+            found.append((path, "key", _mismatch([_EXPECTED[kind].format(**context)], path[-1])))
+        elif kind == "extra_forbidden":
             found.append((path, "key", unknown("key", path[-1], known_keys(path[:-1]))))
         elif kind == "missing":
             found.append(((*path[:-1], line["loc"][-1]), "value", "is required"))
@@ -88,27 +100,22 @@ def _mismatch(expected: list[str], value: Any) -> str:
     return f"must be {' or '.join(expected)}; found {shorten(value)}{near}"
 
 
-def clean_path(loc: Iterable, data: Any) -> Path:
+def clean_path(loc: Iterable, data: Any, is_block: Callable[[Path], bool] = _in_recipe) -> Path:
     """The path of the key in the recipe: pydantic also names the member of a union, which is no key.
 
-    Blocks are looked up by the registry, not by a union, so the fields of one (`window: {kind: window, window: 0}`)
-    follow its name directly.
+    The fields of a block (`window: {kind: window, window: 0}`) follow its name directly.
     """
     path: Path = ()
     tag_passed = False
     for part in loc:
-        is_tag = isinstance(data, dict) and any(data.get(tag) == part for tag in TAGS) and not _is_block(path)
-        if is_tag and not tag_passed:
+        is_tag = isinstance(data, dict) and any(data.get(tag) == part for tag in TAGS) and not is_block(path)
+        if part == "[key]" or (is_tag and not tag_passed):
             tag_passed = True
         elif isinstance(data, dict):
             path, data, tag_passed = (*path, part), data.get(part), False
         elif isinstance(data, list | tuple) and isinstance(part, int) and part < len(data):
             path, data, tag_passed = (*path, part), data[part], False
     return path
-
-
-def _is_block(path: Path) -> bool:
-    return len(path) == 3 and path[:2] == ("model", "blocks")
 
 
 def value_at(data: Any, path: Path) -> Any:
@@ -135,7 +142,8 @@ def locate(found: Found, root: Node) -> Problem:
         node, reached = children[part], reached + 1
     whole = reached == len(path)
     place = node.place
-    if node.key is not None and (at == "key" or not whole):
+    on_key = at == "key" or (isinstance(at, Where) and at.on_key)
+    if node.key is not None and (on_key or not whole):
         place = node.key
     column = place.column
     if whole and isinstance(at, Where) and at.offset is not None and node.verbatim:

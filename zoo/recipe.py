@@ -215,8 +215,9 @@ def _use_problems(use: Use, base: BlockConfig, d_model: int | None) -> Iterator[
     try:
         config = _read_block(changed)
     except ValidationError as error:
-        for path, _, why in translate(error, changed, lambda path: list(type(base).model_fields) if not path else []):
-            yield ("layers",), _in_with(use, path), why
+        known = list(type(base).model_fields)
+        lines = translate(error, changed, lambda path: [] if path else known, is_block=lambda path: not path)
+        yield from ((("layers",), _in_with(use, path, at == "key"), why) for path, at, why in lines)
         return
     if config.alternation != base.alternation:
         why = "the order of a block's parts cannot change for one occurrence; name the part instead"
@@ -228,8 +229,8 @@ def _use_problems(use: Use, base: BlockConfig, d_model: int | None) -> Iterator[
                 yield ("layers",), _in_with(use, path), why
 
 
-def _in_with(use: Use, path: Path) -> Where:
-    return Where((*use.where.path[:-1], "with", *path))
+def _in_with(use: Use, path: Path, on_key: bool = False) -> Where:
+    return Where((*use.where.path[:-1], "with", *path), on_key=on_key)
 
 
 class Recipe(Section):

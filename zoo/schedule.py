@@ -25,10 +25,11 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class Where:
-    """A place inside a schedule: the path into its list spelling, and the offset in the string there."""
+    """A place inside a schedule: the path into its list spelling, and the offset in the string there, or the key."""
 
     path: tuple[str | int, ...] = ()
     offset: int | None = None
+    on_key: bool = False
 
 
 @dataclass(frozen=True)
@@ -223,13 +224,15 @@ def _parse_entry(entry: object, path: tuple, depth: int, found: list) -> tuple[U
     allowed = ("repeat", "of") if "repeat" in entry or "of" in entry else ("use", "with")
     for key in entry:
         if key not in allowed:
-            found.append((Where((*path, key)), unknown("key", key, allowed)))
+            found.append((Where((*path, key), on_key=True), unknown("key", key, allowed)))
     if "use" in allowed:
         return (_parse_use(entry, path),)
     times, of = entry.get("repeat"), entry.get("of")
     if isinstance(times, bool) or not isinstance(times, int):
         message = f"repeat must be a whole number from 1; found {shorten(times)}"
         raise ScheduleError([(Where((*path, "repeat")), message)])
+    if times < 1:
+        raise ScheduleError([(Where((*path, "repeat")), f"must be at least 1; found {times}")])
     return _group([of] if isinstance(of, str) else of, times, (*path, "of"), depth, found)
 
 

@@ -144,22 +144,16 @@ def _read_file(path: str, refuse) -> str:
 
 
 def read_text(text: str, file: str, overriding: bool = False) -> Node:
-    """Read YAML text into a tree.  overriding: the text is the value of a `--set`: it may be anything, without lines."""
+    """Read YAML text into a tree.  overriding: the text is a value of `--set`: it may be anything, and has no lines."""
     try:
-        _check_events(text, file)
+        _check_events(text, file, overriding)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = Place(file) if overriding or mark is None else Place(file, mark.line + 1, mark.column + 1)
-        raise RecipeError([_problem(place, _yaml_message(error))]) from error
+        raise RecipeError([_yaml_problem(error, text, file, overriding)]) from error
     except yaml.reader.ReaderError as error:
-        message = (
-            f"the character {chr(error.character)!r} is not allowed in YAML"
-            if isinstance(error.character, int)
-            else str(error)
-        )
-        line = text.count("\n", 0, error.position) + 1
-        raise RecipeError([Problem(message, file, None if overriding else line)]) from error
+        line = None if overriding else text.count("\n", 0, error.position) + 1
+        message = f"not text that YAML allows: {error.reason} at character {error.position + 1}"
+        raise RecipeError([Problem(message, file, line)]) from error
     if node is None:
         if overriding:
             return Node(None, Place(file))
@@ -171,12 +165,12 @@ def read_text(text: str, file: str, overriding: bool = False) -> Node:
     return tree
 
 
-def _check_events(text: str, file: str):
+def _check_events(text: str, file: str, overriding: bool):
     """Refuse tags, and nesting that would exhaust a recursive composer, before anything is built."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        place = Place(file, event.start_mark.line + 1, event.start_mark.column + 1)
+        place = Place(file) if overriding else _at(file, event.start_mark)
         if depth > MAX_DEPTH:
             raise RecipeError([_problem(place, f"nested deeper than {MAX_DEPTH}")])
         tag = getattr(event, "tag", None)
@@ -184,12 +178,18 @@ def _check_events(text: str, file: str):
             raise RecipeError([_problem(place, f"tags are not used in recipes; found {shorten(tag)}")])
 
 
-def _yaml_message(error: yaml.MarkedYAMLError) -> str:
-    problem = error.problem or str(error)
-    if "'\\t'" in problem:
-        return "a tab is not allowed here; indent with spaces"
+def _at(file: str, mark: yaml.Mark) -> Place:
+    return Place(file, mark.line + 1, mark.column + 1)
+
+
+def _yaml_problem(error: yaml.MarkedYAMLError, text: str, file: str, overriding: bool) -> Problem:
+    mark = error.problem_mark or error.context_mark
     context = f" {error.context}" if error.context else ""
-    return f"not valid YAML: {problem}{context}"
+    message = f"not valid YAML: {error.problem}{context}"
+    lines = text.split("\n")
+    if mark is not None and mark.line < len(lines) and lines[mark.line][mark.column : mark.column + 1] == "\t":
+        message = "a tab is not allowed here; indent with spaces"
+    return _problem(Place(file) if overriding or mark is None else _at(file, mark), message)
 
 
 class _Builder:
@@ -202,7 +202,7 @@ class _Builder:
     def place(self, node: yaml.Node) -> Place:
         if self.overriding:
             return Place(self.file)
-        return Place(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
+        return _at(self.file, node.start_mark)
 
     def refuse(self, node: yaml.Node, message: str, key: str | None = None):
         raise RecipeError([_problem(self.place(node), message, key)])

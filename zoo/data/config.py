@@ -58,7 +58,7 @@ class Files(Source):
 
 
 class TextFiles(Files):
-    """Plain UTF-8 text, one document a file, or several with `separator`."""
+    """UTF-8 text, plain or .gz .zst .bz2 .lz4; one document a file, or several with `separator`."""
 
     kind: Literal["text"]
     separator: Text | None = Field(
@@ -69,7 +69,7 @@ class TextFiles(Files):
 
 
 class JsonLines(Files):
-    """One JSON object a line (*.jsonl, *.jsonl.gz), one document an object."""
+    """One JSON object a line, plain or .gz .zst .bz2 .lz4; one document an object."""
 
     kind: Literal["jsonl"]
     field: Text = Field("text", description="Key of the object that holds the document's text.")

@@ -33,8 +33,9 @@ def open_mds(
     if not rows:
         raise DataError(f"source mds: {folder}: no rows")
     for name in filter(None, (source.tokens_column, source.labels_column)):
-        if name not in shards[0]["column_names"]:
-            raise DataError(f"source mds: {folder}: no column {name!r}; it has {', '.join(shards[0]['column_names'])}")
+        for columns in {tuple(shard["column_names"]) for shard in shards}:
+            if name not in columns:
+                raise DataError(f"source mds: {folder}: no column {name!r}; it has {', '.join(columns)}")
     counts = Counts(rows, None, rows * seq_len, rows)
     stream = RowStream(folder, source, counts, remote=remote, ours=False)
     if not remote:

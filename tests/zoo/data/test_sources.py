@@ -69,6 +69,18 @@ def test_jsonl_gz_and_null(tmp_path):
     assert read(kind="jsonl", paths=[str(path)], field="body") == ["one", "", "two"]
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [("zst", "zstd"), ("gz", "gzip"), ("bz2", "bz2")])
+def test_compressed_files(tmp_path, suffix, codec):
+    import pyarrow
+
+    with pyarrow.CompressedOutputStream(str(tmp_path / f"a.jsonl.{suffix}"), codec) as file:
+        file.write(b"".join(json.dumps({"text": f"döc {i}"}).encode() + b"\n" for i in range(5000)))
+    assert read(100, kind="jsonl", paths=[str(tmp_path)]) == [f"döc {i}" for i in range(5000)]
+    with pyarrow.CompressedOutputStream(str(tmp_path / f"b.txt.{suffix}"), codec) as file:
+        file.write(b"eins--zwei")
+    assert read(kind="text", paths=[str(tmp_path)], separator="--") == ["eins", "zwei"]
+
+
 def test_parquet_row_groups(tmp_path):
     import pyarrow.parquet
 

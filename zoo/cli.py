@@ -37,7 +37,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 def _load(path: Path, overrides: list[str] | None):
     from zoo.recipe import load_recipe
 
-    return load_recipe(path, overrides=overrides or [])
+    recipe = load_recipe(path, overrides=overrides or [])
+    for note in recipe.notes:
+        print(f"note: {path}: {note}", file=sys.stderr)
+    return recipe
 
 
 @app.command()

@@ -3,6 +3,7 @@
 `load_recipe` reports every mistake of a file at once, each with file, line, column and key.
 """
 
+import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -288,9 +289,10 @@ def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = ()) -> Recip
     try:
         return Recipe.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        from zoo.schema import known_keys
+        from zoo import schema
 
-        found = translate(error, data, lambda at: known_keys(at, data))
+        definitions = functools.cache(schema.schema_definitions)
+        found = translate(error, data, lambda at: schema.known_keys(at, data, definitions()))
         found += [line for line in _partial_problems(data) if line[0] not in {path for path, _, _ in found}]
     problems = dict.fromkeys(locate(line, root) for line in found)
     own = os.fspath(path)

@@ -18,7 +18,7 @@ def recipe_schema() -> dict[str, Any]:
 
     A file may inherit keys with `extends`, so no key is required here: `zoo show` says what is missing.
     """
-    definitions = _definitions()
+    definitions = schema_definitions()
     root = definitions.pop("Recipe")
     for definition in [root, *definitions.values()]:
         definition.pop("required", None)
@@ -29,7 +29,8 @@ def recipe_schema() -> dict[str, Any]:
     return {"$schema": DIALECT, "title": "attention-zoo recipe", **root, "$defs": dict(sorted(definitions.items()))}
 
 
-def _definitions() -> dict[str, Any]:
+def schema_definitions() -> dict[str, Any]:
+    """The JSON Schema of every section and of every installed block kind, by name."""
     kinds = dict(registry.block_kinds())
     models = [(Recipe, "validation"), *((config, "validation") for config in kinds.values())]
     references, schema = models_json_schema(models)
@@ -39,7 +40,7 @@ def _definitions() -> dict[str, Any]:
         "oneOf": list(members.values()),
         "discriminator": {"propertyName": "kind", "mapping": {kind: ref["$ref"] for kind, ref in members.items()}},
     }
-    definitions |= _schedule_definitions()
+    definitions |= _for_schedules()
     model = definitions["ModelConfig"]["properties"]
     model["blocks"]["additionalProperties"] = {"$ref": "#/$defs/Block"}
     model["blocks"].pop("patternProperties", None)
@@ -48,7 +49,7 @@ def _definitions() -> dict[str, Any]:
     return definitions
 
 
-def _schedule_definitions() -> dict[str, Any]:
+def _for_schedules() -> dict[str, Any]:
     entries = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/ScheduleEntry"}}
     text = {"type": "string", "minLength": 1}
     repeat = {"repeat": {"type": "integer", "minimum": 1}, "of": {"anyOf": [text, entries]}}
@@ -85,9 +86,8 @@ def _editable(node: Any) -> Any:
     return {**node, "type": "object", "properties": {tag: {"enum": list(mapping)}}, "allOf": branches}
 
 
-def known_keys(path: Path, data: Any) -> list[str]:
-    """The keys that the mapping at `path` of the recipe `data` may have."""
-    definitions = _definitions()
+def known_keys(path: Path, data: Any, definitions: dict[str, Any]) -> list[str]:
+    """The keys that the mapping at `path` of the recipe `data` may have, by the `definitions` of the schema."""
     nodes = _members({"$ref": "#/$defs/Recipe"}, definitions, data)
     for part in path:
         children = []

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,19 +14,20 @@ from zoo.blocks import block_kinds
 from zoo.blocks.config import BlockConfig
 from zoo.cost import model_cost
 from zoo.errors import Problem, RecipeError, unknown
-from zoo.recipe import Layer, Recipe
+from zoo.recipe import Recipe
 
 CONTEXTS = (8192, 32768)
+MAX_ROWS = 256  # of the table of layers
 # Okabe and Ito's colours, told apart by colour-blind readers; the letter on each cell serves everyone else.
 COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#BBBBBB")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
-def description(layer: Layer, d_model: int) -> str:
+def description(config: BlockConfig, part: str | None, d_model: int) -> str:
     """`MLA, window 512`: projection and patterns of a layer; only the kind where a block is no point of the grid."""
-    if type(layer.config).grid_point is BlockConfig.grid_point:
-        return layer.kind
-    point = layer.config.grid_point(d_model, layer.part)
+    if type(config).grid_point is BlockConfig.grid_point:
+        return config.kind
+    point = config.grid_point(d_model, part)
     return ", ".join([point.projection.kind.upper(), *(_pattern(pattern) for pattern in point.patterns)])
 
 
@@ -45,12 +47,13 @@ def facts(recipe: Recipe) -> dict[str, Any]:
     model = recipe.model
     at = {seq_len: model_cost(model, seq_len) for seq_len in (model.max_seq_len, *CONTEXTS)}
     cost = at[model.max_seq_len]
+    describe = cache(lambda config, part: description(config, part, model.d_model))
     layers = [
         {
             "index": layer.index,
             "block": layer.block,
             "kind": layer.kind,
-            "attention": description(layer, model.d_model),
+            "attention": describe(layer.config, layer.part),
         }
         for layer in model.expanded()
     ]
@@ -88,9 +91,9 @@ def as_text(recipe: Recipe, width: int | None = None) -> str:
 
 def _strip(layers: list[dict], names: list[str]) -> Text:
     strip = Text(f"{len(layers)} layers  ")
-    for layer in layers:
+    for layer in layers[:MAX_ROWS]:
         strip.append(*_cell(names.index(layer["block"])))
-    return strip
+    return strip.append(" ...") if len(layers) > MAX_ROWS else strip
 
 
 def _cell(number: int) -> tuple[str, str]:
@@ -100,12 +103,13 @@ def _cell(number: int) -> tuple[str, str]:
 def _layer_table(recipe: Recipe, layers: list[dict], names: list[str]) -> Table:
     table = _table("layer", "", "block", "kind", "attention", "parameters")
     table.columns[0].justify = table.columns[-1].justify = "right"
-    for layer, row in zip(recipe.model.expanded(), layers, strict=True):
-        cost = layer.config.cost(recipe.model.d_model, 1, layer.part)
+    count = cache(lambda config, part: config.cost(recipe.model.d_model, 1, part).total_parameters)
+    for layer, row in zip(recipe.model.expanded()[:MAX_ROWS], layers, strict=False):
         cell = Text(*_cell(names.index(row["block"])))
-        table.add_row(
-            str(row["index"]), cell, row["block"], row["kind"], row["attention"], f"{cost.total_parameters:,}"
-        )
+        parameters = f"{count(layer.config, layer.part):,}"
+        table.add_row(str(row["index"]), cell, row["block"], row["kind"], row["attention"], parameters)
+    if len(layers) > MAX_ROWS:
+        table.add_row("", Text("..."), f"{len(layers) - MAX_ROWS:,} more", "", "--json lists every layer", "")
     return table
 
 

@@ -6,7 +6,7 @@ YAML 1.2 (true and false are the booleans; yes and no are text), and `1e-3` is a
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,7 +111,7 @@ def _read_chain(path: str, below: list[str], extends: Node | None = None) -> Nod
         refuse(f"extends in a circle: {' -> '.join([*below, path])}")
     if len(below) > MAX_EXTENDS:
         refuse(f"more than {MAX_EXTENDS} files extend each other")
-    root = read_text(_read_file(path, refuse), path)
+    root = read_text(_read_file(path, "" if extends is None else f": {path}", refuse), path)
     base = root.value.pop("extends", None)
     if base is None:
         return root
@@ -123,17 +123,17 @@ def _read_chain(path: str, below: list[str], extends: Node | None = None) -> Nod
     return merge(_read_chain(beside, [*below, path], base), root)
 
 
-def _read_file(path: str, refuse) -> str:
+def _read_file(path: str, which: str, refuse: Callable[[str], None]) -> str:
     try:
         if os.path.isfile(path) and os.path.getsize(path) > MAX_BYTES:
-            refuse(f"{path} has {os.path.getsize(path):,} bytes; a recipe has at most {MAX_BYTES:,}")
+            refuse(f"too large for a recipe{which}: {os.path.getsize(path):,} bytes; at most {MAX_BYTES:,} are read")
         data = Path(path).read_bytes()
     except FileNotFoundError:
         folder = Path(path).parent
         names = [name for name in os.listdir(folder) if name.endswith((".yaml", ".yml"))] if folder.is_dir() else []
-        refuse(f"no such file: {path}.{did_you_mean(Path(path).name, names)}")
+        refuse(f"no such file{which}.{did_you_mean(Path(path).name, names)}")
     except (OSError, ValueError) as error:
-        refuse(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
+        refuse(f"cannot be read{which}: {getattr(error, 'strerror', None) or error}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

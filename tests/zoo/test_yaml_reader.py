@@ -133,7 +133,7 @@ def test_unreadable_files(tmp_path):
     assert ":2:13: not UTF-8 text: byte 0xe9" in message(tmp_path / "latin.yaml")
     assert "no such file" in message(tmp_path / "latn.yaml")
     assert message(tmp_path / "latn.yaml").endswith("Did you mean 'latin.yaml'?")
-    assert "cannot read" in message(tmp_path)
+    assert "cannot be read: Is a directory" in message(tmp_path)
     assert "at most 2,000,000" in message(tmp_path / "large.yaml")
 
 

@@ -78,7 +78,11 @@ def blocks(name: Kind = None, json: AsJson = False) -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of recipes, for editors that check while you write."""
+    """Print the JSON Schema of recipes, for editors that check while you write.
+
+    Save it beside your recipes, zoo schema > recipe.schema.json, and begin each with the line
+    # yaml-language-server: $schema=recipe.schema.json
+    """
     import json
 
     from zoo.schema import recipe_schema

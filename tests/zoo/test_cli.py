@@ -1,0 +1,160 @@
+"""The command line: what it prints, its exit codes, and that no mistake of a user ends in a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoo import __version__, cli, training
+from zoo.cost import model_cost
+from zoo.errors import ZooError
+from zoo.recipe import load_recipe
+from zoo.schema import recipe_schema
+
+ROOT = Path(__file__).parents[2]
+ANSA = str(ROOT / "recipes/ansa_340m.yaml")
+BASE = str(ROOT / "recipes/340m/_base.yaml")
+
+
+@pytest.fixture
+def zoo(capsys):
+    """Run a command in this process: (exit code, standard output, standard error)."""
+
+    def zoo(*arguments: str) -> tuple[int, str, str]:
+        code = cli.run(list(arguments))
+        return code, *capsys.readouterr()
+
+    return zoo
+
+
+def test_show_json_has_what_programs_read(zoo):
+    code, out, err = zoo("show", ANSA, "--json")
+    found, model = json.loads(out), load_recipe(ANSA).model
+    assert (code, err) == (0, "")
+    assert found["name"] == "ansa_340m"
+    assert [layer["index"] for layer in found["layers"]] == list(range(24))
+    assert [layer["block"] for layer in found["layers"]] == ["ansa.local", "ansa.global"] * 12
+    assert {layer["kind"] for layer in found["layers"]} == {"ansa"}
+    parts = {part: count for part, count in found["parameters"].items() if part != "total"}
+    assert sum(parts.values()) == found["parameters"]["total"]
+    assert found["flops_per_token"] == model_cost(model, 8192).flops_per_token
+    # 24 layers keep a latent of 224 and a rotary key of 32, in bf16; local layers keep 512 tokens of them, and global
+    # layers one pooled entry every 16 tokens as well.
+    assert found["cache"]["nominal_bytes_per_token"] == 24 * 256 * 2
+    held = {str(seq_len): 12 * 256 * 2 * (512 + seq_len + seq_len // 16) for seq_len in (8192, 32768)}
+    assert found["cache"]["held_bytes"] == held
+
+
+def test_show_prints_the_layers_the_parts_and_both_caches(zoo):
+    code, out, err = zoo("show", ANSA, "--set", "model.layers=(ansa.local*2 ansa.global)*8")
+    assert (code, err) == (0, "")
+    assert "24 layers   A  A  B  A  A  B" in out
+    for text in ("MLA, window 512", "GLA, compression 16/16, selection 64 x 16", "embedding", "ffn", "nominal", "held"):
+        assert text in out
+    assert f"{load_recipe(ANSA).model.d_model * 32000:,}" in out
+    assert "\x1b" not in out, "no colour codes where nothing shows them"
+
+
+def test_a_long_schedule_is_cut_in_text_and_whole_in_json(zoo):
+    layers = ("--set", "model.n_layers=10000", "--set", "model.layers=ansa ...")
+    assert "9,744 more" in zoo("show", ANSA, *layers)[1]
+    assert len(json.loads(zoo("show", ANSA, *layers, "--json")[1])["layers"]) == 10_000
+
+
+def test_notes_go_to_standard_error(zoo):
+    code, out, err = zoo("show", ANSA, "--json", "--set", "model.blocks.spare={kind: full}")
+    assert (code, err) == (0, f"note: {ANSA}: model.blocks: defined but not in the schedule: spare\n")
+    assert json.loads(out)
+
+
+@pytest.mark.parametrize("kind", ["attention", "full", "window", "mla", "gla", "nsa", "ansa"])
+def test_blocks(zoo, kind):
+    assert kind in zoo("blocks")[1]
+    code, out, _ = zoo("blocks", kind)
+    assert code == 0
+    fields = json.loads(zoo("blocks", kind, "--json")[1])[kind]["schema"]["properties"]
+    assert all(field in out for field in fields if field != "kind")
+
+
+def test_schema_version_and_help(zoo):
+    assert json.loads(zoo("schema")[1]) == recipe_schema()
+    assert zoo("--version") == (0, f"zoo {__version__}\n", "")
+    code, out, _ = zoo("--help")
+    assert code == 0
+    for command in ("train", "show", "blocks", "schema", "data"):
+        assert command in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "nope.yaml"), "nope.yaml: no such file."),
+        (("show", "."), ".: cannot be read: Is a directory."),
+        (("show", BASE), f"{BASE}:4:1: name: is required.\n"),
+        (("show", ANSA, "--set", "seed"), "--set seed: must be key.path=value, such as train.duration=100ba.\n"),
+        (("train", ANSA, "--set", "seed=-1"), "--set seed=-1: seed: must be at least 0; found -1.\n"),
+        (("data", "show", ANSA, "--set", "sed=1"), "--set sed=1: sed: unknown key 'sed'; known: name,"),
+        (("blocks", "anza"), "unknown block kind 'anza'; known: attention, full, window, mla, gla, nsa, ansa. Did you"),
+    ],
+    ids=lambda value: " ".join(value[-2:])[-40:] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_bad_input_is_one_message_and_exit_code_2(zoo, arguments, message):
+    code, out, err = zoo(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["shw"], ["show"], ["show", ANSA, "--jsn"], ["data", "show", ANSA, "--rows", "0"]]
+)
+def test_usage_errors_have_exit_code_2(zoo, arguments):
+    code, out, err = zoo(*arguments)
+    assert (code, out) == (2, "")
+    assert "Error" in err
+
+
+def test_train_gets_the_recipe_and_the_folder(zoo, monkeypatch):
+    calls = []
+    monkeypatch.setattr(training, "train", lambda recipe, run_dir: calls.append((recipe, run_dir)))
+    assert zoo("train", ANSA, "--set", "seed=5")[0] == 0
+    assert zoo("train", ANSA, "--run-dir", "elsewhere")[0] == 0
+    assert [(recipe.seed, run_dir) for recipe, run_dir in calls] == [
+        (5, Path("runs/ansa_340m")),
+        (17, Path("elsewhere")),
+    ]
+
+
+def test_exit_codes_of_failures(zoo, monkeypatch):
+    class Interrupted(ZooError):
+        exit_code = 130
+
+    def fail(error):
+        def train(recipe, run_dir):
+            raise error
+
+        monkeypatch.setattr(training, "train", train)
+        return zoo("train", ANSA)
+
+    assert fail(ZooError("the loss is not finite")) == (1, "", "the loss is not finite\n")
+    assert fail(Interrupted("saved"))[0] == 130
+    assert fail(KeyboardInterrupt())[0] == 130
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "zoo", "show", ANSA]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)
+
+
+def test_python_m_zoo_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "zoo", "show", "nope.yaml"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "nope.yaml: no such file.\n")

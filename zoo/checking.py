@@ -37,8 +37,6 @@ _EXPECTED = {
     "less_than_equal": "at most {le}",
     "less_than": "less than {lt}",
     "multiple_of": "a multiple of {multiple_of}",
-    "too_short": "a list of at least {min_length} (it has {actual_length})",
-    "too_long": "a list of at most {max_length} (it has {actual_length})",
     "string_too_short": "text of at least {min_length} characters",
     "string_too_long": "text of at most {max_length} characters",
     "string_pattern_mismatch": "text of the form {pattern}",
@@ -70,6 +68,8 @@ def translate(
             found.append((path, "key", _mismatch([_EXPECTED[kind].format(**context)], path[-1])))
         elif kind == "extra_forbidden":
             found.append((path, "key", unknown("key", path[-1], known_keys(path[:-1]))))
+        elif kind == "missing" and isinstance(line["loc"][-1], int):
+            found.append((path, "value", f"is too short: it has no entry {line['loc'][-1]}, counted from 0"))
         elif kind == "missing":
             found.append(((*path[:-1], line["loc"][-1]), "value", "is required"))
         elif kind == "union_tag_not_found":
@@ -78,6 +78,11 @@ def translate(
             tag = context["discriminator"].strip("'")
             members = [member.strip(" '") for member in context["expected_tags"].split(",")]
             found.append(((*path, tag), "value", unknown(tag, context["tag"], members)))
+        elif kind in ("too_short", "too_long"):
+            bound = (
+                f"at least {context.get('min_length')}" if kind == "too_short" else f"at most {context['max_length']}"
+            )
+            found.append((path, "value", f"must have {bound} entries; found {context['actual_length']}"))
         elif kind in _EXPECTED:
             if path not in expected:
                 found.append((path, "value", ""))  # filled in below, in its place

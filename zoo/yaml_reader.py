@@ -272,6 +272,8 @@ def _assign(root: Node, override: str):
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError([Problem("must be key.path=value, such as train.duration=100ba", source)])
+    if keys == ["extends"]:
+        raise RecipeError([Problem("extends can only be written in a file", source)])
     value = read_text(text, source, overriding=True)
     value.key = Place(source)
     node = root

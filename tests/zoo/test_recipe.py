@@ -179,6 +179,26 @@ def test_overrides_are_checked_and_named(problems):
     )
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.blocks={}", "model.blocks: must have at least 1 entries; found 0."),
+        ("train.optimizer.betas=[0.9]", "train.optimizer.betas: is too short: it has no entry 1, counted from 0."),
+        ("train.optimizer.lr=.nan", "train.optimizer.lr: must be a finite number; found nan."),
+        (
+            "train.loggers=[wnb]",
+            "train.loggers[0]: must be 'jsonl', 'tensorboard', 'wandb' or 'mlflow'; found 'wnb'. Did",
+        ),
+        ("data.source={kind: txt}", "data.source.kind: unknown kind 'txt'; known: python-stdlib, text,"),
+        ("data.source={}", "data.source.kind: is required."),
+        ("extends=a.yaml", "extends can only be written in a file."),
+        ("model=3", "model: must be a mapping; found 3."),
+    ],
+)
+def test_odd_values_are_refused_in_words(problems, override, message):
+    assert any(line.startswith(f"--set {override}: {message}") for line in problems(GOOD, override))
+
+
 def test_the_place_names_the_file_a_value_came_from(load, problems):
     Path("base.yaml").write_text(GOOD.replace("window: 32", "window: 0"))
     assert problems("extends: base.yaml\nname: top\n") == [

@@ -18,6 +18,7 @@ from importlib import import_module
 import torch
 
 log = logging.getLogger("zoo.kernels")
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # found, not imported
 
 OPERATIONS = {  # operation -> the module that registers it
     "full_attention": "zoo.kernels.full",
@@ -126,7 +127,7 @@ def explain() -> str:
 def triton_supports(*tensors, **options) -> str | None:
     """A reason why Triton kernels cannot run on these tensors here, or None."""
     first = _first(tensors)
-    if not _has_triton():
+    if not _HAS_TRITON:
         return "triton is not installed"
     if first.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {first.device.type}, not on a CUDA device"
@@ -161,7 +162,7 @@ def _too_slow(candidate: Implementation, *tensors) -> str | None:
 
 def _note(op: str, choice: Choice) -> None:
     _last[op] = choice
-    if (op, choice.impl) not in _told:
+    if (op, choice.impl) not in _told and not torch.compiler.is_compiling():
         _told.add((op, choice.impl))
         log.info("%s runs as %s (%s)", op, choice.impl, choice.why)
 
@@ -172,6 +173,5 @@ def _load(target: str) -> Callable:
     return getattr(import_module(module), function)
 
 
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo and with it Triton (a second).
+_load._dynamo_marked_constant = True

@@ -2,7 +2,7 @@
 
 import torch
 
-from zoo.kernels.attend import attend, by_key_head, in_chunks, join_rotary, wide
+from zoo.kernels.attend import attend, by_key_head, in_chunks, join_rotary, prefix, wide
 from zoo.kernels.documents import starts
 
 
@@ -24,7 +24,7 @@ def compression_attention(q_BTHD, k_BNKD, v_BNKV, *, q_rope, k_rope_BNR, block, 
     token_T = torch.arange(seq_len, device=q.device)
 
     def chunk(lo: int, hi: int) -> tuple[torch.Tensor, torch.Tensor]:
-        n = min(k.shape[1], max(0, hi - block) // stride + 1)  # slots after these end in every query's future
+        n = prefix(max(0, hi - block) // stride + 1, k.shape[1])  # slots after these end in every query's future
         visible_B1cn = visible_slots(start_BT[:, lo:hi], token_T[lo:hi], n, block, stride).unsqueeze(1)
         o, scores = attend(q_BKTgD[:, :, lo:hi], k_BKND[:, :, :n], v_BKNV[:, :, :n], visible_B1cn, scale)
         empty = ~visible_B1cn.any(-1, keepdim=True)

@@ -2,7 +2,7 @@
 
 import torch
 
-from zoo.kernels.attend import attend, by_key_head, in_chunks, join_rotary, wide
+from zoo.kernels.attend import attend, by_key_head, in_chunks, join_rotary, prefix, wide
 from zoo.kernels.documents import starts
 
 
@@ -14,9 +14,10 @@ def full_attention(q_BTHD, k_BTKD, v_BTKV, *, q_rope, k_rope, scale, documents):
     token_T = torch.arange(seq_len, device=q.device)
 
     def chunk(lo: int, hi: int) -> torch.Tensor:
-        key, query = token_T[:hi], token_T[lo:hi, None]
+        n = prefix(hi, seq_len)
+        key, query = token_T[:n], token_T[lo:hi, None]
         visible_B1cn = ((key <= query) & (key >= start_BT[:, lo:hi, None])).unsqueeze(1)
-        return attend(q_BKTgD[:, :, lo:hi], k_BKTD[:, :, :hi], v_BKTV[:, :, :hi], visible_B1cn, scale)[0]
+        return attend(q_BKTgD[:, :, lo:hi], k_BKTD[:, :, :n], v_BKTV[:, :, :n], visible_B1cn, scale)[0]
 
     o_BKTgV = in_chunks(chunk, seq_len, batch * n_heads * seq_len, dim=2)
     return o_BKTgV.transpose(1, 2).flatten(2, 3).to(q_BTHD.dtype)

@@ -5,8 +5,29 @@ import torch
 from zoo.kernels import checks, dispatch
 from zoo.kernels.documents import Documents
 
+
+def _sdpa_supports(q, k, v, chosen, *, selection_block, query_group, documents, **options) -> str | None:
+    """A dense mask wastes T / (S b) of its work; gathering keys for each query group wastes more, up to about 8 / q."""
+    if documents is not None:
+        return "it knows no packed documents"
+    longest = 8 * chosen.shape[3] * selection_block // query_group
+    return f"a dense mask pays for rows of up to {longest} tokens here" if q.shape[1] > longest else None
+
+
+def _triton_supports(q, k, v, chosen, *, selection_block, query_group, q_rope=None, **options) -> str | None:
+    if selection_block not in (16, 32, 64, 128):
+        return f"its blocks are of 16, 32, 64 or 128 tokens, not {selection_block}"
+    if query_group > 16 or chosen.shape[3] > 128:
+        return f"it takes groups of up to 16 queries and 128 blocks, not {query_group} and {chosen.shape[3]}"
+    if max(x.shape[-1] for x in (q, v, q_rope) if x is not None) > 256:
+        return "its heads are up to 256 wide"
+    return dispatch.triton_supports(q)
+
+
 dispatch.register(
     "selection_attention",
+    dispatch.Implementation("triton", "zoo.kernels.selection.kernel:selection_attention", _triton_supports),
+    dispatch.Implementation("sdpa", "zoo.kernels.selection.sdpa:selection_attention", _sdpa_supports),
     dispatch.Implementation("reference", "zoo.kernels.selection.reference:selection_attention"),
 )
 

@@ -48,11 +48,13 @@ def test_selection(leaves, documents, chunked):
     groups = kernels.n_groups(T, 2, documents)
     chosen = torch.tensor([[0, -1], [0, 1]], dtype=torch.int32).expand(1, groups, 2, 2)
 
-    def attend(q, k, v, q_rope, k_rope):
-        options = {"selection_block": 2, "query_group": 2, "documents": documents}
-        return kernels.selection_attention(q, k, v, chosen, q_rope=q_rope, k_rope=k_rope, **options)
+    for impl in ["reference"] if documents else ["reference", "sdpa"]:
 
-    assert torch.autograd.gradcheck(attend, leaves)
+        def attend(q, k, v, q_rope, k_rope, impl=impl):
+            options = {"selection_block": 2, "query_group": 2, "documents": documents, "impl": impl}
+            return kernels.selection_attention(q, k, v, chosen, q_rope=q_rope, k_rope=k_rope, **options)
+
+        assert torch.autograd.gradcheck(attend, leaves)
 
 
 def test_gated_sum(randn):
@@ -71,11 +73,12 @@ def test_queries_that_see_nothing(dtype, randn, chunked):
     assert not o.any()
     assert (lse == -torch.inf).all()
     chosen = torch.full((1, 6, 1, 2), -1, dtype=torch.int32)
-    selected = kernels.selection_attention(q, k, v, chosen, selection_block=4)
-    assert not selected.any()
-    with torch.autograd.detect_anomaly(check_nan=True):
-        (o.sum() + selected.sum()).backward()
-    assert not any(x.grad.any() for x in (q, k, v))
+    for impl in ("reference", "sdpa"):
+        selected = kernels.selection_attention(q, k, v, chosen, selection_block=4, impl=impl)
+        assert not selected.any()
+        with torch.autograd.detect_anomaly(check_nan=True):
+            (o.sum() + selected.sum()).backward(retain_graph=True)
+        assert not any(x.grad.any() for x in (q, k, v))
 
 
 def test_lse_carries_no_gradient(randn):

@@ -184,11 +184,12 @@ def test_choose_blocks(inputs, naive, n_init, n_local):
 
 def test_selection_attention(inputs, naive):
     case = inputs.case
-    chosen = choose(inputs)
-    o = kernels.selection_attention(
-        inputs.q, inputs.k, inputs.v, chosen, selection_block=case.selection_block, query_group=case.query_group,
-        **inputs.rotary(), **inputs.options,
-    )  # fmt: skip
+    tensors = inputs.q, inputs.k, inputs.v, choose(inputs)
+    options = {"selection_block": case.selection_block, "query_group": case.query_group}
+    options |= {**inputs.rotary(), **inputs.options}
+    o = kernels.selection_attention(*tensors, **options, impl="reference")
+    if not inputs.options["documents"]:
+        assert_close(kernels.selection_attention(*tensors, **options, impl="sdpa"), o)
     blocks = {(row, group, head): chosen for row, group, head, chosen in naive_choice(inputs, naive)}
     group_before = dict.fromkeys(range(len(case.rows)), 0)
     for row, part, one in inputs.documents():
@@ -206,10 +207,11 @@ def test_selection_attention_with_empty_places(naive, randn, chunked):
     q, k, v = randn(1, 8, 2, 4), randn(1, 8, 1, 4), randn(1, 8, 1, 4)
     places = [[0, -1], [-1, -1], [0, 1], [-1, 1]]
     chosen = torch.tensor(places, dtype=torch.int32).view(1, 4, 1, 2)
-    o = kernels.selection_attention(q, k, v, chosen, selection_block=4, query_group=2)
     sees = lambda t, g: naive.selected(t, [m for m in places[t // 2] if m >= 0], 4)  # noqa: E731
-    assert_close(o[0], naive.attention(q[0], k[0], v[0], sees)[0])
-    assert not o[:, 2:4].any()
+    for impl in ("reference", "sdpa"):
+        o = kernels.selection_attention(q, k, v, chosen, selection_block=4, query_group=2, impl=impl)
+        assert_close(o[0], naive.attention(q[0], k[0], v[0], sees)[0])
+        assert not o[:, 2:4].any()
 
 
 def test_gated_sum(randn):

@@ -53,21 +53,28 @@ _ALLOWED = [
 ]
 
 
-def read_safely(path: str | Path, map_location: str = "cpu"):
-    """Read a checkpoint of tensors and plain values; anything that names other code is refused and not executed.
-
-    Raises ZooError that names what the file asked for.
-    """
-    known = {name for _, name in _ALLOWED}
+def refuse_code(path: str | Path) -> None:
+    """Raise ZooError if a checkpoint names anything but tensors and plain values; nothing of it is executed."""
     try:
-        strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - known
-        if not strange:
-            with torch.serialization.safe_globals(_ALLOWED):
-                return torch.load(path, map_location=map_location, weights_only=True)
-        found = f"it asks for {', '.join(sorted(strange))}"
+        strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - {name for _, name in _ALLOWED}
     except (pickle.UnpicklingError, ValueError) as error:
-        found = str(error).splitlines()[0]
-    raise ZooError(f"{path}: refused, because a checkpoint holds tensors and plain values only: {found}")
+        raise _refusal(path, str(error).splitlines()[0]) from error
+    if strange:
+        raise _refusal(path, f"it asks for {', '.join(sorted(strange))}")
+
+
+def read_safely(path: str | Path, map_location: str = "cpu"):
+    """Read a checkpoint of tensors and plain values; raises ZooError for any other, as `refuse_code`."""
+    refuse_code(path)
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, str(error).splitlines()[0]) from error
+
+
+def _refusal(path: str | Path, found: str) -> ZooError:
+    return ZooError(f"{path}: refused, because a checkpoint holds tensors and plain values only: {found}")
 
 
 def _atomic(write: Callable[[dict, str], None]) -> Callable[[dict, str], None]:

@@ -10,6 +10,7 @@ from zoo import data
 from zoo.errors import Problem, RecipeError
 from zoo.training import checkpoints
 from zoo.training.checkpoints import Checkpoint
+from zoo.training.composer_fixes import refuse_code
 from zoo.training.composer_model import count_tokens
 from zoo.training.device import resolve_micro_batch, resolve_precision, rows_per_device
 from zoo.training.environment import record_environment
@@ -135,5 +136,7 @@ class Setup:
 def _agreed(folder: RunFolder, screen: Screen, rank: int) -> Checkpoint | None:
     """The newest good checkpoint, as rank 0 sees it, on every process."""
     found = [checkpoints.newest_good(folder.checkpoints, screen.say) if rank == 0 else None]
+    if found[0] is not None:
+        refuse_code(found[0].path)  # again when it is read; here the error can name the file, which Composer links to
     dist.broadcast_object_list(found, src=0)
     return found[0]

@@ -1,0 +1,278 @@
+"""Training runs from recipe to weights in this process: what they leave, how they end, how they continue."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import zoo
+from zoo.errors import RecipeError, ZooError
+from zoo.training import train
+from zoo.training.checkpoints import listed
+from zoo.training.loggers import read_metrics
+from zoo.training.run_folder import RunFolder
+from zoo.training.screen import Screen
+
+composer_model = pytest.importorskip("zoo.training.composer_model")
+engine = pytest.importorskip("zoo.training.engine")
+pytestmark = pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")
+
+
+def weights(run):
+    return load_file(run / "model.safetensors")
+
+
+def assert_same_weights(run, other):
+    found, expected = weights(run), weights(other)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+def losses(run):
+    return {r["batch"]: r["loss"] for r in read_metrics(run / "metrics.jsonl") if "loss" in r}
+
+
+def stop_at(monkeypatch, batch, number=signal.SIGTERM):
+    """Send this process a signal after so many batches, once."""
+    plain, sent = Screen.__call__, []
+
+    def call(self, record):
+        if record["batch"] == batch and not sent:
+            sent.append(batch)
+            os.kill(os.getpid(), number)
+        plain(self, record)
+
+    monkeypatch.setattr(Screen, "__call__", call)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(recipe_file, tmp_path_factory):
+    """A run of 12 batches in one go, and its summary."""
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return run, train(zoo.load_recipe(recipe_file), run)
+
+
+def test_what_a_run_leaves(uninterrupted, recipe_file):
+    run, summary = uninterrupted
+    assert (summary.batches, summary.tokens) == (12, 12 * 4 * 32)
+    assert 7 < summary.bits_per_byte_before < 9
+    assert summary.bits_per_byte_after < summary.bits_per_byte_before - 1
+    assert zoo.load_recipe(run / "recipe.yaml") == zoo.load_recipe(recipe_file)
+    assert [c.batch for c in listed(run / "checkpoints")] == [8, 12]
+    assert any((run / "tensorboard").iterdir())
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["seed"] == 3
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert "trains 12 batches of 128 tokens" in (run / "log.txt").read_text()
+
+
+def test_the_record_of_metrics(uninterrupted, recipe_file):
+    run, summary = uninterrupted
+    records = read_metrics(run / "metrics.jsonl")
+    validations = [r for r in records if "validation_loss" in r]
+    assert [r["batch"] for r in validations] == [0, 6, 12]
+    assert validations[0]["validation_bits_per_byte"] == pytest.approx(validations[0]["validation_loss"] / 0.6931472)
+    assert validations[-1]["validation_bits_per_byte"] == summary.bits_per_byte_after
+    batches = [r for r in records if "loss" in r]
+    assert [r["batch"] for r in batches] == list(range(1, 13))
+    assert [r["tokens"] for r in batches] == [128 * n for n in range(1, 13)]
+    assert [r["lr"] for r in batches[:2]] == pytest.approx([5e-3, 1e-2])
+    assert batches[-1]["lr"] == pytest.approx(1e-3)
+    assert all(r["grad_norm"] > 0 and r["tokens_per_s"] > 0 for r in batches)
+
+
+def test_the_weights_load_as_the_trained_model(uninterrupted):
+    run, _ = uninterrupted
+    model = zoo.load(run)
+    assert not model.training
+    for name, tensor in weights(run).items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    state = torch.load(listed(run / "checkpoints")[-1].path, weights_only=False)["state"]["model"]
+    assert torch.equal(state["decoder.embedding.weight"], model.embedding.weight)
+
+
+def test_a_complete_run_is_said_to_be_complete(uninterrupted, recipe, capsys):
+    run, summary = uninterrupted
+    assert train(recipe(), run) == summary
+    out = capsys.readouterr().out
+    assert "run complete: tiny, 12 batches, 1,536 tokens" in out
+    assert "--set train.duration=..." in out
+    assert f"remove {run}" in out
+
+
+@pytest.mark.parametrize("batch", [5, 8])
+def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(
+    uninterrupted, recipe, tmp_path, monkeypatch, capsys, batch
+):
+    run = tmp_path / "run"
+    stop_at(monkeypatch, batch)
+    with pytest.raises(
+        engine.Interrupted, match=f"stopped after batch {batch} of 12; checkpoint of batch {batch} "
+    ) as e:
+        train(recipe(), run)
+    assert e.value.exit_code == 130
+    with pytest.raises(ZooError, match="this run is not finished"):
+        zoo.load(run)
+    train(recipe(), run)
+    assert f"resumes after batch {batch} of 12" in capsys.readouterr().out
+    assert_same_weights(run, uninterrupted[0])
+    assert losses(run) == losses(uninterrupted[0])
+    assert [c.batch for c in listed(run / "checkpoints")] == [8, 12]
+
+
+class Dropout(torch.nn.Module):
+    """An embedding followed by dropout, to have a model that draws random numbers while it trains."""
+
+    def __init__(self, embedding):
+        super().__init__()
+        self.inner, self.dropout = embedding, torch.nn.Dropout(0.2)
+        self.weight = embedding.weight
+
+    def forward(self, tokens):
+        return self.dropout(self.inner(tokens))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("duration", ["12ba", "2.2ep"])
+def test_random_state_goes_on_where_it_stopped(recipe, tmp_path, monkeypatch, duration):
+    """With dropout, in the middle of the first epoch and of a later one, and exactly at the end of an epoch."""
+    build = engine.build_model
+
+    def with_dropout(*arguments):
+        decoder = build(*arguments)
+        decoder.embedding = Dropout(decoder.embedding)
+        return decoder
+
+    monkeypatch.setattr(engine, "build_model", with_dropout)
+    monkeypatch.setattr(engine, "export", lambda folder, recipe, state: torch.save(state, folder.weights) or "")
+    settings = [f"train.duration={duration}", "train.batch_size=16", "train.checkpoint.keep=all"]
+    train(recipe(*settings), tmp_path / "straight")
+    expected = torch.load(tmp_path / "straight" / "model.safetensors")
+    epoch = (len(losses(tmp_path / "straight")) * 10) // 22
+    for batch in [5] if duration == "12ba" else [epoch, epoch + 3]:
+        run = tmp_path / f"stopped{batch}"
+        with monkeypatch.context() as patch:
+            stop_at(patch, batch)
+            with pytest.raises(engine.Interrupted):
+                train(recipe(*settings), run)
+        train(recipe(*settings), run)
+        found = torch.load(run / "model.safetensors")
+        assert losses(run) == losses(tmp_path / "straight")
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_damaged_checkpoint_costs_only_a_few_batches(uninterrupted, recipe, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    stop_at(monkeypatch, 9)
+    with pytest.raises(engine.Interrupted):
+        train(recipe(), run)
+    newest = listed(run / "checkpoints")[-1].path
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    train(recipe(), run)
+    out = capsys.readouterr().out
+    assert "checkpoint of batch 9 is damaged" in out
+    assert "resumes after batch 8 of 12" in out
+    assert_same_weights(run, uninterrupted[0])
+
+
+def test_a_crafted_checkpoint_is_refused(recipe, tmp_path, monkeypatch):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'proof'}",)
+
+    run = tmp_path / "run"
+    stop_at(monkeypatch, 3)
+    with pytest.raises(engine.Interrupted):
+        train(recipe(), run)
+    torch.save({"state": Evil()}, listed(run / "checkpoints")[-1].path)
+    with pytest.raises(ZooError, match=r"ep0-ba3-rank0\.pt: refused.*it asks for \w+\.system"):
+        train(recipe(), run)
+    assert not (tmp_path / "proof").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
+    uninterrupted, recipe, tmp_path, monkeypatch
+):
+    run, forward = tmp_path / "run", composer_model.LanguageModel.forward
+    calls = []
+
+    def goes_wrong(self, batch):
+        calls.append(self.training)
+        return forward(self, batch) * (float("nan") if sum(calls) == 7 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(composer_model.LanguageModel, "forward", goes_wrong)
+        message = r"batch 6: the loss is nan; training stopped.*checkpoint of batch 4 saved in .*ep0-ba4-rank0\.pt"
+        with pytest.raises(ZooError, match=message) as error:
+            train(recipe(), run)
+    assert error.value.exit_code == 1
+    assert [c.batch for c in listed(run / "checkpoints")] == [4]
+    assert not (run / "model.safetensors").exists()
+    train(recipe(), run)
+    assert_same_weights(run, uninterrupted[0])
+
+
+def test_a_longer_duration_continues_a_complete_run(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    train(recipe("train.duration=4ba"), run)
+    summary = train(recipe("train.duration=6ba", "train.checkpoint.keep=1"), run)
+    out = capsys.readouterr().out
+    assert summary.batches == 6
+    assert "changed since the last session: train.duration: '4ba' -> '6ba'" in out
+    assert "resumes after batch 4 of 6" in out
+    assert [c.batch for c in listed(run / "checkpoints")] == [6]
+    with pytest.raises(RecipeError, match=r"train\.duration: the run has done 6 batches, and 5ba is 5"):
+        train(recipe("train.duration=5ba"), run)
+
+
+def test_another_recipe_may_not_continue_the_run(uninterrupted, recipe):
+    run, _ = uninterrupted
+    changed = recipe("model.d_model=32", "data.validation_fraction=0.4", "train.optimizer.lr=1e-4", "eval.batches=3")
+    with pytest.raises(RecipeError) as error:
+        train(changed, run)
+    text = str(error.value)
+    assert "model.d_model: was 16 when" in text
+    assert "data.validation_fraction: was 0.3 when" in text
+    assert "remove" in text
+    assert "train.optimizer.lr" not in text
+    assert "eval.batches" not in text
+
+
+def test_micro_batches_give_the_gradients_of_the_whole_batch(recipe, tmp_path):
+    """Rows differ in how many targets they have (the first token of each document has none)."""
+    settings = ["model.document_mask=true", "train.duration=4ba", "train.optimizer.lr=1e-3"]
+    for micro in ("auto", "1", "3"):
+        train(recipe(*settings, f"train.micro_batch={micro}"), tmp_path / micro)
+    whole = read_metrics(tmp_path / "auto" / "metrics.jsonl")
+    for micro in ("1", "3"):
+        parts = read_metrics(tmp_path / micro / "metrics.jsonl")
+        for one, other in zip(whole, parts, strict=True):
+            for name in {"loss", "grad_norm", "validation_loss"} & one.keys():
+                assert other[name] == pytest.approx(one[name], rel=2e-5), (one["batch"], name)
+
+
+def test_a_run_without_validation(recipe, tmp_path):
+    summary = train(recipe("data.validation_fraction=0", "train.duration=2ba"), tmp_path / "run")
+    assert summary.loss_after is None
+    assert "validation:" not in summary.text()
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
+
+
+def test_two_trainings_into_one_folder(recipe, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked(), pytest.raises(ZooError, match="another process is training into this folder"):
+        train(recipe(), tmp_path / "run")
+
+
+def test_activation_checkpointing_and_the_reference_kernels_change_nothing(recipe, tmp_path):
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    train(recipe("train.duration=2ba"), plain)
+    train(recipe("train.duration=2ba", "train.activation_checkpointing=true", "train.kernels=reference"), other)
+    assert losses(plain) == pytest.approx(losses(other), rel=1e-6)

@@ -1,284 +1,94 @@
-"""Selection attention in Triton: forward, and the part of the backward that runs by query tile.
+"""Selection attention in Triton: the custom operators, and how they differentiate.
 
-A program serves one query group and one kv head. Its tile has `query_group` x G rows (row r = token r // G, head
-r % G), so that every key loaded serves all of them; its keys are the tokens of the chosen blocks, gathered KEYS at a
-time, several small blocks or a part of a large one. The operation is bound by this gather's traffic through L2:
-T/q * K * n*b * (D + R + V) elements; the rest of the layout follows from it.
-
-FLIP turns every product around (S^T = K Q^T, O^T = V^T P^T): keys then fill the 64 rows of Hopper's wide matrix
-instruction, which a tile of 4 or 16 query rows cannot. Scores are kept in base 2. Keys are masked by position alone:
-a chosen block lies in the query's document, so key <= t is the whole rule.
+The kernels are in `kernel_by_query.py` (forward, dq) and `kernel_by_key.py` (dk, dv). An operator may not return
+None, so an absent rotary gradient is an empty tensor.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
-import triton
-import triton.language as tl
 
 from zoo.kernels.documents import Documents
+from zoo.kernels.selection import kernel_by_key, kernel_by_query
 
 
-@triton.jit
-def group_of(first, start, i_b, i_g, T, n_groups, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr):
-    """First token, number of tokens, and first token of the document of a query group (0 tokens: unused)."""
-    if DOCUMENTS:
-        p = first + i_b * n_groups + i_g
-        t0 = tl.load(p)
-        following = tl.load(p + 1, mask=i_g + 1 < n_groups, other=-1)
-        n_tokens = tl.where(t0 < 0, 0, tl.where(following < 0, T, following) - t0)
-        t0 = tl.maximum(t0, 0)
-        origin = tl.load(start + i_b * T + t0)
-    else:
-        t0 = i_g * QUERY_GROUP
-        n_tokens = tl.minimum(T - t0, QUERY_GROUP)
-        origin = t0 * 0
-    return t0, n_tokens, origin
+def selection_attention(
+    q,
+    k,
+    v,
+    chosen,
+    *,
+    q_rope=None,
+    k_rope=None,
+    scale,
+    documents: Documents | None = None,
+    selection_block,
+    query_group,
+):
+    """As `zoo.kernels.selection.selection_attention`."""
+    first = start = None
+    if documents is not None:
+        first, start = documents.groups(query_group)[0].contiguous(), documents.start_BT.contiguous()
+    sizes = [selection_block, query_group, 1 if documents is None else documents.max_documents]
+    return _forward(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale)[0]
 
 
-@triton.jit
-def load_rows(p, o_d, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Rows of which every one may be read; columns beyond WIDTH are zero."""
-    if WIDTH == PADDED:
-        return tl.load(p)
-    return tl.load(p, mask=o_d[None, :] < WIDTH, other=0.0)
+@torch.library.custom_op("zoo::selection_attention", mutates_args=())
+def _forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
+    chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    q, k, v, q_rope, k_rope = _dense_rows(q, k, v, q_rope, k_rope)
+    block, query_group, _ = sizes
+    return kernel_by_query.forward(
+        q, k, v, q_rope, k_rope, chosen.contiguous(), first, start, block, query_group, scale
+    )
 
 
-@triton.jit
-def scores(a, b, a_rope, b_rope, ROPE: tl.constexpr, FLIP: tl.constexpr):
-    """a b^T (+ the rotary part), computed as (b a^T)^T with FLIP."""
-    if FLIP:
-        s = tl.dot(b, tl.trans(a), input_precision="ieee")
-        if ROPE:
-            s = tl.dot(b_rope, tl.trans(a_rope), s, input_precision="ieee")
-        return tl.trans(s)
-    s = tl.dot(a, tl.trans(b), input_precision="ieee")
-    if ROPE:
-        s = tl.dot(a_rope, tl.trans(b_rope), s, input_precision="ieee")
-    return s
+@_forward.register_fake
+def _(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale):
+    return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(
+        kernel_by_query.statistics_shape(q, k), dtype=torch.float32
+    )
 
 
-@triton.jit
-def add_product(acc, a, b, FLIP: tl.constexpr):
-    """acc + a b; with FLIP acc holds the transpose, and so does the result."""
-    if FLIP:
-        return tl.dot(tl.trans(b), tl.trans(a), acc, input_precision="ieee")
-    return tl.dot(a, b, acc, input_precision="ieee")
+@torch.library.custom_op("zoo::selection_attention_backward", mutates_args=())
+def _backward(
+    do: torch.Tensor, o: torch.Tensor, lse: torch.Tensor,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
+    chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    do, q, k, v, q_rope, k_rope = _dense_rows(do, q, k, v, q_rope, k_rope)
+    block, query_group, max_documents = sizes
+    inputs = (q, k, v, q_rope, k_rope, chosen.contiguous(), first, start)
+    dq, dq_rope, delta = kernel_by_query.backward(*inputs, o, lse, do, block, query_group, scale)
+    dk, dv, dk_rope = kernel_by_key.backward(*inputs, lse, delta, do, max_documents, block, query_group, scale)
+    empty = q.new_empty(0)
+    return dq, dk, dv, dq_rope if q_rope is not None else empty, dk_rope if q_rope is not None else empty.clone()
 
 
-@triton.jit
-def by_row(x, FLIP: tl.constexpr):
-    """A value per tile row, to be broadcast over an accumulator."""
-    return x[None, :] if FLIP else x[:, None]
+@_backward.register_fake
+def _(do, o, lse, q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale):
+    return tuple(q.new_empty(0 if x is None else x.shape) for x in (q, k, v, q_rope, k_rope))
 
 
-@triton.jit
-def count_chosen(p_chosen, S: tl.constexpr, S_PADDED: tl.constexpr):
-    o_s = tl.arange(0, S_PADDED)
-    return tl.sum((tl.load(p_chosen + o_s, mask=o_s < S, other=-1) >= 0).to(tl.int32), 0)
+def _save(ctx, inputs, output):  # torch calls it by these names
+    *tensors, ctx.sizes, ctx.scale = inputs
+    ctx.save_for_backward(*output, *tensors)
 
 
-@triton.jit
-def gathered_keys(p_chosen, j, n_chosen, origin, T, BLOCK: tl.constexpr, KEYS: tl.constexpr):
-    """Token of each of the tile's keys; T, which no query sees, past the last chosen block."""
-    o_n = tl.arange(0, KEYS)
-    if KEYS <= BLOCK:
-        m = tl.load(p_chosen + j * KEYS // BLOCK)
-        return origin + m * BLOCK + (j * KEYS) % BLOCK + o_n
-    place = j * (KEYS // BLOCK) + o_n // BLOCK
-    m = tl.load(p_chosen + place, mask=place < n_chosen, other=-1)
-    return tl.where(m >= 0, origin + m * BLOCK + o_n % BLOCK, T)
+def _differentiate(ctx, do, _):
+    o, lse, *tensors = ctx.saved_tensors
+    dq, dk, dv, dq_rope, dk_rope = torch.ops.zoo.selection_attention_backward(
+        do, o, lse, *tensors, ctx.sizes, ctx.scale
+    )
+    rope = tensors[3] is not None
+    return dq, dk, dv, dq_rope if rope else None, dk_rope if rope else None, None, None, None, None, None
 
 
-@triton.jit
-def _selection_fwd_kernel(
-    q, k, v, q_rope, k_rope, chosen, first, start, o, lse,
-    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, qr_b, qr_t, qr_h, kr_b, kr_t,
-    T, n_groups, scale_log2,
-    K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    V: tl.constexpr, VP: tl.constexpr, S: tl.constexpr, S_PADDED: tl.constexpr, BLOCK: tl.constexpr,
-    QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, FLIP: tl.constexpr,
-):  # fmt: skip
-    TILES: tl.constexpr = (QUERY_GROUP * G + ROWS - 1) // ROWS
-    i_g = tl.program_id(0) // TILES
-    i_b = (tl.program_id(1) // K).to(tl.int64)
-    i_k = tl.program_id(1) % K
-    t0, n_tokens, origin = group_of(first, start, i_b, i_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
-    o_r = (tl.program_id(0) % TILES) * ROWS + tl.arange(0, ROWS)
-    m_r = o_r // G < n_tokens
-    o_t = t0 + o_r // G
-    o_h = i_k * G + o_r % G
-    o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
-    p_q = q + i_b * q_b + o_t.to(tl.int64)[:, None] * q_t + o_h[:, None] * q_h + o_d[None, :]
-    b_q = tl.load(p_q, mask=m_r[:, None] & (o_d[None, :] < D), other=0.0)
-    b_qr, b_kr = None, None
-    if R > 0:
-        p_qr = q_rope + i_b * qr_b + o_t.to(tl.int64)[:, None] * qr_t + o_h[:, None] * qr_h + o_e[None, :]
-        b_qr = tl.load(p_qr, mask=m_r[:, None] & (o_e[None, :] < R), other=0.0)
-    p_chosen = chosen + ((i_b * n_groups + i_g) * K + i_k) * S
-    n_chosen = count_chosen(p_chosen, S, S_PADDED)
-    t_seen = tl.where(m_r, o_t, -1)
-    t_last = t0 + n_tokens - 1  # keys past it are not seen: read this one instead
-
-    p_k = k + i_b * k_b + i_k * k_h + o_d[None, :]
-    p_v = v + i_b * v_b + i_k * v_h + o_v[None, :]
-    b_m = tl.full([ROWS], -1e30, tl.float32)  # finite: a row that sees no key yields 0, not NaN
-    b_l = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([VP, ROWS] if FLIP else [ROWS, VP], tl.float32)
-    for j in range(0, tl.where(n_tokens > 0, tl.cdiv(n_chosen * BLOCK, KEYS), 0)):
-        o_n = gathered_keys(p_chosen, j, n_chosen, origin, T, BLOCK, KEYS)
-        o_n64 = tl.minimum(o_n, t_last).to(tl.int64)[:, None]
-        b_k = load_rows(p_k + o_n64 * k_t, o_d, D, DP)
-        b_v = load_rows(p_v + o_n64 * v_t, o_v, V, VP)
-        if R > 0:
-            b_kr = load_rows(k_rope + i_b * kr_b + o_n64 * kr_t + o_e[None, :], o_e, R, RP)
-        b_s = scores(b_q, b_k, b_qr, b_kr, R > 0, FLIP) * scale_log2
-        b_s = tl.where(o_n[None, :] <= t_seen[:, None], b_s, float("-inf"))
-        m_new = tl.maximum(b_m, tl.max(b_s, 1))
-        alpha = tl.exp2(b_m - m_new)
-        b_p = tl.exp2(b_s - m_new[:, None])
-        b_l = b_l * alpha + tl.sum(b_p, 1)
-        acc = add_product(acc * by_row(alpha, FLIP), b_p.to(b_v.dtype), b_v, FLIP)
-        b_m = m_new
-
-    b_l = tl.where(b_l > 0, b_l, 1.0)
-    acc = acc / by_row(b_l, FLIP)
-    b_o = tl.trans(acc) if FLIP else acc
-    o_row = (i_b * T + o_t) * (K * G) + o_h
-    p_o = o + o_row[:, None] * V + o_v[None, :]
-    tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_r[:, None] & (o_v[None, :] < V))
-    tl.store(lse + o_row, b_m + tl.log2(b_l), mask=m_r)
+_forward.register_autograd(_differentiate, setup_context=_save)
 
 
-@triton.jit
-def _selection_bwd_dq_kernel(
-    q, k, v, q_rope, k_rope, chosen, first, start, o, lse, do, dq, dq_rope, delta,
-    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, qr_b, qr_t, qr_h, kr_b, kr_t, do_b, do_t, do_h,
-    T, n_groups, scale, scale_log2,
-    K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    V: tl.constexpr, VP: tl.constexpr, S: tl.constexpr, S_PADDED: tl.constexpr, BLOCK: tl.constexpr,
-    QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, FLIP: tl.constexpr,
-):  # fmt: skip
-    """dq, and delta = rowsum(o do), which the kernel of dk and dv reads. Goes over the keys as the forward does."""
-    TILES: tl.constexpr = (QUERY_GROUP * G + ROWS - 1) // ROWS
-    i_g = tl.program_id(0) // TILES
-    i_b = (tl.program_id(1) // K).to(tl.int64)
-    i_k = tl.program_id(1) % K
-    t0, n_tokens, origin = group_of(first, start, i_b, i_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
-    o_r = (tl.program_id(0) % TILES) * ROWS + tl.arange(0, ROWS)
-    m_r = o_r // G < n_tokens
-    o_t = t0 + o_r // G
-    o_h = i_k * G + o_r % G
-    o_row = (i_b * T + o_t) * (K * G) + o_h
-    o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
-    m_v = m_r[:, None] & (o_v[None, :] < V)
-    b_do = tl.load(do + i_b * do_b + o_t.to(tl.int64)[:, None] * do_t + o_h[:, None] * do_h + o_v[None, :],
-                   mask=m_v, other=0.0)  # fmt: skip
-    b_o = tl.load(o + o_row[:, None] * V + o_v[None, :], mask=m_v, other=0.0)
-    b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1)
-    tl.store(delta + o_row, b_delta, mask=m_r)
-    b_lse = tl.load(lse + o_row, mask=m_r, other=0.0)
-    p_q = q + i_b * q_b + o_t.to(tl.int64)[:, None] * q_t + o_h[:, None] * q_h + o_d[None, :]
-    b_q = tl.load(p_q, mask=m_r[:, None] & (o_d[None, :] < D), other=0.0)
-    b_qr, b_kr = None, None
-    if R > 0:
-        p_qr = q_rope + i_b * qr_b + o_t.to(tl.int64)[:, None] * qr_t + o_h[:, None] * qr_h + o_e[None, :]
-        b_qr = tl.load(p_qr, mask=m_r[:, None] & (o_e[None, :] < R), other=0.0)
-        acc_r = tl.zeros([RP, ROWS] if FLIP else [ROWS, RP], tl.float32)
-    p_chosen = chosen + ((i_b * n_groups + i_g) * K + i_k) * S
-    n_chosen = count_chosen(p_chosen, S, S_PADDED)
-    t_seen = tl.where(m_r, o_t, -1)
-    t_last = t0 + n_tokens - 1
-
-    p_k = k + i_b * k_b + i_k * k_h + o_d[None, :]
-    p_v = v + i_b * v_b + i_k * v_h + o_v[None, :]
-    acc = tl.zeros([DP, ROWS] if FLIP else [ROWS, DP], tl.float32)
-    for j in range(0, tl.where(n_tokens > 0, tl.cdiv(n_chosen * BLOCK, KEYS), 0)):
-        o_n = gathered_keys(p_chosen, j, n_chosen, origin, T, BLOCK, KEYS)
-        o_n64 = tl.minimum(o_n, t_last).to(tl.int64)[:, None]
-        b_k = load_rows(p_k + o_n64 * k_t, o_d, D, DP)
-        b_v = load_rows(p_v + o_n64 * v_t, o_v, V, VP)
-        if R > 0:
-            b_kr = load_rows(k_rope + i_b * kr_b + o_n64 * kr_t + o_e[None, :], o_e, R, RP)
-        b_s = scores(b_q, b_k, b_qr, b_kr, R > 0, FLIP) * scale_log2 - b_lse[:, None]
-        b_p = tl.where(o_n[None, :] <= t_seen[:, None], tl.exp2(b_s), 0.0)
-        b_dp = scores(b_do, b_v, None, None, False, FLIP)
-        b_ds = (b_p * (b_dp - b_delta[:, None])).to(b_k.dtype)
-        acc = add_product(acc, b_ds, b_k, FLIP)
-        if R > 0:
-            acc_r = add_product(acc_r, b_ds, b_kr, FLIP)
-
-    b_dq = (tl.trans(acc) if FLIP else acc) * scale
-    tl.store(dq + o_row[:, None] * D + o_d[None, :], b_dq.to(dq.dtype.element_ty),
-             mask=m_r[:, None] & (o_d[None, :] < D))  # fmt: skip
-    if R > 0:
-        b_dqr = (tl.trans(acc_r) if FLIP else acc_r) * scale
-        tl.store(dq_rope + o_row[:, None] * R + o_e[None, :], b_dqr.to(dq.dtype.element_ty),
-                 mask=m_r[:, None] & (o_e[None, :] < R))  # fmt: skip
-
-
-def padded(width: int) -> int:
-    """The tile width that holds `width`: a power of two, at least the 16 a matrix instruction takes."""
-    return max(16, triton.next_power_of_2(width))
-
-
-def sizes(q, k, v, q_rope, chosen, selection_block: int, query_group: int, documents) -> dict:
-    """The constants every kernel of the operation is compiled for."""
-    rope = q_rope.shape[-1] if q_rope is not None else 0
-    D, V, S = q.shape[-1], v.shape[-1], chosen.shape[-1]
-    return dict(
-        K=k.shape[2], G=q.shape[2] // k.shape[2], D=D, DP=padded(D), R=rope, RP=padded(rope), V=V, VP=padded(V),
-        S=S, S_PADDED=triton.next_power_of_2(S), BLOCK=selection_block, QUERY_GROUP=query_group,
-        DOCUMENTS=documents,
-    )  # fmt: skip
-
-
-def strides(x: torch.Tensor | None, axes: int) -> tuple[int, ...]:
-    return tuple(x.stride()[:axes]) if x is not None else (0,) * axes
-
-
-def query_tile(size: dict, itemsize: int, backward: bool) -> dict:
-    """Tile and launch options of the kernels that run by query group."""
-    rows = triton.next_power_of_2(size["QUERY_GROUP"] * size["G"])
-    keys = max(16, min(64, triton.next_power_of_2(size["S"] * size["BLOCK"])))
-    flip = rows < 64
-    return dict(ROWS=min(64, max(8 if flip else 16, rows)), KEYS=keys, FLIP=flip, num_warps=4, num_stages=2)
-
-
-def forward(q, k, v, chosen, q_rope, k_rope, first, start, selection_block, query_group, scale, tile=None):
-    """o and the log-sum-exp, in base 2."""
-    B, T, H, _ = q.shape
-    size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
-    tile = tile or query_tile(size, q.element_size(), backward=False)
-    o = torch.empty(B, T, H, v.shape[-1], device=q.device, dtype=v.dtype)
-    lse = torch.empty(B, T, H, device=q.device, dtype=torch.float32)
-    n_groups = chosen.shape[1]
-    grid = (n_groups * triton.cdiv(query_group * size["G"], tile["ROWS"]), B * size["K"])
-    _selection_fwd_kernel[grid](
-        q, k, v, q_rope, k_rope, chosen, first, start, o, lse,
-        *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2),
-        T, n_groups, scale * math.log2(math.e), **size, **tile,
-    )  # fmt: skip
-    return o, lse
-
-
-def backward_dq(q, k, v, chosen, q_rope, k_rope, first, start, o, lse, do, selection_block, query_group, scale, tile=None):
-    """dq, dq_rope (None without rotary part) and delta."""
-    B, T, H, D = q.shape
-    size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
-    tile = tile or query_tile(size, q.element_size(), backward=True)
-    dq = torch.empty(B, T, H, D, device=q.device, dtype=q.dtype)
-    dq_rope = torch.empty(q_rope.shape, device=q.device, dtype=q.dtype) if q_rope is not None else None
-    delta = torch.empty_like(lse)
-    n_groups = chosen.shape[1]
-    grid = (n_groups * triton.cdiv(query_group * size["G"], tile["ROWS"]), B * size["K"])
-    _selection_bwd_dq_kernel[grid](
-        q, k, v, q_rope, k_rope, chosen, first, start, o, lse, do, dq, dq_rope, delta,
-        *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2), *strides(do, 3),
-        T, n_groups, scale, scale * math.log2(math.e), **size, **tile,
-    )  # fmt: skip
-    return dq, dq_rope, delta
+def _dense_rows(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """The kernels take any strides but need the last axis contiguous."""
+    return [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors]

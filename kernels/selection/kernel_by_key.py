@@ -1,14 +1,19 @@
-"""The gradients of keys and values of selection attention: by key block, over an inverted index built on the device.
+"""Selection attention in Triton, by key block: the gradients of keys and values.
 
-1. Index. Each entry of `chosen` becomes the number of the list it belongs to, one list for each (row, kv head, block);
-   a stable sort groups them, so a list holds its query groups in row order. Lists are cut into chunks: CHUNK entries,
-   or a 32nd of the list if that is more, since every query may have chosen the first block. All shapes are static
-   bounds; nothing waits for the device.
-2. One program a chunk walks its rows (entry, token, head), 64 at a time, across entries, and writes float32 partials.
+1. An inverted index, built on the device. Each entry of `chosen` gets the number of its list, one list for each
+   (row, kv head, block); a stable sort groups them, so a list holds its query groups in row order. Lists are cut into
+   chunks: CHUNK entries, or a 32nd of the list if that is more, since every query may have chosen the first block.
+   All shapes are static bounds; nothing waits for the device.
+2. One program a chunk walks its rows (entry, token, head), ROWS at a time, across entries, and writes float32 partials.
 3. The chunks of a list are summed in order. No atomics: two runs give the same bits.
 
 With documents, blocks are numbered inside each; block m of document i of a row has slot start // b + i + m, which no
 two blocks share.
+
+FLIP turns the products of the gradients around (dV^T = dO^T P), so that both operands come from shared memory and the
+width of the head fills the 64 rows of Hopper's wide matrix instruction: no registers spill, and blocks of 32 keys can
+use it. FLIP_S does the same to the scores (S^T = K Q^T). SCALAR reads the entries of a tile as scalars, so that no
+thread waits for another's index.
 """
 
 from __future__ import annotations
@@ -19,8 +24,9 @@ import torch
 import triton
 import triton.language as tl
 
-from zoo.kernels.selection.kernel import group_of, load_rows, scores, sizes, strides
+from zoo.kernels.selection.kernel_by_query import group_of, load_rows, scores, sizes, strides
 
+ROWS_PER_PROGRAM = 8192
 MAX_CHUNKS = 32  # of one list
 
 
@@ -36,7 +42,7 @@ def _keys_kernel(chosen, first, base, key, n, T, n_groups, n_slots, n_lists,
     if DOCUMENTS:
         t0 = tl.load(first + i_bg, mask=i < n, other=-1)
         m = tl.where((m >= 0) & (t0 >= 0), m + tl.load(base + i_b * T + t0, mask=(i < n) & (t0 >= 0), other=0), -1)
-    tl.store(key + i, tl.where(m >= 0, (i_b * K + i_k) * n_slots + m, n_lists).to(tl.int32), mask=i < n)
+    tl.store(key + i, tl.where(m >= 0, (i_b * K + i_k) * n_slots + m, n_lists).to(key.dtype.element_ty), mask=i < n)
 
 
 @triton.jit
@@ -59,8 +65,8 @@ def _lists_kernel(key, begin, n_chunks, n, steps, n_lists, CHUNK: tl.constexpr, 
     lo2, hi2 = lo, hi
     for _ in range(0, steps):
         mid, mid2 = (lo + hi) // 2, (lo2 + hi2) // 2
-        below = tl.load(key + mid, mask=lo < hi, other=n_lists + 1) < o_l
-        below2 = tl.load(key + mid2, mask=lo2 < hi2, other=n_lists + 1) < o_l + 1
+        below = (lo < hi) & (tl.load(key + mid, mask=lo < hi, other=0) < o_l)
+        below2 = (lo2 < hi2) & (tl.load(key + mid2, mask=lo2 < hi2, other=0) < o_l + 1)
         lo, hi = tl.where(below, mid + 1, lo), tl.where(below | (lo >= hi), hi, mid)
         lo2, hi2 = tl.where(below2, mid2 + 1, lo2), tl.where(below2 | (lo2 >= hi2), hi2, mid2)
     tl.store(begin + o_l, lo.to(tl.int32), mask=o_l <= n_lists)
@@ -89,10 +95,11 @@ def _selection_bwd_dkdv_kernel(
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, qr_b, qr_t, qr_h, kr_b, kr_t, do_b, do_t, do_h,
     T, n_slots, n_lists, scale, scale_log2,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    V: tl.constexpr, VP: tl.constexpr, BLOCK: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
-    CHUNK: tl.constexpr, MAX: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, FLIP: tl.constexpr,
+    V: tl.constexpr, VP: tl.constexpr, BLOCK: tl.constexpr, DOCUMENTS: tl.constexpr,
+    CHUNK: tl.constexpr, MAX: tl.constexpr, GROUP_ROWS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    FLIP: tl.constexpr, FLIP_S: tl.constexpr, SCALAR: tl.constexpr,
 ):  # fmt: skip
-    """Partial dk | dv | dk_rope of one chunk and KEYS keys of its block. FLIP (blocks under 64): see `kernel.py`."""
+    """Partial dk | dv | dk_rope of one chunk and KEYS keys of its block."""
     i_c = tl.program_id(0)
     if i_c >= tl.load(end + n_lists - 1):
         return
@@ -111,33 +118,41 @@ def _selection_bwd_dkdv_kernel(
     o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
     b_k = load_rows(k + i_b * k_b + i_k * k_h + o_n64 * k_t + o_d[None, :], o_d, D, DP)
     b_v = load_rows(v + i_b * v_b + i_k * v_h + o_n64 * v_t + o_v[None, :], o_v, V, VP)
-    b_qr, b_kr = None, None
+    b_kr = b_k
     if R > 0:
         b_kr = load_rows(k_rope + i_b * kr_b + o_n64 * kr_t + o_e[None, :], o_e, R, RP)
         acc_r = tl.zeros([RP, KEYS] if FLIP else [KEYS, RP], tl.float32)
     acc_k = tl.zeros([DP, KEYS] if FLIP else [KEYS, DP], tl.float32)
     acc_v = tl.zeros([VP, KEYS] if FLIP else [KEYS, VP], tl.float32)
 
-    GROUP_ROWS: tl.constexpr = QUERY_GROUP * G
     for r in range(0, (e_end - e_begin) * GROUP_ROWS, ROWS):
         o_r = r + tl.arange(0, ROWS)
-        m_r = o_r < (e_end - e_begin) * GROUP_ROWS
-        group = tl.load(entry + e_begin + o_r // GROUP_ROWS, mask=m_r, other=0)
+        ENTRIES: tl.constexpr = ROWS // GROUP_ROWS
+        if not SCALAR:
+            group = tl.load(entry + e_begin + o_r // GROUP_ROWS, mask=o_r < (e_end - e_begin) * GROUP_ROWS, other=0)
+        else:
+            group = tl.load(entry + e_begin + r // GROUP_ROWS) + tl.zeros([ROWS], tl.int32)
+            for i in tl.static_range(1, ENTRIES):
+                i_e = e_begin + r // GROUP_ROWS + i
+                group = tl.where(
+                    o_r // GROUP_ROWS == r // GROUP_ROWS + i, tl.load(entry + i_e, mask=i_e < e_end, other=0), group
+                )
         o_t = (group >> 5) + o_r % GROUP_ROWS // G
-        m_r = m_r & (o_r % GROUP_ROWS // G < (group & 31))
+        m_r = o_r % GROUP_ROWS // G < (group & 31)
         o_t64 = tl.where(m_r, o_t, 0).to(tl.int64)  # rows past the end read row 0 and weigh nothing
-        o_h = i_k * G + o_r % G
+        o_h = i_k * G + o_r % GROUP_ROWS % G
         b_q = load_rows(q + i_b * q_b + o_t64[:, None] * q_t + o_h[:, None] * q_h + o_d[None, :], o_d, D, DP)
         b_do = load_rows(do + i_b * do_b + o_t64[:, None] * do_t + o_h[:, None] * do_h + o_v[None, :], o_v, V, VP)
+        b_qr = b_q
         if R > 0:
             p_qr = q_rope + i_b * qr_b + o_t64[:, None] * qr_t + o_h[:, None] * qr_h + o_e[None, :]
             b_qr = load_rows(p_qr, o_e, R, RP)
-        o_row = (i_b * T + o_t64) * (K * G) + o_h
-        b_lse = tl.load(lse + o_row)
-        b_delta = tl.load(delta + o_row)
-        b_s = scores(b_q, b_k, b_qr, b_kr, R > 0, not FLIP) * scale_log2 - b_lse[:, None]
-        b_p = tl.where(o_n[None, :] <= tl.where(m_r, o_t, -1)[:, None], tl.exp2(b_s), 0.0)
-        b_dp = scores(b_do, b_v, None, None, False, not FLIP)
+        o_stat = ((i_b * K + i_k) * T + o_t64) * G + o_r % GROUP_ROWS % G
+        b_lse = tl.where(m_r, tl.load(lse + o_stat), float("inf"))  # rows that are none: p = 0
+        b_delta = tl.load(delta + o_stat)
+        b_s = scores(b_q, b_k, b_qr, b_kr, R > 0, FLIP_S) * scale_log2 - b_lse[:, None]
+        b_p = tl.exp2(tl.where(o_n[None, :] <= o_t[:, None], b_s, float("-inf")))
+        b_dp = scores(b_do, b_v, b_do, b_v, False, FLIP_S)
         b_ds = (b_p * (b_dp - b_delta[:, None])).to(b_q.dtype)
         acc_v = add_transposed_product(acc_v, b_p.to(b_do.dtype), b_do, FLIP)
         acc_k = add_transposed_product(acc_k, b_ds, b_q, FLIP)
@@ -156,8 +171,10 @@ def _selection_bwd_dkdv_kernel(
 def add_transposed_product(acc, a, b, FLIP: tl.constexpr):
     """acc + a^T b; with FLIP acc holds the transpose, and so does the result."""
     if FLIP:
-        return tl.dot(tl.trans(b), a, acc, input_precision="ieee")
-    return tl.dot(tl.trans(a), b, acc, input_precision="ieee")
+        acc = tl.dot(tl.trans(b), a, acc, input_precision="ieee")
+    else:
+        acc = tl.dot(tl.trans(a), b, acc, input_precision="ieee")
+    return acc
 
 
 @triton.jit
@@ -211,7 +228,7 @@ def inverted_index(chosen, first, start, base, seq_len, n_slots, query_group, ch
     batch, n_groups, K, S = chosen.shape
     n, n_lists = chosen.numel(), batch * K * n_slots
     device, tile = chosen.device, 1024
-    key = torch.empty(n, device=device, dtype=torch.int32)
+    key = torch.empty(n, device=device, dtype=torch.int16 if n_lists < 2**15 else torch.int32)  # half the passes
     grid = (triton.cdiv(n, tile),)
     documents = first is not None
     _keys_kernel[grid](
@@ -220,7 +237,18 @@ def inverted_index(chosen, first, start, base, seq_len, n_slots, query_group, ch
     key, order = torch.sort(key, stable=True)
     entry = torch.empty(n, device=device, dtype=torch.int32)
     _entries_kernel[grid](
-        order, first, start, entry, n, seq_len, n_groups, K=K, S=S, QUERY_GROUP=query_group, DOCUMENTS=documents, TILE=tile
+        order,
+        first,
+        start,
+        entry,
+        n,
+        seq_len,
+        n_groups,
+        K=K,
+        S=S,
+        QUERY_GROUP=query_group,
+        DOCUMENTS=documents,
+        TILE=tile,
     )
     begin = torch.empty(n_lists + 1, device=device, dtype=torch.int32)
     n_chunks = torch.empty(n_lists, device=device, dtype=torch.int32)
@@ -238,21 +266,25 @@ def inverted_index(chosen, first, start, base, seq_len, n_slots, query_group, ch
 def key_tile(size: dict) -> dict:
     """Tile and launch options of the kernel that runs by key block."""
     keys = min(64, size["BLOCK"])
-    return dict(ROWS=64, KEYS=keys, FLIP=keys < 64, num_warps=4, num_stages=2)
+    if keys < 32:
+        return dict(ROWS=64, KEYS=keys, FLIP=False, FLIP_S=True, SCALAR=False, num_warps=2, num_stages=2)
+    rows = 128 if max(size["D"], size["V"]) <= 64 and not size["R"] and keys == 64 else 64
+    scalar = rows <= 32 * size["QUERY_GROUP"] * size["G"]
+    return dict(ROWS=rows, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=scalar, num_warps=4, num_stages=2)
 
 
-def backward_dkdv(
-    q, k, v, chosen, q_rope, k_rope, first, start, max_documents, lse, delta, do, selection_block, query_group, scale,
+def backward(
+    q, k, v, q_rope, k_rope, chosen, first, start, lse, delta, do, max_documents, selection_block, query_group, scale,
     tile=None, chunk=None,
 ):  # fmt: skip
     """dk, dv, dk_rope (None without rotary part)."""
-    B, T, H, D = q.shape
+    B, T, _, D = q.shape
     size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
     V, R, K = size["V"], size["R"], size["K"]
     tile = tile or key_tile(size)
     # about 8,192 rows a program, and no fewer than the average list has: partials stay within 2 x 4 bytes an element
-    group_rows = query_group * size["G"]
-    chunk = chunk or max(16, 8192 // group_rows, chosen.shape[1] * size["S"] * selection_block // T)
+    group_rows = triton.next_power_of_2(query_group * size["G"])  # rows of an entry; the last ones may stand for none
+    chunk = chunk or max(1, ROWS_PER_PROGRAM // group_rows, chosen.shape[1] * chosen.shape[3] * selection_block // T)
     base, slot_start, n_slots = None, None, triton.cdiv(T, selection_block)
     if first is not None:
         base, slot_start = block_slots(start, selection_block, max_documents)
@@ -260,12 +292,12 @@ def backward_dkdv(
     chunk = triton.next_power_of_2(chunk)
     *index, max_chunks = inverted_index(chosen, first, start, base, T, n_slots, query_group, chunk)
     part = torch.empty(max_chunks, selection_block, D + V + R, device=q.device, dtype=torch.float32)
-    del size["S"], size["S_PADDED"]
+    del size["S"], size["QUERY_GROUP"]
     _selection_bwd_dkdv_kernel[(max_chunks, selection_block // tile["KEYS"])](
         q, k, v, q_rope, k_rope, do, lse, delta, *index, slot_start, part,
         *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2), *strides(do, 3),
         T, n_slots, B * K * n_slots, scale, scale * math.log2(math.e),
-        CHUNK=chunk, MAX=MAX_CHUNKS, **size, **tile,
+        CHUNK=chunk, MAX=MAX_CHUNKS, GROUP_ROWS=group_rows, **size, **tile,
     )  # fmt: skip
 
     def summed(shape, offset, width, heads):

@@ -1,0 +1,290 @@
+"""Selection attention in Triton, by query group: the forward, and the gradient of the queries.
+
+A program serves one query group and one kv head. Its tile has `query_group` x G rows (row r = token r // G, head
+r % G), so that every key loaded serves all of them; its keys are the tokens of the chosen blocks, gathered KEYS at a
+time, several small blocks or a part of a large one. The operation is bound by this gather's traffic through L2:
+T/q * K * n*b * (D + R + V) elements.
+
+Scores are kept in base 2. Keys are masked by position alone: a chosen block lies in the query's document, so key <= t
+is the whole rule.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def group_of(first, start, i_b, i_g, T, n_groups, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr):
+    """First token, number of tokens, and first token of the document of a query group (0 tokens: unused)."""
+    if DOCUMENTS:
+        p = first + i_b * n_groups + i_g
+        t0 = tl.load(p)
+        following = tl.load(p + 1, mask=i_g + 1 < n_groups, other=-1)
+        n_tokens = tl.where(t0 < 0, 0, tl.where(following < 0, T, following) - t0)
+        t0 = tl.maximum(t0, 0)
+        origin = tl.load(start + i_b * T + t0)
+    else:
+        t0 = i_g * QUERY_GROUP
+        n_tokens = tl.minimum(T - t0, QUERY_GROUP)
+        origin = t0 * 0
+    return t0, n_tokens, origin
+
+
+@triton.jit
+def load_rows(p, o_d, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Rows of which every one may be read; columns beyond WIDTH are zero."""
+    if WIDTH == PADDED:
+        x = tl.load(p)
+    else:
+        x = tl.load(p, mask=o_d[None, :] < WIDTH, other=0.0)
+    return x
+
+
+@triton.jit
+def scores(a, b, a_rope, b_rope, ROPE: tl.constexpr, FLIP: tl.constexpr):
+    """a b^T (+ the rotary part), computed as (b a^T)^T with FLIP."""
+    if FLIP:
+        s = tl.dot(b, tl.trans(a), input_precision="ieee")
+        if ROPE:
+            s = tl.dot(b_rope, tl.trans(a_rope), s, input_precision="ieee")
+        s = tl.trans(s)
+    else:
+        s = tl.dot(a, tl.trans(b), input_precision="ieee")
+        if ROPE:
+            s = tl.dot(a_rope, tl.trans(b_rope), s, input_precision="ieee")
+    return s
+
+
+@triton.jit
+def n_tiles(n_tokens, t0, origin, S: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr):
+    """Tiles of keys that can hold a chosen block, known without reading them: early queries have fewer."""
+    n_blocks = tl.minimum((t0 - origin) // BLOCK + 1, S)
+    return tl.where(n_tokens > 0, tl.cdiv(n_blocks * BLOCK, KEYS), 0)
+
+
+@triton.jit
+def gathered_keys(p_chosen, j, origin, T, S: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr):
+    """Token of each of the tile's keys, and the last of them; T, which no query sees, in an empty place."""
+    o_n = tl.arange(0, KEYS)
+    if KEYS <= BLOCK:
+        m = tl.load(p_chosen + j * KEYS // BLOCK)
+        token = tl.where(m >= 0, origin + m * BLOCK + (j * KEYS) % BLOCK, T) + o_n
+        last = tl.where(m >= 0, origin + m * BLOCK + (j * KEYS) % BLOCK + KEYS - 1, T)
+    else:
+        token = tl.full([KEYS], 0, tl.int32)
+        for i in tl.static_range(KEYS // BLOCK):
+            place = j * (KEYS // BLOCK) + i
+            m = tl.load(p_chosen + tl.minimum(place, S - 1))
+            if S % (KEYS // BLOCK) != 0:
+                m = tl.where(place < S, m, -1)
+            first = tl.where(m >= 0, origin + m * BLOCK, T)
+            token = tl.where(o_n // BLOCK == i, first, token)
+            last = first + BLOCK - 1
+        token += o_n % BLOCK
+    return token, last
+
+
+@triton.jit
+def _selection_fwd_kernel(
+    q, k, v, q_rope, k_rope, chosen, first, start, o, lse,
+    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, qr_b, qr_t, qr_h, kr_b, kr_t,
+    T, n_groups, scale_log2,
+    K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    V: tl.constexpr, VP: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
+    QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    TILES: tl.constexpr = (QUERY_GROUP * G + ROWS - 1) // ROWS
+    i_g = tl.program_id(0) // TILES
+    i_b = (tl.program_id(1) // K).to(tl.int64)
+    i_k = tl.program_id(1) % K
+    t0, n_tokens, origin = group_of(first, start, i_b, i_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
+    o_r = (tl.program_id(0) % TILES) * ROWS + tl.arange(0, ROWS)
+    m_r = o_r // G < n_tokens
+    o_t = t0 + o_r // G
+    o_h = i_k * G + o_r % G
+    o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
+    p_q = q + i_b * q_b + o_t.to(tl.int64)[:, None] * q_t + o_h[:, None] * q_h + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_r[:, None] & (o_d[None, :] < D), other=0.0)
+    b_qr = b_q
+    if R > 0:
+        p_qr = q_rope + i_b * qr_b + o_t.to(tl.int64)[:, None] * qr_t + o_h[:, None] * qr_h + o_e[None, :]
+        b_qr = tl.load(p_qr, mask=m_r[:, None] & (o_e[None, :] < R), other=0.0)
+    p_chosen = chosen + ((i_b * n_groups + i_g) * K + i_k) * S
+    t_seen = tl.where(m_r, o_t, -1)
+    t_last = t0 + n_tokens - 1  # keys past it are not seen: read this one instead
+
+    p_k = k + i_b * k_b + i_k * k_h + o_d[None, :]
+    p_v = v + i_b * v_b + i_k * v_h + o_v[None, :]
+    b_m = tl.full([ROWS], -1e30, tl.float32)  # finite: a row that sees no key yields 0, not NaN
+    b_l = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, VP], tl.float32)
+    for j in range(0, n_tiles(n_tokens, t0, origin, S, BLOCK, KEYS)):
+        o_n, n_last = gathered_keys(p_chosen, j, origin, T, S, BLOCK, KEYS)
+        o_n64 = tl.minimum(o_n, t_last).to(tl.int64)[:, None]
+        b_k = load_rows(p_k + o_n64 * k_t, o_d, D, DP)
+        b_v = load_rows(p_v + o_n64 * v_t, o_v, V, VP)
+        b_kr = b_k
+        if R > 0:
+            b_kr = load_rows(k_rope + i_b * kr_b + o_n64 * kr_t + o_e[None, :], o_e, R, RP)
+        b_s = scores(b_q, b_k, b_qr, b_kr, R > 0, False) * scale_log2
+        if n_last > t0:  # the block of the query itself, or an empty place
+            b_s = tl.where(o_n[None, :] <= t_seen[:, None], b_s, float("-inf"))
+        m_new = tl.maximum(b_m, tl.max(b_s, 1))
+        alpha = tl.exp2(b_m - m_new)
+        b_p = tl.exp2(b_s - m_new[:, None])
+        b_l = b_l * alpha + tl.sum(b_p, 1)
+        acc = tl.dot(b_p.to(b_v.dtype), b_v, acc * alpha[:, None], input_precision="ieee")
+        b_m = m_new
+
+    b_l = tl.where(b_l > 0, b_l, 1.0)
+    b_o = acc / b_l[:, None]
+    o_row = (i_b * T + o_t) * (K * G) + o_h
+    p_o = o + o_row[:, None] * V + o_v[None, :]
+    tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_r[:, None] & (o_v[None, :] < V))
+    o_stat = ((i_b * K + i_k) * T + t0) * G + o_r
+    tl.store(lse + o_stat, b_m + tl.log2(b_l), mask=m_r)
+
+
+@triton.jit
+def _selection_bwd_dq_kernel(
+    q, k, v, q_rope, k_rope, chosen, first, start, o, lse, do, dq, dq_rope, delta,
+    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, qr_b, qr_t, qr_h, kr_b, kr_t, do_b, do_t, do_h,
+    T, n_groups, scale, scale_log2,
+    K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    V: tl.constexpr, VP: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
+    QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """dq, and delta = rowsum(o do), which the kernel of dk and dv reads. Goes over the keys as the forward does."""
+    TILES: tl.constexpr = (QUERY_GROUP * G + ROWS - 1) // ROWS
+    i_g = tl.program_id(0) // TILES
+    i_b = (tl.program_id(1) // K).to(tl.int64)
+    i_k = tl.program_id(1) % K
+    t0, n_tokens, origin = group_of(first, start, i_b, i_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
+    o_r = (tl.program_id(0) % TILES) * ROWS + tl.arange(0, ROWS)
+    m_r = o_r // G < n_tokens
+    o_t = t0 + o_r // G
+    o_h = i_k * G + o_r % G
+    o_row = (i_b * T + o_t) * (K * G) + o_h
+    o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
+    m_v = m_r[:, None] & (o_v[None, :] < V)
+    b_do = tl.load(do + i_b * do_b + o_t.to(tl.int64)[:, None] * do_t + o_h[:, None] * do_h + o_v[None, :],
+                   mask=m_v, other=0.0)  # fmt: skip
+    b_o = tl.load(o + o_row[:, None] * V + o_v[None, :], mask=m_v, other=0.0)
+    b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1)
+    o_stat = ((i_b * K + i_k) * T + t0) * G + o_r
+    tl.store(delta + o_stat, b_delta, mask=m_r)
+    b_lse = tl.load(lse + o_stat, mask=m_r, other=0.0)
+    p_q = q + i_b * q_b + o_t.to(tl.int64)[:, None] * q_t + o_h[:, None] * q_h + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_r[:, None] & (o_d[None, :] < D), other=0.0)
+    b_qr = b_q
+    if R > 0:
+        p_qr = q_rope + i_b * qr_b + o_t.to(tl.int64)[:, None] * qr_t + o_h[:, None] * qr_h + o_e[None, :]
+        b_qr = tl.load(p_qr, mask=m_r[:, None] & (o_e[None, :] < R), other=0.0)
+        acc_r = tl.zeros([ROWS, RP], tl.float32)
+    p_chosen = chosen + ((i_b * n_groups + i_g) * K + i_k) * S
+    t_seen = tl.where(m_r, o_t, -1)
+    t_last = t0 + n_tokens - 1
+
+    p_k = k + i_b * k_b + i_k * k_h + o_d[None, :]
+    p_v = v + i_b * v_b + i_k * v_h + o_v[None, :]
+    acc = tl.zeros([ROWS, DP], tl.float32)
+    for j in range(0, n_tiles(n_tokens, t0, origin, S, BLOCK, KEYS)):
+        o_n, _ = gathered_keys(p_chosen, j, origin, T, S, BLOCK, KEYS)
+        o_n64 = tl.minimum(o_n, t_last).to(tl.int64)[:, None]
+        b_k = load_rows(p_k + o_n64 * k_t, o_d, D, DP)
+        b_v = load_rows(p_v + o_n64 * v_t, o_v, V, VP)
+        b_kr = b_k
+        if R > 0:
+            b_kr = load_rows(k_rope + i_b * kr_b + o_n64 * kr_t + o_e[None, :], o_e, R, RP)
+        b_s = scores(b_q, b_k, b_qr, b_kr, R > 0, False) * scale_log2 - b_lse[:, None]
+        b_p = tl.exp2(tl.where(o_n[None, :] <= t_seen[:, None], b_s, float("-inf")))
+        b_dp = scores(b_do, b_v, b_do, b_v, False, False)
+        b_ds = (b_p * (b_dp - b_delta[:, None])).to(b_k.dtype)
+        acc = tl.dot(b_ds, b_k, acc, input_precision="ieee")
+        if R > 0:
+            acc_r = tl.dot(b_ds, b_kr, acc_r, input_precision="ieee")
+
+    tl.store(dq + o_row[:, None] * D + o_d[None, :], (acc * scale).to(dq.dtype.element_ty),
+             mask=m_r[:, None] & (o_d[None, :] < D))  # fmt: skip
+    if R > 0:
+        tl.store(dq_rope + o_row[:, None] * R + o_e[None, :], (acc_r * scale).to(dq.dtype.element_ty),
+                 mask=m_r[:, None] & (o_e[None, :] < R))  # fmt: skip
+
+
+def padded(width: int) -> int:
+    """The tile width that holds `width`: a power of two, at least the 16 a matrix instruction takes."""
+    return max(16, triton.next_power_of_2(width))
+
+
+def sizes(q, k, v, q_rope, chosen, selection_block: int, query_group: int, documents) -> dict:
+    """The constants every kernel of the operation is compiled for."""
+    rope = q_rope.shape[-1] if q_rope is not None else 0
+    D, V, S = q.shape[-1], v.shape[-1], chosen.shape[-1]
+    return dict(
+        K=k.shape[2], G=q.shape[2] // k.shape[2], D=D, DP=padded(D), R=rope, RP=padded(rope), V=V, VP=padded(V),
+        S=S, BLOCK=selection_block, QUERY_GROUP=query_group,
+        DOCUMENTS=documents,
+    )  # fmt: skip
+
+
+def strides(x: torch.Tensor | None, axes: int) -> tuple[int, ...]:
+    return tuple(x.stride()[:axes]) if x is not None else (0,) * axes
+
+
+def statistics_shape(q: torch.Tensor, k: torch.Tensor) -> tuple[int, ...]:
+    """Of log-sum-exp and delta: [B, K, T, G], so that the rows of a query group lie together."""
+    return q.shape[0], k.shape[2], q.shape[1], q.shape[2] // k.shape[2]
+
+
+def query_tile(size: dict, backward: bool) -> dict:
+    """Tile and launch options of the kernels that run by query group.
+
+    Measured on an H200: up to 16 rows one warp wins, for little shared memory a program lets more programs run and
+    hide each other's waiting; 64 rows take the wide matrix instruction and its four warps.
+    """
+    rows = min(64, padded(size["QUERY_GROUP"] * size["G"]))
+    keys = min(64 if rows == 64 else 32, padded(size["S"] * size["BLOCK"]))
+    registers = dict(maxnreg=168) if backward and rows == 16 and max(size["D"], size["V"]) <= 64 else {}
+    return dict(ROWS=rows, KEYS=keys, num_warps=rows // 16, num_stages=2 if backward else 3, **registers)
+
+
+def forward(q, k, v, q_rope, k_rope, chosen, first, start, selection_block, query_group, scale, tile=None):
+    """o and the log-sum-exp, in base 2."""
+    B, T, H, _ = q.shape
+    size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
+    tile = tile or query_tile(size, backward=False)
+    o = torch.empty(B, T, H, v.shape[-1], device=q.device, dtype=v.dtype)
+    lse = torch.empty(statistics_shape(q, k), device=q.device, dtype=torch.float32)
+    n_groups = chosen.shape[1]
+    grid = (n_groups * triton.cdiv(query_group * size["G"], tile["ROWS"]), B * size["K"])
+    _selection_fwd_kernel[grid](
+        q, k, v, q_rope, k_rope, chosen, first, start, o, lse,
+        *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2),
+        T, n_groups, scale * math.log2(math.e), **size, **tile,
+    )  # fmt: skip
+    return o, lse
+
+
+def backward(q, k, v, q_rope, k_rope, chosen, first, start, o, lse, do, selection_block, query_group, scale, tile=None):
+    """dq, dq_rope (None without rotary part) and delta."""
+    B, T, H, D = q.shape
+    size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
+    tile = tile or query_tile(size, backward=True)
+    dq = torch.empty(B, T, H, D, device=q.device, dtype=q.dtype)
+    dq_rope = torch.empty(q_rope.shape, device=q.device, dtype=q.dtype) if q_rope is not None else None
+    delta = torch.empty_like(lse)
+    n_groups = chosen.shape[1]
+    grid = (n_groups * triton.cdiv(query_group * size["G"], tile["ROWS"]), B * size["K"])
+    _selection_bwd_dq_kernel[grid](
+        q, k, v, q_rope, k_rope, chosen, first, start, o, lse, do, dq, dq_rope, delta,
+        *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2), *strides(do, 3),
+        T, n_groups, scale, scale * math.log2(math.e), **size, **tile,
+    )  # fmt: skip
+    return dq, dq_rope, delta

@@ -1,0 +1,120 @@
+"""The choice of blocks in Triton against the float64 reference, and what holds of any choice."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from zoo.kernels import Documents, choose_blocks, compression_attention
+from zoo.kernels.documents import n_slots
+
+
+@dataclass(frozen=True)
+class Case:
+    rows: tuple[tuple[int, ...], ...]  # lengths of the documents of each row; one length = documents=None
+    H: int = 2
+    K: int = 1
+    D: int = 16
+    R: int = 0
+    block: int = 16
+    stride: int = 16
+    selection_block: int = 16
+    n_selected: int = 4
+    n_init: int = 1
+    n_local: int = 2
+    query_group: int = 1
+
+
+SMALL = {
+    "one token": Case(rows=((1,),)),
+    "shorter than every block": Case(rows=((9,), (9,)), R=16, query_group=4),
+    "overlap of two, 4 to 1": Case(rows=((300,),), H=4, K=2, block=32, stride=16, selection_block=64, query_group=4),
+    "overlap of four": Case(rows=((150,), (150,)), H=3, D=24, block=16, stride=4, n_selected=6, query_group=2),
+    "blocks longer than selected ones": Case(rows=((200,),), block=32, stride=8, query_group=4, n_local=0),
+    "nothing forced": Case(rows=((190,),), H=20, n_init=0, n_local=0, n_selected=3, query_group=8),
+    "all forced": Case(rows=((130,),), n_init=2, n_local=2, query_group=8),
+    "more places than blocks": Case(rows=((70,),), R=16, n_selected=9, query_group=4),
+    "documents": Case(rows=((90, 1, 49), (140,)), H=4, K=2, block=8, stride=4, selection_block=8, query_group=4),
+    "short documents": Case(rows=((1, 1, 5, 3, 17, 1, 9), (30, 1, 6)), block=4, stride=4, selection_block=8),
+}
+REAL = {
+    "the published setting": Case(
+        rows=((4000,),), H=64, K=4, D=128, block=32, stride=16, selection_block=64, n_selected=16
+    ),
+    "ansa": Case(rows=((5000,), (5000,)), H=16, K=4, D=64, R=32, n_selected=64, query_group=4),
+    "ansa, packed": Case(rows=((1, 3000, 1999), (5000,)), H=16, K=4, D=64, R=32, n_selected=64, query_group=4),
+    "many heads": Case(rows=((1100,),), H=64, K=1, D=192, stride=8, n_selected=128, selection_block=32, query_group=16),
+}
+
+
+def inputs(case: Case, device="cpu", dtype=torch.float32):
+    """The arguments of choose_blocks; lse comes from compression attention, in float64."""
+    generator = torch.Generator().manual_seed(17)
+    B, T = len(case.rows), sum(case.rows[0])
+    N = n_slots(T, case.stride)
+    shapes = {"q": (T, case.H, case.D), "k": (N, case.K, case.D)}
+    if case.R:
+        shapes |= {"q_rope": (T, case.H, case.R), "k_rope_BNR": (N, case.R)}
+    made = {name: torch.randn(B, *s, generator=generator).to(device, dtype) for name, s in shapes.items()}
+    documents = None
+    if any(len(lengths) > 1 for lengths in case.rows):
+        documents = Documents.from_cu_seqlens(torch.tensor([0, *sum(case.rows, ())]).cumsum(0), B, T).to(device)
+    q, k = made.pop("q"), made.pop("k")
+    _, lse = compression_attention(
+        q.double(), k.double(), k.double(), **{name: x.double() for name, x in made.items()},
+        block=case.block, stride=case.stride, documents=documents, impl="reference",
+    )  # fmt: skip
+    return (q, k, lse), {**made, "documents": documents}
+
+
+def choose(case: Case, tensors, options, impl):
+    return choose_blocks(
+        *tensors, **options, compression_block=case.block, compression_stride=case.stride,
+        selection_block=case.selection_block, n_selected=case.n_selected, n_init=case.n_init, n_local=case.n_local,
+        query_group=case.query_group, impl=impl,
+    )  # fmt: skip
+
+
+def both(case: Case, device="cpu", dtype=torch.float32):
+    (q, k, lse), options = inputs(case, device, dtype)
+    wide = {name: x.double() if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    expected = choose(case, (q.double(), k.double(), lse), wide, "reference")
+    return choose(case, (q, k, lse.float()), options, "triton"), expected
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("case", SMALL.values(), ids=SMALL.keys())
+def test_small(case):
+    found, expected = both(case)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.interp
+def test_rows_of_several_tiles_and_several_runs(monkeypatch):
+    from zoo.kernels.choice import kernel
+
+    monkeypatch.setattr(kernel, "MAX_TILE", 32)
+    monkeypatch.setattr(kernel, "MIN_RUN", 16)
+    monkeypatch.setattr(kernel, "WORKSPACE_BYTES", 1)
+    found, expected = both(Case(rows=((350,),), block=4, stride=4, selection_block=4, query_group=4, n_selected=5))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.interp
+def test_ties_go_to_the_lower_index():
+    case = Case(rows=((200,),), n_selected=5, query_group=8)
+    (q, k, lse), options = inputs(case)
+    found = choose(case, (q * 0, k * 0, lse.float()), options, "triton")
+    assert found[0, -1, 0].tolist() == [0, 1, 2, 11, 12]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", REAL.values(), ids=REAL.keys())
+def test_real(case):
+    """Where the choice differs from float64's, it is between blocks of nearly the same importance: in few rows."""
+    found, expected = both(case, "cuda", torch.bfloat16)
+    assert (found != expected).any(-1).float().mean() < 1e-3
+    taken = found >= 0
+    ordered = found.masked_fill(~taken, 1 << 30)
+    assert (ordered.diff(dim=-1)[taken[..., 1:]] > 0).all()
+    assert torch.equal(taken.sum(-1), (expected >= 0).sum(-1))

@@ -1,0 +1,173 @@
+"""Selection attention in Triton against the float64 reference: the output and every gradient."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from zoo.kernels import Documents, selection_attention
+
+
+@dataclass(frozen=True)
+class Case:
+    rows: tuple[tuple[int, ...], ...]  # lengths of the documents of each row; one length = documents=None
+    H: int = 2
+    K: int = 1
+    D: int = 16
+    V: int = 16
+    R: int = 0
+    block: int = 16
+    n_selected: int = 2
+    query_group: int = 1
+    scale: float | None = None
+
+
+SMALL = {
+    "one token": Case(rows=((1,),), n_selected=3),
+    "shorter than a block": Case(rows=((5,), (5,)), H=3, query_group=4, block=32),
+    "groups of 3 heads, rotary": Case(rows=((37,), (37,)), H=6, K=2, V=32, R=16, n_selected=3, query_group=4),
+    "more heads than a tile has rows": Case(rows=((19,),), H=20, D=24, query_group=4),
+    "one head a key head": Case(rows=((50,),), H=2, K=2, query_group=2, n_selected=3, scale=0.3),
+    "blocks of 64": Case(rows=((131,),), block=64, query_group=4),
+    "blocks of 128": Case(rows=((140,),), block=128, query_group=8),
+    "documents": Case(rows=((9, 28), (37,)), H=4, K=2, R=16, V=32, n_selected=2, query_group=2),
+    "short documents": Case(rows=((1, 1, 5, 3, 17, 1, 9), (30, 1, 6)), H=3, query_group=4),
+}
+REAL = {
+    "the published setting": Case(rows=((2048,),), H=64, K=4, D=128, V=128, block=64, n_selected=16),
+    "the published setting, shared": Case(
+        rows=((2000,),), H=64, K=4, D=128, V=128, block=64, n_selected=16, query_group=4
+    ),
+    "ansa": Case(rows=((1500,), (1500,)), H=16, K=4, D=64, V=64, R=32, n_selected=32, query_group=4),
+    "ansa, packed": Case(rows=((1, 700, 799), (1500,)), H=16, K=4, D=64, V=64, R=32, n_selected=24, query_group=4),
+    "many heads": Case(rows=((600,),), H=64, K=1, D=64, V=128, block=32, n_selected=8, query_group=16),
+    "odd groups": Case(rows=((777,),), H=12, K=4, D=96, V=64, block=128, n_selected=3, query_group=2),
+    "no sharing": Case(rows=((1100,),), H=4, K=4, D=64, V=64, block=16, n_selected=20),
+}
+
+
+def inputs(case: Case, device="cpu", dtype=torch.float32):
+    """Leaves, upstream gradient, chosen blocks (the query's own, the rest at random, some places empty), documents."""
+    generator = torch.Generator().manual_seed(17)
+    B, T = len(case.rows), sum(case.rows[0])
+    shapes = [(case.H, case.D), (case.K, case.D), (case.K, case.V)] + [(case.H, case.R), (case.R,)] * bool(case.R)
+    leaves = [torch.randn(B, T, *s, generator=generator).to(device, dtype).requires_grad_() for s in shapes]
+    do = torch.randn(B, T, case.H, case.V, generator=generator).to(device, dtype)
+    documents = Documents.from_cu_seqlens(torch.tensor([0, *sum(case.rows, ())]).cumsum(0), B, T)
+    first_BG = documents.groups(case.query_group)[0].long()
+    if all(len(lengths) == 1 for lengths in case.rows):
+        documents, first_BG = None, torch.arange(0, T, case.query_group).expand(B, -1)
+        own_BG = first_BG // case.block
+    else:
+        own_BG = documents.position_BT.gather(1, first_BG.clamp(0)) // case.block
+    n = math.ceil(T / case.block)
+    noise = torch.rand(*own_BG.shape, case.K, n, generator=generator)
+    block_M = torch.arange(n)
+    own = own_BG[:, :, None, None]
+    noise = torch.where(block_M == own, 2.0, noise).masked_fill(block_M > own, -1.0).masked_fill(noise < 0.1, -1.0)
+    best = noise.topk(min(n, case.n_selected), -1)
+    chosen = torch.where((best.values < 0) | (first_BG < 0)[:, :, None, None], n, best.indices).sort(-1).values
+    chosen = torch.where(chosen == n, -1, chosen).int()
+    chosen = torch.nn.functional.pad(chosen, (0, case.n_selected - chosen.shape[-1]), value=-1)
+    return leaves, do, chosen.to(device), documents.to(device) if documents else None
+
+
+def run(case: Case, leaves, do, chosen, documents, impl):
+    """The output and the gradient of each leaf."""
+    q, k, v, *rope = leaves
+    options = {"q_rope": rope[0], "k_rope": rope[1]} if rope else {}
+    o = selection_attention(
+        q, k, v, chosen, **options, selection_block=case.block, query_group=case.query_group, scale=case.scale,
+        documents=documents, impl=impl,
+    )  # fmt: skip
+    return [o, *torch.autograd.grad(o, leaves, do)]
+
+
+def wide(leaves, do, dtype=torch.float64):
+    return [x.detach().to(dtype).requires_grad_() for x in leaves], do.to(dtype)
+
+
+def error(found, expected) -> float:
+    expected = expected.double()
+    return ((found.double() - expected).norm() / (expected.norm() + 0.1)).item()  # some gradients are 0
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("case", SMALL.values(), ids=SMALL.keys())
+def test_small(case):
+    leaves, do, chosen, documents = inputs(case)
+    found = run(case, leaves, do, chosen, documents, "triton")
+    expected = run(case, *wide(leaves, do), chosen, documents, "reference")
+    assert [error(a, b) for a, b in zip(found, expected, strict=True)] == pytest.approx([0] * len(found), abs=2e-6)
+
+
+@pytest.mark.interp
+def test_long_lists_are_cut(monkeypatch):
+    from zoo.kernels.selection import kernel_by_key
+
+    monkeypatch.setattr(kernel_by_key, "ROWS_PER_PROGRAM", 16)
+    monkeypatch.setattr(kernel_by_key, "MAX_CHUNKS", 3)
+    test_small(Case(rows=((70,),), query_group=1))
+
+
+@pytest.mark.interp
+def test_strides():
+    """Heads before tokens, keys and values as parts of one tensor, a broadcast upstream gradient."""
+    case = Case(rows=((21,),), H=4, K=2, query_group=4)
+    (q, k, v), _, chosen, _ = inputs(case)
+    whole = torch.cat([k, v], -1).detach().requires_grad_()
+    turned = q.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    strided = [turned, *whole.split([16, 16], -1)]
+    found = run(case, strided, torch.ones(1, 1, 1, 1).expand(1, 21, 4, 16), chosen, None, "triton")
+    expected = run(case, *wide([q, k, v], torch.ones(1, 21, 4, 16)), chosen, None, "reference")
+    assert [error(a, b) for a, b in zip(found, expected, strict=True)] == pytest.approx([0] * 4, abs=2e-6)
+
+
+@pytest.mark.interp
+def test_a_query_that_sees_nothing_yields_zeros():
+    case = Case(rows=((16,),), query_group=4)
+    leaves, do, chosen, _ = inputs(case)
+    for x in run(case, leaves, do, torch.full_like(chosen, -1), None, "triton"):
+        assert not x.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(dict(block=8), "blocks are of 16, 32, 64 or 128 tokens, not 8"), (dict(D=272), "up to 256 wide")],
+)
+def test_refusals(change, reason):
+    case = Case(rows=((8,),), **change)
+    with pytest.raises(ValueError, match=reason):
+        run(case, *inputs(case), "triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", REAL.values(), ids=REAL.keys())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_real(case, dtype):
+    """Within 1.2 of the error of the same formulas in PyTorch and the same dtype; the same bits twice."""
+    leaves, do, chosen, documents = inputs(case, "cuda", dtype)
+    found = run(case, leaves, do, chosen, documents, "triton")
+    expected = run(case, *wide(leaves, do), chosen, documents, "reference")
+    naive = run(case, leaves, do, chosen, documents, "reference")
+    for name, a, b, c in zip(["o", "q", "k", "v", "q_rope", "k_rope"], found, naive, expected, strict=False):
+        assert error(a, c) <= 1.2 * error(b, c), name
+    for a, b in zip(found, run(case, leaves, do, chosen, documents, "triton"), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.gpu
+def test_compiles_into_one_graph():
+    case = REAL["ansa, packed"]
+    leaves, do, chosen, documents = inputs(case, "cuda", torch.bfloat16)
+    forward = torch.compile(
+        lambda q, k, v, q_rope, k_rope: selection_attention(
+            q, k, v, chosen, q_rope=q_rope, k_rope=k_rope, selection_block=16, query_group=4, documents=documents
+        ),
+        fullgraph=True,
+    )
+    o = forward(*leaves)
+    found = [o, *torch.autograd.grad(o, leaves, do)]
+    for a, b in zip(found, run(case, leaves, do, chosen, documents, "triton"), strict=True):
+        assert torch.equal(a, b)

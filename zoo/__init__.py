@@ -9,7 +9,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _EXPORTS = {"load_recipe": "zoo.recipe", "build_model": "zoo.model", "load": "zoo.loading"}
-__all__ = ["build_model", "load", "load_recipe"]  # noqa: F822 - resolved by __getattr__
+__all__ = ["build_model", "load", "load_recipe"]
 
 
 def __getattr__(name: str):

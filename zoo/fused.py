@@ -35,7 +35,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 def linear_cross_entropy(x_NC: torch.Tensor, weight_VC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
     """Summed cross-entropy, in nats, of softmax(x W^T) against labels; positions labelled -100 count nothing.
 
-    x_NC: final hidden states.  weight_VC: head.  labels_N: int64.  Returns a float32 scalar (float64 for float64 input).
+    x_NC: final hidden states.  weight_VC: head.  labels_N: int64.  Returns a scalar, float32 (float64 for float64).
     On CUDA the logits are never held whole: N x V at 8K context and 32K words is a gigabyte a row.
     """
     if x_NC.is_cuda and x_NC.dtype != torch.float64:

@@ -11,8 +11,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from importlib import import_module
 
 import torch
@@ -43,6 +42,7 @@ class Implementation:
     name: str
     target: str
     supports: Callable[..., str | None] = lambda *tensors, **options: None
+    loaded: list[Callable] = field(default_factory=list, init=False, repr=False, compare=False)  # once imported
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def call(op: str, impl: str, *tensors, **options):
     if impl == "auto":
         _note(op, choice)
     with torch.autocast(_first(tensors).device.type, enabled=False):
-        return _load(_find(op, choice.impl).target)(*tensors, **options)
+        _load(op, choice.impl)
+        return _find(op, choice.impl).loaded[0](*tensors, **options)
 
 
 def choose(op: str, impl: str, *tensors, **options) -> Choice:
@@ -167,10 +168,13 @@ def _note(op: str, choice: Choice) -> None:
         log.info("%s runs as %s (%s)", op, choice.impl, choice.why)
 
 
-@cache
-def _load(target: str) -> Callable:
-    module, function = target.split(":")
-    return getattr(import_module(module), function)
+def _load(op: str, name: str) -> bool:
+    """Import the implementation. Under torch.compile this runs while tracing, as its result is constant."""
+    implementation = _find(op, name)
+    if not implementation.loaded:
+        module, function = implementation.target.split(":")
+        implementation.loaded.append(getattr(import_module(module), function))
+    return True
 
 
 # What torch.compiler.assume_constant_result does, without its import of torch._dynamo and with it Triton (a second).

@@ -2,15 +2,20 @@
 
 import torch
 
-from zoo.kernels import checks, dispatch
+from zoo.kernels import checks, dispatch, intervals
 from zoo.kernels.documents import Documents
 
 dispatch.register(
     "gather_blocks", dispatch.Implementation("reference", "zoo.kernels.compression.pooling:gather_blocks")
 )
-dispatch.register("mean_pool", dispatch.Implementation("reference", "zoo.kernels.compression.pooling:mean_pool"))
+dispatch.register(
+    "mean_pool",
+    dispatch.Implementation("triton", "zoo.kernels.compression.pool_kernel:mean_pool", dispatch.triton_supports),
+    dispatch.Implementation("reference", "zoo.kernels.compression.pooling:mean_pool"),
+)
 dispatch.register(
     "compression_attention",
+    dispatch.Implementation("triton", "zoo.kernels.compression.kernel:compression_attention", intervals.supports),
     dispatch.Implementation("reference", "zoo.kernels.compression.reference:compression_attention"),
 )
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from zoo.kernels import checks, dispatch
+from zoo.kernels import checks, dispatch, intervals
 from zoo.kernels.documents import Documents
 
 
@@ -13,6 +13,7 @@ def _sdpa_supports(*tensors, documents, **options) -> str | None:
 dispatch.register(
     "full_attention",
     dispatch.Implementation("sdpa", "zoo.kernels.full.sdpa:full_attention", _sdpa_supports),
+    dispatch.Implementation("triton", "zoo.kernels.full.kernel:full_attention", intervals.supports),
     dispatch.Implementation("reference", "zoo.kernels.full.reference:full_attention"),
 )
 

@@ -2,11 +2,12 @@
 
 import torch
 
-from zoo.kernels import checks, dispatch
+from zoo.kernels import checks, dispatch, intervals
 from zoo.kernels.documents import Documents
 
 dispatch.register(
     "window_attention",
+    dispatch.Implementation("triton", "zoo.kernels.window.kernel:window_attention", intervals.supports),
     dispatch.Implementation("reference", "zoo.kernels.window.reference:window_attention"),
 )
 

@@ -1,0 +1,247 @@
+"""From tensors to launches: output memory, descriptors, shares of the work, gradients."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+
+from zoo.kernels.intervals import kernel
+from zoo.kernels.intervals.tiles import (
+    Tile,
+    can_describe,
+    describe,
+    dkv_tiles,
+    dq_tiles,
+    fwd_tiles,
+    launch,
+    n_processors,
+)
+from zoo.kernels.registration import differentiable, opaque
+
+
+def interval_attention(
+    q_BTHD, k_BNKD, v_BNKV, *, q_rope, k_rope, scale, documents, stride=1, block=1, window=0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of each query over its interval of keys (see kernel.py): o_BTHV and lse_BTH, float32. window 0: none.
+
+    Both outputs carry gradients. A query that sees no key gets zeros and lse = -inf.
+    """
+    start_BT = None if documents is None else documents.start_BT.contiguous()
+    tensors = [_inner_contiguous(x) for x in (q_BTHD, k_BNKD, v_BNKV, q_rope, k_rope)]
+    return _attention(*tensors, start_BT, scale, stride, block, window)
+
+
+class Problem:
+    """One call as the kernels see it: counts, strides, compile-time constants, tensors as pointers or descriptors."""
+
+    def __init__(self, q, k, v, q_rope, k_rope, start, do, stride, block, window):
+        self.B, self.T, self.H, D = q.shape
+        _, self.N, self.K, V = v.shape
+        self.R = 0 if q_rope is None else q_rope.shape[-1]
+        self.device, self.dtype, self.window, self.width = q.device, q.dtype, window, max(D + self.R, V)
+        self.counts = self.T, self.N, self.B, self.H, self.H // self.K
+        self.start = q if start is None else start  # a pointer that is not followed
+        self.given = {"q": q, "k": k, "v": v}
+        strides_qr, strides_kr, strides_do = (0, 0, 0), (0, 0), ()
+        if self.R:
+            self.given["qr"], self.given["kr"] = q_rope, k_rope
+            strides_qr, strides_kr = q_rope.stride()[:3], k_rope.stride()[:2]
+        if do is not None:
+            self.given["do"], strides_do = do, do.stride()[:3]
+        self.strides = *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr, *v.stride()[:3], *strides_do
+        self.tma = can_describe(*self.given.values())
+        self.constants = _constants(D, self.R, V, stride, block, window > 0, start is not None, q.dtype, self.tma)
+        pads = self.constants["DP"], self.constants["RP"], self.constants["VP"]
+        self.padded = dict(zip(("q", "qr", "do"), pads)) | dict(zip(("k", "kr", "v"), pads))  # noqa: B905 - equal by sight
+
+    def tensors(self, tile: Tile, *names: str, streamed: str) -> list:
+        """The named tensors; descriptors, if they can be, of what is streamed, and of what the tile holds in registers.
+
+        streamed: "q" or "k", the side that the loop runs over.  q stands in for a rotary part that is not there.
+        """
+        given = self.given
+        if self.tma:
+            rows = dict.fromkeys(("q", "qr", "do"), tile["BM"]) | dict.fromkeys(("k", "kr", "v"), tile["BN"])
+            described = _described(streamed, tile["HELD"])
+            given = {
+                name: describe(x, rows[name], self.padded[name]) if name in described else x
+                for name, x in given.items()
+            }
+        return [given.get(name, self.given["q"]) for name in names]
+
+    def query_grid(self, tile: Tile) -> tuple[int]:
+        return (triton.cdiv(self.T, tile["BM"]) * self.B * self.H,)
+
+    def key_blocks(self, tile: Tile) -> int:
+        return triton.cdiv(self.N, tile["BN"]) * self.B * self.K
+
+
+@cache
+def _constants(D, R, V, stride, block, has_window, has_documents, dtype, tma) -> dict:
+    DP, RP, VP = (max(16, triton.next_power_of_2(width)) for width in (D, R, V))
+    precision = "ieee" if dtype == torch.float32 else "tf32"
+    widths = dict(D=D, R=R, V=V, DP=DP, RP=RP, VP=VP)
+    grid = dict(STRIDE=stride, BLOCK=block, HAS_WINDOW=has_window, HAS_DOCUMENTS=has_documents)
+    return {**widths, **grid, "PRECISION": precision, "TMA": tma}
+
+
+@cache
+def _described(streamed: str, held: int) -> tuple[str, ...]:
+    sides = {"q": ("q", "qr", "do"), "k": ("k", "kr", "v")}
+    first, second = (("k", "kr"), ("v",)) if streamed == "q" else (("q", "qr"), ("do",))
+    return sides[streamed] + (first if held & 1 else ()) + (second if held & 2 else ())
+
+
+def _forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_rope: torch.Tensor | None,
+    k_rope: torch.Tensor | None,
+    start: torch.Tensor | None,
+    scale: float,
+    stride: int,
+    block: int,
+    window: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    problem = Problem(q, k, v, q_rope, k_rope, start, None, stride, block, window)
+    o, lse = _outputs(q, v)
+
+    def arguments(tile: Tile) -> tuple:
+        tensors = problem.tensors(tile, "q", "qr", "k", "kr", "v", streamed="k")
+        return *tensors, o, lse, problem.start, scale, window, *problem.counts, *problem.strides
+
+    tiles = fwd_tiles(q.dtype, problem.width, window == 0)
+    launch(kernel._fwd_kernel, problem.query_grid, arguments, problem.constants, tiles, q.device)
+    return o, lse.transpose(1, 2)
+
+
+def _forward_fake(q, k, v, q_rope, k_rope, start, scale, stride, block, window):
+    o, lse = _outputs(q, v)
+    return o, lse.transpose(1, 2)
+
+
+def _backward(
+    do: torch.Tensor,
+    dlse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_rope: torch.Tensor | None,
+    k_rope: torch.Tensor | None,
+    start: torch.Tensor | None,
+    o: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    stride: int,
+    block: int,
+    window: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    do = do.contiguous() if 0 in do.stride() else _inner_contiguous(do)  # a sum's gradient is one number, expanded
+    problem = Problem(q, k, v, q_rope, k_rope, start, do, stride, block, window)
+    grads = _gradients(q, k, v, q_rope, k_rope)
+    lse = lse.transpose(1, 2).contiguous()  # as the forward kernel laid it out, unless it was moved since
+    delta = torch.empty_like(lse)
+    dlse_BHT = delta if dlse is None else dlse.transpose(1, 2).contiguous()
+
+    def arguments(tile: Tile) -> tuple:
+        *tensors, do = problem.tensors(tile, "q", "qr", "k", "kr", "v", "do", streamed="k")
+        rest = (o, lse, problem.start, do, dlse_BHT, delta, grads[0], grads[3])
+        return *tensors, *rest, scale, window, *problem.counts, *problem.strides
+
+    constants = {**problem.constants, "HAS_DLSE": dlse is not None}
+    tiles = dq_tiles(q.dtype, problem.width)
+    launch(kernel._dq_kernel, problem.query_grid, arguments, constants, tiles, q.device)
+    _launch_dkv(problem, lse, delta, grads, scale)
+    return grads
+
+
+def _backward_fake(do, dlse, q, k, v, q_rope, k_rope, start, o, lse, scale, stride, block, window):
+    return _gradients(q, k, v, q_rope, k_rope)
+
+
+def _launch_dkv(problem: Problem, lse: torch.Tensor, delta: torch.Tensor, grads: tuple, scale: float) -> None:
+    """dk, dv, dk_rope: as parts, then added, where programs share a block of keys or heads share k_rope."""
+    _, dk, dv, _, dk_rope = grads
+    tiles = dkv_tiles(problem.dtype, problem.width)
+    parts = n_parts(problem, tiles[0])
+    part_dk = dk if parts == 1 else dk.new_empty(parts, *dk.shape, dtype=torch.float32)
+    part_dv = dv if parts == 1 else dv.new_empty(parts, *dv.shape, dtype=torch.float32)
+    rope_parts = parts * problem.K if problem.R else 1
+    part_dkr = dk_rope if rope_parts == 1 else dk.new_empty(rope_parts, *dk_rope.shape, dtype=torch.float32)
+
+    def arguments(tile: Tile) -> tuple:
+        *tensors, do = problem.tensors(tile, "q", "qr", "k", "kr", "v", "do", streamed="q")
+        rest = (lse, problem.start, do, delta, part_dk, part_dkr, part_dv)
+        return *tensors, *rest, scale, problem.window, *problem.counts, parts, *problem.strides
+
+    def grid(tile: Tile) -> tuple[int]:
+        return (problem.key_blocks(tile) * parts,)
+
+    launch(kernel._dkv_kernel, grid, arguments, problem.constants, tiles, problem.device)
+    if parts > 1:
+        _sum_parts(part_dk, dk)
+        _sum_parts(part_dv, dv)
+    if rope_parts > 1:
+        _sum_parts(part_dkr, dk_rope)
+
+
+def n_parts(problem: Problem, tile: Tile) -> int:
+    """Programs that share a block of keys: enough for 8 on each processor, but each with 4 tiles of queries or more.
+
+    Whole heads to a program, or a whole number of programs to a head.
+    """
+    wanted = triton.cdiv(8 * n_processors(problem.device), problem.key_blocks(tile))
+    group = problem.H // problem.K
+    queries = min(problem.T, problem.window + tile["BN"]) if problem.window else triton.cdiv(problem.T, 2)
+    most = group * queries // (4 * tile["BM"])
+    divisors = [parts for parts in range(1, group + 1) if group % parts == 0 and parts >= wanted]
+    return max(1, min(divisors[0] if divisors else triton.cdiv(wanted, group) * group, most))
+
+
+_SUM_TILES = [dict(SIZE=1024)]
+
+
+def _sum_parts(parts: torch.Tensor, out: torch.Tensor) -> None:
+    n = out.numel()
+    grid = (triton.cdiv(n, 1024),)
+    arguments = (parts, out, n, parts.shape[0])
+    launch(kernel._sum_parts_kernel, lambda tile: grid, lambda tile: arguments, {}, _SUM_TILES, out.device)
+
+
+def _inner_contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def _outputs(q: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    B, T, H, _ = q.shape
+    return q.new_empty(B, T, H, v.shape[-1]), q.new_empty(B, H, T, dtype=torch.float32)
+
+
+def _gradients(q, k, v, q_rope, k_rope) -> tuple[torch.Tensor, ...]:
+    """Memory for the gradients of q, k, v, q_rope, k_rope, contiguous; empty where there is no rotary part."""
+    return tuple(q.new_empty(0 if x is None else x.shape) for x in (q, k, v, q_rope, k_rope))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, q_rope, k_rope, start, *ctx.numbers = inputs
+    ctx.save_for_backward(q, k, v, q_rope, k_rope, start, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(ctx, do, dlse, *, compiling: bool):
+    *inputs, o, lse = ctx.saved_tensors
+    if do is None and dlse is None:
+        return (None,) * 10
+    do = torch.zeros_like(o) if do is None else do
+    backward = _backward_op if compiling else _backward
+    dq, dk, dv, dq_rope, dk_rope = backward(do, dlse, *inputs, o, lse, *ctx.numbers)
+    if inputs[3] is None:
+        dq_rope = dk_rope = None
+    return dq, dk, dv, dq_rope, dk_rope, *(None,) * 5
+
+
+_backward_op = opaque("interval_attention_backward", _backward, _backward_fake)
+_attention = differentiable("interval_attention", _forward, _forward_fake, _setup_context, _gradient)

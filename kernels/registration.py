@@ -1,0 +1,48 @@
+"""Kernels as differentiable functions: opaque ops for torch.compile, plain autograd functions in eager mode.
+
+`torch.library` ops keep a compiled graph whole but cost a call some 0.1 ms of Python, which is more than the kernels
+take at a few thousand tokens. So eager calls go through `torch.autograd.Function`, around the same Python functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+def opaque(name: str, function: Callable, fake: Callable) -> Callable:
+    """`function` as the op zoo::name, which the compiler does not look into; fake allocates what it returns."""
+    op = torch.library.custom_op(f"zoo::{name}", function, mutates_args=())
+    op.register_fake(fake)
+    return op
+
+
+def differentiable(
+    name: str, forward: Callable, fake: Callable, setup_context: Callable, backward: Callable
+) -> Callable:
+    """A function of flat arguments whose gradient is `backward(ctx, *output_grads, compiling=...)`.
+
+    With `compiling`, backward must go through opaque ops only.
+    """
+    op = opaque(name, forward, fake)
+    op.register_autograd(partial(backward, compiling=True), setup_context=setup_context)
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = forward(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, *output_grads):
+            return backward(ctx, *output_grads, compiling=False)
+
+    def call(*inputs):
+        return op(*inputs) if torch.compiler.is_compiling() else Eager.apply(*inputs)
+
+    return call

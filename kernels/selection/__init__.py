@@ -7,10 +7,10 @@ from zoo.kernels.documents import Documents
 
 
 def _sdpa_supports(q, k, v, chosen, *, selection_block, query_group, documents, **options) -> str | None:
-    """A dense mask wastes T / (S b) of its work; gathering keys for each query group wastes more, up to about 8 / q."""
+    """A dense mask wastes T / (S b) times the work; gathering keys costs about 8 / sqrt(q) times (measured)."""
     if documents is not None:
         return "it knows no packed documents"
-    longest = 8 * chosen.shape[3] * selection_block // query_group
+    longest = int(8 * chosen.shape[3] * selection_block / query_group**0.5)
     return f"a dense mask pays for rows of up to {longest} tokens here" if q.shape[1] > longest else None
 
 

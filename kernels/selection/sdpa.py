@@ -1,7 +1,8 @@
 """Selection on short rows: torch's scaled_dot_product_attention under a mask of the chosen blocks.
 
 T x T masks, for a few rows of the batch at a time; where a query reads a good part of the row anyway, this beats
-gathering keys for each query on a CPU: at T = 512, eight blocks of 16, 0.2 s in place of 0.65 (B=8, H=8, K=4, D=32).
+gathering keys for each query: 0.26 s in place of 0.67, forward and backward on one CPU core, at T = 512 with eight
+blocks of 16 (B=8, H=8, K=4, D=32).
 """
 
 import torch

@@ -101,18 +101,14 @@ def _importance_kernel(
 
 
 @triton.jit
-def _in_top(key, n, N_BOUND: tl.constexpr):
-    """Which keys of [ROWS, M], int32, are among the n[ROWS] <= N_BOUND largest of their row; below 0: none.
+def _in_top(key, n):
+    """Which keys of [ROWS, M], int32, are among the n[ROWS] largest of their row; below 0: none. Ties: lower index.
 
     Bisection on the bits, kept where at least n keys reach `low` and fewer than n reach `high`, until n do exactly.
-    Of N_BOUND parts of the row each has one key as large as its maximum, so the least of these maxima is reached often
-    enough to begin from. Ties go to the lower index.
     """
-    ROWS: tl.constexpr = key.shape[0]
-    parts = tl.max(tl.reshape(key, [ROWS, key.shape[1] // N_BOUND, N_BOUND]), 1)
-    low = tl.maximum(tl.min(parts, 1), 0)
-    high = tl.maximum(tl.max(parts, 1), 0) + 1
-    n_low = tl.sum((key >= low[:, None]).to(tl.int32), 1)
+    low = n * 0
+    high = tl.maximum(tl.max(key, 1), 0) + 1
+    n_low = tl.sum((key >= 0).to(tl.int32), 1)
     while tl.max(((n_low > n) & (high - low > 1)).to(tl.int32), 0) > 0:
         middle = low + (high - low) // 2
         n_middle = tl.sum((key >= middle[:, None]).to(tl.int32), 1)
@@ -171,7 +167,7 @@ def _rank_kernel(
     candidate = o_m[None, :] <= own
     forced = candidate & ((o_m[None, :] < N_INIT) | (o_m[None, :] > own - N_LOCAL))
     key = tl.where(candidate & (forced == 0), value.to(tl.int32, bitcast=True), -1)
-    taken = forced | _in_top(key, S - tl.sum(forced.to(tl.int32), 1), S_PADDED)
+    taken = forced | _in_top(key, S - tl.sum(forced.to(tl.int32), 1))
     index = tl.zeros([ROWS, TILE], tl.int32) + o_m[None, :]
     o_row = (i_b * n_groups + g_begin + o_g) * K + i_k
     if ONE_TILE:
@@ -195,15 +191,14 @@ def _rank_best_kernel(
     key = tl.load(best_key + o_best + o_c, mask=o_c < n_best, other=-1)
     index = tl.load(best_index + o_best + o_c, mask=o_c < n_best, other=-1)
     p_row = chosen + ((i_b * n_groups + g_begin + i_g) * K + i_k) * S + tl.zeros([1], tl.int64)
-    _write_in_order(
-        p_row, index, _in_top(key, tl.full([1], S, tl.int32), S_PADDED), tl.full([1], True, tl.int1), S, S_PADDED
-    )
+    _write_in_order(p_row, index, _in_top(key, tl.full([1], S, tl.int32)), tl.full([1], True, tl.int1), S, S_PADDED)
 
 
-def importance_tile(G: int, D: int) -> dict:
-    """128 columns of (head, group); fewer for wide heads."""
-    heads = min(16, triton.next_power_of_2(G))
-    return dict(HEADS=heads, GROUPS=max(8, (128 if D <= 128 else 64) // heads), KEYS=64, num_warps=4, num_stages=2)
+def importance_tile(G: int, row_bytes: int) -> dict:
+    """128 columns of (head, group), 64 where a row of a query is long; more heads than fit take several steps."""
+    heads = min(16 if row_bytes <= 256 else 8, triton.next_power_of_2(G))
+    groups = max(8, (128 if row_bytes <= 256 else 64) // heads)
+    return dict(HEADS=heads, GROUPS=groups, KEYS=64, num_warps=4, num_stages=2 if heads >= G else 1)
 
 
 def choose_blocks(
@@ -236,7 +231,7 @@ def _choose(
     chosen = torch.empty(B, count, K, S, device=q.device, dtype=torch.int32)
     run = min(count, max(MIN_RUN, WORKSPACE_BYTES // (4 * B * K * N)))
     importance = torch.empty(B * K * run * N, device=q.device, dtype=torch.float32)
-    tile = importance_tile(G, D)
+    tile = importance_tile(G, triton.next_power_of_2(D) * q.element_size())
     shared = dict(K=K, BLOCK=block, STRIDE=stride, QUERY_GROUP=query_group, DOCUMENTS=first is not None)
     for g in range(0, count, run):
         n = min(run, count - g)

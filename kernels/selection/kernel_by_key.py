@@ -263,14 +263,24 @@ def inverted_index(chosen, first, start, base, seq_len, n_slots, query_group, ch
     return entry, begin, end, n_chunks, list_of, max_chunks
 
 
-def key_tile(size: dict) -> dict:
-    """Tile and launch options of the kernel that runs by key block."""
-    keys = min(64, size["BLOCK"])
+def key_tile(size: dict, itemsize: int) -> dict:
+    """Tile and launch options of the kernel that runs by key block, as measured on an H200."""
+    keys, widest = min(64, size["BLOCK"]), max(size["DP"], size["VP"])
+    if itemsize == 4 or widest > 128:
+        keys = min(16 if itemsize == 4 else 32, keys)
+        return dict(ROWS=16, KEYS=keys, FLIP=False, FLIP_S=False, SCALAR=False, num_warps=4, num_stages=1)
     if keys < 32:
-        return dict(ROWS=64, KEYS=keys, FLIP=False, FLIP_S=True, SCALAR=False, num_warps=2, num_stages=2)
-    rows = 128 if max(size["D"], size["V"]) <= 64 and not size["R"] and keys == 64 else 64
-    scalar = rows <= 32 * size["QUERY_GROUP"] * size["G"]
-    return dict(ROWS=rows, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=scalar, num_warps=4, num_stages=2)
+        return dict(ROWS=128, KEYS=keys, FLIP=False, FLIP_S=True, SCALAR=False, num_warps=2, num_stages=2)
+    if keys == 64 and widest <= 64 and not size["R"]:
+        return dict(ROWS=128, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=False, num_warps=4, num_stages=2)
+    scalar = size["QUERY_GROUP"] * size["G"] >= 4  # up to 16 entries a tile
+    return dict(ROWS=64, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=scalar, num_warps=4, num_stages=2)
+
+
+def chunk_entries(n: int, group_rows: int, average: int) -> int:
+    """Entries of a chunk: 8,192 rows, fewer while that leaves under 2,048 programs; not far under an average list,
+    so that the partials stay within a few times the keys and values."""
+    return triton.next_power_of_2(max(1, min(ROWS_PER_PROGRAM // group_rows, n // 2048), average // 4))
 
 
 def backward(
@@ -281,15 +291,14 @@ def backward(
     B, T, _, D = q.shape
     size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
     V, R, K = size["V"], size["R"], size["K"]
-    tile = tile or key_tile(size)
-    # about 8,192 rows a program, and no fewer than the average list has: partials stay within 2 x 4 bytes an element
+    tile = tile or key_tile(size, q.element_size())
     group_rows = triton.next_power_of_2(query_group * size["G"])  # rows of an entry; the last ones may stand for none
-    chunk = chunk or max(1, ROWS_PER_PROGRAM // group_rows, chosen.shape[1] * chosen.shape[3] * selection_block // T)
+    average = chosen.shape[1] * chosen.shape[3] * selection_block // T
+    chunk = chunk or chunk_entries(chosen.numel(), group_rows, average)
     base, slot_start, n_slots = None, None, triton.cdiv(T, selection_block)
     if first is not None:
         base, slot_start = block_slots(start, selection_block, max_documents)
         n_slots = slot_start.shape[1]
-    chunk = triton.next_power_of_2(chunk)
     *index, max_chunks = inverted_index(chosen, first, start, base, T, n_slots, query_group, chunk)
     part = torch.empty(max_chunks, selection_block, D + V + R, device=q.device, dtype=torch.float32)
     del size["S"], size["QUERY_GROUP"]

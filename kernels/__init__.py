@@ -29,6 +29,8 @@ __all__ = sorted(_EXPORTS)
 
 def __getattr__(name: str):
     if name in _EXPORTS:
+        for module in set(_EXPORTS.values()):  # all: a graph being traced must not see one more operation registered
+            import_module(module)
         value = getattr(import_module(_EXPORTS[name]), name)
         globals()[name] = value
         return value

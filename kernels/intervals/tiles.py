@@ -98,7 +98,7 @@ def can_describe(*tensors: torch.Tensor) -> bool:
 
 
 def describe(x: torch.Tensor, rows: int, padded: int) -> TensorDescriptor:
-    """A descriptor of [batch, rows, heads, width], or of [batch, rows, width] as one head; its tiles are of one head."""
+    """A descriptor of [batch, rows, heads, width], or of [batch, rows, width] as one head; tiles are of one head."""
     if x.dim() == 3:
         x = x.unsqueeze(2)
     described = object.__new__(

@@ -1,0 +1,66 @@
+"""Compression attention and mean pooling in Triton against the reference."""
+
+import pytest
+import torch
+
+from zoo.kernels import Documents, compression_attention, mean_pool, n_slots
+
+# B, T, H, K, D, R, V, block, stride, documents
+SHAPES = [
+    (1, 3, 1, 1, 16, 0, 16, 8, 4, False),
+    (2, 150, 3, 1, 16, 16, 16, 8, 4, False),
+    (1, 130, 4, 2, 16, 0, 24, 2, 2, False),
+    (2, 90, 4, 2, 24, 8, 16, 4, 4, True),
+]
+
+
+def make(randn, B, T, H, K, D, R, V, stride):
+    N = n_slots(T, stride)
+    rotary = [randn(B, T, H, R), randn(B, N, R)] if R else [None, None]
+    return [randn(B, T, H, D), randn(B, N, K, D), randn(B, N, K, V), *rotary]
+
+
+def attend(documents, block, stride):
+    def function(q, k, v, q_rope, k_rope, impl):
+        options = {"block": block, "stride": stride, "documents": documents, "impl": impl}
+        return compression_attention(q, k, v, q_rope=q_rope, k_rope_BNR=k_rope, **options)
+
+    return function
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_interpreted(shape, randn, pack, agree):
+    *sizes, block, stride, packed = shape
+    documents = pack([[30, 1, 59], [3, 87]]) if packed else None
+    agree(attend(documents, block, stride), make(randn, *sizes, stride))
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize(("T", "block", "stride"), [(70, 8, 4), (90, 6, 4), (90, 5, 3), (5, 8, 8)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_pooling_interpreted(T, block, stride, packed, randn, pack, agree):
+    documents = pack([[T - 4, 1, 3], [T // 2, T - T // 2]]) if packed else None
+
+    def function(x, impl):
+        return mean_pool(x, block=block, stride=stride, documents=documents, impl=impl)
+
+    agree(function, [randn(2, T, 3, 24)])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("sizes", "block", "stride"),
+    [
+        ((1, 1537, 16, 4, 128, 0, 128), 32, 16),
+        ((2, 1500, 16, 4, 64, 32, 64), 16, 16),
+        ((1, 700, 4, 2, 256, 0, 256), 16, 16),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_gpu(sizes, block, stride, packed, randn, agree):
+    starts = torch.rand(*sizes[:2], generator=torch.Generator().manual_seed(3)) < 0.01
+    documents = Documents.from_starts(starts).to("cuda") if packed else None
+    tensors = [x if x is None else x.cuda() for x in make(randn, *sizes, stride)]
+    agree(attend(documents, block, stride), tensors, bound=4e-3, dtype=torch.bfloat16)

@@ -17,17 +17,37 @@ def count_tokens(batch: dict) -> dict[str, int]:
     return {"total": batch["input_ids"].numel(), "loss_generating": int(n_targets(batch))}
 
 
-class LanguageModel(ComposerModel):
-    """Wraps zoo.model.Decoder.  forward(batch) -> the sum of the cross-entropies of its targets, in nats."""
+class SummedLoss(torch.nn.Module):
+    """The decoder and its loss as one module, whose call is all that training and validation make.
+
+    Composer's FSDP2 shards the child of the ComposerModel, so the child's own call has to be the whole forward.
+    """
 
     def __init__(self, decoder: torch.nn.Module):
         super().__init__()
         self.decoder = decoder
-        for layer in decoder.layers:
-            layer._fsdp_wrap = True  # FSDP2 shards layer by layer; embedding, norm and head form the root's group
 
     def forward(self, batch: dict) -> torch.Tensor:
+        """The sum of the cross-entropies of a batch's targets, in nats."""
         return self.decoder.loss(batch["input_ids"], batch["labels"], batch["document_starts"], reduction="sum")
+
+    def fsdp_wrap_fn(self, module: torch.nn.Module) -> bool:
+        """Each layer is sharded by itself; embedding, last norm and head together."""
+        return module in set(self.decoder.layers)
+
+
+PREFIX = "summed_loss.decoder."  # of the decoder's weights in a LanguageModel
+
+
+class LanguageModel(ComposerModel):
+    """zoo.model.Decoder as a ComposerModel; its forward is the sum of a batch's cross-entropies."""
+
+    def __init__(self, decoder: torch.nn.Module):
+        super().__init__()
+        self.summed_loss = SummedLoss(decoder)
+
+    def forward(self, batch: dict) -> torch.Tensor:
+        return self.summed_loss(batch)
 
     def loss(self, outputs: torch.Tensor, batch: dict) -> torch.Tensor:
         return outputs / n_targets(batch)

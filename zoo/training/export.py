@@ -6,6 +6,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from zoo.training.composer_model import PREFIX
 from zoo.training.files import replace_durably, sha256, write_text
 from zoo.training.run_folder import RunFolder
 
@@ -17,7 +18,7 @@ def full_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     spread = torch.distributed.is_available() and torch.distributed.is_initialized()
     options = StateDictOptions(full_state_dict=spread, cpu_offload=spread)
     state = get_model_state_dict(model, options=options)
-    return {name.removeprefix("decoder."): tensor.cpu().contiguous() for name, tensor in state.items()}
+    return {name.removeprefix(PREFIX): tensor.cpu().contiguous() for name, tensor in state.items()}
 
 
 def export(folder: RunFolder, recipe, state: dict[str, torch.Tensor]) -> str:

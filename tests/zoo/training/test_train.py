@@ -93,7 +93,7 @@ def test_the_weights_load_as_the_trained_model(uninterrupted):
     for name, tensor in weights(run).items():
         assert torch.equal(model.state_dict()[name], tensor)
     state = torch.load(listed(run / "checkpoints")[-1].path, weights_only=False)["state"]["model"]
-    assert torch.equal(state["decoder.embedding.weight"], model.embedding.weight)
+    assert torch.equal(state[composer_model.PREFIX + "embedding.weight"], model.embedding.weight)
 
 
 def test_a_complete_run_is_said_to_be_complete(uninterrupted, recipe, capsys):

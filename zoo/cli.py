@@ -133,6 +133,9 @@ def run(arguments: list[str] | None = None) -> int:
     except ZooError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except SystemExit as end:  # typer's way out: 0, 2 after a usage error, 130 after Ctrl-C, 1 when the reader has gone
         return end.code if isinstance(end.code, int) else 0
     return 0

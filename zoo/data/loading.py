@@ -1,6 +1,11 @@
 """Rows to batches: a StreamingDataset over prepared rows, and the loader that Composer reads."""
 
+import fcntl
+import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,18 +118,19 @@ def loader(
     """
     training = split == "train"
     _check_enough(prepared, split, batch_size)
-    _before_streaming(prepared.streams[split])
+    _check_shards(prepared.streams[split])
     try:
-        dataset = RowDataset(
-            prepared,
-            split,
-            mask_document_starts=mask_document_starts,
-            mixed=not training and not any(stream.remote for stream in prepared.streams[split]),
-            batch_size=batch_size,
-            shuffle=shuffle and training,
-            shuffle_seed=seed,
-            num_canonical_nodes=1,  # fixed: the order must not change with the number of machines
-        )
+        with _alone_on_this_machine():
+            dataset = RowDataset(
+                prepared,
+                split,
+                mask_document_starts=mask_document_starts,
+                mixed=not training and not any(stream.remote for stream in prepared.streams[split]),
+                batch_size=batch_size,
+                shuffle=shuffle and training,
+                shuffle_seed=seed,
+                num_canonical_nodes=1,  # fixed: the order must not change with the number of machines
+            )
     except (ValueError, RuntimeError) as error:
         raise DataError(f"{split} rows: {error}") from error
     # The generator: an iterator of a DataLoader draws a number from it, otherwise from the model's random state.
@@ -161,22 +167,35 @@ def _check_enough(prepared: PreparedData, split: str, batch_size: int) -> None:
         )
 
 
-def _before_streaming(streams: tuple[RowStream, ...]) -> None:
-    """Clean up and check on one process of each machine, while the others wait.
-
-    They must wait: every process looks for the first free number of shared memory, and finds the same one only if
-    nothing is removed meanwhile.
-    """
+def _check_shards(streams: tuple[RowStream, ...]) -> None:
+    """Check local shards by size and hash, on one process of each machine, while the others wait."""
     if dist.get_world_size() > 1 and not torch.distributed.is_initialized():
         dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu")
     if dist.get_local_rank() == 0:
-        remove_stale()
         for stream in streams:
             if stream.remote:
                 remove_broken(stream.folder)
             else:
                 make_ready(stream.folder, stream.remedy)
     dist.barrier()
+
+
+@contextmanager
+def _alone_on_this_machine() -> Iterator[None]:
+    """Let one run of this user at a time make its dataset; the processes of that run make theirs together.
+
+    Streaming 0.13: every process looks for the first free number of shared memory by itself.  Those of one run find
+    the same one only if nothing comes or goes meanwhile, and two runs that start together take the same one, so that
+    the second dies of FileExistsError.
+    """
+    path = Path(tempfile.gettempdir()) / f"attention-zoo-{os.getuid()}.lock"
+    with path.open("a") if dist.get_local_rank() == 0 else nullcontext() as file:
+        if file is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, or the process dies
+            remove_stale()
+        dist.barrier()
+        yield
+        dist.barrier()
 
 
 def _stream(stream: RowStream) -> Stream:

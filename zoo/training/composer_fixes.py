@@ -6,6 +6,7 @@
 | checkpoints are read with full pickle: a crafted one runs code        | `read_safely`                             |
 | random state is not restored in a mid-epoch resume                    | `RestoreRandomState`                      |
 | SIGTERM and Ctrl-C end the process without a checkpoint               | `StopOnSignal`                            |
+| under torchrun a resume asks for NODE_RANK, which torchrun does not set | `name_node_rank`                         |
 | NCCL process groups are never ended                                   | `end_process_groups`                      |
 | warnings about things that are as they should be                      | `EXPECTED_WARNINGS`                       |
 | damaged checkpoints, a lost `latest` link                             | checkpoints.py                            |
@@ -158,6 +159,12 @@ class StopOnSignal(Callback):
         if told.item() and not self.stopped:
             self.stopped = True
             state.stop_training()
+
+
+def name_node_rank() -> None:
+    """Set NODE_RANK, as Composer's launcher does, from what torchrun sets: GROUP_RANK, the number of the machine."""
+    if "GROUP_RANK" in os.environ:
+        os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])
 
 
 def end_process_groups() -> None:

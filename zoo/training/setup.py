@@ -10,7 +10,7 @@ from zoo import data
 from zoo.errors import Problem, RecipeError
 from zoo.training import checkpoints
 from zoo.training.checkpoints import Checkpoint
-from zoo.training.composer_fixes import refuse_code
+from zoo.training.composer_fixes import name_node_rank, refuse_code
 from zoo.training.composer_model import count_tokens
 from zoo.training.device import resolve_micro_batch, resolve_precision, rows_per_device
 from zoo.training.environment import record_environment
@@ -38,6 +38,7 @@ class Device:
     @classmethod
     def make(cls, train, seq_len: int) -> "Device":
         """Settle what the recipe leaves to the device, and join the other processes if there are any."""
+        name_node_rank()
         on_gpu, world_size = torch.cuda.is_available(), dist.get_world_size()
         sharded = world_size > 1 and train.parallelism == "fsdp2"
         per_device = rows_per_device(train.rows(seq_len), world_size)

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.documents import Documents, n_groups
+from zoo.kernels.launching import launch
+from zoo.kernels.registration import opaque
 
 WORKSPACE_BYTES = 1 << 28
 MIN_RUN = 1024  # groups, so that a run fills the chip
@@ -163,6 +165,8 @@ def _rank_kernel(
         o_before = (o_m * PIECES - before)[None, :]
         seen = (o_before >= 0) & (o_before < m_row)
         value += min(PIECES, SPAN - before) * tl.load(p_row + o_before, mask=seen, other=0.0)
+    # NaN counts as nothing and inf as much: their bits would break the order, and with it the bound of n places.
+    value = tl.minimum(tl.where(value >= 0, value, 0.0), 3e38)
     own = tl.where(t >= 0, (t - origin) // SELECTION_BLOCK, -1)[:, None]
     candidate = o_m[None, :] <= own
     forced = candidate & ((o_m[None, :] < N_INIT) | (o_m[None, :] > own - N_LOCAL))
@@ -194,11 +198,18 @@ def _rank_best_kernel(
     _write_in_order(p_row, index, _in_top(key, tl.full([1], S, tl.int32)), tl.full([1], True, tl.int1), S, S_PADDED)
 
 
-def importance_tile(G: int, row_bytes: int) -> dict:
-    """128 columns of (head, group), 64 where a row of a query is long; more heads than fit take several steps."""
+def importance_tiles(G: int, row_bytes: int) -> list[dict]:
+    """128 columns of (head, group), 64 where a row of a query is long; more heads than fit take several steps.
+
+    Then one for small shared memory.
+    """
     heads = min(16 if row_bytes <= 256 else 8, triton.next_power_of_2(G))
     groups = max(8, (128 if row_bytes <= 256 else 64) // heads)
-    return dict(HEADS=heads, GROUPS=groups, KEYS=64, num_warps=4, num_stages=2 if heads >= G else 1)
+    small = min(2, heads)
+    return [
+        dict(HEADS=heads, GROUPS=groups, KEYS=64, num_warps=4, num_stages=2 if heads >= G else 1),
+        dict(HEADS=small, GROUPS=16 // small, KEYS=16, num_warps=4, num_stages=1),
+    ]
 
 
 def choose_blocks(
@@ -210,14 +221,12 @@ def choose_blocks(
     if documents is not None:
         first, start = documents.groups(query_group)[0].contiguous(), documents.start_BT.contiguous()
     count = n_groups(q.shape[1], query_group, documents)
+    sizes = [compression_block, compression_stride, selection_block, n_selected, n_init, n_local, query_group]
+    choose = _choose_op if torch.compiler.is_compiling() else _choose
     with torch.no_grad():
-        return _choose(
-            q, k, lse, q_rope, k_rope_BNR, first, start, count,
-            [compression_block, compression_stride, selection_block, n_selected, n_init, n_local, query_group], scale,
-        )  # fmt: skip
+        return choose(q, k, lse, q_rope, k_rope_BNR, first, start, count, sizes, scale)
 
 
-@torch.library.custom_op("zoo::choose_blocks", mutates_args=())
 def _choose(
     q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
     first: torch.Tensor | None, start: torch.Tensor | None, count: int, sizes: list[int], scale: float,
@@ -231,16 +240,20 @@ def _choose(
     chosen = torch.empty(B, count, K, S, device=q.device, dtype=torch.int32)
     run = min(count, max(MIN_RUN, WORKSPACE_BYTES // (4 * B * K * N)))
     importance = torch.empty(B * K * run * N, device=q.device, dtype=torch.float32)
-    tile = importance_tile(G, triton.next_power_of_2(D) * q.element_size())
+    lse = lse.contiguous()
+    tiles = importance_tiles(G, triton.next_power_of_2(D) * q.element_size())
+    widths = dict(G=G, D=D, DP=max(16, triton.next_power_of_2(D)), R=R, RP=max(16, triton.next_power_of_2(R)))
     shared = dict(K=K, BLOCK=block, STRIDE=stride, QUERY_GROUP=query_group, DOCUMENTS=first is not None)
     for g in range(0, count, run):
         n = min(run, count - g)
-        _importance_kernel[(triton.cdiv(n, tile["GROUPS"]), B * K)](
-            q, k, q if q_rope is None else q_rope, k_rope, lse.contiguous(), first, start, importance,
+        arguments = (
+            q, k, q if q_rope is None else q_rope, k_rope, lse, first, start, importance,
             *q.stride()[:3], *k.stride()[:3], *(q_rope.stride()[:3] if R else (0, 0, 0)),
             *(k_rope.stride()[:2] if R else (0, 0)), T, N, count, g, n, scale * math.log2(math.e),
-            G=G, D=D, DP=max(16, triton.next_power_of_2(D)), R=R, RP=max(16, triton.next_power_of_2(R)),
-            **shared, **tile,
+        )  # fmt: skip
+        launch(
+            _importance_kernel, lambda tile, n=n: (triton.cdiv(n, tile["GROUPS"]), B * K), arguments,
+            {**widths, **shared}, tiles, q.device,
         )  # fmt: skip
         last_token = T if first is not None else min(T, (g + n) * query_group)
         _rank(importance, first, start, chosen, T, N, g, n, -(-last_token // selection_block), n_init, n_local,
@@ -248,8 +261,7 @@ def _choose(
     return chosen
 
 
-@_choose.register_fake
-def _(q, k, lse, q_rope, k_rope, first, start, count, sizes, scale):
+def _choose_fake(q, k, lse, q_rope, k_rope, first, start, count, sizes, scale):
     return q.new_empty(q.shape[0], count, k.shape[2], sizes[3], dtype=torch.int32)
 
 
@@ -266,13 +278,16 @@ def _rank(importance, first, start, chosen, T, N, g, n, n_blocks, n_init, n_loca
     n_tiles = triton.cdiv(n_blocks, tile)
     best = torch.empty(2, B * K * n * n_tiles * S if n_tiles > 1 else 0, device=chosen.device, dtype=torch.int32)
     rows, num_warps = rank_tile(tile)
-    _rank_kernel[(triton.cdiv(n, rows), B * K, n_tiles)](
-        importance, first, start, chosen, best[0], best[1], T, N, count, g, n, n_tiles,
-        S=S, S_PADDED=s_padded, SELECTION_BLOCK=selection_block, N_INIT=n_init, N_LOCAL=n_local,
-        ONE_TILE=n_tiles == 1, ROWS=rows, TILE=tile, num_warps=num_warps, **shared,
-    )  # fmt: skip
+    grid = (triton.cdiv(n, rows), B * K, n_tiles)
+    arguments = importance, first, start, chosen, best[0], best[1], T, N, count, g, n, n_tiles
+    constants = dict(S=S, S_PADDED=s_padded, SELECTION_BLOCK=selection_block, N_INIT=n_init, N_LOCAL=n_local)
+    tiles = [dict(ONE_TILE=n_tiles == 1, ROWS=rows, TILE=tile, num_warps=num_warps)]
+    launch(_rank_kernel, lambda tile: grid, arguments, {**constants, **shared}, tiles, chosen.device)
     if n_tiles > 1:
-        _rank_best_kernel[(n, B * K)](
-            best[0], best[1], chosen, count, g, n, n_tiles * S,
-            K=K, S=S, S_PADDED=s_padded, TILE=triton.next_power_of_2(n_tiles * S),
-        )  # fmt: skip
+        arguments = best[0], best[1], chosen, count, g, n, n_tiles * S
+        constants = dict(K=K, S=S, S_PADDED=s_padded)
+        tiles = [dict(TILE=triton.next_power_of_2(n_tiles * S))]
+        launch(_rank_best_kernel, lambda tile: (n, B * K), arguments, constants, tiles, chosen.device)
+
+
+_choose_op = opaque("choose_blocks", _choose, _choose_fake)

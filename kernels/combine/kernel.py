@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from zoo.kernels.intervals.tiles import launch
+from zoo.kernels.launching import launch
 from zoo.kernels.registration import differentiable, opaque
 
 _MAX_BRANCHES = 4
@@ -103,7 +103,7 @@ def _launch(kernel, o0: torch.Tensor, logits: torch.Tensor, pointers: tuple) -> 
     launch(
         kernel,
         lambda tile: (triton.cdiv(rows, tile["ROWS"]),),
-        lambda tile: (*pointers, rows),
+        (*pointers, rows),
         constants,
         _TILES,
         o0.device,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.documents import Documents, n_slots
-from zoo.kernels.intervals.tiles import launch
+from zoo.kernels.launching import launch
 from zoo.kernels.registration import differentiable, opaque
 
 
@@ -87,7 +87,7 @@ def _forward(x: torch.Tensor, start: torch.Tensor | None, block: int, stride: in
     constants = dict(STRIDE=stride, BLOCK=block, HAS_DOCUMENTS=start is not None)
     constants["STRIDE_PADDED"] = triton.next_power_of_2(stride)
     arguments = (x, out, p_start, *x.stride()[:2], seq_len, out.shape[1], channels)
-    launch(_fwd_kernel, _grid(out, "SLOTS"), lambda tile: arguments, constants, _tiles("SLOTS", channels), x.device)
+    launch(_fwd_kernel, _grid(out, "SLOTS"), arguments, constants, _tiles("SLOTS", channels), x.device)
     return out
 
 
@@ -103,7 +103,7 @@ def _backward(dout: torch.Tensor, start: torch.Tensor | None, seq_len: int, bloc
     constants = dict(STRIDE=stride, BLOCK=block, HAS_DOCUMENTS=start is not None)
     arguments = (dout, dx, p_start, *dout.stride()[:2], seq_len, n, channels)
     tiles = _tiles("TOKENS", channels)
-    launch(_bwd_kernel, _grid(dx, "TOKENS"), lambda tile: arguments, constants, tiles, dout.device)
+    launch(_bwd_kernel, _grid(dx, "TOKENS"), arguments, constants, tiles, dout.device)
     return dx
 
 

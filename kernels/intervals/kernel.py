@@ -14,8 +14,8 @@ Layouts: q [B, T, H, D], q_rope [B, T, H, R], k [B, N, K, D], k_rope [B, N, R], 
 strides, but 1 in the last axis; o and what a kernel writes are contiguous. lse and delta (the row sums of o * do) are
 [B, H, T], so that a tile's are contiguous. DP, RP, VP are the widths padded to powers of two.
 Scores are scale * (q . k + q_rope . k_rope); exponentials are taken to base 2; sums are float32.
-TMA: the tensors that a loop streams come as descriptors, which Hopper's copy engine reads without address arithmetic in
-registers. Those that a program holds come as pointers: so read, Triton 3.6 keeps them in shared memory, not registers.
+Every tile is read by pointers, not by Hopper's copy engine through descriptors (TMA): that was up to a quarter quicker,
+but in Triton 3.6 it raced, and its shared memory overlapped that of a reduction (docs/log.md).
 
 Backward: dq by blocks of queries, dk and dv by blocks of keys, each sum in a fixed order (no atomics). The queries that
 see a block of keys, of all heads of its group, may be dealt to several programs, whose float32 parts are added
@@ -46,25 +46,19 @@ def _visible(o_n, lo, hi):
 @triton.jit
 def _load_rows(
     p, i_b, i_h, row, n_rows, stride_b, stride_row, stride_h,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, RAGGED: tl.constexpr, TMA: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
-    """Rows [row, row + ROWS) of one head, zeros from WIDTH up to PADDED; RAGGED: some rows may lie past n_rows.
-
-    p: a pointer, or with TMA a descriptor of the tensor [batch, rows, heads, WIDTH], which gives zeros past its end.
-    """
-    if TMA:
-        return p.load([i_b.to(tl.int32), row, i_h.to(tl.int32), 0]).reshape(ROWS, PADDED)
+    """Rows [row, row + ROWS) of one head, zeros from WIDTH up to PADDED; RAGGED: some rows may lie past n_rows."""
+    o_r = tl.arange(0, ROWS)
+    o_c = tl.arange(0, PADDED)
+    p_row = p + i_b * stride_b + i_h * stride_h + row.to(tl.int64) * stride_row
+    p_tile = p_row + (o_r[:, None] * stride_row + o_c[None, :])
+    if RAGGED:
+        return tl.load(p_tile, mask=(row + o_r < n_rows)[:, None] & (o_c < WIDTH)[None, :], other=0.0)
+    elif PADDED != WIDTH:
+        return tl.load(p_tile, mask=(o_c < WIDTH)[None, :], other=0.0)
     else:
-        o_r = tl.arange(0, ROWS)
-        o_c = tl.arange(0, PADDED)
-        p_row = p + i_b * stride_b + i_h * stride_h + row.to(tl.int64) * stride_row
-        p_tile = p_row + (o_r[:, None] * stride_row + o_c[None, :])
-        if RAGGED:
-            return tl.load(p_tile, mask=(row + o_r < n_rows)[:, None] & (o_c < WIDTH)[None, :], other=0.0)
-        elif PADDED != WIDTH:
-            return tl.load(p_tile, mask=(o_c < WIDTH)[None, :], other=0.0)
-        else:
-            return tl.load(p_tile)
+        return tl.load(p_tile)
 
 
 @triton.jit
@@ -102,12 +96,12 @@ def _key_tiles(
 def _scores(
     b_q, b_qr, k, kr, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, stride_krb, stride_krn,
     D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    b_k = _load_rows(k, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, BN, D, DP, MASKED, TMA)
+    b_k = _load_rows(k, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, BN, D, DP, MASKED)
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
     if R > 0:
-        b_kr = _load_rows(kr, i_b, i_k * 0, n0, N, stride_krb, stride_krn, 0, BN, R, RP, MASKED, TMA)
+        b_kr = _load_rows(kr, i_b, i_k * 0, n0, N, stride_krb, stride_krn, 0, BN, R, RP, MASKED)
         b_s = tl.dot(b_qr, tl.trans(b_kr), b_s, input_precision=PRECISION)
     return b_s
 
@@ -129,17 +123,17 @@ def _fwd_step(
     b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2,
     stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     b_s = _scores(
         b_q, b_qr, k, kr, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, stride_krb, stride_krn,
-        D, R, DP, RP, BN, PRECISION, TMA, MASKED,
+        D, R, DP, RP, BN, PRECISION, MASKED,
     )  # fmt: skip
     if MASKED:
         o_n = n0 + tl.arange(0, BN)
         b_s = tl.where(_visible(o_n[None, :], lo[:, None], hi[:, None]), b_s, -float("inf"))
     b_p, b_decay, b_max, b_sum = _softmax_step(b_s, b_max, b_sum, scale_log2, MASKED)
-    b_v = _load_rows(v, i_b, i_k, n0, N, stride_vb, stride_vn, stride_vh, BN, V, VP, MASKED, TMA)
+    b_v = _load_rows(v, i_b, i_k, n0, N, stride_vb, stride_vn, stride_vh, BN, V, VP, MASKED)
     b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], input_precision=PRECISION)
     return b_acc, b_max, b_sum
 
@@ -149,7 +143,7 @@ def _fwd_long_body(
     b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, n0, n_tiles, N, scale_log2,
     stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Tiles without a mask, the product with v one tile late: it runs while the next tile's exponentials are taken.
 
@@ -157,19 +151,19 @@ def _fwd_long_body(
     """
     b_s = _scores(
         b_q, b_qr, k, kr, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, stride_krb, stride_krn,
-        D, R, DP, RP, BN, PRECISION, TMA, False,
+        D, R, DP, RP, BN, PRECISION, False,
     )  # fmt: skip
     b_p, b_decay, b_max, b_sum = _softmax_step(b_s, b_max, b_sum, scale_log2, False)
     for _ in range(1, n_tiles):
         b_s = _scores(
             b_q, b_qr, k, kr, i_b, i_k, n0 + BN, N, stride_kb, stride_kn, stride_kh, stride_krb, stride_krn,
-            D, R, DP, RP, BN, PRECISION, TMA, False,
+            D, R, DP, RP, BN, PRECISION, False,
         )  # fmt: skip
-        b_v = _load_rows(v, i_b, i_k, n0, N, stride_vb, stride_vn, stride_vh, BN, V, VP, False, TMA)
+        b_v = _load_rows(v, i_b, i_k, n0, N, stride_vb, stride_vn, stride_vh, BN, V, VP, False)
         b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], input_precision=PRECISION)
         b_p, b_decay, b_max, b_sum = _softmax_step(b_s, b_max, b_sum, scale_log2, False)
         n0 += BN
-    b_v = _load_rows(v, i_b, i_k, n0, N, stride_vb, stride_vn, stride_vh, BN, V, VP, False, TMA)
+    b_v = _load_rows(v, i_b, i_k, n0, N, stride_vb, stride_vn, stride_vh, BN, V, VP, False)
     b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], input_precision=PRECISION)
     return b_acc, b_max, b_sum
 
@@ -181,18 +175,16 @@ def _fwd_kernel(
     stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
     STRIDE: tl.constexpr, BLOCK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
-    PRECISION: tl.constexpr, TMA: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, HELD: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     i_bh = tl.program_id(0) % (B * H)
     i_b, i_h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)
     i_k = i_h // G
     t0 = (tl.cdiv(T, BM) - 1 - tl.program_id(0) // (B * H)) * BM  # late queries see most keys: they start first
-    b_q = _load_rows(q, i_b, i_h, t0, T, stride_qb, stride_qt, stride_qh, BM, D, DP, True, TMA and HELD & 1 != 0)
+    b_q = _load_rows(q, i_b, i_h, t0, T, stride_qb, stride_qt, stride_qh, BM, D, DP, True)
     b_qr = b_q
     if R > 0:
-        b_qr = _load_rows(
-            qr, i_b, i_h, t0, T, stride_qrb, stride_qrt, stride_qrh, BM, R, RP, True, TMA and HELD & 1 != 0
-        )
+        b_qr = _load_rows(qr, i_b, i_h, t0, T, stride_qrb, stride_qrt, stride_qrh, BM, R, RP, True)
     lo, hi, first, n_before, n_body, n_after = _key_tiles(
         t0, start + i_b * T, T, window, BM, BN, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS
     )
@@ -205,7 +197,7 @@ def _fwd_kernel(
         b_acc, b_max, b_sum = _fwd_step(
             b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2,
             stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
-            D, R, V, DP, RP, VP, BN, PRECISION, TMA, True,
+            D, R, V, DP, RP, VP, BN, PRECISION, True,
         )  # fmt: skip
     if HAS_WINDOW:  # a handful of tiles
         for i in range(0, n_body):
@@ -213,13 +205,13 @@ def _fwd_kernel(
             b_acc, b_max, b_sum = _fwd_step(
                 b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2,
                 stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
-                D, R, V, DP, RP, VP, BN, PRECISION, TMA, False,
+                D, R, V, DP, RP, VP, BN, PRECISION, False,
             )  # fmt: skip
     elif n_body > 0:
         b_acc, b_max, b_sum = _fwd_long_body(
             b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, first + n_before * BN, n_body, N, scale_log2,
             stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
-            D, R, V, DP, RP, VP, BN, PRECISION, TMA,
+            D, R, V, DP, RP, VP, BN, PRECISION,
         )  # fmt: skip
     b_seen = b_sum > 0
     b_sum = tl.where(b_seen, b_sum, 1.0)
@@ -234,13 +226,13 @@ def _dq_step(
     b_dq, b_dqr, b_q, b_qr, b_do, b_lse, b_delta, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2,
     stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    b_k = _load_rows(k, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, BN, D, DP, MASKED, TMA)
-    b_v = _load_rows(v, i_b, i_k, n0, N, stride_vb, stride_vn, stride_vh, BN, V, VP, MASKED, TMA)
+    b_k = _load_rows(k, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, BN, D, DP, MASKED)
+    b_v = _load_rows(v, i_b, i_k, n0, N, stride_vb, stride_vn, stride_vh, BN, V, VP, MASKED)
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
     if R > 0:
-        b_kr = _load_rows(kr, i_b, i_k * 0, n0, N, stride_krb, stride_krn, 0, BN, R, RP, MASKED, TMA)
+        b_kr = _load_rows(kr, i_b, i_k * 0, n0, N, stride_krb, stride_krn, 0, BN, R, RP, MASKED)
         b_s = tl.dot(b_qr, tl.trans(b_kr), b_s, input_precision=PRECISION)
     b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
     b_p = tl.math.exp2(b_s * scale_log2 - b_lse[:, None])
@@ -262,22 +254,19 @@ def _dq_kernel(
     stride_dob, stride_dot, stride_doh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
     STRIDE: tl.constexpr, BLOCK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
-    PRECISION: tl.constexpr, TMA: tl.constexpr, HAS_DLSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    HELD: tl.constexpr,
+    PRECISION: tl.constexpr, HAS_DLSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Gradients of q and q_rope; also delta, for the kernel of the keys, since do is read here anyway."""
     i_bh = tl.program_id(0) % (B * H)
     i_b, i_h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)
     i_k = i_h // G
     t0 = (tl.cdiv(T, BM) - 1 - tl.program_id(0) // (B * H)) * BM
-    b_q = _load_rows(q, i_b, i_h, t0, T, stride_qb, stride_qt, stride_qh, BM, D, DP, True, TMA and HELD & 1 != 0)
+    b_q = _load_rows(q, i_b, i_h, t0, T, stride_qb, stride_qt, stride_qh, BM, D, DP, True)
     b_qr = b_q
     if R > 0:
-        b_qr = _load_rows(
-            qr, i_b, i_h, t0, T, stride_qrb, stride_qrt, stride_qrh, BM, R, RP, True, TMA and HELD & 1 != 0
-        )
-    b_do = _load_rows(do, i_b, i_h, t0, T, stride_dob, stride_dot, stride_doh, BM, V, VP, True, TMA and HELD & 2 != 0)
-    b_o = _load_rows(o, i_b, i_h, t0, T, T * H * V, H * V, V, BM, V, VP, True, False)
+        b_qr = _load_rows(qr, i_b, i_h, t0, T, stride_qrb, stride_qrt, stride_qrh, BM, R, RP, True)
+    b_do = _load_rows(do, i_b, i_h, t0, T, stride_dob, stride_dot, stride_doh, BM, V, VP, True)
+    b_o = _load_rows(o, i_b, i_h, t0, T, T * H * V, H * V, V, BM, V, VP, True)
     o_t = t0 + tl.arange(0, BM)
     o_row = (i_b * H + i_h) * T + o_t
     b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1)
@@ -297,14 +286,14 @@ def _dq_kernel(
         b_dq, b_dqr = _dq_step(
             b_dq, b_dqr, b_q, b_qr, b_do, b_lse, b_delta, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2,
             stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
-            D, R, V, DP, RP, VP, BN, PRECISION, TMA, True,
+            D, R, V, DP, RP, VP, BN, PRECISION, True,
         )  # fmt: skip
     for i in range(0, n_body):
         n0 = first + (i + n_before) * BN
         b_dq, b_dqr = _dq_step(
             b_dq, b_dqr, b_q, b_qr, b_do, b_lse, b_delta, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2,
             stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
-            D, R, V, DP, RP, VP, BN, PRECISION, TMA, False,
+            D, R, V, DP, RP, VP, BN, PRECISION, False,
         )  # fmt: skip
     _store_rows(dq + (i_b * T * H + i_h) * D, t0, T, H * D, b_dq * scale, BM, D, DP)
     if R > 0:
@@ -343,14 +332,14 @@ def _dkv_step(
     stride_qb, stride_qt, stride_qh, stride_qrb, stride_qrt, stride_qrh, stride_dob, stride_dot, stride_doh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
     STRIDE: tl.constexpr, BLOCK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
-    BM: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+    BM: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Scores are held transposed, [keys, queries], so that the products into dk and dv take them as they are."""
     o_t = t0 + tl.arange(0, BM)
-    b_q = _load_rows(q, i_b, i_h, t0, T, stride_qb, stride_qt, stride_qh, BM, D, DP, MASKED, TMA)
+    b_q = _load_rows(q, i_b, i_h, t0, T, stride_qb, stride_qt, stride_qh, BM, D, DP, MASKED)
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
     if R > 0:
-        b_qr = _load_rows(qr, i_b, i_h, t0, T, stride_qrb, stride_qrt, stride_qrh, BM, R, RP, MASKED, TMA)
+        b_qr = _load_rows(qr, i_b, i_h, t0, T, stride_qrb, stride_qrt, stride_qrh, BM, R, RP, MASKED)
         b_s = tl.dot(b_kr, tl.trans(b_qr), b_s, input_precision=PRECISION)
     if MASKED:
         b_lse = tl.load(p_lse + o_t, mask=o_t < T, other=float("inf")) * _LOG2_E
@@ -359,7 +348,7 @@ def _dkv_step(
     else:
         b_lse = tl.load(p_lse + o_t) * _LOG2_E
         b_delta = tl.load(p_delta + o_t)
-    b_do = _load_rows(do, i_b, i_h, t0, T, stride_dob, stride_dot, stride_doh, BM, V, VP, MASKED, TMA)
+    b_do = _load_rows(do, i_b, i_h, t0, T, stride_dob, stride_dot, stride_doh, BM, V, VP, MASKED)
     b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
     b_p = tl.math.exp2(b_s * scale_log2 - b_lse[None, :])
     if MASKED:
@@ -384,7 +373,7 @@ def _dkv_kernel(
     stride_dob, stride_dot, stride_doh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
     STRIDE: tl.constexpr, BLOCK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
-    PRECISION: tl.constexpr, TMA: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, HELD: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """One of PARTS equal shares of the gradients of a block of keys.
 
@@ -395,11 +384,11 @@ def _dkv_kernel(
     i_bk = tl.program_id(0) // PARTS % (B * K)
     n0 = tl.program_id(0) // (PARTS * B * K) * BN  # early keys are seen by most queries: they start first
     i_b, i_k = (i_bk // K).to(tl.int64), (i_bk % K).to(tl.int64)
-    b_k = _load_rows(k, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, BN, D, DP, True, TMA and HELD & 1 != 0)
-    b_v = _load_rows(v, i_b, i_k, n0, N, stride_vb, stride_vn, stride_vh, BN, V, VP, True, TMA and HELD & 2 != 0)
+    b_k = _load_rows(k, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, BN, D, DP, True)
+    b_v = _load_rows(v, i_b, i_k, n0, N, stride_vb, stride_vn, stride_vh, BN, V, VP, True)
     b_kr = b_k
     if R > 0:
-        b_kr = _load_rows(kr, i_b, i_k * 0, n0, N, stride_krb, stride_krn, 0, BN, R, RP, True, TMA and HELD & 1 != 0)
+        b_kr = _load_rows(kr, i_b, i_k * 0, n0, N, stride_krb, stride_krn, 0, BN, R, RP, True)
     p_start = start + i_b * T
     t_first, n_before, n_body, n_after = _query_tiles(
         n0, p_start, T, N, window, BM, BN, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS
@@ -419,7 +408,7 @@ def _dkv_kernel(
             b_dk, b_dkr, b_dv, b_k, b_kr, b_v, q, qr, do, lse + o_row, delta + o_row, p_start, i_b, i_h, t0, o_n, T,
             window, scale_log2,
             stride_qb, stride_qt, stride_qh, stride_qrb, stride_qrt, stride_qrh, stride_dob, stride_dot, stride_doh,
-            D, R, V, DP, RP, VP, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS, BM, PRECISION, TMA, True,
+            D, R, V, DP, RP, VP, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS, BM, PRECISION, True,
         )  # fmt: skip
     if not HAS_DOCUMENTS:
         for i in range(n_body * G * i_part // PARTS, n_body * G * (i_part + 1) // PARTS):
@@ -430,7 +419,7 @@ def _dkv_kernel(
                 b_dk, b_dkr, b_dv, b_k, b_kr, b_v, q, qr, do, lse + o_row, delta + o_row, p_start, i_b, i_h, t0, o_n, T,
                 window, scale_log2,
                 stride_qb, stride_qt, stride_qh, stride_qrb, stride_qrt, stride_qrh, stride_dob, stride_dot, stride_doh,
-                D, R, V, DP, RP, VP, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS, BM, PRECISION, TMA, False,
+                D, R, V, DP, RP, VP, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS, BM, PRECISION, False,
             )  # fmt: skip
     i_pb = i_part.to(tl.int64) * B + i_b
     _store_rows(dk + (i_pb * N * K + i_k) * D, n0, N, K * D, b_dk * scale, BN, D, DP)

@@ -1,4 +1,4 @@
-"""From tensors to launches: output memory, descriptors, shares of the work, gradients."""
+"""From tensors to launches: output memory, shares of the work, gradients."""
 
 from __future__ import annotations
 
@@ -8,16 +8,8 @@ import torch
 import triton
 
 from zoo.kernels.intervals import kernel
-from zoo.kernels.intervals.tiles import (
-    Tile,
-    can_describe,
-    describe,
-    dkv_tiles,
-    dq_tiles,
-    fwd_tiles,
-    launch,
-    n_processors,
-)
+from zoo.kernels.intervals.tiles import dkv_tiles, dq_tiles, fwd_tiles
+from zoo.kernels.launching import Tile, launch, n_processors
 from zoo.kernels.registration import differentiable, opaque
 
 
@@ -34,7 +26,7 @@ def interval_attention(
 
 
 class Problem:
-    """One call as the kernels see it: counts, strides, compile-time constants, tensors as pointers or descriptors."""
+    """One call as the kernels see it: counts, strides, compile-time constants, and a pointer for every tensor."""
 
     def __init__(self, q, k, v, q_rope, k_rope, start, do, stride, block, window):
         self.B, self.T, self.H, D = q.shape
@@ -42,34 +34,12 @@ class Problem:
         self.R = 0 if q_rope is None else q_rope.shape[-1]
         self.device, self.dtype, self.window, self.width = q.device, q.dtype, window, max(D + self.R, V)
         self.counts = self.T, self.N, self.B, self.H, self.H // self.K
-        self.start = q if start is None else start  # a pointer that is not followed
-        self.given = {"q": q, "k": k, "v": v}
-        strides_qr, strides_kr, strides_do = (0, 0, 0), (0, 0), ()
-        if self.R:
-            self.given["qr"], self.given["kr"] = q_rope, k_rope
-            strides_qr, strides_kr = q_rope.stride()[:3], k_rope.stride()[:2]
-        if do is not None:
-            self.given["do"], strides_do = do, do.stride()[:3]
+        self.start = q if start is None else start  # a pointer that is not followed; so are q and k below
+        self.tensors = (q, q_rope, k, k_rope, v) if self.R else (q, q, k, k, v)
+        strides_qr, strides_kr = (q_rope.stride()[:3], k_rope.stride()[:2]) if self.R else ((0, 0, 0), (0, 0))
+        strides_do = () if do is None else do.stride()[:3]
         self.strides = *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr, *v.stride()[:3], *strides_do
-        self.tma = can_describe(*self.given.values())
-        self.constants = _constants(D, self.R, V, stride, block, window > 0, start is not None, q.dtype, self.tma)
-        pads = self.constants["DP"], self.constants["RP"], self.constants["VP"]
-        self.padded = dict(zip(("q", "qr", "do"), pads)) | dict(zip(("k", "kr", "v"), pads))  # noqa: B905 - equal by sight
-
-    def tensors(self, tile: Tile, *names: str, streamed: str) -> list:
-        """The named tensors; descriptors, if they can be, of what is streamed, and of what the tile holds in registers.
-
-        streamed: "q" or "k", the side that the loop runs over.  q stands in for a rotary part that is not there.
-        """
-        given = self.given
-        if self.tma:
-            rows = dict.fromkeys(("q", "qr", "do"), tile["BM"]) | dict.fromkeys(("k", "kr", "v"), tile["BN"])
-            described = _described(streamed, tile["HELD"])
-            given = {
-                name: describe(x, rows[name], self.padded[name]) if name in described else x
-                for name, x in given.items()
-            }
-        return [given.get(name, self.given["q"]) for name in names]
+        self.constants = _constants(D, self.R, V, stride, block, window > 0, start is not None, q.dtype)
 
     def query_grid(self, tile: Tile) -> tuple[int]:
         return (triton.cdiv(self.T, tile["BM"]) * self.B * self.H,)
@@ -79,19 +49,12 @@ class Problem:
 
 
 @cache
-def _constants(D, R, V, stride, block, has_window, has_documents, dtype, tma) -> dict:
+def _constants(D, R, V, stride, block, has_window, has_documents, dtype) -> dict:
     DP, RP, VP = (max(16, triton.next_power_of_2(width)) for width in (D, R, V))
     precision = "ieee" if dtype == torch.float32 else "tf32"
     widths = dict(D=D, R=R, V=V, DP=DP, RP=RP, VP=VP)
     grid = dict(STRIDE=stride, BLOCK=block, HAS_WINDOW=has_window, HAS_DOCUMENTS=has_documents)
-    return {**widths, **grid, "PRECISION": precision, "TMA": tma}
-
-
-@cache
-def _described(streamed: str, held: int) -> tuple[str, ...]:
-    sides = {"q": ("q", "qr", "do"), "k": ("k", "kr", "v")}
-    first, second = (("k", "kr"), ("v",)) if streamed == "q" else (("q", "qr"), ("do",))
-    return sides[streamed] + (first if held & 1 else ()) + (second if held & 2 else ())
+    return {**widths, **grid, "PRECISION": precision}
 
 
 def _forward(
@@ -109,11 +72,8 @@ def _forward(
     problem = Problem(q, k, v, q_rope, k_rope, start, None, stride, block, window)
     o, lse = _outputs(q, v)
 
-    def arguments(tile: Tile) -> tuple:
-        tensors = problem.tensors(tile, "q", "qr", "k", "kr", "v", streamed="k")
-        return *tensors, o, lse, problem.start, scale, window, *problem.counts, *problem.strides
-
-    tiles = fwd_tiles(q.dtype, problem.width, window == 0)
+    arguments = *problem.tensors, o, lse, problem.start, scale, window, *problem.counts, *problem.strides
+    tiles = fwd_tiles(q.dtype, problem.width)
     launch(kernel._fwd_kernel, problem.query_grid, arguments, problem.constants, tiles, q.device)
     return o, lse.transpose(1, 2)
 
@@ -146,15 +106,12 @@ def _backward(
     delta = torch.empty_like(lse)
     dlse_BHT = delta if dlse is None else dlse.transpose(1, 2).contiguous()
 
-    def arguments(tile: Tile) -> tuple:
-        *tensors, do = problem.tensors(tile, "q", "qr", "k", "kr", "v", "do", streamed="k")
-        rest = (o, lse, problem.start, do, dlse_BHT, delta, grads[0], grads[3])
-        return *tensors, *rest, scale, window, *problem.counts, *problem.strides
-
+    results = o, lse, problem.start, do, dlse_BHT, delta, grads[0], grads[3]
+    arguments = *problem.tensors, *results, scale, window, *problem.counts, *problem.strides
     constants = {**problem.constants, "HAS_DLSE": dlse is not None}
     tiles = dq_tiles(q.dtype, problem.width)
     launch(kernel._dq_kernel, problem.query_grid, arguments, constants, tiles, q.device)
-    _launch_dkv(problem, lse, delta, grads, scale)
+    _launch_dkv(problem, do, lse, delta, grads, scale)
     return grads
 
 
@@ -162,7 +119,7 @@ def _backward_fake(do, dlse, q, k, v, q_rope, k_rope, start, o, lse, scale, stri
     return _gradients(q, k, v, q_rope, k_rope)
 
 
-def _launch_dkv(problem: Problem, lse: torch.Tensor, delta: torch.Tensor, grads: tuple, scale: float) -> None:
+def _launch_dkv(problem: Problem, do, lse, delta, grads: tuple, scale: float) -> None:
     """dk, dv, dk_rope: as parts, then added, where programs share a block of keys or heads share k_rope."""
     _, dk, dv, _, dk_rope = grads
     tiles = dkv_tiles(problem.dtype, problem.width)
@@ -172,10 +129,8 @@ def _launch_dkv(problem: Problem, lse: torch.Tensor, delta: torch.Tensor, grads:
     rope_parts = parts * problem.K if problem.R else 1
     part_dkr = dk_rope if rope_parts == 1 else dk.new_empty(rope_parts, *dk_rope.shape, dtype=torch.float32)
 
-    def arguments(tile: Tile) -> tuple:
-        *tensors, do = problem.tensors(tile, "q", "qr", "k", "kr", "v", "do", streamed="q")
-        rest = (lse, problem.start, do, delta, part_dk, part_dkr, part_dv)
-        return *tensors, *rest, scale, problem.window, *problem.counts, parts, *problem.strides
+    results = lse, problem.start, do, delta, part_dk, part_dkr, part_dv
+    arguments = *problem.tensors, *results, scale, problem.window, *problem.counts, parts, *problem.strides
 
     def grid(tile: Tile) -> tuple[int]:
         return (problem.key_blocks(tile) * parts,)
@@ -208,7 +163,7 @@ def _sum_parts(parts: torch.Tensor, out: torch.Tensor) -> None:
     n = out.numel()
     grid = (triton.cdiv(n, 1024),)
     arguments = (parts, out, n, parts.shape[0])
-    launch(kernel._sum_parts_kernel, lambda tile: grid, lambda tile: arguments, {}, _SUM_TILES, out.device)
+    launch(kernel._sum_parts_kernel, lambda tile: grid, arguments, {}, _SUM_TILES, out.device)
 
 
 def _inner_contiguous(x: torch.Tensor | None) -> torch.Tensor | None:

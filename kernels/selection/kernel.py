@@ -1,7 +1,7 @@
-"""Selection attention in Triton: the custom operators, and how they differentiate.
+"""Selection attention in Triton: from tensors to the kernels, and how it differentiates.
 
-The kernels are in `kernel_by_query.py` (forward, dq) and `kernel_by_key.py` (dk, dv). An operator may not return
-None, so an absent rotary gradient is an empty tensor.
+The kernels are in `kernel_by_query.py` (forward, dq) and `kernel_by_key.py` (dk, dv). An operator of torch.library may
+not return None, so an absent rotary gradient is an empty tensor.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from zoo.kernels.documents import Documents
+from zoo.kernels.registration import differentiable, opaque
 from zoo.kernels.selection import kernel_by_key, kernel_by_query
 
 
@@ -30,10 +31,9 @@ def selection_attention(
     if documents is not None:
         first, start = documents.groups(query_group)[0].contiguous(), documents.start_BT.contiguous()
     sizes = [selection_block, query_group, 1 if documents is None else documents.max_documents]
-    return _forward(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale)[0]
+    return _attention(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale)[0]
 
 
-@torch.library.custom_op("zoo::selection_attention", mutates_args=())
 def _forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
     chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
@@ -45,14 +45,12 @@ def _forward(
     )
 
 
-@_forward.register_fake
-def _(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale):
+def _forward_fake(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale):
     return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(
         kernel_by_query.statistics_shape(q, k), dtype=torch.float32
     )
 
 
-@torch.library.custom_op("zoo::selection_attention_backward", mutates_args=())
 def _backward(
     do: torch.Tensor, o: torch.Tensor, lse: torch.Tensor,
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
@@ -67,28 +65,31 @@ def _backward(
     return dq, dk, dv, dq_rope if q_rope is not None else empty, dk_rope if q_rope is not None else empty.clone()
 
 
-@_backward.register_fake
-def _(do, o, lse, q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale):
+def _backward_fake(do, o, lse, q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale):
     return tuple(q.new_empty(0 if x is None else x.shape) for x in (q, k, v, q_rope, k_rope))
 
 
-def _save(ctx, inputs, output):  # torch calls it by these names
+def _setup_context(ctx, inputs, output) -> None:
     *tensors, ctx.sizes, ctx.scale = inputs
     ctx.save_for_backward(*output, *tensors)
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, do, _):
+def _gradient(ctx, do, _, *, compiling: bool):
     o, lse, *tensors = ctx.saved_tensors
-    dq, dk, dv, dq_rope, dk_rope = torch.ops.zoo.selection_attention_backward(
-        do, o, lse, *tensors, ctx.sizes, ctx.scale
-    )
-    rope = tensors[3] is not None
-    return dq, dk, dv, dq_rope if rope else None, dk_rope if rope else None, None, None, None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+    if do is None:
+        return (None,) * 10
+    backward = _backward_op if compiling else _backward
+    dq, dk, dv, dq_rope, dk_rope = backward(do, o, lse, *tensors, ctx.sizes, ctx.scale)
+    if tensors[3] is None:
+        dq_rope = dk_rope = None
+    return dq, dk, dv, dq_rope, dk_rope, *(None,) * 5
 
 
 def _dense_rows(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
     """The kernels take any strides but need the last axis contiguous."""
     return [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors]
+
+
+_backward_op = opaque("selection_attention_backward", _backward, _backward_fake)
+_attention = differentiable("selection_attention", _forward, _forward_fake, _setup_context, _gradient)

@@ -24,6 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
+from zoo.kernels.launching import launch
 from zoo.kernels.selection.kernel_by_query import group_of, load_rows, scores, sizes, strides
 
 ROWS_PER_PROGRAM = 8192
@@ -229,52 +230,43 @@ def inverted_index(chosen, first, start, base, seq_len, n_slots, query_group, ch
     n, n_lists = chosen.numel(), batch * K * n_slots
     device, tile = chosen.device, 1024
     key = torch.empty(n, device=device, dtype=torch.int16 if n_lists < 2**15 else torch.int32)  # half the passes
-    grid = (triton.cdiv(n, tile),)
-    documents = first is not None
-    _keys_kernel[grid](
-        chosen, first, base, key, n, seq_len, n_groups, n_slots, n_lists, K=K, S=S, DOCUMENTS=documents, TILE=tile
-    )
+    shared = dict(K=K, S=S, DOCUMENTS=first is not None)
+    numbers = chosen, first, base, key, n, seq_len, n_groups, n_slots, n_lists
+    _launch_flat(_keys_kernel, n, tile, numbers, shared, device)
     key, order = torch.sort(key, stable=True)
     entry = torch.empty(n, device=device, dtype=torch.int32)
-    _entries_kernel[grid](
-        order,
-        first,
-        start,
-        entry,
-        n,
-        seq_len,
-        n_groups,
-        K=K,
-        S=S,
-        QUERY_GROUP=query_group,
-        DOCUMENTS=documents,
-        TILE=tile,
-    )
+    numbers = order, first, start, entry, n, seq_len, n_groups
+    entries = dict(K=K, S=S, QUERY_GROUP=query_group, DOCUMENTS=first is not None)
+    _launch_flat(_entries_kernel, n, tile, numbers, entries, device)
     begin = torch.empty(n_lists + 1, device=device, dtype=torch.int32)
     n_chunks = torch.empty(n_lists, device=device, dtype=torch.int32)
-    tile = 128
-    _lists_kernel[(triton.cdiv(n_lists + 1, tile),)](
-        key, begin, n_chunks, n, n.bit_length() + 1, n_lists, CHUNK=chunk, MAX=MAX_CHUNKS, TILE=tile
-    )
+    numbers = key, begin, n_chunks, n, n.bit_length() + 1, n_lists
+    _launch_flat(_lists_kernel, n_lists + 1, 128, numbers, dict(CHUNK=chunk, MAX=MAX_CHUNKS), device)
     end = n_chunks.cumsum(0, dtype=torch.int32)
     max_chunks = n // chunk + min(n, n_lists)
     list_of = torch.empty(max_chunks, device=device, dtype=torch.int32)
-    _chunks_kernel[(triton.cdiv(n_lists, tile),)](end, n_chunks, list_of, n_lists, TILE=tile)
+    _launch_flat(_chunks_kernel, n_lists, 128, (end, n_chunks, list_of, n_lists), {}, device)
     return entry, begin, end, n_chunks, list_of, max_chunks
 
 
-def key_tile(size: dict, itemsize: int) -> dict:
-    """Tile and launch options of the kernel that runs by key block, as measured on an H200."""
+def _launch_flat(kernel, length: int, tile: int, arguments: tuple, constants: dict, device: torch.device) -> None:
+    """Run a kernel over `length` numbers, `tile` a program."""
+    grid = (triton.cdiv(length, tile),)
+    launch(kernel, lambda tile: grid, arguments, constants, [dict(TILE=tile)], device)
+
+
+def key_tiles(size: dict, itemsize: int) -> list[dict]:
+    """Tile and launch options of the kernel that runs by key block: as measured on an H200, then for less memory."""
     keys, widest = min(64, size["BLOCK"]), max(size["DP"], size["VP"])
+    small = dict(ROWS=16, KEYS=16, FLIP=False, FLIP_S=False, SCALAR=False, num_warps=4, num_stages=1)
     if itemsize == 4 or widest > 128:
-        keys = min(16 if itemsize == 4 else 32, keys)
-        return dict(ROWS=16, KEYS=keys, FLIP=False, FLIP_S=False, SCALAR=False, num_warps=4, num_stages=1)
+        return [dict(small, KEYS=min(16 if itemsize == 4 else 32, keys)), small]
     if keys < 32:
-        return dict(ROWS=128, KEYS=keys, FLIP=False, FLIP_S=True, SCALAR=False, num_warps=2, num_stages=2)
+        return [dict(ROWS=128, KEYS=keys, FLIP=False, FLIP_S=True, SCALAR=False, num_warps=2, num_stages=2), small]
     if keys == 64 and widest <= 64 and not size["R"]:
-        return dict(ROWS=128, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=False, num_warps=4, num_stages=2)
+        return [dict(ROWS=128, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=False, num_warps=4, num_stages=2), small]
     scalar = size["QUERY_GROUP"] * size["G"] >= 4  # up to 16 entries a tile
-    return dict(ROWS=64, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=scalar, num_warps=4, num_stages=2)
+    return [dict(ROWS=64, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=scalar, num_warps=4, num_stages=2), small]
 
 
 def chunk_entries(n: int, group_rows: int, average: int) -> int:
@@ -285,38 +277,40 @@ def chunk_entries(n: int, group_rows: int, average: int) -> int:
 
 def backward(
     q, k, v, q_rope, k_rope, chosen, first, start, lse, delta, do, max_documents, selection_block, query_group, scale,
-    tile=None, chunk=None,
 ):  # fmt: skip
     """dk, dv, dk_rope (None without rotary part)."""
     B, T, _, D = q.shape
     size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
     V, R, K = size["V"], size["R"], size["K"]
-    tile = tile or key_tile(size, q.element_size())
     group_rows = triton.next_power_of_2(query_group * size["G"])  # rows of an entry; the last ones may stand for none
     average = chosen.shape[1] * chosen.shape[3] * selection_block // T
-    chunk = chunk or chunk_entries(chosen.numel(), group_rows, average)
+    chunk = chunk_entries(chosen.numel(), group_rows, average)
     base, slot_start, n_slots = None, None, triton.cdiv(T, selection_block)
     if first is not None:
         base, slot_start = block_slots(start, selection_block, max_documents)
         n_slots = slot_start.shape[1]
     *index, max_chunks = inverted_index(chosen, first, start, base, T, n_slots, query_group, chunk)
     part = torch.empty(max_chunks, selection_block, D + V + R, device=q.device, dtype=torch.float32)
+    tiles = key_tiles(size, q.element_size())
     del size["S"], size["QUERY_GROUP"]
-    _selection_bwd_dkdv_kernel[(max_chunks, selection_block // tile["KEYS"])](
+    arguments = (
         q, k, v, q_rope, k_rope, do, lse, delta, *index, slot_start, part,
         *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2), *strides(do, 3),
         T, n_slots, B * K * n_slots, scale, scale * math.log2(math.e),
-        CHUNK=chunk, MAX=MAX_CHUNKS, GROUP_ROWS=group_rows, **size, **tile,
+    )  # fmt: skip
+    launch(
+        _selection_bwd_dkdv_kernel, lambda tile: (max_chunks, selection_block // tile["KEYS"]), arguments,
+        dict(CHUNK=chunk, MAX=MAX_CHUNKS, GROUP_ROWS=group_rows, **size), tiles, q.device,
     )  # fmt: skip
 
     def summed(shape, offset, width, heads):
         out = torch.empty(shape, device=q.device, dtype=q.dtype)
         width_tile = min(64 if selection_block <= 64 else 32, triton.next_power_of_2(width))
-        _sum_chunks_kernel[(B * K // heads * n_slots, triton.cdiv(width, width_tile))](
-            part, index[2], index[3], slot_start, start, out, T, n_slots, offset,
-            K=K, HEADS=heads, BLOCK=selection_block, WIDTH=width, PART_WIDTH=D + V + R,
-            DOCUMENTS=first is not None, TILE=width_tile,
-        )  # fmt: skip
+        grid = (B * K // heads * n_slots, triton.cdiv(width, width_tile))
+        arguments = part, index[2], index[3], slot_start, start, out, T, n_slots, offset
+        constants = dict(K=K, HEADS=heads, BLOCK=selection_block, WIDTH=width, PART_WIDTH=D + V + R)
+        constants["DOCUMENTS"] = first is not None
+        launch(_sum_chunks_kernel, lambda tile: grid, arguments, constants, [dict(TILE=width_tile)], q.device)
         return out
 
     dk, dv = summed((B, T, K, D), 0, D, 1), summed((B, T, K, V), D, V, 1)

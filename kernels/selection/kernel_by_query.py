@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from zoo.kernels.launching import launch
+
 
 @triton.jit
 def group_of(first, start, i_b, i_g, T, n_groups, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr):
@@ -243,53 +245,60 @@ def statistics_shape(q: torch.Tensor, k: torch.Tensor) -> tuple[int, ...]:
     return q.shape[0], k.shape[2], q.shape[1], q.shape[2] // k.shape[2]
 
 
-def query_tile(size: dict, itemsize: int, backward: bool) -> dict:
-    """Tile and launch options of the kernels that run by query group.
+def query_tiles(size: dict, itemsize: int, backward: bool) -> list[dict]:
+    """Tile and launch options of the kernels that run by query group, best first, then one for small shared memory.
 
     Measured on an H200: up to 16 rows one warp wins, for little shared memory a program lets more programs run and
     hide each other's waiting; 64 rows take the wide matrix instruction and its four warps.
     """
     rows = min(64, padded(size["QUERY_GROUP"] * size["G"]))
     widest = max(size["DP"], size["VP"])
+    small = dict(ROWS=16, KEYS=16, num_warps=4, num_stages=1)
     if itemsize == 4 or widest > 128:  # float32 has no matrix instruction of full precision: correct, not fast
-        return dict(ROWS=16 if itemsize == 4 else min(rows, 32), KEYS=16, num_warps=4, num_stages=1)
+        return [small if itemsize == 4 else dict(small, ROWS=min(rows, 32)), small]
     wide = rows == 64 or (rows == 32 and backward and widest > 64)
     keys = min(64 if wide else 32, padded(size["S"] * size["BLOCK"]))
     registers = dict(maxnreg=168) if backward and rows == 16 and widest <= 64 else {}
     stages = 2 if backward or rows == 32 else 3
-    return dict(ROWS=rows, KEYS=keys, num_warps=rows // 16 if wide else 1, num_stages=stages, **registers)
+    best = dict(ROWS=rows, KEYS=keys, num_warps=rows // 16 if wide else 1, num_stages=stages, **registers)
+    return [best, small]
 
 
-def forward(q, k, v, q_rope, k_rope, chosen, first, start, selection_block, query_group, scale, tile=None):
+def _grid(n_groups: int, batch: int, size: dict):
+    rows = size["QUERY_GROUP"] * size["G"]
+    return lambda tile: (n_groups * triton.cdiv(rows, tile["ROWS"]), batch * size["K"])
+
+
+def forward(q, k, v, q_rope, k_rope, chosen, first, start, selection_block, query_group, scale):
     """o and the log-sum-exp, in base 2."""
     B, T, H, _ = q.shape
     size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
-    tile = tile or query_tile(size, q.element_size(), backward=False)
     o = torch.empty(B, T, H, v.shape[-1], device=q.device, dtype=v.dtype)
     lse = torch.empty(statistics_shape(q, k), device=q.device, dtype=torch.float32)
     n_groups = chosen.shape[1]
-    grid = (n_groups * triton.cdiv(query_group * size["G"], tile["ROWS"]), B * size["K"])
-    _selection_fwd_kernel[grid](
+    arguments = (
         q, k, v, q_rope, k_rope, chosen, first, start, o, lse,
         *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2),
-        T, n_groups, scale * math.log2(math.e), **size, **tile,
+        T, n_groups, scale * math.log2(math.e),
     )  # fmt: skip
+    tiles = query_tiles(size, q.element_size(), backward=False)
+    launch(_selection_fwd_kernel, _grid(n_groups, B, size), arguments, size, tiles, q.device)
     return o, lse
 
 
-def backward(q, k, v, q_rope, k_rope, chosen, first, start, o, lse, do, selection_block, query_group, scale, tile=None):
+def backward(q, k, v, q_rope, k_rope, chosen, first, start, o, lse, do, selection_block, query_group, scale):
     """dq, dq_rope (None without rotary part) and delta."""
     B, T, H, D = q.shape
     size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
-    tile = tile or query_tile(size, q.element_size(), backward=True)
     dq = torch.empty(B, T, H, D, device=q.device, dtype=q.dtype)
     dq_rope = torch.empty(q_rope.shape, device=q.device, dtype=q.dtype) if q_rope is not None else None
     delta = torch.empty_like(lse)
     n_groups = chosen.shape[1]
-    grid = (n_groups * triton.cdiv(query_group * size["G"], tile["ROWS"]), B * size["K"])
-    _selection_bwd_dq_kernel[grid](
+    arguments = (
         q, k, v, q_rope, k_rope, chosen, first, start, o, lse, do, dq, dq_rope, delta,
         *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2), *strides(do, 3),
-        T, n_groups, scale, scale * math.log2(math.e), **size, **tile,
+        T, n_groups, scale, scale * math.log2(math.e),
     )  # fmt: skip
+    tiles = query_tiles(size, q.element_size(), backward=True)
+    launch(_selection_bwd_dq_kernel, _grid(n_groups, B, size), arguments, size, tiles, q.device)
     return dq, dq_rope, delta

@@ -1,6 +1,7 @@
 """What the tests of kernels share: the naive formulas, seeded tensors, documents, and chunks small enough to matter."""
 
 import importlib.util
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,10 +48,27 @@ def chunked(request, monkeypatch):
         monkeypatch.setattr(zoo.kernels.attend, "CHUNK_ELEMENTS", 100)
 
 
+@contextmanager
+def poison():
+    """New memory holds NaN, or the largest integer, so that an element that no kernel writes is seen."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def poisoned():
+    """`with poisoned():` around the calls whose new memory is to hold NaN."""
+    return poison
+
+
 @pytest.fixture
 def agree():
     """agree(function, tensors, bound): function(*tensors, impl="triton") against the reference in float64, by relative
-    RMS: outputs and all gradients. None passes through; inputs are rounded to dtype first. On a GPU, twice the same."""
+    RMS: outputs and all gradients. None passes through; inputs are rounded to dtype first. Memory is poisoned. On a
+    GPU, twice the same."""
 
     def run(function, tensors, impl, dtype):
         inputs = [None if x is None else x.to(dtype).detach().clone().requires_grad_() for x in tensors]
@@ -64,7 +82,8 @@ def agree():
 
     def check(function, tensors, bound=1e-5, dtype=torch.float32):
         rounded = [None if x is None else x.to(dtype) for x in tensors]
-        found = run(function, rounded, "triton", dtype)
+        with poison():
+            found = run(function, rounded, "triton", dtype)
         expected = run(function, rounded, "reference", torch.float64)
         for i, (x, y) in enumerate(zip(found, expected, strict=True)):
             x, y = x.double(), y.double()

@@ -1,5 +1,6 @@
 """The choice of blocks in Triton against the float64 reference, and what holds of any choice."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -75,28 +76,30 @@ def choose(case: Case, tensors, options, impl):
     )  # fmt: skip
 
 
-def both(case: Case, device="cpu", dtype=torch.float32):
+def both(case: Case, poison, device="cpu", dtype=torch.float32):
     (q, k, lse), options = inputs(case, device, dtype)
     wide = {name: x.double() if isinstance(x, torch.Tensor) else x for name, x in options.items()}
     expected = choose(case, (q.double(), k.double(), lse), wide, "reference")
-    return choose(case, (q, k, lse.float()), options, "triton"), expected
+    with poison():
+        return choose(case, (q, k, lse.float()), options, "triton"), expected
 
 
 @pytest.mark.interp
 @pytest.mark.parametrize("case", SMALL.values(), ids=SMALL.keys())
-def test_small(case):
-    found, expected = both(case)
+def test_small(case, poisoned):
+    found, expected = both(case, poisoned)
     assert torch.equal(found, expected)
 
 
 @pytest.mark.interp
-def test_rows_of_several_tiles_and_several_runs(monkeypatch):
+def test_rows_of_several_tiles_and_several_runs(monkeypatch, poisoned):
     from zoo.kernels.choice import kernel
 
     monkeypatch.setattr(kernel, "MAX_TILE", 32)
     monkeypatch.setattr(kernel, "MIN_RUN", 16)
     monkeypatch.setattr(kernel, "WORKSPACE_BYTES", 1)
-    found, expected = both(Case(rows=((350,),), block=4, stride=4, selection_block=4, query_group=4, n_selected=5))
+    case = Case(rows=((350,),), block=4, stride=4, selection_block=4, query_group=4, n_selected=5)
+    found, expected = both(case, poisoned)
     assert torch.equal(found, expected)
 
 
@@ -108,11 +111,28 @@ def test_ties_go_to_the_lower_index():
     assert found[0, -1, 0].tolist() == [0, 1, 2, 11, 12]
 
 
+@pytest.mark.interp
+@pytest.mark.parametrize("wrong", [math.nan, -math.inf])
+def test_importances_that_are_no_numbers(wrong):
+    """A diverged model gets a valid choice, and its NaN in the loss, not a write outside the tensor."""
+    case = Case(rows=((300,),), n_selected=4, query_group=4)
+    (q, k, lse), options = inputs(case)
+    wild = torch.full_like(lse.float(), wrong)
+    wild[:, ::7] = math.nan
+    found = choose(case, (q, k, wild), options, "triton")
+    own_G = torch.arange(0, 300, 4) // 16
+    for row, own in zip(found[0, :, 0].tolist(), own_G.tolist(), strict=True):
+        taken = [m for m in row if m >= 0]
+        assert taken == sorted(set(taken))
+        assert {0, own} <= set(taken) <= set(range(own + 1))
+        assert len(taken) == min(4, own + 1)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", REAL.values(), ids=REAL.keys())
-def test_real(case):
+def test_real(case, poisoned):
     """Where the choice differs from float64's, it is between blocks of nearly the same importance: in few rows."""
-    found, expected = both(case, "cuda", torch.bfloat16)
+    found, expected = both(case, poisoned, "cuda", torch.bfloat16)
     assert (found != expected).any(-1).float().mean() < 1e-3
     taken = found >= 0
     ordered = found.masked_fill(~taken, 1 << 30)

@@ -90,25 +90,42 @@ def wide(leaves, do, dtype=torch.float64):
 
 def error(found, expected) -> float:
     expected = expected.double()
-    return ((found.double() - expected).norm() / (expected.norm() + 0.1)).item()  # some gradients are 0
+    return ((found.double() - expected).norm() / (expected.norm() + 0.1)).item()  # some gradients are nearly 0
+
+
+def check_against(expected, found, leaves, do, scale: float) -> None:
+    """Within 2e-6, relative; a gradient that is exactly 0, within float32's rounding of what cancels in it.
+
+    A query that sees one key has dq = scale * (do . v - do . o) * k: two sums of the same products, the same number,
+    rounded differently. 2.6e-7 was seen where they are 10.
+    """
+    q, k, *_ = leaves
+    term = scale * (do.double() * expected[0]).sum(-1).norm().item()
+    terms = [0.0, term * k.norm().item(), term * q.norm().item(), *[0.0] * (len(found) - 3)]
+    for i, (a, b, size) in enumerate(zip(found, expected, terms, strict=True)):
+        if b.any():
+            assert error(a, b) <= 2e-6, i
+        else:
+            assert a.norm().item() <= torch.finfo(torch.float32).eps * size, i
 
 
 @pytest.mark.interp
 @pytest.mark.parametrize("case", SMALL.values(), ids=SMALL.keys())
-def test_small(case):
+def test_small(case, poisoned):
     leaves, do, chosen, documents = inputs(case)
-    found = run(case, leaves, do, chosen, documents, "triton")
+    with poisoned():
+        found = run(case, leaves, do, chosen, documents, "triton")
     expected = run(case, *wide(leaves, do), chosen, documents, "reference")
-    assert [error(a, b) for a, b in zip(found, expected, strict=True)] == pytest.approx([0] * len(found), abs=2e-6)
+    check_against(expected, found, leaves, do, case.scale or (case.D + case.R) ** -0.5)
 
 
 @pytest.mark.interp
-def test_long_lists_are_cut(monkeypatch):
+def test_long_lists_are_cut(monkeypatch, poisoned):
     from zoo.kernels.selection import kernel_by_key
 
     monkeypatch.setattr(kernel_by_key, "ROWS_PER_PROGRAM", 16)
     monkeypatch.setattr(kernel_by_key, "MAX_CHUNKS", 3)
-    test_small(Case(rows=((70,),), query_group=1))
+    test_small(Case(rows=((70,),), query_group=1), poisoned)
 
 
 @pytest.mark.interp
@@ -145,10 +162,11 @@ def test_refusals(change, reason):
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", REAL.values(), ids=REAL.keys())
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_real(case, dtype):
+def test_real(case, dtype, poisoned):
     """Within twice the error of the reference in that dtype, which rounds its results alone; the same bits twice."""
     leaves, do, chosen, documents = inputs(case, "cuda", dtype)
-    found = run(case, leaves, do, chosen, documents, "triton")
+    with poisoned():
+        found = run(case, leaves, do, chosen, documents, "triton")
     expected = run(case, *wide(leaves, do), chosen, documents, "reference")
     naive = run(case, leaves, do, chosen, documents, "reference")
     for name, a, b, c in zip(["o", "q", "k", "v", "q_rope", "k_rope"], found, naive, expected, strict=False):

@@ -1,0 +1,108 @@
+"""Whole models on a GPU: one graph under torch.compile, activation checkpointing, training beside the reference."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from zoo.kernels import use_implementation
+
+pytestmark = [
+    pytest.mark.gpu,
+    # Tracing Liger's functions and torch's own compiler meet what torch deprecates.
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+]
+RECIPES = Path(__file__).parents[2] / "recipes"
+SHALLOW = {"nsa": "nsa*2", "ansa": "ansa.local ansa.global"}
+
+
+def build(name: str, layers: str | None = None):
+    overrides = [f"model.layers={layers}"] if layers else []
+    recipe = zoo.load_recipe(RECIPES / "tiny" / f"{name}.yaml", overrides=overrides)
+    return zoo.build_model(recipe, device="cuda", seed=3)
+
+
+def tokens(batch: int, seq_len: int, seed: int = 5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (batch, seq_len), generator=generator).cuda()
+
+
+def gradients(model, hidden, tokens_BT, starts_BT=None) -> dict[str, torch.Tensor]:
+    """Of a fixed functional of the hidden states, by parameter; hidden: model.hidden, compiled or not."""
+    model.zero_grad()
+    with torch.autocast("cuda", torch.bfloat16):
+        hidden_BTC = hidden(tokens_BT, starts_BT)
+    noise = torch.randn(hidden_BTC.shape, generator=torch.Generator().manual_seed(7)).to(hidden_BTC)
+    hidden_BTC.backward(noise)
+    return {"hidden": hidden_BTC.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def near(found: dict, expected: dict, bound: float) -> None:
+    for name, x in expected.items():
+        error = (found[name] - x).float().norm() / x.float().norm()
+        assert error <= bound, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("name", ["nsa", "ansa"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_compiles_as_one_graph(name, packed):
+    """No graph break from the embedding to the last norm, forward and backward, and the same result."""
+    model = build(name, SHALLOW[name])
+    starts_BT = (tokens(2, 200, seed=9) < 4) if packed else None
+    if packed:
+        model.config = model.config.model_copy(update={"document_mask": True})
+    expected = gradients(model, model.hidden, tokens(2, 200), starts_BT)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.hidden, fullgraph=True, backend="aot_eager")
+    near(gradients(model, compiled, tokens(2, 200), starts_BT), expected, 1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nsa", "ansa"])
+def test_compiles_by_inductor(name):
+    model = build(name, SHALLOW[name])
+    expected = gradients(model, model.hidden, tokens(2, 256))
+    torch._dynamo.reset()
+    near(gradients(model, torch.compile(model.hidden, fullgraph=True), tokens(2, 256)), expected, 5e-2)
+
+
+@pytest.mark.parametrize("name", ["nsa", "ansa"])
+def test_activation_checkpointing_changes_nothing(name):
+    model = build(name)
+    expected = gradients(model, model.hidden, tokens(2, 200))
+    model.activation_checkpointing = True
+    found = gradients(model, model.hidden, tokens(2, 200))
+    assert all(torch.equal(found[name], x) for name, x in expected.items() if name != "embedding.weight")
+    near(found, expected, 1e-5)  # torch adds up the gradient of the embedding in no fixed order
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nsa", "ansa"])
+def test_training_agrees_with_the_reference(name):
+    """200 steps on the bytes of Python files: the last losses by kernels and by the reference are within 1%."""
+    text = b"".join(sorted(Path(torch.__file__).parent.glob("*.py"))[i].read_bytes() for i in range(12))
+    data = torch.tensor(list(text[:400_000]))
+
+    def train(impl: str) -> float:
+        model = build(name)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
+        generator = torch.Generator().manual_seed(11)
+        losses = []
+        with use_implementation(impl):
+            for _ in range(200):
+                first_B = torch.randint(len(data) - 257, (16,), generator=generator)
+                rows_BT = torch.stack([data[i : i + 257] for i in first_B]).cuda()
+                with torch.autocast("cuda", torch.bfloat16):
+                    loss = model.loss(rows_BT[:, :-1], rows_BT[:, 1:])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                losses.append(loss.detach())
+        return torch.stack(losses)[-20:].mean().item()
+
+    by_kernels, by_reference = train("auto"), train("reference")
+    print(f"{name}: {by_kernels:.4f} by kernels, {by_reference:.4f} by the reference")
+    assert by_reference < 3.2  # it has learnt something: chance is 5.5
+    assert abs(by_kernels / by_reference - 1) < 0.01

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 import zoo
+from zoo.bench import commands as bench
 from zoo.errors import ZooError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Prepare the tokens of a recipe, and look at them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(bench.app, name="bench")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML file).", show_default=False)]
 Override = Annotated[
@@ -66,6 +68,21 @@ def show(recipe: RecipeFile, overrides: Override = None, json: AsJson = False) -
 
     loaded = _load(recipe, overrides)
     print(room.as_json(loaded) if json else room.as_text(loaded), end="")
+
+
+@app.command()
+def compare(
+    sources: Annotated[list[str], typer.Argument(metavar="RECIPE_OR_RUN...", help="Recipes, or run folders.")],
+    overrides: Override = None,
+    seq_len: Annotated[list[int] | None, typer.Option(min=1, help="State costs at this length. Repeatable.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a self-contained page.")] = None,
+    json: AsJson = False,
+    maps: Annotated[bool, typer.Option(help="Draw attention maps on the page (takes seconds: imports torch).")] = True,
+) -> None:
+    """Compare 2 to 10 architectures: layers, parameters, FLOPs, caches, reach; of runs also losses and speed."""
+    from zoo.report.compare import Request, compare
+
+    print(compare(Request(sources, overrides or [], seq_len or [], html, json, maps)), end="")
 
 
 @app.command()
@@ -133,10 +150,9 @@ def run(arguments: list[str] | None = None) -> int:
     except ZooError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except SystemExit as end:  # typer's way out: 0, 2 after a usage error, 130 after Ctrl-C, 1 when the reader has gone
+        if end.code == 130:
+            print("interrupted", file=sys.stderr)
         return end.code if isinstance(end.code, int) else 0
     return 0
 

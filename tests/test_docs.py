@@ -1,0 +1,125 @@
+"""Examples in README and docs/*.md: recipes load, Python compiles, commands exist, numbers are what we count."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import zoo
+from zoo import cost
+from zoo.cli import app
+from zoo.errors import RecipeError
+from zoo.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def fenced(language):
+    """(text) of every fenced block of a language, named by page and line."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in FENCE.finditer(text):
+            if match[1] == language:
+                line = text[: match.start()].count("\n") + 2
+                yield pytest.param(match[2], id=f"{page.name}:{line}")
+
+
+@pytest.mark.parametrize("text", list(fenced("yaml")))
+def test_a_recipe_in_the_docs_loads(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    values = yaml.safe_load(text)
+    if "extends" in values:
+        text = text.replace(values["extends"], str(ROOT / values["extends"]))
+    path = tmp_path / "example.yaml"
+    path.write_text(text, encoding="utf-8")
+    recipe = load_recipe(path)
+    assert len(recipe.model.expanded()) >= 1
+
+
+@pytest.mark.parametrize("text", list(fenced("python")))
+def test_python_in_the_docs_compiles_and_names_what_exists(text):
+    compile(text, "example", "exec")
+    for name in re.findall(r"\bzoo\.(\w+)", text):
+        assert hasattr(zoo, name)
+
+
+def commands():
+    """Every `zoo ...` line of a fenced block without a language, as (arguments)."""
+    for param in fenced(""):
+        for line in param.values[0].splitlines():
+            words = shlex.split(line, comments=True) if re.match(r"(\S+ )*zoo \w", line) else []
+            if "zoo" in words:
+                yield pytest.param(words[words.index("zoo") + 1 :], id=f"{param.id} {line.split('#')[0].strip()}")
+
+
+@pytest.mark.parametrize("arguments", list(commands()))
+def test_a_command_in_the_docs_exists_with_its_options(arguments):
+    import typer
+
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        assert arguments[0] in command.commands, f"no such command: {arguments[0]}"
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert {a for a in arguments if a.startswith("-")} <= known
+
+
+def test_the_links_of_the_docs_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def readme():
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_mistakes_in_the_readme_are_told_like_that(tmp_path, monkeypatch):
+    recipe = next(p.values[0] for p in fenced("yaml") if p.id.startswith("README"))
+    shown = next(p.values[0] for p in fenced("") if p.id.startswith("README") and "n_heds" in p.values[0])
+    for right, wrong in (
+        ("window: 64", "window: 0"),
+        ("kind: full, n_heads", "kind: full, n_heds"),
+        ("local*3 global", "local*3 gloabl"),
+    ):
+        assert right in recipe
+        recipe = recipe.replace(right, wrong)
+    (tmp_path / "mine.yaml").write_text(recipe, encoding="utf-8")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError) as refused:
+        load_recipe("mine.yaml")
+    assert str(refused.value).strip() == shown.strip()
+
+
+def mib(n_bytes):
+    """Three digits, or whole MiB."""
+    value = n_bytes / 2**20
+    return f"{value:.0f} MiB" if value >= 100 else f"{value:.1f} MiB"
+
+
+def test_the_numbers_in_the_readme_are_the_recipes():
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+)M \| (.*) \|$", readme(), re.MULTILINE)
+    assert len(rows) == 6
+    for name, parameters, rest in rows:
+        found = list(Path(ROOT / "recipes").glob(f"**/{name.removesuffix('_340m')}.yaml"))
+        path = next(p for p in [ROOT / "recipes" / f"{name}.yaml", *found] if p.is_file() and "tiny" not in str(p))
+        path = ROOT / "recipes/340m" / f"{name.removesuffix('_340m')}.yaml" if "1b3" in str(path) else path
+        recipe = load_recipe(path)
+        at = {seq_len: cost.model_cost(recipe.model, seq_len) for seq_len in (8192, 32768)}
+        cells = [
+            f"{at[8192].flops_per_token / 1e6:,.0f}M",
+            f"{at[8192].cache_nominal_bytes // 8192:,}",
+            *(mib(b) for c in at.values() for b in (c.cache_nominal_bytes, c.cache_held_bytes)),
+        ]
+        assert [parameters, *rest.split(" | ")] == [f"{at[8192].parameters['total'] / 1e6:.1f}", *cells]
+
+
+def test_help_names_the_commands_of_the_readme():
+    shown = CliRunner().invoke(app, ["--help"]).output
+    assert all(name in shown for name in ("train", "show", "blocks", "schema", "data"))

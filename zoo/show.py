@@ -86,26 +86,26 @@ def as_text(recipe: Recipe, width: int | None = None) -> str:
     if recipe.summary:
         title.append(f"  {recipe.summary}", style="not bold")
     parts = [title, Text(), _strip(found["layers"], names), Text(), _layer_table(recipe, found["layers"], names)]
-    return _rendered([*parts, Text(), _size_table(found), Text(), _cache_table(found["cache"])], width)
+    return rendered([*parts, Text(), _size_table(found), Text(), _cache_table(found["cache"])], width)
 
 
 def _strip(layers: list[dict], names: list[str]) -> Text:
     strip = Text(f"{len(layers)} layers  ")
     for layer in layers[:MAX_ROWS]:
-        strip.append(*_cell(names.index(layer["block"])))
+        strip.append(*strip_cell(names.index(layer["block"])))
     return strip.append(" ...") if len(layers) > MAX_ROWS else strip
 
 
-def _cell(number: int) -> tuple[str, str]:
+def strip_cell(number: int) -> tuple[str, str]:
     return f" {LETTERS[number % len(LETTERS)]} ", f"black on {COLOURS[number % len(COLOURS)]}"
 
 
 def _layer_table(recipe: Recipe, layers: list[dict], names: list[str]) -> Table:
-    table = _table("layer", "", "block", "kind", "attention", "parameters")
+    table = plain_table("layer", "", "block", "kind", "attention", "parameters")
     table.columns[0].justify = table.columns[-1].justify = "right"
     count = cache(lambda config, part: config.cost(recipe.model.d_model, 1, part).total_parameters)
     for layer, row in zip(recipe.model.expanded()[:MAX_ROWS], layers, strict=False):
-        cell = Text(*_cell(names.index(row["block"])))
+        cell = Text(*strip_cell(names.index(row["block"])))
         parameters = f"{count(layer.config, layer.part):,}"
         table.add_row(str(row["index"]), cell, row["block"], row["kind"], row["attention"], parameters)
     if len(layers) > MAX_ROWS:
@@ -114,7 +114,7 @@ def _layer_table(recipe: Recipe, layers: list[dict], names: list[str]) -> Table:
 
 
 def _size_table(found: dict) -> Table:
-    table = _table("", "parameters", f"forward FLOPs per token at {found['max_seq_len']:,}")
+    table = plain_table("", "parameters", f"forward FLOPs per token at {found['max_seq_len']:,}")
     for column in table.columns[1:]:
         column.justify = "right"
     flops = {**found["flops_by_part"], "total": found["flops_per_token"]}
@@ -124,7 +124,7 @@ def _size_table(found: dict) -> Table:
 
 
 def _cache_table(cache: dict) -> Table:
-    table = _table("cache of one row, bf16", *(f"{seq_len:,} tokens" for seq_len in CONTEXTS), "per token")
+    table = plain_table("cache of one row, bf16", *(f"{seq_len:,} tokens" for seq_len in CONTEXTS), "per token")
     for column in table.columns[1:]:
         column.justify = "right"
     for name in ("nominal", "held"):
@@ -137,17 +137,17 @@ def _cache_table(cache: dict) -> Table:
 def blocks_as_text(kind: str | None, width: int | None = None) -> str:
     """All kinds of block, or the fields of one kind."""
     if kind is None:
-        table = _table("kind", "parts", "what it is")
+        table = plain_table("kind", "parts", "what it is")
         for name, config in block_kinds():
             table.add_row(name, " ".join(config.parts) or "", first_line(config))
-        return _rendered([table, Text(), Text("The fields of one: zoo blocks NAME")], width)
+        return rendered([table, Text(), Text("The fields of one: zoo blocks NAME")], width)
     config = _known(kind)
-    table = _table("field", "type", "default", "description")
+    table = plain_table("field", "type", "default", "description")
     for name, field in _fields(config).items():
         table.add_row(name, field["type"], field["default"], field["description"])
     about = Text(_reflowed(config.__doc__ or ""))
     parts = [Text(f"parts: {', '.join(f'{kind}.{part}' for part in config.parts)}"), Text()] if config.parts else []
-    return _rendered([Text(kind, style="bold"), about, Text(), *parts, table], width)
+    return rendered([Text(kind, style="bold"), about, Text(), *parts, table], width)
 
 
 def blocks_as_json(kind: str | None) -> str:
@@ -225,20 +225,26 @@ def _bounds(field: dict) -> str:
     return f" > {above}" if above is not None else (f" <= {high}" if high is not None else "")
 
 
-def _table(*headings: str) -> Table:
+def plain_table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for heading in headings:
         table.add_column(heading)
     return table
 
 
-def _rendered(parts: Iterable, width: int | None) -> str:
+def width_of() -> int:
+    """Characters of a line of the terminal at hand; 100 where there is none."""
+    terminal = Console()
+    return terminal.width if terminal.is_terminal else 100
+
+
+def rendered(parts: Iterable, width: int | None) -> str:
     """Text for the terminal at hand: colours only if it shows them; 100 columns where there is no terminal."""
     terminal = Console()
     buffer = io.StringIO()
     console = Console(
         file=buffer,
-        width=width or (terminal.width if terminal.is_terminal else 100),
+        width=width or width_of(),
         force_terminal=terminal.is_terminal,
         color_system=terminal.color_system,
         no_color=terminal.no_color,

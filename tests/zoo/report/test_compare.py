@@ -1,0 +1,231 @@
+"""`zoo compare` on the terminal and as JSON: numbers, ratios, reach, notes, columns that fail."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoo import cli
+from zoo.cost import model_cost
+from zoo.errors import RecipeError
+from zoo.recipe import ModelConfig, load_recipe
+from zoo.report.columns import load_columns
+from zoo.report.compare import Request, compare
+from zoo.report.facts import comparison
+from zoo.report.reach import reach
+from zoo.report.rows import binary, decimal, rows
+
+ROOT = Path(__file__).parents[3]
+
+
+def found(sources, *overrides, seq_lens=()):
+    return comparison(load_columns(sources, overrides), seq_lens)
+
+
+def test_numbers_are_those_of_the_cost_model_and_ratios_those_to_the_first(tiny):
+    sources = [tiny("full"), tiny("ansa")]
+    data = json.loads(compare(Request(sources, seq_lens=(256, 1000), json=True)))
+    assert data["seq_lens"] == [256, 1000]
+    for column, source in zip(data["columns"], sources, strict=True):
+        cost = model_cost(load_recipe(source).model, 1000)
+        assert column["parameters"] == cost.parameters
+        assert column["flops_per_token"]["1000"] == cost.flops_per_token
+        assert column["attention_share"]["1000"] == cost.flops_by_part["attention"] / cost.flops_per_token
+        assert column["cache"]["held_bytes"]["1000"] == cost.cache_held_bytes
+        assert column["cache"]["nominal_bytes"]["1000"] == cost.cache_nominal_bytes
+    table = {(row["group"], row["label"]): row for row in data["rows"]}
+    cache = table["cache of one row, bf16", "nominal, at 1,000 tokens"]
+    assert cache["ratios"] == [1.0, 0.5]
+    assert cache["values"] == [column["cache"]["nominal_bytes"]["1000"] for column in data["columns"]]
+    assert table["attention's share of them", "at 256 tokens"]["ratios"] == [None, None]
+
+
+def test_lengths_default_to_the_longest_context_and_beyond(tiny):
+    assert found([tiny("full"), tiny("nsa")])["seq_lens"] == [256, 1024, 4096]
+
+
+def test_a_failing_column_keeps_its_place_and_leaves_the_others(tiny, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(f"extends: {tiny('full')}\nname: broken\nmodel: {{layers: fulll*4}}\n")
+    data = found([tiny("full"), str(broken), tiny("nsa"), str(tmp_path)])
+    errors = [column["error"] for column in data["columns"]]
+    assert errors[0] is errors[2] is None
+    assert "unknown block 'fulll'; known: full. Did you mean 'full'?" in errors[1]
+    assert errors[3] == f"{tmp_path / 'recipe.yaml'}: no such file; not a run folder"
+    for row in rows(data):
+        assert [value is None for value in row.values] == [False, True, False, True], row.label
+    text = compare(Request([tiny("full"), str(broken)]))
+    assert "failed: broken: " in text
+
+
+def test_no_ratios_where_the_first_column_failed(tiny):
+    data = found(["nope.yaml", tiny("full"), tiny("nsa")])
+    assert all(value is None or value.ratio is None for row in rows(data) for value in row.values)
+    assert data["notes"][0].startswith("nope failed, so nothing is stated as a ratio")
+
+
+def test_a_block_whose_cost_fails_takes_only_its_column(tiny, monkeypatch):
+    from zoo.blocks.kinds.nsa import NSAConfig
+
+    def cost(self, *arguments):
+        raise ZeroDivisionError("no such luck")
+
+    monkeypatch.setattr(NSAConfig, "cost", cost)
+    data = found([tiny("full"), tiny("nsa")])
+    assert [column["error"] for column in data["columns"]] == [None, "ZeroDivisionError: no such luck"]
+    assert "failed: tiny_nsa: ZeroDivisionError: no such luck" in compare(Request([tiny("full"), tiny("nsa")]))
+
+
+@pytest.mark.parametrize("count", [1, 11])
+def test_two_to_ten_columns(tiny, count):
+    with pytest.raises(RecipeError, match=f"must name 2 to 10 recipes or runs; found {count}"):
+        compare(Request([tiny("full")] * count))
+
+
+def test_all_columns_failing_is_an_error_that_names_each():
+    with pytest.raises(RecipeError, match=r"a: a.yaml: no such file\.\nb: b.yaml: no such file\."):
+        compare(Request(["a.yaml", "b.yaml"]))
+
+
+def test_labels_are_unique(tiny, tmp_path):
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(f"extends: {tiny('full')}\nname: tiny_full\n")
+    labels = [column.label for column in load_columns([tiny("full"), str(copy), tiny("full"), tiny("nsa")])]
+    assert labels == [
+        f"tiny_full ({tiny('full')})",
+        f"tiny_full ({copy})",
+        f"tiny_full ({tiny('full')}) #2",
+        "tiny_nsa",
+    ]
+
+
+WINDOW = {"kind": "window", "n_heads": 2, "window": 8}
+LOCAL = {
+    "kind": "nsa",
+    "n_heads": 4,
+    "window": 1,
+    "n_selected": 2,
+    "n_init": 0,
+    "selection_block": 16,
+    "compression_block": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("layers", "seq_len", "expected"),
+    [
+        ("w*4", 29, (4, ("window",), 29)),  # each layer adds 7 tokens: 0 -> 7 -> 14 -> 21 -> 28
+        ("w*4", 30, (None, (), 29)),
+        ("w*2 f w", 100, (3, ("full",), 100)),
+        ("w f", 8, (1, ("window",), 8)),
+        ("w f", 1, (0, (), 1)),
+        ("n", 63, (None, (), 32)),  # no compression block is complete; the two latest selection blocks reach 31
+        ("n", 64, (1, ("compression",), 64)),
+        ("n", 32, (1, ("selection",), 32)),
+        ("n*2", 48, (2, ("selection",), 48)),
+    ],
+)
+def test_reach_follows_the_schedule(layers, seq_len, expected):
+    blocks = {"w": WINDOW, "f": {"kind": "full", "n_heads": 2}, "n": LOCAL}
+    settings = {"d_model": 64, "vocab_size": 300, "max_seq_len": 32, "ffn": {"d_ff": 96}, "blocks": blocks}
+    result = reach(ModelConfig.model_validate({**settings, "layers": layers}), seq_len)
+    assert (result.layers, result.through, result.tokens) == expected
+
+
+def test_reach_is_what_a_built_model_lets_through():
+    """Perturb the first token: the last hidden state changes exactly where the schedule is said to reach it."""
+    import torch
+
+    from zoo.model import build_model
+
+    blocks = {"w": {**WINDOW, "window": 4}}
+    settings = {"d_model": 16, "vocab_size": 50, "max_seq_len": 32, "ffn": {"d_ff": 16}, "blocks": blocks}
+    config = ModelConfig.model_validate({**settings, "layers": "w*3"})
+    model = build_model(config).double()
+    for seq_len, reached in ((10, True), (11, False)):
+        tokens_BT = torch.arange(seq_len)[None]
+        changed_BT = tokens_BT.clone()
+        changed_BT[0, 0] = 40
+        same = torch.equal(model.hidden(tokens_BT)[0, -1], model.hidden(changed_BT)[0, -1])
+        assert (reach(config, seq_len).layers is not None, not same) == (reached, reached)
+
+
+def test_notes_say_what_is_not_comparable(tiny, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(
+        f"extends: {tiny('full')}\nname: other\nmodel: {{ffn: {{d_ff: 704}}, vocab_size: 272, max_seq_len: 512}}\n"
+        "data: {validation_fraction: 0.1}\n"
+    )
+    notes = "\n".join(found([tiny("full"), tiny("nsa"), str(other)])["notes"])
+    for text in ("Other parameter count: other has 1.70 times", "Other tokenizer: other against", "Other data: other",
+                 "Other sequence length: other"):  # fmt: skip
+        assert text in notes
+    assert "tiny_nsa" not in notes
+    assert found([tiny("full"), tiny("nsa")])["notes"] == []
+
+
+def test_runs_bring_their_losses_and_their_differences(tiny, run):
+    long = run("full", [4.0, 3.0, 2.0, 2.5])
+    short = run("nsa", [4.0, 3.0], overrides=("seed=5", "train.optimizer.lr=1e-2"))
+    data = found([long, short, tiny("mla")])
+    first, _, recipe = data["columns"]
+    assert (first["run"]["final"]["loss"], first["run"]["best"]["loss"]) == (2.6, 2.6)
+    assert first["run"]["tokens"] == 4 * 4096
+    assert first["run"]["flops"] == 3 * 4 * 4096 * first["flops_per_token"]["256"]
+    assert "run" not in recipe
+    notes = "\n".join(data["notes"])
+    for text in ("Other seed: nsa", "Other optimiser or learning-rate schedule: nsa", "full is not finished: 4 batches",
+                 "Other number of training tokens: 8,192 in nsa, 16,384 in full"):  # fmt: skip
+        assert text in notes
+    table = {(row.group, row.label): row for row in rows(data)}
+    best = table["trained", "validation loss, best"]
+    assert [value and value.text for value in best.values] == ["2.6000", "3.1000", None]
+    assert best.values[1].ratio == pytest.approx(3.1 / 2.6)
+    assert "measured on this machine" not in {row.group for row in rows(data)}
+
+
+def test_best_is_not_always_final(run, tiny):
+    data = found([run("full", [4.0, 2.0, 2.0, 3.0]), tiny("nsa")])
+    assert data["columns"][0]["run"]["best"]["batch"] == 2
+    assert data["columns"][0]["run"]["final"]["batch"] == 4
+
+
+def test_overrides_reach_every_recipe_and_no_run(tiny, run):
+    data = found([tiny("full"), tiny("nsa"), run("mla", [])], "model.d_model=256")
+    assert data["columns"][1]["parameters"]["embedding"] == 264 * 256
+    assert "a run is compared as it was trained" in data["columns"][2]["error"]
+
+
+def test_a_narrow_terminal_gets_the_table_in_parts(tiny):
+    columns = comparison(load_columns([tiny(name) for name in ("full", "mla", "gla", "nsa")]))
+    from zoo.report.text import as_text
+
+    parts = as_text(columns, 80)
+    assert parts.count("tiny_full") == 4, "one strip, and the first column of each of three tables"
+    assert all(len(line) <= 80 for line in parts.splitlines())
+    assert as_text(columns, 200).count("tiny_full") == 2
+
+
+def test_the_command(tiny, capsys):
+    assert cli.run(["compare", tiny("full"), tiny("ansa"), "--seq-len", "512", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seq_lens"] == [512]
+    assert cli.run(["compare", tiny("full")]) == 2
+    assert "must name 2 to 10" in capsys.readouterr().err
+
+
+def test_recipes_alone_import_neither_torch_nor_matplotlib(tiny):
+    code = f"from zoo import cli; import sys; cli.run(['compare', {tiny('full')!r}, {tiny('ansa')!r}]); "
+    code += "print([name for name in ('torch', 'matplotlib', 'numpy') if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("write", "number", "text"),
+    [(decimal, 0, "0"), (decimal, 999, "999"), (decimal, 999_960, "1.00M"), (decimal, 336_100_000, "336.1M"),
+     (decimal, 12.5, "12.50"), (binary, 512, "512 B"), (binary, 24576, "24.00 KiB"), (binary, 2**50, "1,024 TiB")],
+)  # fmt: skip
+def test_numbers_are_short(write, number, text):
+    assert write(number) == text

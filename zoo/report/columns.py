@@ -1,0 +1,59 @@
+"""What is compared: a recipe file or a run folder becomes a column; one that fails keeps its place. No torch."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from zoo.errors import ZooError
+from zoo.recipe import Recipe, load_recipe
+from zoo.training.run_folder import RunFolder
+
+FEWEST, MOST = 2, 10
+
+
+@dataclass(frozen=True)
+class Column:
+    """One architecture of a comparison.
+
+    source: what the user named.  label: its heading, unique in the comparison.  error: why there is no recipe (or why
+    it could not be trained or measured), None where all went well.  run: the run folder, None for a recipe alone.
+    """
+
+    source: str
+    label: str
+    recipe: Recipe | None = None
+    error: str | None = None
+    run: RunFolder | None = None
+
+
+def load_columns(sources: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Column]:
+    """Read the recipes and run folders; a column that cannot be read has its reason in `error`.
+
+    overrides: as after --set, for every recipe; a run folder is compared as it was trained and refuses them.
+    """
+    columns = [_load(str(source), overrides) for source in sources]
+    names = Counter(column.label for column in columns)
+    labels = [column.label if names[column.label] == 1 else f"{column.label} ({column.source})" for column in columns]
+    times: Counter[str] = Counter()
+    for index, label in enumerate(labels):
+        times[label] += 1
+        if times[label] > 1:  # the same file twice, to see what a repeat says
+            labels[index] = f"{label} #{times[label]}"
+    return [replace(column, label=label) for column, label in zip(columns, labels, strict=True)]
+
+
+def _load(source: str, overrides: Sequence[str]) -> Column:
+    path = Path(source)
+    try:
+        if not path.is_dir():
+            recipe = load_recipe(source, overrides)
+            return Column(source, recipe.name, recipe)
+        folder = RunFolder(path)
+        if not folder.recipe.is_file():
+            raise ZooError(f"{folder.recipe}: no such file; not a run folder")
+        if overrides:
+            raise ZooError(f"{source}: a run is compared as it was trained; --set is for recipes")
+        return Column(source, path.name or source, load_recipe(folder.recipe), run=folder)
+    except ZooError as error:
+        return Column(source, path.stem or source, error=str(error))

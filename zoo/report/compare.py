@@ -1,0 +1,74 @@
+"""`zoo compare`: reads the columns, trains and measures them if asked, and writes what it found."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import Problem, RecipeError
+from zoo.report.columns import FEWEST, MOST, load_columns
+from zoo.report.facts import comparison, distinct_blocks
+from zoo.report.rows import rows
+from zoo.report.text import as_text
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; see the options of `zoo compare`."""
+
+    sources: Sequence[str]
+    overrides: Sequence[str] = ()
+    seq_lens: Sequence[int] = ()
+    html: Path | None = None
+    json: bool = False
+    maps: bool = True
+
+
+def compare(request: Request) -> str:
+    """Compare the recipes and runs; writes the page if asked for, and returns the text (or JSON) to print.
+
+    Raises RecipeError if there are not 2 to 10 columns. A column that fails has its reason and leaves the others.
+    """
+    if not FEWEST <= len(request.sources) <= MOST:
+        found = f"must name {FEWEST} to {MOST} recipes or runs; found {len(request.sources)}"
+        raise RecipeError([Problem(found, key="zoo compare")])
+    columns = load_columns(request.sources, request.overrides)
+    if all(column.error for column in columns):
+        raise RecipeError([Problem(f"{column.label}: {column.error}") for column in columns])
+    found = comparison(columns, request.seq_lens)
+    if request.html is not None:
+        write_page(request.html, columns, found, request.maps)
+    return as_json(found) if request.json else as_text(found)
+
+
+def write_page(path: Path, columns, found: dict[str, Any], with_maps: bool) -> None:
+    """The HTML page; matplotlib is imported where there is a curve to draw, torch for attention maps."""
+    from zoo.report.page import as_page
+    from zoo.training.files import write_text
+
+    drawn = {}
+    if any(column.get("run") for column in found["columns"]):
+        from zoo.report.curves import curves
+
+        drawn = curves(found["columns"])
+    thumbnails = []
+    if with_maps:
+        from zoo.report.maps import thumbnail
+
+        thumbnails = [(f"{kind}: {about}", thumbnail(*block)) for kind, about, *block in distinct_blocks(columns)]
+    write_text(path, as_page(found, drawn, thumbnails))
+
+
+def as_json(found: dict[str, Any]) -> str:
+    """The comparison as JSON text, with the table's rows and their ratios beside the facts."""
+    table = [
+        {
+            "group": row.group,
+            "label": row.label,
+            "values": [None if value is None else value.number for value in row.values],
+            "ratios": [None if value is None else value.ratio for value in row.values],
+        }
+        for row in rows(found)
+    ]
+    return json.dumps({**found, "rows": table}, indent=2) + "\n"

@@ -1,0 +1,97 @@
+"""Everything a comparison says, as plain data: what `zoo compare --json` prints. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+from zoo.blocks.config import BlockConfig
+from zoo.cost import ModelCost, model_cost
+from zoo.recipe import ModelConfig
+from zoo.report import notes, runs
+from zoo.report.columns import Column
+from zoo.report.reach import reach
+from zoo.show import description
+
+LENGTHS = (1, 4, 16)  # times the longest max_seq_len: where costs are stated unless the user names lengths
+
+
+def default_seq_lens(columns: Sequence[Column]) -> list[int]:
+    """Lengths, in tokens, at which to compare: the longest `max_seq_len`, and 4 and 16 times as much."""
+    longest = max((column.recipe.model.max_seq_len for column in columns if column.recipe), default=8192)
+    return [times * longest for times in LENGTHS]
+
+
+def comparison(columns: Sequence[Column], seq_lens: Sequence[int] = ()) -> dict[str, Any]:
+    """The facts of each column and the notes on what is not comparable.
+
+    seq_lens: lengths at which costs are stated, default `default_seq_lens`.  Bytes are those of a bf16 cache, FLOPs
+    of a forward pass, averaged over the row.
+    """
+    lengths = list(dict.fromkeys(seq_lens)) or default_seq_lens(columns)
+    found = [_column(column, lengths) for column in columns]
+    return {"seq_lens": lengths, "notes": notes.notes(columns, found), "columns": found}
+
+
+def _column(column: Column, seq_lens: list[int]) -> dict[str, Any]:
+    facts: dict[str, Any] = {"label": column.label, "source": column.source, "error": column.error}
+    if column.recipe is None:
+        return facts
+    facts |= {"name": column.recipe.name, "summary": column.recipe.summary}
+    model = column.recipe.model
+    try:
+        costs = {seq_len: model_cost(model, seq_len) for seq_len in seq_lens}
+        facts |= {"layers": _layers(model), "max_seq_len": model.max_seq_len, **_costs(costs)}
+    except Exception as error:  # a block of another package can raise anything; its column says what
+        return facts | {"error": f"{type(error).__name__}: {error}"}
+    facts["receptive_field"] = {str(length): _reach(model, length) for length in seq_lens}
+    if column.run is not None:
+        facts["run"] = runs.facts(column)
+    return facts
+
+
+def _reach(model: ModelConfig, seq_len: int) -> dict[str, Any]:
+    found = reach(model, seq_len)
+    return {**asdict(found), "text": str(found)}
+
+
+def _layers(model: ModelConfig) -> list[dict[str, str]]:
+    describe = cache(lambda config, part: description(config, part, model.d_model))
+    return [
+        {
+            "block": layer.block,
+            "kind": f"{layer.kind}.{layer.part}" if layer.part else layer.kind,
+            "attention": describe(layer.config, layer.part),
+        }
+        for layer in model.expanded()
+    ]
+
+
+def _costs(costs: dict[int, ModelCost]) -> dict[str, Any]:
+    first = next(iter(costs.values()))
+    return {
+        "parameters": first.parameters,
+        "flops_per_token": {str(length): cost.flops_per_token for length, cost in costs.items()},
+        "attention_share": {
+            str(length): cost.flops_by_part["attention"] / cost.flops_per_token for length, cost in costs.items()
+        },
+        "cache": {
+            "nominal_bytes_per_token": first.nominal_bytes_per_token,
+            "nominal_bytes": {str(length): cost.cache_nominal_bytes for length, cost in costs.items()},
+            "held_bytes": {str(length): cost.cache_held_bytes for length, cost in costs.items()},
+        },
+    }
+
+
+def distinct_blocks(columns: Sequence[Column]) -> list[tuple[str, str, BlockConfig, str | None, int]]:
+    """(kind, attention, config, part, d_model) of each block that differs from the others in what a query sees."""
+    found: dict[tuple[str, str], tuple] = {}
+    for column in columns:
+        if column.recipe is None:
+            continue
+        model = column.recipe.model
+        for config, part in dict.fromkeys((layer.config, layer.part) for layer in model.expanded()):
+            kind = f"{config.kind}.{part}" if part else config.kind
+            attention = description(config, part, model.d_model)
+            found.setdefault((kind, attention), (kind, attention, config, part, model.d_model))
+    return list(found.values())

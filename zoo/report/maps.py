@@ -1,0 +1,148 @@
+"""Attention maps: which keys each query sees, read off a block's own forward pass.
+
+The values of a block are replaced by unit vectors, one for each key: its output is then the attention weights
+themselves, and a key is seen where its weight is above zero. Nothing of a mask is written down a second time here.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from torch import nn
+
+from zoo.blocks.base import Attention, Context
+from zoo.blocks.config import BlockConfig
+from zoo.errors import ZooError
+from zoo.kernels.dispatch import use_implementation
+from zoo.report.curves import as_svg
+from zoo.show import COLOURS
+
+LONGEST = 2048  # tokens of a map: weights of all heads, T x T each, are held at once
+_PANEL = {"full": 0, "window": 0, "compression": 1, "selection": 2}  # pattern -> its colour's place in COLOURS
+
+
+class UnitValues(nn.Module):
+    """A projection whose values are unit vectors: v of key n is 1 at n, 0 elsewhere. The rest is the projection's."""
+
+    def __init__(self, projection: nn.Module):
+        super().__init__()
+        self.inner = projection
+        self.queries, self.entries, self.rotate = projection.queries, projection.entries, projection.rotate
+
+    def expand(self, entries):
+        keys = self.inner.expand(entries)
+        batch, n_keys, n_kv_heads = keys.k.shape[:3]
+        unit_NN = torch.eye(n_keys, dtype=keys.k.dtype, device=keys.k.device)
+        return keys._replace(v=unit_NN[None, :, None].expand(batch, -1, n_kv_heads, -1).contiguous())
+
+
+@torch.no_grad()
+def visibility(block: nn.Module, x_BTC: torch.Tensor, context: Context) -> dict[str, torch.Tensor]:
+    """pattern -> [T, T], the share of the heads in which query t (row) sees key s (column), float32 in [0, 1].
+
+    block: an `Attention` (every kind of the zoo).  x_BTC: its input, B = 1; it decides what selection chooses.
+    A compression block counts as seeing each of its tokens. Raises ZooError for a block that is no `Attention`.
+    """
+    if not isinstance(block, Attention):
+        raise ZooError(f"no attention map: {type(block).__name__} is not made of patterns (zoo.blocks.base.Attention)")
+    probe = copy.copy(block)
+    probe._modules = dict(block._modules)  # the block itself keeps its projection
+    probe.projection = UnitValues(block.projection)
+    with use_implementation("reference"):
+        weights = probe.attend(x_BTC, context)
+    found = {}
+    for pattern, weight_BTHN in zip(block.config.patterns, weights, strict=True):
+        seen_THN = weight_BTHN[0] > 0
+        if pattern.kind == "compression":
+            grid = pattern.compression_block, pattern.compression_stride
+            seen_THN = _tokens_of_blocks(seen_THN, x_BTC.shape[1], *grid)
+        found[pattern.kind] = seen_THN.float().mean(1)
+    return found
+
+
+def _tokens_of_blocks(seen_THN: torch.Tensor, seq_len: int, block: int, stride: int) -> torch.Tensor:
+    """[T, H, N] over compression blocks -> [T, H, seq_len] over their tokens."""
+    seen_THS = seen_THN.new_zeros(*seen_THN.shape[:2], seq_len)
+    for slot in range(seen_THN.shape[2]):
+        tokens = slice(slot * stride, slot * stride + block)
+        seen_THS[..., tokens] |= seen_THN[..., slot, None]
+    return seen_THS
+
+
+def random_visibility(config: BlockConfig, part: str | None, d_model: int, seq_len: int, seed: int = 0):
+    """`visibility` of a freshly made block on a random input: what selection chooses then means nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    block = config.build(d_model, part)
+    for parameter in block.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
+    x_BTC = torch.randn(1, seq_len, d_model, generator=generator)
+    return visibility(block, x_BTC, Context.for_tokens(1, seq_len))
+
+
+def draw(found: dict[str, torch.Tensor], title: str, panel_inches: float = 3.2) -> Figure:
+    """One panel a pattern: queries downwards, keys to the right; darker where more heads see the key."""
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
+        figure = Figure(figsize=(panel_inches * len(found), panel_inches + 0.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(title, fontsize=10)
+        for panel, (kind, seen_TT) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+            colours = LinearSegmentedColormap.from_list(kind, ["#ffffff", COLOURS[_PANEL[kind]]])
+            panel.imshow(seen_TT.numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest", resample=False)
+            panel.set(title=kind, xlabel="key", ylabel="query" if panel is figure.axes[0] else "")
+        return figure
+
+
+def thumbnail(config: BlockConfig, part: str | None, d_model: int, seq_len: int | None = None) -> str:
+    """The map of a block on random input as <svg>, or a sentence that says why there is none."""
+    seq_len = seq_len or _telling_length(config, part, d_model)
+    try:
+        found = random_visibility(_one_head(config, part, d_model), None, d_model, seq_len)
+    except Exception as error:  # a block of another package can raise anything
+        from html import escape
+
+        return f"<p class=failed>{escape(str(error))}</p>"
+    name = f"map-{config.kind}-{part or 'all'}-{abs(hash(config)) % 10**8}"
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        return as_svg(draw(found, f"{seq_len:,} tokens", 2.2), name)
+
+
+def _one_head(config: BlockConfig, part: str | None, d_model: int) -> BlockConfig:
+    """The block with a single head, which is enough for a thumbnail and 16 times quicker than 16 of them."""
+    if type(config).grid_point is BlockConfig.grid_point:
+        return config
+    point = config.grid_point(d_model, part)
+    heads = {
+        name: 1 for name in ("n_heads", "n_kv_heads", "n_latent_heads") if name in type(point.projection).model_fields
+    }
+    return point.model_copy(update={"projection": point.projection.model_copy(update=heads)})
+
+
+def _telling_length(config: BlockConfig, part: str | None, d_model: int) -> int:
+    """A length at which the pattern shows: twice what its window or selection reads, 64 to 1024 tokens."""
+    if type(config).grid_point is BlockConfig.grid_point:
+        return 64
+    extents = [0]
+    for pattern in config.grid_point(d_model, part).patterns:
+        extents.append(getattr(pattern, "window", 0))
+        extents.append(getattr(pattern, "n_selected", 0) * getattr(pattern, "selection_block", 0))
+        extents.append(4 * getattr(pattern, "compression_block", 0))
+    return min(1024, max(64, 2 * max(extents)))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as its file's ending says: svg, png or pdf. Raises ZooError for another."""
+    writers: dict[str, Callable] = {
+        ".svg": lambda: figure.savefig(path, metadata={"Date": None}),
+        ".png": lambda: figure.savefig(path, dpi=160),
+        ".pdf": lambda: figure.savefig(path, metadata={"CreationDate": None}),
+    }
+    if path.suffix.lower() not in writers:
+        raise ZooError(f"{path}: must end in {', '.join(writers)}; found {path.suffix or 'no ending'}")
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "zoo"}):
+        writers[path.suffix.lower()]()

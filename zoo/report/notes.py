@@ -1,0 +1,87 @@
+"""What is not comparable between the columns, said in sentences that stand on top of a report. No torch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from zoo.report.columns import Column
+
+MOST_PARAMETERS_APART = 0.03
+_PLACES = ("tokenizer", "seq_len", "workers", "cache_dir")  # of `data`: told separately, or no part of what is read
+
+
+def notes(columns: Sequence[Column], facts: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence for each difference from the first column (the first that has a recipe, if that one failed)."""
+    pairs = [(column, found) for column, found in zip(columns, facts, strict=True) if found["error"] is None]
+    found: list[str] = []
+    if facts and facts[0]["error"] is not None:
+        found.append(
+            f"{columns[0].label} failed, so nothing is stated as a ratio: ratios are against the first column."
+        )
+    if len(pairs) > 1:
+        found += _parameters(pairs)
+        found += _recipes(pairs)
+        trained = [(column, known) for column, known in pairs if known.get("run")]
+        if trained:
+            found += _runs(trained)
+    return found
+
+
+def _parameters(pairs) -> Iterator[str]:
+    (first, base), *others = pairs
+    total = base["parameters"]["total"]
+    for column, found in others:
+        ratio = found["parameters"]["total"] / total
+        if abs(ratio - 1) > MOST_PARAMETERS_APART:
+            yield f"Other parameter count: {column.label} has {ratio:.2f} times the parameters of {first.label}."
+
+
+def _recipes(pairs) -> Iterator[str]:
+    checks: list[tuple[str, Callable, str]] = [
+        ("Other tokenizer", _tokenizer, "their losses are per another token; compare bits per byte"),
+        ("Other data", _data, "they do not read the same text"),
+        ("Other sequence length", _seq_len, "later tokens of longer rows are easier to predict"),
+    ]
+    columns = [column for column, _ in pairs]
+    for title, read, why in checks:
+        if others := _differing(columns, read):
+            yield f"{title}: {', '.join(others)} against {columns[0].label}; {why}."
+
+
+def _runs(trained) -> Iterator[str]:
+    columns = [column for column, _ in trained]
+    for title, read in (
+        ("Other batch size", lambda c: c.recipe.train.rows(_seq_len(c)) * _seq_len(c)),
+        ("Other seed", lambda c: c.recipe.seed),
+        ("Other optimiser or learning-rate schedule", lambda c: (c.recipe.train.optimizer, c.recipe.train.schedule)),
+    ):
+        if others := _differing(columns, read):
+            yield f"{title}: {', '.join(others)} against {columns[0].label}."
+    known = {column.label: found["run"] for column, found in trained}
+    first = known[columns[0].label]
+    for label, run in known.items():
+        if not run["finished"]:
+            yield f"{label} is not finished: {run['batches']:,} batches so far."
+        if run["tokens"] != first["tokens"]:
+            counts = f"{run['tokens']:,} in {label}, {first['tokens']:,} in {columns[0].label}"
+            yield f"Other number of training tokens: {counts}."
+        if run["environment"] != first["environment"]:
+            yield f"Other machine or precision: wall time of {label} does not compare with that of {columns[0].label}."
+
+
+def _differing(columns: Sequence[Column], read: Callable[[Column], Any]) -> list[str]:
+    """Labels of the columns whose value differs from the first one's."""
+    first = read(columns[0])
+    return [column.label for column in columns[1:] if read(column) != first]
+
+
+def _tokenizer(column: Column) -> Any:
+    return column.recipe.data.tokenizer, column.recipe.model.vocab_size
+
+
+def _data(column: Column) -> Any:
+    data = column.recipe.data.model_dump(mode="json")
+    return {name: value for name, value in data.items() if name not in _PLACES}
+
+
+def _seq_len(column: Column) -> int:
+    return column.recipe.data.seq_len or column.recipe.model.max_seq_len

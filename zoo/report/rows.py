@@ -1,0 +1,140 @@
+"""The rows of a comparison, one value a column, as the terminal and the page both show them. No torch."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Value:
+    """A cell: the number it is sorted by (None: nothing to sort), its text, its ratio to the first column."""
+
+    number: float | None
+    text: str
+    ratio: float | None = None
+
+    @property
+    def ratio_text(self) -> str:
+        return "" if self.ratio is None else f"×{self.ratio:.2f}" if self.ratio < 100 else f"×{self.ratio:,.0f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: its group, its label, and a value for each column, None where there is none."""
+
+    group: str
+    label: str
+    values: list[Value | None]
+
+
+def rows(found: dict[str, Any]) -> list[Row]:
+    """Every row of a comparison (`facts.comparison`) that has a value in some column."""
+    made = [_row(found["columns"], *spec) for spec in _specs(found)]
+    return [row for row in made if any(value is not None for value in row.values)]
+
+
+Read = Callable[[dict], Any]
+
+
+def _specs(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[Any], str], bool]]:
+    """(group, label, value of a column, its text, whether ratios make sense) of each row."""
+    for part in ("embedding", "attention", "ffn", "norms", "head", "total"):
+        yield "parameters", part, lambda c, p=part: c["parameters"][p], decimal, True
+    for length in map(str, found["seq_lens"]):
+        yield "forward FLOPs per token", _at(length), lambda c, n=length: c["flops_per_token"][n], decimal, True
+    for length in map(str, found["seq_lens"]):
+        yield "attention's share of them", _at(length), lambda c, n=length: c["attention_share"][n], percent, False
+    yield "cache of one row, bf16", "nominal, a token", lambda c: c["cache"]["nominal_bytes_per_token"], binary, True
+    for name in ("nominal", "held"):
+        for length in map(str, found["seq_lens"]):
+            read = lambda c, k=f"{name}_bytes", n=length: c["cache"][k][n]  # noqa: E731 - one line of a table
+            yield "cache of one row, bf16", f"{name}, {_at(length)}", read, binary, True
+    for length in map(str, found["seq_lens"]):
+        yield "layers to cross the row", _at(length), lambda c, n=length: c["receptive_field"][n], _reach, False
+    yield from _MEASURED
+    yield from _TRAINED
+
+
+def _part(section: str, *path: str) -> Read:
+    """Read a value below an optional section of a column; None where it, or something on the way, is missing."""
+
+    def read(column: dict) -> Any:
+        value = column.get(section)
+        for name in path:
+            value = value.get(name) if value is not None else None
+        return value
+
+    return read
+
+
+def _row(columns: list[dict], group: str, label: str, read: Read, text, compared: bool) -> Row:
+    found = [None if column["error"] and "parameters" not in column else read(column) for column in columns]
+    numbers = [value["layers"] if isinstance(value, dict) else value for value in found]
+    base = numbers[0] if compared else None
+    values = [
+        None if value is None else Value(number, text(value), number / base if base else None)
+        for value, number in zip(found, numbers, strict=True)
+    ]
+    return Row(group, label, values)
+
+
+def _at(length: str) -> str:
+    return f"at {int(length):,} tokens"
+
+
+def _reach(found: dict[str, Any]) -> str:
+    return found["text"]
+
+
+def _scaled(number: float, base: float, units: tuple[str, ...]) -> str:
+    power = 0
+    while abs(number) >= base * 0.9995 and power < len(units) - 1:
+        number, power = number / base, power + 1
+    if power == 0 and number == int(number):
+        return f"{number:,.0f}{units[0]}"
+    digits = 0 if abs(number) >= 1000 else 1 if abs(number) >= 100 else 2
+    return f"{number:,.{digits}f}{units[power]}"
+
+
+def decimal(number: float) -> str:
+    """336,100,000 -> `336.1M`."""
+    return _scaled(number, 1000, ("", "K", "M", "B", "T", "P", "E"))
+
+
+def binary(number: float) -> str:
+    """Bytes in KiB, MiB, ..."""
+    return _scaled(number, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.1f} s" if value < 600 else f"{value / 3600:,.2f} h"
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+_MEASURED = [
+    ("measured on this machine", "prefill, tokens/s", _part("measured", "prefill_tokens_per_s"), _plain, True),
+    ("measured on this machine", "training, tokens/s", _part("measured", "training_tokens_per_s"), _plain, True),
+    ("measured on this machine", "peak memory, prefill", _part("measured", "prefill_peak_bytes"), binary, True),
+    ("measured on this machine", "peak memory, training", _part("measured", "training_peak_bytes"), binary, True),
+]
+_TRAINED = [
+    ("trained", "tokens", _part("run", "tokens"), decimal, True),
+    ("trained", "FLOPs", _part("run", "flops"), decimal, True),
+    ("trained", "wall time", _part("run", "time_s"), _seconds, True),
+    ("trained", "tokens/s at the end", _part("run", "tokens_per_s"), _plain, True),
+    ("trained", "validation loss, final", _part("run", "final", "loss"), _loss, True),
+    ("trained", "validation loss, best", _part("run", "best", "loss"), _loss, True),
+    ("trained", "bits per byte, final", _part("run", "final", "bits_per_byte"), _loss, True),
+    ("trained", "bits per byte, best", _part("run", "best", "bits_per_byte"), _loss, True),
+]

@@ -1,0 +1,56 @@
+"""What a run folder holds, for a comparison: its curve, its final and best validation. No torch."""
+
+import json
+from typing import Any
+
+from zoo.cost import model_cost
+from zoo.report.columns import Column
+from zoo.training.loggers import read_metrics
+from zoo.training.run_folder import RunFolder
+
+
+def facts(column: Column) -> dict[str, Any]:
+    """Progress, final and best validation, and the curves of a run.
+
+    `tokens` and `flops` count from the first batch; a training step is three forwards, as in zoo/cost.py.  `final` is
+    the latest validation, `best` the lowest; both None where there was none.
+    """
+    records = read_metrics(column.run.metrics)
+    seq_len = column.recipe.data.seq_len or column.recipe.model.max_seq_len
+    flops = 3 * model_cost(column.recipe.model, seq_len).flops_per_token
+    validations = [record for record in records if "validation_loss" in record]
+    steps = [record for record in records if "loss" in record]
+    latest = records[-1] if records else {}
+    return {
+        "finished": column.run.read_summary() is not None,
+        "batches": latest.get("batch", 0),
+        "tokens": latest.get("tokens", 0),
+        "time_s": latest.get("time_s", 0.0),
+        "flops": flops * latest.get("tokens", 0),
+        "flops_per_token": flops,
+        "tokens_per_s": steps[-1]["tokens_per_s"] if steps else None,
+        "final": _validation(validations[-1:]),
+        "best": _validation(sorted(validations, key=lambda record: record["validation_loss"])[:1]),
+        "environment": _environment(column.run),
+        "training": [[r["tokens"], r["time_s"], r["loss"]] for r in steps],
+        "validation": [[r["tokens"], r["time_s"], r["validation_loss"]] for r in validations],
+    }
+
+
+def _validation(records: list[dict]) -> dict[str, Any] | None:
+    if not records:
+        return None
+    record = records[0]
+    return {
+        "batch": record["batch"],
+        "loss": record["validation_loss"],
+        "bits_per_byte": record.get("validation_bits_per_byte"),
+    }
+
+
+def _environment(folder: RunFolder) -> dict[str, Any]:
+    """Device, processes and precision of the latest session; empty if they were not recorded."""
+    if not folder.environment.is_file():
+        return {}
+    found = json.loads(folder.environment.read_text(encoding="utf-8"))
+    return {name: found.get(name) for name in ("device", "processes", "precision", "threads")}

@@ -78,11 +78,18 @@ def compare(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a self-contained page.")] = None,
     json: AsJson = False,
     maps: Annotated[bool, typer.Option(help="Draw attention maps on the page (takes seconds: imports torch).")] = True,
+    train: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="First train each recipe so long, e.g. 200ba, on the same rows."),
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where --train keeps its run folders.")] = Path("runs/compare"),
+    measure: Annotated[bool, typer.Option("--measure", help="Measure speed and memory on this machine.")] = False,
 ) -> None:
     """Compare 2 to 10 architectures: layers, parameters, FLOPs, caches, reach; of runs also losses and speed."""
     from zoo.report.compare import Request, compare
 
-    print(compare(Request(sources, overrides or [], seq_len or [], html, json, maps)), end="")
+    request = Request(sources, overrides or [], seq_len or [], html, json, maps, train, runs_dir, measure)
+    print(compare(request), end="")
 
 
 @app.command()

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import Problem, RecipeError
-from zoo.report.columns import FEWEST, MOST, load_columns
+from zoo.report.columns import FEWEST, MOST, Column, load_columns
 from zoo.report.facts import comparison, distinct_blocks
+from zoo.report.measure import measure_column
 from zoo.report.rows import rows
 from zoo.report.text import as_text
+from zoo.report.training import train_columns
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class Request:
     html: Path | None = None
     json: bool = False
     maps: bool = True
+    train: str | None = None
+    runs_dir: Path = Path("runs/compare")
+    measure: bool = False
 
 
 def compare(request: Request) -> str:
@@ -33,13 +38,24 @@ def compare(request: Request) -> str:
     if not FEWEST <= len(request.sources) <= MOST:
         found = f"must name {FEWEST} to {MOST} recipes or runs; found {len(request.sources)}"
         raise RecipeError([Problem(found, key="zoo compare")])
-    columns = load_columns(request.sources, request.overrides)
-    if all(column.error for column in columns):
-        raise RecipeError([Problem(f"{column.label}: {column.error}") for column in columns])
-    found = comparison(columns, request.seq_lens)
+    overrides = [*request.overrides, *([f"train.duration={request.train}"] if request.train else [])]
+    columns = load_columns(request.sources, overrides)
+    _refuse_if_all_failed(columns)
+    if request.train:
+        columns = train_columns(columns, request.runs_dir, overrides)
+    measured: list[dict | None] = [None] * len(columns)
+    if request.measure:
+        found = [measure_column(column, next(iter(request.seq_lens), None), overrides) for column in columns]
+        columns, measured = [column for column, _ in found], [numbers for _, numbers in found]
+    found = comparison(columns, request.seq_lens, measured)
     if request.html is not None:
         write_page(request.html, columns, found, request.maps)
     return as_json(found) if request.json else as_text(found)
+
+
+def _refuse_if_all_failed(columns: Sequence[Column]) -> None:
+    if all(column.error for column in columns):
+        raise RecipeError([Problem(f"{column.label}: {column.error}") for column in columns])
 
 
 def write_page(path: Path, columns, found: dict[str, Any], with_maps: bool) -> None:

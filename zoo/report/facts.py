@@ -22,14 +22,18 @@ def default_seq_lens(columns: Sequence[Column]) -> list[int]:
     return [times * longest for times in LENGTHS]
 
 
-def comparison(columns: Sequence[Column], seq_lens: Sequence[int] = ()) -> dict[str, Any]:
+def comparison(
+    columns: Sequence[Column], seq_lens: Sequence[int] = (), measured: Sequence[dict | None] = ()
+) -> dict[str, Any]:
     """The facts of each column and the notes on what is not comparable.
 
     seq_lens: lengths at which costs are stated, default `default_seq_lens`.  Bytes are those of a bf16 cache, FLOPs
-    of a forward pass, averaged over the row.
+    of a forward pass, averaged over the row.  measured: what `measure.measure` found for each column, or None.
     """
     lengths = list(dict.fromkeys(seq_lens)) or default_seq_lens(columns)
     found = [_column(column, lengths) for column in columns]
+    for facts, numbers in zip(found, measured, strict=False):
+        facts["measured"] = numbers
     return {"seq_lens": lengths, "notes": notes.notes(columns, found), "columns": found}
 
 

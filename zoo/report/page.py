@@ -81,8 +81,9 @@ def _costs(columns: list[dict], made: list[Row]) -> str:
     heads = "".join(f"<th scope=col data-place={n}>{escape(c['label'])}</th>" for n, c in enumerate(columns))
     lines = list(_cost_lines(columns, [row for row in made if row.group != "trained"]))
     return (
-        f"<div class=scroll><table id=costs><caption>{_LENGTHS} A row's name orders the columns by it.</caption>"
+        f"<div class=scroll><table id=costs>"
         f"<thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f"<p class=dim>{_LENGTHS} A row's name orders the columns by it.</p>"
     )
 
 

@@ -11,19 +11,19 @@ from zoo.recipe import load_recipe
 TINY = Path(__file__).parents[3] / "recipes" / "tiny"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[[str], str]:
     """`tiny("nsa")`: the path of a recipe of recipes/tiny."""
     return lambda name: str(TINY / f"{name}.yaml")
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[..., str]:
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """`run("full", losses=[3.0, 2.5])`: a run folder with a training loss after each batch of 4,096 tokens and a
     validation, 0.1 higher, after every second one. `losses` may be empty."""
 
     def make(name: str, losses: list[float], folder: str | None = None, overrides: tuple[str, ...] = ()) -> str:
-        path = tmp_path / (folder or name)
+        path = tmp_path_factory.mktemp("runs") / (folder or name)
         path.mkdir()
         (path / "recipe.yaml").write_text(load_recipe(TINY / f"{name}.yaml", overrides).dump())
         lines = []

@@ -1,0 +1,171 @@
+"""The HTML page of `zoo compare`: what is in it, and, in headless Chromium, what it does."""
+
+import importlib.util
+import re
+import xml.etree.ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from zoo.report.compare import Request, compare
+from zoo.report.curves import curves, smoothed
+
+_SPEC = importlib.util.spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
+browser_module = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(browser_module)
+
+
+@pytest.fixture(scope="module")
+def page(tiny, run, tmp_path_factory):
+    """A page with two runs, a recipe, a failed column, notes, curves and maps; labels that need escaping."""
+    folder = tmp_path_factory.mktemp("page")
+    odd = folder / "odd.yaml"
+    odd.write_text(
+        f"extends: {tiny('full')}\nname: odd\nmodel: {{blocks: {{full: {{kind: '<script>bad()</script>'}}}}}}\n"
+    )
+    first = run("full", [4.0, 3.0, 2.5, 2.0], "run<b>1")
+    second = run("ansa", [4.0, 3.1, 2.4, 1.9], "run-2")
+    path = folder / "page.html"
+    compare(Request([first, second, tiny("nsa"), str(odd)], html=path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if browser_module.path() is None:
+        pytest.skip("no Chromium here (chromium, chromium-browser, google-chrome or chrome on the PATH)")
+    made = browser_module.Browser(tmp_path_factory.mktemp("profile"))
+    yield made
+    made.close()
+
+
+class Elements(HTMLParser):
+    """Every tag with its attributes, and ids."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+
+def test_needs_nothing_from_elsewhere_and_escapes_what_users_wrote(page):
+    elements = Elements(page.read_text()).found
+    for tag, attributes in elements:
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,")), (tag, attributes)
+    assert [tag for tag, _ in elements].count("script") == 1
+    assert "b" not in [tag for tag, a in elements if "run<b>1" in a.values()]
+    assert "bad()" in page.read_text()
+    assert "<script>bad" not in page.read_text()
+    assert not re.search(r"@import|url\((?!#)", page.read_text())
+
+
+def test_ids_are_unique_so_that_no_drawing_borrows_from_another(page):
+    ids = [attributes["id"] for _, attributes in Elements(page.read_text()).found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for reference in re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', page.read_text()):
+        assert "".join(reference) in ids
+
+
+def test_curves_are_drawn_for_runs_alone(page, run, tiny):
+    columns = [{"run": None}, {"run": {"training": [[4096, 0.5, 3.0]], "validation": [], "flops_per_token": 2.0}}, {}]
+    drawn = curves(columns)
+    assert list(drawn) == ["tokens", "time", "flops"]
+    for svg in drawn.values():
+        xml.etree.ElementTree.fromstring(svg)
+        assert set(re.findall(r'class="(curve-\d+)"', svg)) == {"curve-1"}
+    assert curves([{"run": None}]) == {}
+
+
+def test_smoothing_keeps_the_last_point_and_means_over_a_fiftieth():
+    records = [[float(i), i / 2, float(i % 2)] for i in range(2000)]
+    short = smoothed(records)
+    assert len(short) <= 600
+    assert short[-1] == [1999.0, 999.5, 0.5]
+    assert smoothed([[1, 2, 3.0]]) == [[1, 2, 3.0]]
+
+
+def test_opens_without_errors_and_without_requests(browser, page):
+    browser.errors.clear(), browser.requests.clear()
+    browser.open(page)
+    assert browser.errors == []
+    outside = [url for url in browser.requests if not url.startswith(("file:", "data:"))]
+    assert outside == []
+    assert "run-2 is not finished" in browser.evaluate("document.querySelector('.notes').textContent")
+    assert browser.evaluate("document.querySelector('.notes').getBoundingClientRect().top") < 300
+    assert browser.evaluate("document.querySelector('td.failed').textContent").count("<script>bad()")
+    assert browser.evaluate("document.querySelectorAll('.figures svg').length") == 3
+    assert browser.evaluate("document.querySelectorAll('.maps svg').length") == 4
+
+
+HEADS = "[...document.querySelectorAll('#costs thead [data-place]')].map(cell => cell.textContent)"
+
+
+def test_a_row_sorts_the_columns(browser, page):
+    browser.open(page)
+    before = browser.evaluate(HEADS)
+    values = (
+        "[...document.querySelectorAll('#costs tr')].filter(row => row.textContent.startsWith('held, at 4,096'))"
+        ".map(row => [...row.querySelectorAll('[data-place]')].map(c => c.dataset.n ? Number(c.dataset.n) : null))[0]"
+    )
+    buttons = "[...document.querySelectorAll('#costs button.sort')]"
+    click = f"{buttons}.find(button => button.textContent.startsWith('held, at 4,096')).click()"
+    browser.evaluate(click)
+    up = browser.evaluate(values)
+    assert up[:3] == sorted(up[:3])
+    assert up[3] is None
+    assert browser.evaluate(HEADS) == [before[1], before[0], before[2], before[3]]
+    browser.evaluate(click)
+    down = browser.evaluate(values)
+    assert down[:3] == sorted(up[:3], reverse=True)
+    assert down[3] is None
+    browser.evaluate(click)
+    assert browser.evaluate(HEADS) == before
+
+
+def test_a_heading_sorts_the_runs(browser, page):
+    browser.open(page)
+    names = "[...document.querySelectorAll('#runs tbody th')].map(cell => cell.textContent)"
+    click = "[...document.querySelectorAll('#runs button')].find(b => b.textContent.includes('loss, final')).click()"
+    assert browser.evaluate(names) == ["run<b>1", "run-2"]
+    browser.evaluate(click)
+    assert browser.evaluate(names) == ["run-2", "run<b>1"]
+    browser.evaluate(click)
+    assert browser.evaluate(names) == ["run<b>1", "run-2"]
+
+
+def test_the_legend_toggles_a_run_in_every_figure(browser, page):
+    browser.open(page)
+    shown = "[...document.querySelectorAll('g.curve-{}')].map(g => getComputedStyle(g).display !== 'none')"
+    button = "document.querySelector('.toggles button[data-curve=\"curve-1\"]')"
+    assert browser.evaluate(shown.format(1)) == [True] * 6
+    browser.evaluate(f"{button}.click()")
+    assert browser.evaluate(shown.format(1)) == [False] * 6
+    assert browser.evaluate(shown.format(0)) == [True] * 6
+    assert browser.evaluate(f"{button}.getAttribute('aria-pressed')") == "false"
+    browser.evaluate(f"{button}.click()")
+    assert browser.evaluate(shown.format(1)) == [True] * 6
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_fits(browser, page, width):
+    browser.width(width)
+    browser.open(page)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    outside = (
+        "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') && !e.closest('svg') && "
+        f"e.getBoundingClientRect().right > {width} + 0.5).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert browser.evaluate(outside) == []
+
+
+def test_prints(browser, page):
+    browser.open(page)
+    pdf = browser.pdf()
+    assert pdf.startswith(b"%PDF")
+    pages = len(re.findall(rb"/Type\s*/Page\b", pdf))
+    assert 1 <= pages <= 5

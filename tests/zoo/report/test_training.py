@@ -1,0 +1,155 @@
+"""`zoo compare --train` and `--measure`: the same rows for all, one run folder each, resumable; failures stay apart."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from zoo.recipe import load_recipe
+from zoo.report import training
+from zoo.report.columns import Column, load_columns
+from zoo.report.compare import Request, compare
+from zoo.report.measure import measure_column
+from zoo.report.training import Progress, sameness, train_columns
+
+RECIPE = """\
+name: {name}
+seed: {seed}
+model:
+  d_model: 16
+  vocab_size: 264
+  max_seq_len: 32
+  ffn: {{d_ff: 32}}
+  blocks: {{a: {{kind: {kind}, n_heads: 2}}}}
+  layers: a*2
+data:
+  source: {{kind: text, paths: [{text}]}}
+  validation_fraction: 0.3
+  cache_dir: {cache}
+train: {{batch_size: 4, workers: 0, schedule: {{warmup: 2ba}}}}
+eval: {{batches: 2}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path):
+    """`recipe("a", "full")`: the path of a recipe over a small text."""
+    (tmp_path / "text").mkdir()
+    for number in range(24):
+        (tmp_path / "text" / f"{number:02}.txt").write_text("window latent block token head layer " * (number + 3))
+
+    def make(name: str, kind: str, seed: int = 3) -> str:
+        path = tmp_path / f"{name}.yaml"
+        values = {"name": name, "kind": kind, "seed": seed, "text": tmp_path / "text", "cache": tmp_path / "cache"}
+        path.write_text(RECIPE.format(**values))
+        return str(path)
+
+    return make
+
+
+def plain() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+@pytest.mark.slow
+def test_trains_each_on_the_same_rows_and_goes_on_where_it_stopped(recipe, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    sources = [recipe("a", "full"), recipe("b", "window"), recipe("c", "full", seed=4)]
+    request = Request(sources, runs_dir=tmp_path / "runs", train="6ba", json=True)
+    first, second, third = json.loads(compare(request))["columns"]
+    assert (first["error"], second["error"]) == (None, None)
+    assert (first["run"]["batches"], second["run"]["batches"]) == (6, 6)
+    assert first["run"]["tokens"] == second["run"]["tokens"] == 6 * 4 * 32
+    losses = [[loss for _, _, loss in column["run"]["training"]] for column in (first, second)]
+    assert losses[0] == losses[1], "a window wider than the row is full attention: the same rows give the same losses"
+    assert "needs the data, order and batches of a: seed is 4 here, 3 there" in third["error"]
+    assert not (tmp_path / "runs" / "c").exists()
+    weights = tmp_path / "runs" / "a" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    again = json.loads(compare(request))["columns"]
+    assert weights.stat().st_mtime_ns == before, "a finished run is left alone"
+    assert again[0]["run"]["training"] == first["run"]["training"]
+    assert "b: done" in capfd.readouterr().err
+
+
+def test_a_training_that_fails_gives_its_column_the_reason(recipe, tmp_path):
+    """The duration is shorter than the warm-up: found by the training, not by the recipe's checks."""
+    overrides = ("train.schedule.warmup=9ba", "train.duration=4ba")
+    columns = load_columns([recipe("a", "full"), "nope.yaml"], overrides)
+    made = train_columns(columns, tmp_path / "runs", overrides, plain())
+    assert "training failed: " in made[0].error
+    assert "must fit into the duration of 4 batches; found 9 batches of warm-up" in made[0].error
+    assert made[1] == columns[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("seed=9", "seed"), ("data.shuffle=false", "data.shuffle"), ("train.batch_size=2", "train.batch_size"),
+     ("data.seq_len=16", "data.seq_len"), ("model.vocab_size=272", "model.vocab_size"),
+     ("data.validation_fraction=0.5", "data.validation_fraction")],
+)  # fmt: skip
+def test_what_decides_the_rows(tiny, override, key):
+    ours, theirs = sameness(load_recipe(tiny("full"))), sameness(load_recipe(tiny("full"), [override]))
+    assert [name for name in ours if ours[name] != theirs[name]] == [key]
+
+
+def test_what_does_not_change_the_rows(tiny):
+    changed = ["data.workers=2", "data.cache_dir=elsewhere", "train.optimizer.lr=1.0", "data.seq_len=256"]
+    assert sameness(load_recipe(tiny("full"))) == sameness(load_recipe(tiny("nsa"), changed))
+
+
+def test_ctrl_c_lets_the_run_save_and_says_how_to_go_on(tiny, tmp_path, monkeypatch):
+    class Child:
+        returncode = None
+
+        def __init__(self, *arguments, **options):
+            self.waits = 0
+
+        def poll(self):
+            return None
+
+        def wait(self, timeout=None):
+            self.waits += 1
+            if self.waits == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.subprocess, "Popen", Child)
+    with pytest.raises(training.Interrupted, match="the same command goes on with") as raised:
+        train_columns(load_columns([tiny("full"), tiny("nsa")]), tmp_path, (), plain())
+    assert raised.value.exit_code == 130
+
+
+def test_the_table_shows_how_far_each_run_is(tiny, run):
+    folder = Path(run("full", [4.0, 3.0, 2.0]))
+    columns = [*load_columns([tiny("full"), tiny("nsa")]), Column("x", "x", error="no")]
+    progress = Progress(columns, [folder, folder.parent / "none", None], plain())
+    progress.set(0, "trains")
+    progress.set(0, "trains")
+    console = plain()
+    console.print(progress.table())
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert lines[1] == ["tiny_full", "trains", "3", "of", "150", "2.0000", "3.1000"]
+    assert lines[2] == ["tiny_nsa", "waits", "0", "of", "150", "-", "-"]
+    assert lines[3] == ["x", "failed"]
+    assert progress.console.file.getvalue() == "tiny_full: batch 3  loss 2.0000  validation 3.1000\n"
+
+
+@pytest.mark.slow
+def test_measures_speed_and_memory(tiny, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    column, found = measure_column(load_columns([tiny("window")])[0], 64, ["model.layers=local"])
+    assert column.error is None
+    assert found["seq_len"] == 64
+    assert found["prefill_tokens_per_s"] > found["training_tokens_per_s"] > 0
+    assert 0 < found["prefill_peak_bytes"] <= found["training_peak_bytes"]
+
+
+def test_a_measurement_that_fails_gives_its_column_the_reason(tiny):
+    column, found = measure_column(load_columns([tiny("full")])[0], 64, ["model.d_model=127"])
+    assert found is None
+    assert column.error.startswith("measuring failed: ")
+    assert "n_heads" in column.error
+    failed = Column("x", "x", error="no")
+    assert measure_column(failed, 64) == (failed, None)

@@ -1,0 +1,143 @@
+"""Prefill and training speed and peak memory of one recipe on this machine, in a process of its own.
+
+    python -m zoo.report.measure recipes/tiny/nsa.yaml --seq-len 1024
+
+Prints one JSON object. One row of random tokens. Prefill: hidden states of all tokens and the logits of the last, no
+gradients, no cache. Training: forward, loss, backward, one AdamW step. bf16 mixed precision on CUDA, float32 on a CPU.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from zoo.report.columns import Column
+
+MIN_REPEATS, MIN_SECONDS = 3, 2.0
+
+
+def measure_column(column: Column, seq_len: int | None, overrides: Sequence[str] = ()) -> tuple[Column, dict | None]:
+    """(column, what was measured); a failure is the column's error, its last line of output the reason.
+
+    seq_len: default the recipe's max_seq_len.
+    """
+    if column.recipe is None or column.error:
+        return column, None
+    source = str(column.run.recipe) if column.run else column.source
+    command = [sys.executable, "-m", "zoo.report.measure", source]
+    command += ["--seq-len", str(seq_len)] if seq_len else []
+    command += [part for override in overrides for part in ("--set", override)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return column, json.loads(done.stdout.splitlines()[-1])
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    why = said[-1] if said else f"the process ended with {done.returncode}"
+    return replace(column, error=f"measuring failed: {why}"), None
+
+
+def measure(recipe, seq_len: int) -> dict[str, Any]:
+    """Medians over at least three repetitions and two seconds, after one that does not count.
+
+    Peak bytes: on CUDA those that torch allocated; on a CPU the process's resident set, less what it was before the
+    model was built. The prefill's peak is taken before any gradient exists.
+    """
+    import torch
+
+    import zoo
+    from zoo.training.optimizer import make_optimizer
+
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    memory = _Memory(on_gpu)
+    model = zoo.build_model(recipe, device=str(device))
+    generator = torch.Generator().manual_seed(recipe.seed)
+    tokens_BT = torch.randint(recipe.model.vocab_size, (1, seq_len + 1), generator=generator).to(device)
+    inputs_BT, labels_BT = tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
+    optimizer = make_optimizer(model, recipe.train.optimizer)
+    model.activation_checkpointing = recipe.train.activation_checkpointing
+
+    def prefill() -> None:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+            torch.nn.functional.linear(model.hidden(inputs_BT)[:, -1], model.head_weight)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+            loss = model.loss(inputs_BT, labels_BT)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    prefill_s, prefill_peak = _time(prefill, on_gpu), memory.peak()
+    training_s, training_peak = _time(step, on_gpu), memory.peak()
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "precision": "bf16" if on_gpu else "fp32",
+        "threads": torch.get_num_threads(),
+        "seq_len": seq_len,
+        "prefill_tokens_per_s": seq_len / prefill_s,
+        "training_tokens_per_s": seq_len / training_s,
+        "prefill_peak_bytes": prefill_peak,
+        "training_peak_bytes": training_peak,
+    }
+
+
+class _Memory:
+    """Peak bytes since the start; on a CPU above what was resident then."""
+
+    def __init__(self, on_gpu: bool):
+        self.on_gpu = on_gpu
+        self.before = 0 if on_gpu else self._resident()
+
+    def peak(self) -> int:
+        if self.on_gpu:
+            import torch
+
+            return torch.cuda.max_memory_allocated()
+        return self._resident() - self.before
+
+    @staticmethod
+    def _resident() -> int:
+        from zoo.bench.memory import _peak_mb
+
+        return int(_peak_mb() * 1024 * 1024)
+
+
+def _time(function: Callable[[], None], on_gpu: bool) -> float:
+    """Median seconds of a call."""
+
+    def timed() -> float:
+        start = time.perf_counter()
+        function()
+        if on_gpu:
+            import torch
+
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    timed()
+    found: list[float] = []
+    while len(found) < MIN_REPEATS or sum(found) < MIN_SECONDS:
+        found.append(timed())
+    return statistics.median(found)
+
+
+def main() -> None:
+    """Measure the recipe named on the command line and print JSON."""
+    from zoo.recipe import load_recipe
+
+    parser = argparse.ArgumentParser(description="Prefill and training speed and peak memory of one recipe.")
+    parser.add_argument("recipe")
+    parser.add_argument("--seq-len", type=int, default=None, help="tokens of the row; default max_seq_len")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    print(json.dumps(measure(recipe, arguments.seq_len or recipe.model.max_seq_len)))
+
+
+if __name__ == "__main__":
+    main()

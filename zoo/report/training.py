@@ -1,0 +1,189 @@
+"""`zoo compare --train`: each recipe trained in turn on the same data in the same order, each in a run folder.
+
+Each run is a process of its own (`zoo train`), so that one that fails leaves the others, and a second start goes on
+where the first stopped. A live table reads what the runs write down. No torch.
+"""
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from zoo.errors import ZooError, shorten
+from zoo.recipe import Recipe
+from zoo.report.columns import Column
+from zoo.show import plain_table
+from zoo.training.loggers import read_metrics
+from zoo.training.run_folder import RunFolder
+
+POLL_S = 0.5
+
+
+class Interrupted(ZooError):
+    """Training was stopped by a signal; finished runs and checkpoints are kept."""
+
+    exit_code = 130
+
+
+def train_columns(
+    columns: Sequence[Column], runs_dir: Path, overrides: Sequence[str], console: Console | None = None
+) -> list[Column]:
+    """Train every column that is a recipe into runs_dir/<name>; the columns come back as runs, or with their reason.
+
+    overrides: as after --set, train.duration among them.  A column whose data, order or batches differ from the first
+    recipe's is not trained: its losses would not compare.  Raises Interrupted after Ctrl-C or SIGTERM.
+    """
+    first = next(column for column in columns if column.recipe)
+    made = [_checked(column, first) for column in columns]
+    folders = [runs_dir / column.recipe.name if _is_trainable(column) else None for column in made]
+    progress = Progress(made, folders, console or Console(stderr=True, highlight=False))
+    with progress:
+        for index, folder in enumerate(folders):
+            if folder is not None:
+                made[index] = _train(made[index], folder, overrides, lambda state, i=index: progress.set(i, state))
+    return made
+
+
+def _is_trainable(column: Column) -> bool:
+    return column.recipe is not None and column.run is None and column.error is None
+
+
+def _checked(column: Column, first: Column) -> Column:
+    if not _is_trainable(column):
+        return column
+    ours, theirs = sameness(column.recipe), sameness(first.recipe)
+    if other := [
+        f"{key} is {shorten(ours[key])} here, {shorten(theirs[key])} there" for key in ours if ours[key] != theirs[key]
+    ]:
+        why = f"not trained: --train needs the data, order and batches of {first.label}: {'; '.join(other)}"
+        return replace(column, error=f"{why}; --set makes them equal")
+    return column
+
+
+def sameness(recipe: Recipe) -> dict[str, object]:
+    """What decides which rows a model sees in which order, by key: equal in two recipes, they see the same."""
+    data, seq_len = recipe.data, recipe.data.seq_len or recipe.model.max_seq_len
+    found = {f"data.{name}": value for name, value in data.model_dump(mode="json").items()}
+    for name in ("workers", "cache_dir", "seq_len"):
+        found.pop(f"data.{name}")
+    rows = {
+        "data.seq_len": seq_len,
+        "train.batch_size": recipe.train.rows(seq_len),
+        "train.duration": recipe.train.duration,
+    }
+    return {"seed": recipe.seed, "model.vocab_size": recipe.model.vocab_size, **found, **rows}
+
+
+def _train(column: Column, folder: Path, overrides: Sequence[str], tell) -> Column:
+    """Run `zoo train`; the column as a run, or with the last of what the training said."""
+    command = [sys.executable, "-m", "zoo", "train", column.source, "--run-dir", str(folder)]
+    command += [part for override in overrides for part in ("--set", override)]
+    tell("starts")
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        try:
+            while process.poll() is None:
+                tell("trains")
+                _wait(process)
+        except KeyboardInterrupt:  # the child got the signal too: it finishes its batch and saves
+            _end(process)
+            raise Interrupted(f"interrupted; the same command goes on with {folder}") from None
+        said.seek(0)
+        lines = [line for line in said.read().splitlines() if line.strip()]
+    if process.returncode == 0:
+        tell("done")
+        return replace(column, run=RunFolder(folder))
+    tell("failed")
+    if process.returncode in (130, -signal.SIGINT):
+        raise Interrupted(f"interrupted; the same command goes on with {folder}")
+    errors = [line for line in lines if not line.startswith(("note:", "  "))]
+    why = "\n".join(errors[-3:]) or f"zoo train ended with {process.returncode}"
+    return replace(
+        column,
+        error=f"training failed: {why}",
+        run=RunFolder(folder) if read_metrics(folder / "metrics.jsonl") else None,
+    )
+
+
+def _wait(process: subprocess.Popen) -> None:
+    try:
+        process.wait(POLL_S)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Wait for a child that is stopping; a second Ctrl-C ends it."""
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.kill()
+        process.wait()
+
+
+class Progress:
+    """A live table on a terminal; elsewhere a line whenever a run starts, ends, or has done another tenth."""
+
+    def __init__(self, columns: Sequence[Column], folders: Sequence[Path | None], console: Console):
+        self.columns, self.folders, self.console = columns, folders, console
+        self.states = ["waits" if folder else "" for folder in folders]
+        self._told: set[tuple[int, str]] = set()
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._live:
+            self._live.update(self.table())
+            self._live.stop()
+
+    def set(self, index: int, state: str) -> None:
+        """The state of a column: waits, starts, trains, done, failed."""
+        self.states[index] = state
+        if self._live:
+            self._live.update(self.table())
+            return
+        batches, loss, validation = self.numbers(index)
+        done = f"batch {batches}" if state == "trains" else state
+        mark = f"{state} {batches * 10 // max(1, self.total(index))}" if state == "trains" else state
+        if (index, mark) not in self._told and not (state == "trains" and not batches):
+            self._told.add((index, mark))
+            said = f"{self.columns[index].label}: {done}  loss {loss}  validation {validation}"
+            self.console.print(said if state != "starts" else f"{self.columns[index].label}: starts", markup=False)
+
+    def total(self, index: int) -> int:
+        """Batches of the whole training where the duration says so; 0 where it is in tokens or epochs."""
+        duration = self.columns[index].recipe.train.duration
+        return (
+            int(duration.removesuffix("ba").replace("_", ""))
+            if duration.endswith("ba") and duration[:-2].isdigit()
+            else 0
+        )
+
+    def numbers(self, index: int) -> tuple[int, str, str]:
+        """(batches done, latest training loss, latest validation loss) of a column."""
+        records = read_metrics(self.folders[index] / "metrics.jsonl")
+        losses = [record["loss"] for record in records if "loss" in record]
+        validations = [record["validation_loss"] for record in records if "validation_loss" in record]
+        shown = [f"{found[-1]:.4f}" if found else "-" for found in (losses, validations)]
+        return records[-1]["batch"] if records else 0, *shown
+
+    def table(self):
+        table = plain_table("", "state", "batches", "loss", "validation")
+        for index, column in enumerate(self.columns):
+            if self.folders[index] is None:
+                table.add_row(column.label, "failed" if column.error else "a run", "", "", "")
+                continue
+            batches, loss, validation = self.numbers(index)
+            whole = f" of {self.total(index):,}" if self.total(index) else ""
+            table.add_row(column.label, self.states[index], f"{batches:,}{whole}", loss, validation)
+        return table

@@ -1,0 +1,149 @@
+"""`zoo bench kernels`: the time of every attention operation beside full attention and this GPU's own ceilings.
+
+Medians of `triton.testing.do_bench`, in eager mode: what a training step without torch.compile pays. The ceilings, a
+dense bf16 product and a copy, are measured in the same run.
+"""
+
+import datetime
+import platform
+from collections.abc import Callable, Iterable
+
+import torch
+
+from zoo.bench.cases import FULL, GLOBAL, LOCAL, SETTINGS, Case, Tensors, cases
+from zoo.errors import ZooError
+
+PAIR = "pair"
+CONFIGS = (*SETTINGS, PAIR)
+MEMORY_LENGTHS = (32_768, 65_536, 131_072)
+
+
+def measure(
+    configs: Iterable[str], seq_lens: Iterable[int], *, peers: bool, command: str, say: Callable[[str], None] = print
+) -> dict:
+    """Time the settings at the lengths.  Returns the report as plain data: see `zoo.bench.report`.
+
+    say: told what is being measured.  Raises ZooError without a GPU or for an unknown setting.
+    """
+    configs, seq_lens = list(configs), list(seq_lens)
+    for name in configs:
+        if name not in CONFIGS:
+            raise ZooError(f"bench kernels: unknown setting {name!r}; known: {', '.join(CONFIGS)}.")
+    if not torch.cuda.is_available():
+        raise ZooError("bench kernels: needs a CUDA GPU; torch finds none here.")
+    report = {"machine": _machine(), "command": command, "ceilings": _ceilings(), "rows": [], "pair": [], "memory": []}
+    for name in configs:
+        for seq_len in seq_lens:
+            say(f"{name} at {seq_len:,} tokens")
+            if name == PAIR:
+                report["pair"].append(pair_row(seq_len))
+            else:
+                report["rows"] += [_row(name, seq_len, case) for case in cases(SETTINGS[name], seq_len, "cuda", peers)]
+            torch.cuda.empty_cache()
+    if PAIR in configs:
+        say("memory")
+        report["memory"] = [memory_row(seq_len) for seq_len in MEMORY_LENGTHS]
+    return report
+
+
+def _machine() -> dict[str, str]:
+    import triton
+
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cuda": torch.version.cuda or "none",
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _median_ms(function: Callable) -> float:
+    from triton.testing import do_bench
+
+    return do_bench(function, return_mode="median")
+
+
+def _ceilings() -> dict[str, float]:
+    """TFLOP/s of an 8,192-cubed bf16 product of random numbers, and TB/s, read plus written, of a copy of 2 GB."""
+    generator = torch.Generator("cuda").manual_seed(1)
+    a, b = (torch.randn(8192, 8192, generator=generator, device="cuda").bfloat16() for _ in range(2))
+    product_ms = _median_ms(lambda: a @ b)
+    source = torch.randn(2**30, generator=generator, device="cuda", dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    copy_ms = _median_ms(lambda: target.copy_(source))
+    return {"tflops": 2 * 8192**3 / product_ms / 1e9, "tb_s": 2 * 2 * 2**30 / copy_ms / 1e9}
+
+
+def _row(setting: str, seq_len: int, case: Case) -> dict:
+    forward_ms = _median_ms(case.call)
+    backward_ms = None
+    if case.leaves:
+        output = case.call()
+        grad = torch.randn_like(output)
+        backward_ms = _median_ms(lambda: torch.autograd.grad(output, case.leaves, grad, retain_graph=True))
+    return {
+        "setting": setting,
+        "seq_len": seq_len,
+        "operation": case.operation,
+        "peer_of": case.peer_of,
+        "forward_ms": forward_ms,
+        "backward_ms": backward_ms,
+        "flops": list(case.flops),
+        "bytes": list(case.bytes),
+    }
+
+
+def _step(call: Callable, leaves: list[torch.Tensor]) -> Callable:
+    """Forward and backward as one call."""
+    grad = torch.randn_like(call())
+    return lambda: torch.autograd.grad(call(), leaves, grad)
+
+
+def pair_row(seq_len: int) -> dict:
+    """ansa.local + ansa.global at 340M, attention only, forward and backward, against two full-attention layers.
+
+    The full layers have the same heads (H=16, K=4, d=64) and run as `full_attention` does: cuDNN where it is there.
+    """
+    times = {}
+    for name, setting in {"local": LOCAL, "global": GLOBAL, "full": FULL}.items():
+        tensors = Tensors(setting, seq_len, "cuda")
+        calls = {"local": tensors.window, "global": tensors.global_layer, "full": tensors.full}
+        leaves = tensors.leaves + ([tensors.logits] if name == "global" else [])
+        times[f"{name}_ms"] = _median_ms(_step(calls[name], leaves))
+        if name != "full":
+            times[f"{name}_device_ms"] = _device_ms(_step(calls[name], leaves))
+    pair_ms, full_ms = times["local_ms"] + times["global_ms"], 2 * times["full_ms"]
+    return {"seq_len": seq_len, **times, "pair_ms": pair_ms, "two_full_ms": full_ms, "speed_up": full_ms / pair_ms}
+
+
+def _device_ms(step: Callable, runs: int = 5) -> float:
+    """Time the GPU spends in kernels, without gaps between them: what a CUDA graph or a longer row approaches."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        for _ in range(runs):
+            step()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e3 / runs
+
+
+def memory_row(seq_len: int) -> dict:
+    """Peak bytes a token that forward and backward of each ansa layer take above their inputs, gradients included."""
+    row = {"seq_len": seq_len}
+    for name, setting in {"local": LOCAL, "global": GLOBAL}.items():
+        tensors = Tensors(setting, seq_len, "cuda")
+        call, leaves = (tensors.window, tensors.leaves)
+        if name == "global":
+            call, leaves = tensors.global_layer, [*tensors.leaves, tensors.logits]
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        output = call()
+        torch.autograd.grad(output, leaves, torch.ones_like(output))
+        row[f"{name}_bytes_per_token"] = (torch.cuda.max_memory_allocated() - before) / seq_len
+        del tensors, output, call, leaves
+    return row

@@ -1,0 +1,110 @@
+"""What `zoo bench kernels` measured, as Markdown tables and a plot. No torch."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999")
+
+
+def as_markdown(report: dict) -> str:
+    """The tables of a report, with chip, versions, date and command."""
+    machine, ceilings = report["machine"], report["ceilings"]
+    lines = [
+        f"One {machine['gpu']}, torch {machine['torch']}, triton {machine['triton']}, CUDA {machine['cuda']}, "
+        f"Python {machine['python']}, {machine['date']}. bf16, one row, random inputs, eager mode, medians.",
+        f"Ceilings measured in this run: {ceilings['tflops']:.0f} TFLOP/s dense bf16 product, "
+        f"{ceilings['tb_s']:.2f} TB/s copy (read plus written).",
+        "",
+        f"    {report['command']}",
+        "",
+    ]
+    for setting in dict.fromkeys(row["setting"] for row in report["rows"]):
+        lines += [f"## {setting}", "", *_table([r for r in report["rows"] if r["setting"] == setting], ceilings), ""]
+    if report["pair"]:
+        lines += ["## A layer pair, forward and backward", "", *_pair_table(report["pair"]), ""]
+    if report["memory"]:
+        lines += ["## Peak memory of forward and backward, bytes a token", "", *_memory_table(report["memory"]), ""]
+    return "\n".join(lines)
+
+
+def _table(rows: list[dict], ceilings: dict) -> Iterable[str]:
+    yield "| tokens | operation | forward ms | backward ms | full / this | forward: arithmetic, bytes | backward |"
+    yield "|---:|---|---:|---:|---:|---:|---:|"
+    full = {row["seq_len"]: _total(row) for row in rows if row["operation"] == "full"}
+    for row in sorted(rows, key=lambda row: row["seq_len"]):
+        backward = row["backward_ms"]
+        ratio = full[row["seq_len"]] / _total(row) if row["seq_len"] in full and backward else None
+        yield (
+            f"| {row['seq_len']:,} | {row['operation']} | {row['forward_ms']:.3f} "
+            f"| {'' if backward is None else f'{backward:.3f}'} | {'' if ratio is None else f'{ratio:.1f}x'} "
+            f"| {_fractions(row, 0, row['forward_ms'], ceilings)} "
+            f"| {'' if backward is None else _fractions(row, 1, backward, ceilings)} |"
+        )
+
+
+def _total(row: dict) -> float:
+    return row["forward_ms"] + (row["backward_ms"] or 0.0)
+
+
+def _fractions(row: dict, index: int, time_ms: float, ceilings: dict) -> str:
+    """Counted FLOPs and counted bytes over the time, each as a share of its ceiling."""
+    arithmetic = row["flops"][index] / time_ms / 1e9 / ceilings["tflops"]
+    moved = row["bytes"][index] / time_ms / 1e9 / ceilings["tb_s"]
+    return f"{arithmetic:.0%}, {moved:.0%}" if row["flops"][index] else f"-, {moved:.0%}"
+
+
+def _pair_table(rows: list[dict]) -> Iterable[str]:
+    yield "| tokens | local ms (on the GPU) | global ms (on the GPU) | pair ms | two full layers ms | speed-up |"
+    yield "|---:|---:|---:|---:|---:|---:|"
+    for row in rows:
+        yield (
+            f"| {row['seq_len']:,} | {row['local_ms']:.2f} ({row['local_device_ms']:.2f}) | {row['global_ms']:.2f} "
+            f"({row['global_device_ms']:.2f}) | {row['pair_ms']:.2f} | {row['two_full_ms']:.2f} "
+            f"| {row['speed_up']:.2f}x |"
+        )
+
+
+def _memory_table(rows: list[dict]) -> Iterable[str]:
+    yield "| tokens | ansa.local | ansa.global |"
+    yield "|---:|---:|---:|"
+    for row in rows:
+        yield f"| {row['seq_len']:,} | {row['local_bytes_per_token']:,.0f} | {row['global_bytes_per_token']:,.0f} |"
+
+
+def plot(report: dict, path: Path) -> None:
+    """Time of forward and backward against tokens, one panel a setting, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    panels = _panels(report)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 4), squeeze=False, sharey=True)
+    for axis, (title, series) in zip(axes[0], panels.items(), strict=True):
+        for (name, points), colour in zip(series.items(), COLOURS * len(series), strict=False):
+            style = "--" if name.startswith(("full", "two full")) else "-"
+            axis.plot(*zip(*sorted(points), strict=True), style, marker="o", color=colour, label=name)
+        axis.set(xscale="log", yscale="log", title=title, xlabel="tokens")
+        lengths = sorted({x for points in series.values() for x, _ in points})
+        axis.set_xticks(lengths, [f"{length // 1024}K" for length in lengths])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    axes[0][0].set_ylabel("forward + backward, ms")
+    machine = report["machine"]
+    figure.suptitle(f"{machine['gpu']}, torch {machine['torch']}, triton {machine['triton']}, {machine['date']}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _panels(report: dict) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row in report["rows"]:
+        series = panels.setdefault(row["setting"], {})
+        series.setdefault(row["operation"], []).append((row["seq_len"], _total(row)))
+    for row in report["pair"]:
+        series = panels.setdefault("a layer pair of ansa", {})
+        for name in ("local", "global", "pair", "two_full"):
+            series.setdefault(name.replace("_", " "), []).append((row["seq_len"], row[f"{name}_ms"]))
+    return panels

@@ -62,8 +62,23 @@ def train(
 
 
 @app.command()
-def show(recipe: RecipeFile, overrides: Override = None, json: AsJson = False) -> None:
-    """Show a recipe's layers, parameters, FLOPs and cache, without building it."""
+def show(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe; with --pattern also a run folder.")],
+    overrides: Override = None,
+    json: AsJson = False,
+    pattern: Annotated[
+        str | None, typer.Option(metavar="layer=N", help="Draw which keys each query sees in a layer, counted from 0.")
+    ] = None,
+    seq_len: Annotated[int, typer.Option(help="With --pattern: tokens of the map.")] = 256,
+    text: Annotated[Path | None, typer.Option(help="With --pattern and a run: what the model reads.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="With --pattern: .svg, .png or .pdf.")] = None,
+) -> None:
+    """Show a recipe's layers, parameters, FLOPs and cache, without building it; or draw a layer's attention map."""
+    if pattern is not None:
+        from zoo.report.patterns import show_pattern
+
+        print(show_pattern(recipe, overrides or [], pattern, seq_len, text, output), end="")
+        return
     from zoo import show as room
 
     loaded = _load(recipe, overrides)

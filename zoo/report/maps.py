@@ -22,7 +22,6 @@ from zoo.kernels.dispatch import use_implementation
 from zoo.report.curves import as_svg
 from zoo.show import COLOURS
 
-LONGEST = 2048  # tokens of a map: weights of all heads, T x T each, are held at once
 _PANEL = {"full": 0, "window": 0, "compression": 1, "selection": 2}  # pattern -> its colour's place in COLOURS
 
 

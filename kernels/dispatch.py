@@ -18,6 +18,8 @@ import torch
 
 log = logging.getLogger("zoo.kernels")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # found, not imported
+MIN_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16 products and asynchronous copies
+_too_old_devices: dict[torch.device, str | None] = {}
 
 OPERATIONS = {  # operation -> the module that registers it
     "full_attention": "zoo.kernels.full",
@@ -54,6 +56,7 @@ class Choice:
 _registered: dict[str, tuple[Implementation, ...]] = {}
 _last: dict[str, Choice] = {}
 _told: set[tuple[str, str]] = set()
+_failed: dict[tuple[str, str], str] = {}  # implementations that did not run on this machine, and why
 _forced: str | None = None
 
 
@@ -69,10 +72,17 @@ def call(op: str, impl: str, *tensors, **options):
     """
     choice = choose(op, impl, *tensors, **options)
     if impl == "auto":
-        _note(op, choice)
+        _note(op, choice, _first(tensors).device.type)
     with torch.autocast(_first(tensors).device.type, enabled=False):
         _load(op, choice.impl)
-        return _find(op, choice.impl).loaded[0](*tensors, **options)
+        function = _find(op, choice.impl).loaded[0]
+        if torch.compiler.is_compiling() or impl != "auto" or choice.why.startswith("asked for"):
+            return function(*tensors, **options)
+        try:
+            return function(*tensors, **options)
+        except Exception as error:
+            _give_up(op, choice.impl, error)
+    return call(op, impl, *tensors, **options)
 
 
 def choose(op: str, impl: str, *tensors, **options) -> Choice:
@@ -85,7 +95,8 @@ def choose(op: str, impl: str, *tensors, **options) -> Choice:
         return Choice(wanted, f"asked for by {asked_by}")
     passed_over = []
     for candidate in _registered[op]:
-        reason = _too_slow(candidate, *tensors) or candidate.supports(*tensors, **options)
+        reason = _failed.get((op, candidate.name)) or _too_slow(candidate, *tensors)
+        reason = reason or candidate.supports(*tensors, **options)
         if reason is None:
             return Choice(candidate.name, "; ".join(passed_over) or "the best there is")
         passed_over.append(f"not {candidate.name}: {reason}")
@@ -134,7 +145,7 @@ def triton_supports(*tensors, **options) -> str | None:
         return f"the tensors are on {first.device.type}, not on a CUDA device"
     if first.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the kernels take float32, float16 and bfloat16, not {first.dtype}"
-    return None
+    return _too_old(first.device)
 
 
 def _wanted() -> tuple[str, str]:
@@ -161,11 +172,34 @@ def _too_slow(candidate: Implementation, *tensors) -> str | None:
     return f"the tensors are on {device}" if candidate.name == "triton" and device != "cuda" else None
 
 
-def _note(op: str, choice: Choice) -> None:
+def _too_old(device: torch.device) -> str | None:
+    if device not in _too_old_devices:
+        reason = None
+        if device.type == "cuda" and torch.version.hip is None:
+            capability = torch.cuda.get_device_capability(device)
+            if capability < MIN_CAPABILITY:
+                reason = f"this GPU has compute capability {capability[0]}.{capability[1]}, and the kernels need 8.0"
+        _too_old_devices[device] = reason
+    return _too_old_devices[device]
+
+
+_too_old._dynamo_marked_constant = True  # as _load below
+
+
+def _give_up(op: str, name: str, error: Exception) -> None:
+    """Leave an implementation alone from now on, if it asks for more than this GPU has; raise any other error."""
+    if type(error).__name__ != "OutOfResources" or name == "reference":
+        raise error
+    _failed[op, name] = f"this GPU has too little for it ({error})"
+
+
+def _note(op: str, choice: Choice, device: str) -> None:
+    """Say once what `auto` takes: as a warning where a GPU gets the slow reference though there are kernels."""
     _last[op] = choice
     if (op, choice.impl) not in _told and not torch.compiler.is_compiling():
         _told.add((op, choice.impl))
-        log.info("%s runs as %s (%s)", op, choice.impl, choice.why)
+        slow = device == "cuda" and choice.impl == "reference" and choice.why.startswith("not ")
+        log.log(logging.WARNING if slow else logging.INFO, "%s runs as %s (%s)", op, choice.impl, choice.why)
 
 
 def _load(op: str, name: str) -> bool:

@@ -14,8 +14,9 @@ Layouts: q [B, T, H, D], q_rope [B, T, H, R], k [B, N, K, D], k_rope [B, N, R], 
 strides, but 1 in the last axis; o and what a kernel writes are contiguous. lse and delta (the row sums of o * do) are
 [B, H, T], so that a tile's are contiguous. DP, RP, VP are the widths padded to powers of two.
 Scores are scale * (q . k + q_rope . k_rope); exponentials are taken to base 2; sums are float32.
-Every tile is read by pointers, not by Hopper's copy engine through descriptors (TMA): that was up to a quarter quicker,
-but in Triton 3.6 it raced, and its shared memory overlapped that of a reduction (docs/log.md).
+Every tile is read by pointers: Hopper's copy engine (TMA) was no quicker once tiles were chosen for each (docs/log.md).
+A loop may divide by its own number of turns only if that is never 0, for pipelining computes the addresses of the first
+turns before the loop; LLVM then takes the number for positive, and loads what no turn asks for.
 
 Backward: dq by blocks of queries, dk and dv by blocks of keys, each sum in a fixed order (no atomics). The queries that
 see a block of keys, of all heads of its group, may be dealt to several programs, whose float32 parts are added
@@ -399,9 +400,10 @@ def _dkv_kernel(
     b_dv = tl.zeros([BN, VP], tl.float32)
     scale_log2 = scale * _LOG2_E
     n_masked = n_before + n_after
+    per_head = tl.maximum(n_masked, 1)  # not 0: see above
     for i in range(n_masked * G * i_part // PARTS, n_masked * G * (i_part + 1) // PARTS):
-        i_h = i_k * G + i // n_masked
-        j = i % n_masked
+        i_h = i_k * G + i // per_head
+        j = i % per_head
         t0 = t_first + (j + tl.where(j < n_before, 0, n_body)) * BM
         o_row = (i_b * H + i_h) * T
         b_dk, b_dkr, b_dv = _dkv_step(
@@ -411,9 +413,10 @@ def _dkv_kernel(
             D, R, V, DP, RP, VP, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS, BM, PRECISION, True,
         )  # fmt: skip
     if not HAS_DOCUMENTS:
+        per_head = tl.maximum(n_body, 1)
         for i in range(n_body * G * i_part // PARTS, n_body * G * (i_part + 1) // PARTS):
-            i_h = i_k * G + i // n_body
-            t0 = t_first + (i % n_body + n_before) * BM
+            i_h = i_k * G + i // per_head
+            t0 = t_first + (i % per_head + n_before) * BM
             o_row = (i_b * H + i_h) * T
             b_dk, b_dkr, b_dv = _dkv_step(
                 b_dk, b_dkr, b_dv, b_k, b_kr, b_v, q, qr, do, lse + o_row, delta + o_row, p_start, i_b, i_h, t0, o_n, T,

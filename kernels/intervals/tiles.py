@@ -18,7 +18,7 @@ def fwd_tiles(dtype: torch.dtype, width: int) -> list[Tile]:
     if width <= 96:
         return _tiles((64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1))
     if width <= 128:
-        return _tiles((64, 32, 4, 3), (64, 32, 4, 2), (32, 32, 4, 1))
+        return _tiles((64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1))
     return _tiles((128, 64, 8, 2), (64, 32, 4, 2), (32, 32, 4, 1), (16, 16, 4, 1))
 
 
@@ -38,7 +38,7 @@ def dkv_tiles(dtype: torch.dtype, width: int) -> list[Tile]:
     if width <= 96:
         return _tiles((64, 64, 4, 3), (64, 64, 4, 2), (32, 64, 4, 2), (32, 32, 4, 1))
     if width <= 128:
-        return _tiles((64, 64, 4, 2), (32, 64, 4, 2), (32, 32, 4, 1))
+        return _tiles((32, 64, 4, 3), (32, 64, 4, 2), (32, 32, 4, 1))
     return _tiles((32, 64, 8, 2), (32, 64, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1))
 
 

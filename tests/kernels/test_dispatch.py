@@ -97,6 +97,30 @@ def test_auto_says_once_what_it_chose(operation, caplog):
     assert said == ["toy runs as fast (the best there is)", "toy runs as slow (not fast: x is longer than 2)"]
 
 
+def test_an_implementation_that_does_not_fit_the_gpu_is_left_alone(operation, monkeypatch, caplog):
+    """One call finds out; `auto` goes on with the next implementation, a named one raises."""
+    out_of_resources = type("OutOfResources", (Exception,), {})
+
+    def fails(x):
+        raise out_of_resources("out of resource: shared memory")
+
+    monkeypatch.setattr(sys.modules["toy"], "fast", fails)
+    monkeypatch.setattr(dispatch, "_failed", {})
+    with pytest.raises(out_of_resources, match="shared memory"):
+        dispatch.call("toy", "fast", short)
+    assert dispatch.call("toy", "auto", short).tolist() == [2, 2]
+    assert "too little for it (out of resource" in dispatch.choose("toy", "auto", short).why
+
+
+def test_other_errors_pass_through(operation, monkeypatch):
+    def fails(x):
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(sys.modules["toy"], "fast", fails)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        dispatch.call("toy", "auto", short)
+
+
 def test_no_implementation(operation, monkeypatch):
     monkeypatch.setitem(dispatch._registered, "toy", dispatch._registered["toy"][:1])
     with pytest.raises(ValueError, match="toy: no implementation serves this call: not fast: x is longer than 2"):

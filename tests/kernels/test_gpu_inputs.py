@@ -91,7 +91,7 @@ def test_strides(name, randn, agree):
 @pytest.mark.parametrize("name", ["compression", "selection", "window", "full"])
 @pytest.mark.parametrize("R", [0, 16])
 def test_many_runs_give_the_same_bits(name, R):
-    """A race shows in one run of a hundred: kernels read by TMA gave 1 wrong dk in 60 (docs/log.md)."""
+    """A race shows in one run of a hundred: a load that no turn of a loop asked for gave 1 wrong dk in 60."""
     B, T, H, K, D = 1, 1024, 16, 4, 32
     generator = torch.Generator("cuda").manual_seed(3)
     shapes = [(B, T, H, D), (B, T, K, D), (B, T, K, D)] + [(B, T, H, R), (B, T, R)] * bool(R)

@@ -13,6 +13,7 @@ pytestmark = [
     # Tracing Liger's functions and torch's own compiler meet what torch deprecates.
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"),
 ]
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHALLOW = {"nsa": "nsa*2", "ansa": "ansa.local ansa.global"}

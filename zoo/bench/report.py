@@ -54,13 +54,15 @@ def _fractions(row: dict, index: int, time_ms: float, ceilings: dict) -> str:
 
 
 def _pair_table(rows: list[dict]) -> Iterable[str]:
-    yield "| tokens | local ms (on the GPU) | global ms (on the GPU) | pair ms | two full layers ms | speed-up |"
+    """With two speed-ups: as it runs in eager mode, and by the time that the GPU computes."""
+    yield "| tokens | local ms (on the GPU) | global ms (on the GPU) | two full layers ms | speed-up | on the GPU |"
     yield "|---:|---:|---:|---:|---:|---:|"
     for row in rows:
+        device_ms = row["local_device_ms"] + row["global_device_ms"]
         yield (
             f"| {row['seq_len']:,} | {row['local_ms']:.2f} ({row['local_device_ms']:.2f}) | {row['global_ms']:.2f} "
-            f"({row['global_device_ms']:.2f}) | {row['pair_ms']:.2f} | {row['two_full_ms']:.2f} "
-            f"| {row['speed_up']:.2f}x |"
+            f"({row['global_device_ms']:.2f}) | {row['two_full_ms']:.2f} | {row['speed_up']:.2f}x "
+            f"| {row['two_full_ms'] / device_ms:.2f}x |"
         )
 
 

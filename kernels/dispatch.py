@@ -58,6 +58,7 @@ _last: dict[str, Choice] = {}
 _told: set[tuple[str, str]] = set()
 _failed: dict[tuple[str, str], str] = {}  # implementations that did not run on this machine, and why
 _forced: str | None = None
+_plan: list[tuple[str, Choice]] | None = None
 
 
 def register(op: str, *implementations: Implementation) -> None:
@@ -71,7 +72,10 @@ def call(op: str, impl: str, *tensors, **options):
     Autocast is off inside: the dtype of the inputs decides, and scores and accumulators stay float32 as promised.
     """
     choice = choose(op, impl, *tensors, **options)
-    if impl == "auto":
+    if _plan is not None:
+        _plan.append((op, choice))
+        choice = Choice("reference", "")  # for the shapes: it runs on tensors that hold no data
+    elif impl == "auto":
         _note(op, choice, _first(tensors).device.type)
     with torch.autocast(_first(tensors).device.type, enabled=False):
         _load(op, choice.impl)
@@ -122,8 +126,27 @@ class use_implementation:
         _forced = self.before
 
 
-def explain() -> str:
-    """A table: the implementations of each operation, best first, what `auto` took last, and why."""
+def plan(function: Callable[[], object]) -> list[tuple[str, Choice]]:
+    """The operations that function() calls, in order, each with the implementation that would serve it, and why.
+
+    Nothing but references runs; make the tensors under torch's FakeTensorMode, and they compute nothing either.
+    """
+    global _plan
+    before, _plan = _plan, []
+    try:
+        function()
+        return _plan
+    finally:
+        _plan = before
+
+
+def explain(function: Callable[[], object] | None = None) -> str:
+    """A table: the implementations of each operation, best first, what `auto` took last, and why.
+
+    With a function of no arguments: the operations it calls, what would serve each, and why, as `plan`.
+    """
+    if function is not None:
+        return "\n".join(f"{op:<22} {choice.impl:<10} {choice.why}" for op, choice in plan(function))
     wanted, asked_by = _wanted()
     lines = [
         f"auto means {wanted!r}, by {asked_by}" if wanted != "auto" else "auto takes the first that supports a call"

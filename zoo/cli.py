@@ -34,6 +34,9 @@ Override = Annotated[
 Kind = Annotated[str | None, typer.Argument(help="A kind of block; without it all kinds.", show_default=False)]
 Version = Annotated[bool, typer.Option("--version", callback=lambda wanted: _version(wanted), is_eager=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+ShowKernels = Annotated[
+    bool, typer.Option("--kernels", help="Say which implementation serves each layer on this machine, and why.")
+]
 
 
 def _load(path: Path, overrides: list[str] | None):
@@ -66,6 +69,7 @@ def show(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe; with --pattern also a run folder.")],
     overrides: Override = None,
     json: AsJson = False,
+    kernels: ShowKernels = False,
     pattern: Annotated[
         str | None, typer.Option(metavar="layer=N", help="Draw which keys each query sees in a layer, counted from 0.")
     ] = None,
@@ -82,6 +86,11 @@ def show(
     from zoo import show as room
 
     loaded = _load(recipe, overrides)
+    if kernels:
+        from zoo import serving
+
+        print(serving.as_text(loaded), end="")
+        return
     print(room.as_json(loaded) if json else room.as_text(loaded), end="")
 
 

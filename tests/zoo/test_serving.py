@@ -1,0 +1,88 @@
+"""`zoo show --kernels`, and the tables of `zoo bench kernels`, on a machine without a GPU."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from zoo import cli, serving
+from zoo.bench import report
+from zoo.bench.cases import GLOBAL, SETTINGS, Setting, Tensors, cases
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+
+
+@no_gpu
+@pytest.mark.parametrize("path", ["340m/ansa", "340m/nsa", "340m/full", "340m/mla", "tiny/window"])
+def test_every_operation_is_named_with_a_reason(path):
+    recipe = zoo.load_recipe(RECIPES / f"{path}.yaml")
+    found = serving.kernels_of(recipe)
+    layers = sorted(layer for entry in found for layer in entry["layers"])
+    assert layers == list(range(len(recipe.model.expanded())))
+    for entry in found:
+        assert entry["operations"]
+        for op, impl, why in entry["operations"]:
+            assert impl == "reference" or (op in ("full_attention", "selection_attention") and impl == "sdpa")
+            assert "the tensors are on cpu" in why or op == "full_attention"
+
+
+def test_the_recipe_key_forces_the_reference():
+    recipe = zoo.load_recipe(RECIPES / "tiny/full.yaml", overrides=["train.kernels=reference"])
+    operations = [operation for entry in serving.kernels_of(recipe) for operation in entry["operations"]]
+    assert operations == [("full_attention", "reference", "asked for by use_implementation()")]
+
+
+@no_gpu
+def test_commands_without_a_gpu(capsys):
+    assert cli.run(["show", "--kernels", str(RECIPES / "tiny/ansa.yaml")]) == 0
+    shown = capsys.readouterr().out
+    assert "no CUDA GPU here" in shown
+    assert "ansa.local  (layers 0, 2)" in shown
+    assert cli.run(["bench", "kernels"]) == 1
+    assert capsys.readouterr().err == "bench kernels: needs a CUDA GPU; torch finds none here.\n"
+    assert cli.run(["bench", "kernels", "--config", "Q"]) == 1
+    assert "unknown setting 'Q'; known: P, P4, A64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "setting", [Setting(4, 2, 16, 8, 16, 16, 16, 4, 4, 64), Setting(2, 1, 16, 0, 8, 4, 16, 3, 1, 32)]
+)
+def test_cases_run_and_count(setting):
+    """FLOPs by hand at 64 tokens; every case differentiates into its leaves."""
+    found = {case.operation: case for case in cases(setting, 64, "cpu")}
+    qk, v = setting.head_dim + setting.rope_dim, setting.head_dim
+    pairs = 64 * 65 // 2
+    assert found["full"].flops == (
+        2 * setting.n_heads * pairs * (qk + v),
+        2 * setting.n_heads * pairs * (3 * qk + 2 * v),
+    )
+    for case in found.values():
+        output = case.call()
+        assert min(case.bytes[: 1 + bool(case.leaves)]) > 0
+        if case.leaves:
+            assert all(g is not None for g in torch.autograd.grad(output, case.leaves, torch.ones_like(output)))
+    tensors = Tensors(setting, 64, "cpu")
+    layer = tensors.global_layer()
+    grads = torch.autograd.grad(layer, [*tensors.leaves, tensors.logits], torch.ones_like(layer))
+    assert all(grad.any() for grad in grads)
+
+
+def test_the_committed_tables_are_those_of_their_json(tmp_path):
+    folder = RECIPES.parent / "docs/benchmarks"
+    for path in (folder / "kernels_nsa.json", folder / "kernels_ansa.json"):
+        found = json.loads(path.read_text())
+        assert report.as_markdown(found) in path.with_suffix(".md").read_text()
+    report.plot(found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_settings_are_those_of_the_recipes():
+    """The pair that is timed is the 340M ansa recipe's."""
+    config = zoo.load_recipe(RECIPES / "ansa_340m.yaml").model.blocks["ansa"]
+    names = ("n_heads", "n_kv_heads", "rope_dim", "compression_block", "compression_stride", "selection_block")
+    for name in (*names, "n_selected", "query_group", "window"):
+        assert getattr(GLOBAL, name) == getattr(config, name), name
+    assert SETTINGS["A"].selection_block == 16

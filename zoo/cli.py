@@ -117,6 +117,22 @@ def compare(
 
 
 @app.command()
+def cost(
+    recipe: RecipeFile,
+    overrides: Override = None,
+    gpu: Annotated[str, typer.Option(help="h200, h100 or a100.")] = "h200",
+    seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens a row. Default: the recipe's.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of a micro-batch on the GPU.")] = 1,
+    json: AsJson = False,
+) -> None:
+    """Estimate the memory of a training step on a GPU, the least time it can take, and whether it fits."""
+    from zoo import sizing_text as room
+
+    loaded = _load(recipe, overrides)
+    print((room.as_json if json else room.as_text)(loaded, gpu, seq_len, rows), end="")
+
+
+@app.command()
 def blocks(name: Kind = None, json: AsJson = False) -> None:
     """List the kinds of block, or the fields of one."""
     from zoo import show as room

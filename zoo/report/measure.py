@@ -86,6 +86,33 @@ def measure(recipe, seq_len: int) -> dict[str, Any]:
     }
 
 
+def training_tensors(recipe, seq_len: int) -> int:
+    """Peak bytes of tensors on the CUDA device in training steps of one row, for zoo/sizing.py to be held to.
+
+    The gradients of an earlier micro-batch are there, as in `zoo train` with more than one row a batch.
+    """
+    import torch
+
+    import zoo
+    from zoo.training.optimizer import make_optimizer
+
+    model = zoo.build_model(recipe, device="cuda")
+    model.activation_checkpointing = recipe.train.activation_checkpointing
+    optimizer = make_optimizer(model, recipe.train.optimizer)
+    tokens_BT = torch.randint(
+        recipe.model.vocab_size, (1, seq_len + 1), generator=torch.Generator().manual_seed(0)
+    ).cuda()
+    for _ in range(2):  # AdamW makes its averages in the first
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(2):
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = model.loss(tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous())
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cuda.max_memory_allocated()
+
+
 class _Memory:
     """Peak bytes since the start; on a CPU above what was resident then."""
 
@@ -133,10 +160,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prefill and training speed and peak memory of one recipe.")
     parser.add_argument("recipe")
     parser.add_argument("--seq-len", type=int, default=None, help="tokens of the row; default max_seq_len")
+    parser.add_argument("--peak", action="store_true", help="on CUDA: the peak of training, and the estimate of it")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    print(json.dumps(measure(recipe, arguments.seq_len or recipe.model.max_seq_len)))
+    seq_len = arguments.seq_len or recipe.model.max_seq_len
+    if not arguments.peak:
+        print(json.dumps(measure(recipe, seq_len)))
+        return
+    from zoo.sizing import GPUS, step_size
+
+    measured, estimate = training_tensors(recipe, seq_len), step_size(recipe, seq_len, 1, GPUS["h200"]).peak
+    print(json.dumps({"measured_bytes": measured, "estimate_bytes": estimate, "ratio": estimate / measured}))
 
 
 if __name__ == "__main__":

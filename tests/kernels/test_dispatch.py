@@ -1,8 +1,10 @@
 """Which implementation serves a call, how that can be steered, and what is said about it."""
 
 import logging
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,3 +153,18 @@ def test_auto_never_takes_tritons_interpreter(randn, monkeypatch):
     row = dispatch.Implementation("triton", "nowhere:at_all", dispatch.triton_supports)
     monkeypatch.setitem(dispatch._registered, "toy", (row, dispatch.Implementation("reference", "nowhere:either")))
     assert dispatch.choose("toy", "auto", short).impl == "reference"
+
+
+def test_explain_of_a_function(operation, randn):
+    q = randn(1, 4, 2, 4)
+    table = dispatch.explain(lambda: kernels.window_attention(q, q, q, window=2))
+    assert table.startswith("window_attention       reference")
+    assert dispatch.plan(lambda: None) == []
+
+
+def test_the_examples_of_the_page_run():
+    page = (Path(__file__).parents[2] / "docs/kernels.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        exec(compile(example, "docs/kernels.md", "exec"), {})

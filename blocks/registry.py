@@ -25,15 +25,43 @@ _KINDS = {
 
 
 @cache
-def _installed() -> dict[str, str]:
-    """Kinds that installed packages offer. A name of the zoo's own, or offered twice, is refused."""
+def _installed() -> tuple[dict[str, str], dict[str, str]]:
+    """(kind -> target of what installed packages offer, kind -> why an offer is refused).
+
+    A name of the zoo's own, or one offered twice for different classes, is refused.
+    """
     found: dict[str, str] = {}
+    refused: dict[str, str] = {}
     for entry in metadata.entry_points(group=ENTRY_POINTS):
-        if entry.name in _KINDS or found.get(entry.name, entry.value) != entry.value:
-            other = _KINDS.get(entry.name) or found[entry.name]
-            raise ValueError(f"block kind {entry.name!r} is offered by {entry.value} and by {other}; uninstall one")
-        found[entry.name] = entry.value
-    return found
+        taken = _KINDS.get(entry.name) or found.get(entry.name, entry.value)
+        if taken != entry.value:
+            refused[entry.name] = f"is offered by {entry.value} and by {taken}; uninstall one"
+        else:
+            found[entry.name] = entry.value
+    return {kind: target for kind, target in found.items() if kind not in refused}, refused
+
+
+def broken() -> dict[str, str]:
+    """What other packages offer and cannot be used, by name: the reason. Imports every kind."""
+    found, refused = _installed()
+    reasons = {kind: f"block kind {kind!r} {why}" for kind, why in refused.items()}
+    for kind in dict.fromkeys([*found, *_KINDS]):
+        try:
+            config_class(kind)
+        except ValueError as error:
+            reasons[kind] = str(error)
+    return reasons
+
+
+def load_plugin(module: str) -> None:
+    """Import a module of another package, which calls `register` for each kind it brings.
+
+    Raises ValueError, with the module's name and what went wrong, if it cannot be imported.
+    """
+    try:
+        import_module(module)
+    except Exception as error:  # a module can raise anything while it is imported
+        raise ValueError(f"plugin {module!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def register(kind: str, target: str) -> None:
@@ -45,7 +73,7 @@ def register(kind: str, target: str) -> None:
 
 def kinds() -> list[str]:
     """Every known kind, the zoo's own first."""
-    return [*_KINDS, *(kind for kind in _installed() if kind not in _KINDS)]
+    return [*_KINDS, *(kind for kind in _installed()[0] if kind not in _KINDS)]
 
 
 def config_class(kind: str) -> "type[BlockConfig]":
@@ -53,7 +81,9 @@ def config_class(kind: str) -> "type[BlockConfig]":
 
     Raises ValueError naming the known kinds, and the nearest, if there is none; or what failed if its module does.
     """
-    target = _KINDS.get(kind) or _installed().get(kind)
+    target = _KINDS.get(kind) or _installed()[0].get(kind)  # the zoo's own need no look at what is installed
+    if target is None and kind in _installed()[1]:
+        raise ValueError(f"block kind {kind!r} {_installed()[1][kind]}")
     if target is None:
         known = kinds()
         near = difflib.get_close_matches(str(kind), known, n=1)
@@ -61,11 +91,28 @@ def config_class(kind: str) -> "type[BlockConfig]":
         raise ValueError(f"unknown block kind {kind!r}; known: {', '.join(known)}.{hint}")
     module, _, name = target.partition(":")
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        made = getattr(import_module(module), name)
+    except Exception as error:  # a module of another package can raise anything while it is imported
         raise ValueError(f"block kind {kind!r} cannot be loaded from {target}: {error}") from error
+    _check_class(kind, target, made)
+    return made
+
+
+def _check_class(kind: str, target: str, made: object) -> None:
+    """Raise ValueError unless it is a BlockConfig that calls itself by the name it is offered under."""
+    from zoo.blocks.config import BlockConfig
+
+    if not (isinstance(made, type) and issubclass(made, BlockConfig)):
+        raise ValueError(f"block kind {kind!r}: {target} must be a subclass of zoo.blocks.config.BlockConfig")
+    own = made.model_fields["kind"].default
+    if own != kind and kind not in _KINDS:
+        raise ValueError(f"block kind {kind!r}: {target} must have the default kind {kind!r}; found {own!r}")
 
 
 def block_kinds() -> "Iterator[tuple[str, type[BlockConfig]]]":
-    """(kind, config class) of every known kind; imports them all."""
-    return ((kind, config_class(kind)) for kind in kinds())
+    """(kind, config class) of every known kind that loads; imports them all. `broken` says what is left out."""
+    for kind in kinds():
+        try:
+            yield kind, config_class(kind)
+        except ValueError:
+            continue

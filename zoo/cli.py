@@ -48,6 +48,14 @@ def _load(path: Path, overrides: list[str] | None):
     return recipe
 
 
+def _report_broken_kinds() -> None:
+    """Name the block kinds of other packages that cannot be used; the rest works."""
+    from zoo.blocks import broken
+
+    for why in broken().values():
+        print(f"note: {why}", file=sys.stderr)
+
+
 @app.command()
 def train(
     recipe: RecipeFile,
@@ -137,6 +145,7 @@ def blocks(name: Kind = None, json: AsJson = False) -> None:
     """List the kinds of block, or the fields of one."""
     from zoo import show as room
 
+    _report_broken_kinds()
     print(room.blocks_as_json(name) if json else room.blocks_as_text(name), end="")
 
 
@@ -151,6 +160,7 @@ def schema() -> None:
 
     from zoo.schema import recipe_schema
 
+    _report_broken_kinds()
     print(json.dumps(recipe_schema(), indent=2))
 
 

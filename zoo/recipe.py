@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -77,6 +78,14 @@ Layers = Annotated[
     PlainValidator(_read_schedule, json_schema_input_type=str | list[Any]),
     PlainSerializer(schedule.format_schedule, return_type=str | list[Any]),
 ]
+
+
+def _load_plugin(name: str) -> str:
+    registry.load_plugin(name)
+    return name
+
+
+Plugin = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=200), AfterValidator(_load_plugin)]
 BlockName = Annotated[str, Field(pattern=f"^{schedule.NAME.pattern}$", max_length=100)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
@@ -242,6 +251,9 @@ class Recipe(Section):
     )
     summary: str = Field("", description="One line on what the recipe is for.")
     seed: int = Field(17, ge=0, le=2**32 - 1, description="Seed of initialisation, data order and dropout.")
+    plugins: list[Plugin] = Field(
+        [], description="Modules that bring block kinds of their own; reading the recipe imports them."
+    )
     model: ModelConfig = Field(description="The architecture.")
     data: DataConfig = Field(DataConfig(), description="Where the text comes from, and how it is cut into rows.")
     train: TrainConfig = Field(TrainConfig(), description="How the model is trained.")

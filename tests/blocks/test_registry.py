@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from zoo.blocks import block_kinds, build, config_class, kinds, register, registry
+from zoo.blocks import block_kinds, broken, build, config_class, kinds, register, registry
 
 PLUGIN = '''
 from typing import Literal
@@ -69,9 +69,38 @@ def test_a_package_that_does_not_import_is_named(install):
 def test_a_name_of_the_zoo_cannot_be_taken(install):
     with pytest.raises(ValueError, match=r"'full' is taken by zoo\.blocks\.kinds\.full:FullConfig; found mine:Full"):
         register("full", "mine:Full")
-    install("zoo_plugin_c", "nsa = zoo_plugin_c:Identity")
-    with pytest.raises(ValueError, match=r"'nsa' is offered by zoo_plugin_c:Identity and by zoo\.blocks"):
-        kinds()
+    install("zoo_plugin_c", "nsa = zoo_plugin_c:Identity\nidentity = zoo_plugin_c:Identity")
+    why = "block kind 'nsa' is offered by zoo_plugin_c:Identity and by zoo.blocks.kinds.nsa:NSAConfig; uninstall one"
+    assert broken() == {"nsa": why}
+    assert config_class("nsa").__module__ == "zoo.blocks.kinds.nsa"
+    assert [kind for kind, _ in block_kinds()] == [*registry._KINDS, "identity"], "the rest works"
+
+
+def test_a_name_offered_twice_is_refused_by_name(install):
+    install("zoo_plugin_d", "identity = zoo_plugin_d:Identity")
+    install("zoo_plugin_e", "identity = zoo_plugin_e:Identity")
+    with pytest.raises(
+        ValueError, match=r"'identity' is offered by zoo_plugin_\w:Identity and by zoo_plugin_\w:Identity"
+    ):
+        config_class("identity")
+    assert list(broken()) == ["identity"]
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "why"),
+    [
+        ("zoo_plugin_f:Identity", "1 / 0", "cannot be loaded from zoo_plugin_f:Identity: division by zero"),
+        ("zoo_plugin_g:other", PLUGIN + "other = 3", "must be a subclass of zoo.blocks.config.BlockConfig"),
+        ("zoo_plugin_h:Identity", PLUGIN, "must have the default kind 'odd'; found 'identity'"),
+        ("zoo_plugin_i", PLUGIN, "cannot be loaded from zoo_plugin_i"),
+    ],
+)
+def test_a_broken_plugin_is_named_and_leaves_the_rest(install, target, source, why):
+    install(target.partition(":")[0], f"odd = {target}", source)
+    assert why in broken()["odd"]
+    assert broken()["odd"].startswith("block kind 'odd'")
+    assert "odd" not in dict(block_kinds())
+    assert "nsa" in dict(block_kinds())
 
 
 def test_a_registered_kind_is_found(monkeypatch):

@@ -1,0 +1,3 @@
+"""Fails while it is imported, as a plugin may whose own requirements are missing."""
+
+raise RuntimeError("libwreck.so is missing")

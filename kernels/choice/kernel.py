@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.documents import Documents, n_groups
-from zoo.kernels.launching import launch
+from zoo.kernels.launching import cdiv, launch, next_power_of_2
 from zoo.kernels.registration import opaque
 
 WORKSPACE_BYTES = 1 << 28
@@ -203,7 +203,7 @@ def importance_tiles(G: int, row_bytes: int) -> list[dict]:
 
     Then one for small shared memory.
     """
-    heads = min(16 if row_bytes <= 256 else 8, triton.next_power_of_2(G))
+    heads = min(16 if row_bytes <= 256 else 8, next_power_of_2(G))
     groups = max(8, (128 if row_bytes <= 256 else 64) // heads)
     small = min(2, heads)
     return [
@@ -241,8 +241,8 @@ def _choose(
     run = min(count, max(MIN_RUN, WORKSPACE_BYTES // (4 * B * K * N)))
     importance = torch.empty(B * K * run * N, device=q.device, dtype=torch.float32)
     lse = lse.contiguous()
-    tiles = importance_tiles(G, triton.next_power_of_2(D) * q.element_size())
-    widths = dict(G=G, D=D, DP=max(16, triton.next_power_of_2(D)), R=R, RP=max(16, triton.next_power_of_2(R)))
+    tiles = importance_tiles(G, next_power_of_2(D) * q.element_size())
+    widths = dict(G=G, D=D, DP=max(16, next_power_of_2(D)), R=R, RP=max(16, next_power_of_2(R)))
     shared = dict(K=K, BLOCK=block, STRIDE=stride, QUERY_GROUP=query_group, DOCUMENTS=first is not None)
     for g in range(0, count, run):
         n = min(run, count - g)
@@ -252,7 +252,7 @@ def _choose(
             *(k_rope.stride()[:2] if R else (0, 0)), T, N, count, g, n, scale * math.log2(math.e),
         )  # fmt: skip
         launch(
-            _importance_kernel, lambda tile, n=n: (triton.cdiv(n, tile["GROUPS"]), B * K), arguments,
+            _importance_kernel, lambda tile, n=n: (cdiv(n, tile["GROUPS"]), B * K), arguments,
             {**widths, **shared}, tiles, q.device,
         )  # fmt: skip
         last_token = T if first is not None else min(T, (g + n) * query_group)
@@ -273,12 +273,12 @@ def rank_tile(tile: int) -> tuple[int, int]:
 def _rank(importance, first, start, chosen, T, N, g, n, n_blocks, n_init, n_local, selection_block, shared):
     """The top n of groups g to g + n, whose rows have at most `n_blocks` blocks."""
     B, count, K, S = chosen.shape
-    s_padded = triton.next_power_of_2(S)
-    tile = min(MAX_TILE, max(128, triton.next_power_of_2(n_blocks)))
-    n_tiles = triton.cdiv(n_blocks, tile)
+    s_padded = next_power_of_2(S)
+    tile = min(MAX_TILE, max(128, next_power_of_2(n_blocks)))
+    n_tiles = cdiv(n_blocks, tile)
     best = torch.empty(2, B * K * n * n_tiles * S if n_tiles > 1 else 0, device=chosen.device, dtype=torch.int32)
     rows, num_warps = rank_tile(tile)
-    grid = (triton.cdiv(n, rows), B * K, n_tiles)
+    grid = (cdiv(n, rows), B * K, n_tiles)
     arguments = importance, first, start, chosen, best[0], best[1], T, N, count, g, n, n_tiles
     constants = dict(S=S, S_PADDED=s_padded, SELECTION_BLOCK=selection_block, N_INIT=n_init, N_LOCAL=n_local)
     tiles = [dict(ONE_TILE=n_tiles == 1, ROWS=rows, TILE=tile, num_warps=num_warps)]
@@ -286,7 +286,7 @@ def _rank(importance, first, start, chosen, T, N, g, n, n_blocks, n_init, n_loca
     if n_tiles > 1:
         arguments = best[0], best[1], chosen, count, g, n, n_tiles * S
         constants = dict(K=K, S=S, S_PADDED=s_padded)
-        tiles = [dict(TILE=triton.next_power_of_2(n_tiles * S))]
+        tiles = [dict(TILE=next_power_of_2(n_tiles * S))]
         launch(_rank_best_kernel, lambda tile: (n, B * K), arguments, constants, tiles, chosen.device)
 
 

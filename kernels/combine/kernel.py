@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from zoo.kernels.launching import launch
+from zoo.kernels.launching import cdiv, launch, next_power_of_2
 from zoo.kernels.registration import differentiable, opaque
 
 _MAX_BRANCHES = 4
@@ -99,10 +99,10 @@ def _backward_fake(do, logits, *outputs):
 def _launch(kernel, o0: torch.Tensor, logits: torch.Tensor, pointers: tuple) -> None:
     width = o0.shape[-1]
     rows = o0.numel() // width
-    constants = dict(V=width, VP=triton.next_power_of_2(width), P=logits.shape[-1])
+    constants = dict(V=width, VP=next_power_of_2(width), P=logits.shape[-1])
     launch(
         kernel,
-        lambda tile: (triton.cdiv(rows, tile["ROWS"]),),
+        lambda tile: (cdiv(rows, tile["ROWS"]),),
         (*pointers, rows),
         constants,
         _TILES,

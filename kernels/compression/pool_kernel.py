@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.documents import Documents, n_slots
-from zoo.kernels.launching import launch
+from zoo.kernels.launching import cdiv, launch, next_power_of_2
 from zoo.kernels.registration import differentiable, opaque
 
 
@@ -85,7 +85,7 @@ def _forward(x: torch.Tensor, start: torch.Tensor | None, block: int, stride: in
     out = x.new_empty(batch, n_slots(seq_len, stride), channels)
     p_start = x if start is None else start  # a pointer that is not followed
     constants = dict(STRIDE=stride, BLOCK=block, HAS_DOCUMENTS=start is not None)
-    constants["STRIDE_PADDED"] = triton.next_power_of_2(stride)
+    constants["STRIDE_PADDED"] = next_power_of_2(stride)
     arguments = (x, out, p_start, *x.stride()[:2], seq_len, out.shape[1], channels)
     launch(_fwd_kernel, _grid(out, "SLOTS"), arguments, constants, _tiles("SLOTS", channels), x.device)
     return out
@@ -113,13 +113,13 @@ def _backward_fake(dout, start, seq_len, block, stride):
 
 @cache
 def _tiles(rows: str, channels: int) -> list[dict]:
-    width = min(128, triton.next_power_of_2(channels))
+    width = min(128, next_power_of_2(channels))
     return [{rows: max(16, 2048 // width), "CHANNELS": width, "num_warps": 4}]
 
 
 def _grid(out: torch.Tensor, rows: str):
     batch, length, channels = out.shape
-    return lambda tile: (triton.cdiv(length, tile[rows]), triton.cdiv(channels, tile["CHANNELS"]), batch)
+    return lambda tile: (cdiv(length, tile[rows]), cdiv(channels, tile["CHANNELS"]), batch)
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-import triton
 
 from zoo.kernels.intervals import kernel
 from zoo.kernels.intervals.tiles import dkv_tiles, dq_tiles, fwd_tiles
-from zoo.kernels.launching import Tile, launch, n_processors
+from zoo.kernels.launching import Tile, cdiv, launch, n_processors, next_power_of_2
 from zoo.kernels.registration import differentiable, opaque
 
 
@@ -42,15 +41,15 @@ class Problem:
         self.constants = _constants(D, self.R, V, stride, block, window > 0, start is not None, q.dtype)
 
     def query_grid(self, tile: Tile) -> tuple[int]:
-        return (triton.cdiv(self.T, tile["BM"]) * self.B * self.H,)
+        return (cdiv(self.T, tile["BM"]) * self.B * self.H,)
 
     def key_blocks(self, tile: Tile) -> int:
-        return triton.cdiv(self.N, tile["BN"]) * self.B * self.K
+        return cdiv(self.N, tile["BN"]) * self.B * self.K
 
 
 @cache
 def _constants(D, R, V, stride, block, has_window, has_documents, dtype) -> dict:
-    DP, RP, VP = (max(16, triton.next_power_of_2(width)) for width in (D, R, V))
+    DP, RP, VP = (max(16, next_power_of_2(width)) for width in (D, R, V))
     precision = "ieee" if dtype == torch.float32 else "tf32"
     widths = dict(D=D, R=R, V=V, DP=DP, RP=RP, VP=VP)
     grid = dict(STRIDE=stride, BLOCK=block, HAS_WINDOW=has_window, HAS_DOCUMENTS=has_documents)
@@ -148,12 +147,12 @@ def n_parts(problem: Problem, tile: Tile) -> int:
 
     Whole heads to a program, or a whole number of programs to a head.
     """
-    wanted = triton.cdiv(8 * n_processors(problem.device), problem.key_blocks(tile))
+    wanted = cdiv(8 * n_processors(problem.device), problem.key_blocks(tile))
     group = problem.H // problem.K
-    queries = min(problem.T, problem.window + tile["BN"]) if problem.window else triton.cdiv(problem.T, 2)
+    queries = min(problem.T, problem.window + tile["BN"]) if problem.window else cdiv(problem.T, 2)
     most = group * queries // (4 * tile["BM"])
     divisors = [parts for parts in range(1, group + 1) if group % parts == 0 and parts >= wanted]
-    return max(1, min(divisors[0] if divisors else triton.cdiv(wanted, group) * group, most))
+    return max(1, min(divisors[0] if divisors else cdiv(wanted, group) * group, most))
 
 
 _SUM_TILES = [dict(SIZE=1024)]
@@ -161,7 +160,7 @@ _SUM_TILES = [dict(SIZE=1024)]
 
 def _sum_parts(parts: torch.Tensor, out: torch.Tensor) -> None:
     n = out.numel()
-    grid = (triton.cdiv(n, 1024),)
+    grid = (cdiv(n, 1024),)
     arguments = (parts, out, n, parts.shape[0])
     launch(kernel._sum_parts_kernel, lambda tile: grid, arguments, {}, _SUM_TILES, out.device)
 

@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from zoo.kernels.launching import launch
+from zoo.kernels.launching import cdiv, launch, next_power_of_2
 from zoo.kernels.selection.kernel_by_query import group_of, load_rows, scores, sizes, strides
 
 ROWS_PER_PROGRAM = 8192
@@ -251,7 +251,7 @@ def inverted_index(chosen, first, start, base, seq_len, n_slots, query_group, ch
 
 def _launch_flat(kernel, length: int, tile: int, arguments: tuple, constants: dict, device: torch.device) -> None:
     """Run a kernel over `length` numbers, `tile` a program."""
-    grid = (triton.cdiv(length, tile),)
+    grid = (cdiv(length, tile),)
     launch(kernel, lambda tile: grid, arguments, constants, [dict(TILE=tile)], device)
 
 
@@ -272,7 +272,7 @@ def key_tiles(size: dict, itemsize: int) -> list[dict]:
 def chunk_entries(n: int, group_rows: int, average: int) -> int:
     """Entries of a chunk: 8,192 rows, fewer while that leaves under 2,048 programs; not far under an average list,
     so that the partials stay within a few times the keys and values."""
-    return triton.next_power_of_2(max(1, min(ROWS_PER_PROGRAM // group_rows, n // 2048), average // 4))
+    return next_power_of_2(max(1, min(ROWS_PER_PROGRAM // group_rows, n // 2048), average // 4))
 
 
 def backward(
@@ -282,10 +282,10 @@ def backward(
     B, T, _, D = q.shape
     size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
     V, R, K = size["V"], size["R"], size["K"]
-    group_rows = triton.next_power_of_2(query_group * size["G"])  # rows of an entry; the last ones may stand for none
+    group_rows = next_power_of_2(query_group * size["G"])  # rows of an entry; the last ones may stand for none
     average = chosen.shape[1] * chosen.shape[3] * selection_block // T
     chunk = chunk_entries(chosen.numel(), group_rows, average)
-    base, slot_start, n_slots = None, None, triton.cdiv(T, selection_block)
+    base, slot_start, n_slots = None, None, cdiv(T, selection_block)
     if first is not None:
         base, slot_start = block_slots(start, selection_block, max_documents)
         n_slots = slot_start.shape[1]
@@ -305,8 +305,8 @@ def backward(
 
     def summed(shape, offset, width, heads):
         out = torch.empty(shape, device=q.device, dtype=q.dtype)
-        width_tile = min(64 if selection_block <= 64 else 32, triton.next_power_of_2(width))
-        grid = (B * K // heads * n_slots, triton.cdiv(width, width_tile))
+        width_tile = min(64 if selection_block <= 64 else 32, next_power_of_2(width))
+        grid = (B * K // heads * n_slots, cdiv(width, width_tile))
         arguments = part, index[2], index[3], slot_start, start, out, T, n_slots, offset
         constants = dict(K=K, HEADS=heads, BLOCK=selection_block, WIDTH=width, PART_WIDTH=D + V + R)
         constants["DOCUMENTS"] = first is not None

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from zoo.kernels.launching import launch
+from zoo.kernels.launching import cdiv, launch, next_power_of_2
 
 
 @triton.jit
@@ -222,7 +222,7 @@ def _selection_bwd_dq_kernel(
 
 def padded(width: int) -> int:
     """The tile width that holds `width`: a power of two, at least the 16 a matrix instruction takes."""
-    return max(16, triton.next_power_of_2(width))
+    return max(16, next_power_of_2(width))
 
 
 def sizes(q, k, v, q_rope, chosen, selection_block: int, query_group: int, documents) -> dict:
@@ -266,7 +266,7 @@ def query_tiles(size: dict, itemsize: int, backward: bool) -> list[dict]:
 
 def _grid(n_groups: int, batch: int, size: dict):
     rows = size["QUERY_GROUP"] * size["G"]
-    return lambda tile: (n_groups * triton.cdiv(rows, tile["ROWS"]), batch * size["K"])
+    return lambda tile: (n_groups * cdiv(rows, tile["ROWS"]), batch * size["K"])
 
 
 def forward(q, k, v, q_rope, k_rope, chosen, first, start, selection_block, query_group, scale):

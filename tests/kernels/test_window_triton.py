@@ -33,7 +33,7 @@ def test_interpreted(shape, randn, pack, agree):
 
 
 @pytest.mark.interp
-def test_half_precision_through_descriptors(randn, agree):
+def test_half_precision(randn, agree):
     def function(q, k, v, q_rope, k_rope, impl):
         return window_attention(q, k, v, q_rope=q_rope, k_rope=k_rope, window=20, impl=impl)
 

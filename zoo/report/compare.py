@@ -38,6 +38,7 @@ def compare(request: Request) -> str:
     if not FEWEST <= len(request.sources) <= MOST:
         found = f"must name {FEWEST} to {MOST} recipes or runs; found {len(request.sources)}"
         raise RecipeError([Problem(found, key="zoo compare")])
+    check_folder(request.html, "--html")
     overrides = [*request.overrides, *([f"train.duration={request.train}"] if request.train else [])]
     columns = load_columns(request.sources, overrides)
     _refuse_if_all_failed(columns)
@@ -50,7 +51,16 @@ def compare(request: Request) -> str:
     found = comparison(columns, request.seq_lens, measured)
     if request.html is not None:
         write_page(request.html, columns, found, request.maps)
-    return as_json(found) if request.json else as_text(found)
+    if request.json:
+        return as_json(found)
+    return as_text(found) + (f"page: {request.html}\n" if request.html else "")
+
+
+def check_folder(path: Path | None, option: str) -> None:
+    """Raise RecipeError if a file cannot be written there, before hours of training end in that error."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        found = "a folder" if path.is_dir() else f"no folder {path.parent}"
+        raise RecipeError([Problem(f"must name a file in a folder that exists; found {found}", key=option)])
 
 
 def _refuse_if_all_failed(columns: Sequence[Column]) -> None:

@@ -5,6 +5,7 @@ themselves, and a key is seen where its weight is above zero. Nothing of a mask 
 """
 
 import copy
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def thumbnail(config: BlockConfig, part: str | None, d_model: int, seq_len: int 
         from html import escape
 
         return f"<p class=failed>{escape(str(error))}</p>"
-    name = f"map-{config.kind}-{part or 'all'}-{abs(hash(config)) % 10**8}"
+    name = f"map-{config.kind}-{part or 'all'}-{zlib.crc32(repr(config).encode()):08x}"
     with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         return as_svg(draw(found, f"{seq_len:,} tokens", 2.2), name)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zoo.errors import Problem, RecipeError
 from zoo.recipe import Layer, Recipe, load_recipe
+from zoo.report.compare import check_folder
 from zoo.show import description
 
 LONGEST = 2048  # tokens of a map: the weights of all heads, T x T each, are held at once
@@ -29,11 +30,12 @@ def show_pattern(
         raise _refusal("--set", f"a run is shown as it was trained; found {overrides[0]}")
     if text is not None and not is_run:
         raise _refusal("--text", "needs a run folder, whose trained model reads it; found a recipe")
+    output = output or Path(f"{recipe.name}-layer{layer.index}.svg")
+    check_folder(output, "--output")
     from zoo.report import maps
 
     found = _of_run(source, recipe, layer, seq_len, text) if is_run else _of_recipe(recipe, layer, seq_len)
     about = description(layer.config, layer.part, recipe.model.d_model)
-    output = output or Path(f"{recipe.name}-layer{layer.index}.svg")
     maps.save(maps.draw(found, f"{recipe.name}, layer {layer.index}: {layer.block} ({about})"), output)
     shares = ", ".join(f"{kind} {float(seen.mean()):.1%}" for kind, seen in found.items())
     return f"{output}: layer {layer.index}, {layer.block}: {about}; share of all query-key pairs: {shares}\n"

@@ -40,7 +40,8 @@ def train_columns(
     recipe's is not trained: its losses would not compare.  Raises Interrupted after Ctrl-C or SIGTERM.
     """
     first = next(column for column in columns if column.recipe)
-    made = [_checked(column, first) for column in columns]
+    names = [column.recipe.name if _is_trainable(column) else None for column in columns]
+    made = [_checked(column, first, names[:index]) for index, column in enumerate(columns)]
     folders = [runs_dir / column.recipe.name if _is_trainable(column) else None for column in made]
     progress = Progress(made, folders, console or Console(stderr=True, highlight=False))
     with progress:
@@ -54,9 +55,12 @@ def _is_trainable(column: Column) -> bool:
     return column.recipe is not None and column.run is None and column.error is None
 
 
-def _checked(column: Column, first: Column) -> Column:
+def _checked(column: Column, first: Column, taken: Sequence[str | None]) -> Column:
     if not _is_trainable(column):
         return column
+    if column.recipe.name in taken:
+        why = f"not trained: another recipe has the name {column.recipe.name!r}, which names the run folder"
+        return replace(column, error=why)
     ours, theirs = sameness(column.recipe), sameness(first.recipe)
     if other := [
         f"{key} is {shorten(ours[key])} here, {shorten(theirs[key])} there" for key in ours if ours[key] != theirs[key]

@@ -215,6 +215,23 @@ def test_the_command(tiny, capsys):
     assert "must name 2 to 10" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("where", ["missing/page.html", "."])
+def test_a_page_that_cannot_be_written_is_refused_first(tiny, tmp_path, where):
+    with pytest.raises(RecipeError, match=r"--html: must name a file in a folder that exists; found (a|no) folder"):
+        compare(Request([tiny("full"), tiny("nsa")], html=tmp_path / where, train="5ba"))
+
+
+def test_a_schedule_of_thousands_of_layers_is_cut_in_the_strips(tiny, tmp_path):
+    changes = ["model.layers=full ...", "model.n_layers=5000"]
+    request = Request([tiny("full"), tiny("full")], changes, html=tmp_path / "page.html", maps=False)
+    text = compare(request)
+    assert text.endswith(f"page: {tmp_path / 'page.html'}\n")
+    assert " ...\n" in text
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("and 4,744 more") == 2
+    assert page.count("class=cell ") == 2 * 256 + 1
+
+
 def test_recipes_alone_import_neither_torch_nor_matplotlib(tiny):
     code = f"from zoo import cli; import sys; cli.run(['compare', {tiny('full')!r}, {tiny('ansa')!r}]); "
     code += "print([name for name in ('torch', 'matplotlib', 'numpy') if name in sys.modules], file=sys.stderr)"

@@ -4,11 +4,13 @@ Each run is a process of its own (`zoo train`), so that one that fails leaves th
 where the first stopped. A live table reads what the runs write down. No torch.
 """
 
+import contextlib
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,9 +94,10 @@ def _train(column: Column, folder: Path, overrides: Sequence[str], tell) -> Colu
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
         try:
-            while process.poll() is None:
-                tell("trains")
-                _wait(process)
+            with _passing_on_sigterm(process):
+                while process.poll() is None:
+                    tell("trains")
+                    _wait(process)
         except KeyboardInterrupt:  # the child got the signal too: it finishes its batch and saves
             _end(process)
             raise Interrupted(f"interrupted; the same command goes on with {folder}") from None
@@ -104,7 +107,7 @@ def _train(column: Column, folder: Path, overrides: Sequence[str], tell) -> Colu
         tell("done")
         return replace(column, run=RunFolder(folder))
     tell("failed")
-    if process.returncode in (130, -signal.SIGINT):
+    if process.returncode in (130, -signal.SIGINT, -signal.SIGTERM):
         raise Interrupted(f"interrupted; the same command goes on with {folder}")
     errors = [line for line in lines if not line.startswith(("note:", "  "))]
     why = "\n".join(errors[-3:]) or f"zoo train ended with {process.returncode}"
@@ -113,6 +116,19 @@ def _train(column: Column, folder: Path, overrides: Sequence[str], tell) -> Colu
         error=f"training failed: {why}",
         run=RunFolder(folder) if read_metrics(folder / "metrics.jsonl") else None,
     )
+
+
+@contextlib.contextmanager
+def _passing_on_sigterm(process: subprocess.Popen) -> Iterator[None]:
+    """A SIGTERM to this process alone, as job schedulers send it, stops the training too, which then saves."""
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _wait(process: subprocess.Popen) -> None:

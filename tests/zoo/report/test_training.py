@@ -3,6 +3,10 @@
 import io
 import json
 import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -76,12 +80,16 @@ def test_trains_each_on_the_same_rows_and_goes_on_where_it_stopped(recipe, tmp_p
 
 
 def test_a_training_that_fails_gives_its_column_the_reason(recipe, tmp_path):
-    """The duration is shorter than the warm-up: found by the training, not by the recipe's checks."""
-    overrides = ("train.schedule.warmup=9ba", "train.duration=4ba")
-    columns = load_columns([recipe("a", "full"), "nope.yaml"], overrides)
-    made = train_columns(columns, tmp_path / "runs", overrides, plain())
-    assert "training failed: " in made[0].error
-    assert "must fit into the duration of 4 batches; found 9 batches of warm-up" in made[0].error
+    """The run folder holds a run of another model: `zoo train` refuses, the other columns are as they were."""
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    source = recipe("a", "full")
+    (folder / "recipe.yaml").write_text(load_recipe(source, ["model.d_model=8"]).dump())
+    columns = load_columns([source, "nope.yaml"])
+    made = train_columns(columns, tmp_path / "runs", (), plain())
+    assert made[0].error.startswith("training failed: ")
+    assert "model.d_model: was 8 when" in made[0].error
+    assert made[0].run is None
     assert made[1] == columns[1]
 
 
@@ -127,6 +135,29 @@ def test_ctrl_c_lets_the_run_save_and_says_how_to_go_on(tiny, tmp_path, monkeypa
     with pytest.raises(training.Interrupted, match="the same command goes on with") as raised:
         train_columns(load_columns([tiny("full"), tiny("nsa")]), tmp_path, (), plain())
     assert raised.value.exit_code == 130
+
+
+def test_sigterm_is_passed_on_to_the_training(tiny, tmp_path, monkeypatch):
+    """A stand-in for `zoo train` that ends as it does on SIGTERM; the signal reaches this process alone."""
+    ready, popen = tmp_path / "ready", training.subprocess.Popen
+    code = "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); "
+    code += f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+    monkeypatch.setattr(
+        training.subprocess, "Popen", lambda _, **options: popen([sys.executable, "-c", code], **options)
+    )
+
+    def send() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(training.Interrupted, match="the same command goes on with"):
+        train_columns(load_columns([tiny("full"), tiny("nsa")]), tmp_path, (), plain())
+    sender.join()
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_the_table_shows_how_far_each_run_is(tiny, run):

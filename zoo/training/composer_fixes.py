@@ -36,6 +36,7 @@ from zoo.training.files import replace_durably
 EXPECTED_WARNINGS = (
     r".*No batches were trained for global rank",  # a resume exactly at the end of an epoch starts on the next one
     r".*device_train_microbatch_size='auto'` may potentially fail",
+    r".*device_eval_microbatch_size='auto'` is an experimental feature",
     r".*FSDP2 Config/APIs are experimental",
     r".*torch\.cuda\.amp\.GradScaler.*",
     r".*The current world size .* the number of RNG state",  # resumed on another number of devices; train() says so

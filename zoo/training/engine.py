@@ -61,11 +61,12 @@ class Engine:
         if not device.sharded:  # before the optimiser, which asks where the weights are
             model = get_device(device.name).module_to_device(model)
         self.stopper, restore = StopOnSignal(), RestoreRandomState()
+        self.loaders = {split: setup.loader(split) for split in ("train", "validation")}
         self.writers, self.evaluator = self._make_writers(), self._make_evaluator()
         self.trainer = Trainer(
             model=model,
             optimizers=make_optimizer(model, train.optimizer),
-            train_dataloader=setup.loader("train"),
+            train_dataloader=self.loaders["train"],
             eval_dataloader=self.evaluator,
             max_duration=f"{setup.plan.total}ba",
             device=device.name,
@@ -129,8 +130,10 @@ class Engine:
         return summary
 
     def close(self) -> None:
-        """Close the trainer and the metrics files."""
+        """Close the trainer, the metrics files and the datasets."""
         self.trainer.close()
+        for spec in filter(None, self.loaders.values()):
+            spec.dataloader.dataset.close()
         for writer in self.writers[1:]:
             writer.close()
 
@@ -182,7 +185,7 @@ class Engine:
         return saver
 
     def _make_evaluator(self) -> Evaluator | None:
-        setup, spec = self.setup, self.setup.loader("validation")
+        setup, spec = self.setup, self.loaders["validation"]
         if spec is None:
             return None
 

@@ -268,3 +268,17 @@ def test_two_devices_see_the_batches_of_one(prep, of_text, tmp_path):
     whole = batches(prep(of_text()), batch_size=4, shuffle=True)
     together = [set(map(tuple, halves[0][i : i + 2] + halves[1][i : i + 2])) for i in range(0, len(halves[0]), 2)]
     assert together == [set(rows([batch])) for batch in whole][: len(together)]
+
+
+def test_a_closed_dataset_lets_go_of_its_shared_memory(prep, of_text):
+    def segments():
+        return sorted(path.name for path in Path("/dev/shm").iterdir() if path.name[:6].isdigit())
+
+    def open_files():
+        return len(os.listdir("/proc/self/fd"))
+
+    before, files = segments(), open_files()
+    spec = loader(prep(of_text()), "train", batch_size=2, shuffle=True, seed=1)
+    assert segments() != before
+    spec.dataloader.dataset.close()
+    assert (segments(), open_files()) == (before, files)

@@ -27,12 +27,15 @@ class Column:
     run: RunFolder | None = None
 
 
-def load_columns(sources: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Column]:
+def load_columns(
+    sources: Sequence[str | Path], overrides: Sequence[str] = (), duration: str | None = None
+) -> list[Column]:
     """Read the recipes and run folders; a column that cannot be read has its reason in `error`.
 
     overrides: as after --set, for every recipe; a run folder is compared as it was trained and refuses them.
+    duration: of --train, for every recipe; run folders are trained already.
     """
-    columns = [_load(str(source), overrides) for source in sources]
+    columns = [_load(str(source), overrides, duration) for source in sources]
     names = Counter(column.label for column in columns)
     labels = [column.label if names[column.label] == 1 else f"{column.label} ({column.source})" for column in columns]
     times: Counter[str] = Counter()
@@ -43,11 +46,11 @@ def load_columns(sources: Sequence[str | Path], overrides: Sequence[str] = ()) -
     return [replace(column, label=label) for column, label in zip(columns, labels, strict=True)]
 
 
-def _load(source: str, overrides: Sequence[str]) -> Column:
+def _load(source: str, overrides: Sequence[str], duration: str | None) -> Column:
     path = Path(source)
     try:
         if not path.is_dir():
-            recipe = load_recipe(source, overrides)
+            recipe = load_recipe(source, with_duration(overrides, duration))
             return Column(source, recipe.name, recipe)
         folder = RunFolder(path)
         if not folder.recipe.is_file():
@@ -57,3 +60,8 @@ def _load(source: str, overrides: Sequence[str]) -> Column:
         return Column(source, path.name or source, load_recipe(folder.recipe), run=folder)
     except ZooError as error:
         return Column(source, path.stem or source, error=str(error))
+
+
+def with_duration(overrides: Sequence[str], duration: str | None) -> list[str]:
+    """The overrides of a recipe that --train trains for `duration`."""
+    return [*overrides, *([f"train.duration={duration}"] if duration else [])]

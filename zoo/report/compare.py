@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import Problem, RecipeError
-from zoo.report.columns import FEWEST, MOST, Column, load_columns
+from zoo.report.columns import FEWEST, MOST, Column, load_columns, with_duration
 from zoo.report.facts import comparison, distinct_blocks
 from zoo.report.measure import measure_column
 from zoo.report.rows import rows
@@ -39,15 +39,14 @@ def compare(request: Request) -> str:
         found = f"must name {FEWEST} to {MOST} recipes or runs; found {len(request.sources)}"
         raise RecipeError([Problem(found, key="zoo compare")])
     check_folder(request.html, "--html")
-    overrides = [*request.overrides, *([f"train.duration={request.train}"] if request.train else [])]
-    columns = load_columns(request.sources, overrides)
+    columns = load_columns(request.sources, request.overrides, request.train)
     _refuse_if_all_failed(columns)
     if request.train:
-        columns = train_columns(columns, request.runs_dir, overrides)
+        columns = train_columns(columns, request.runs_dir, with_duration(request.overrides, request.train))
     measured: list[dict | None] = [None] * len(columns)
     if request.measure:
-        found = [measure_column(column, next(iter(request.seq_lens), None), overrides) for column in columns]
-        columns, measured = [column for column, _ in found], [numbers for _, numbers in found]
+        pairs = [measure_column(column, next(iter(request.seq_lens), None), request.overrides) for column in columns]
+        columns, measured = [column for column, _ in pairs], [numbers for _, numbers in pairs]
     found = comparison(columns, request.seq_lens, measured)
     if request.html is not None:
         write_page(request.html, columns, found, request.maps)

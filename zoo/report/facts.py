@@ -46,12 +46,16 @@ def _column(column: Column, seq_lens: list[int]) -> dict[str, Any]:
     try:
         costs = {seq_len: model_cost(model, seq_len) for seq_len in seq_lens}
         facts |= {"layers": _layers(model), "max_seq_len": model.max_seq_len, **_costs(costs)}
+        facts["receptive_field"] = {str(length): _reach(model, length) for length in seq_lens}
     except Exception as error:  # a block of another package can raise anything; its column says what
-        return facts | {"error": f"{type(error).__name__}: {error}"}
-    facts["receptive_field"] = {str(length): _reach(model, length) for length in seq_lens}
+        return {**{name: facts[name] for name in ("label", "source", "name", "summary")}, "error": _reason(error)}
     if column.run is not None:
         facts["run"] = runs.facts(column)
     return facts
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _reach(model: ModelConfig, seq_len: int) -> dict[str, Any]:

@@ -25,11 +25,12 @@ MIN_REPEATS, MIN_SECONDS = 3, 2.0
 def measure_column(column: Column, seq_len: int | None, overrides: Sequence[str] = ()) -> tuple[Column, dict | None]:
     """(column, what was measured); a failure is the column's error, its last line of output the reason.
 
-    seq_len: default the recipe's max_seq_len.
+    seq_len: default the recipe's max_seq_len.  overrides: as after --set, for a recipe that is no run.
     """
     if column.recipe is None or column.error:
         return column, None
     source = str(column.run.recipe) if column.run else column.source
+    overrides = () if column.run else overrides  # a run's recipe is resolved
     command = [sys.executable, "-m", "zoo.report.measure", source]
     command += ["--seq-len", str(seq_len)] if seq_len else []
     command += [part for override in overrides for part in ("--set", override)]

@@ -76,6 +76,7 @@ def test_a_block_whose_cost_fails_takes_only_its_column(tiny, monkeypatch):
     data = found([tiny("full"), tiny("nsa")])
     assert [column["error"] for column in data["columns"]] == [None, "ZeroDivisionError: no such luck"]
     assert "failed: tiny_nsa: ZeroDivisionError: no such luck" in compare(Request([tiny("full"), tiny("nsa")]))
+    assert data["notes"] == []
 
 
 @pytest.mark.parametrize("count", [1, 11])

@@ -93,6 +93,18 @@ def test_a_training_that_fails_gives_its_column_the_reason(recipe, tmp_path):
     assert made[1] == columns[1]
 
 
+def test_a_run_beside_recipes_that_train_stays_as_it_was(tiny, run, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(training, "_train", lambda column, folder, overrides, tell: trained.append(column) or column)
+    folder = run("full", [4.0, 3.0])
+    found = json.loads(compare(Request([folder, tiny("nsa")], train="9ba", runs_dir=tmp_path, json=True)))
+    assert [column["error"] for column in found["columns"]] == [None, "not trained: --train needs the data, order and "
+        "batches of full: train.duration is '9ba' here, '150ba' there; --set makes them equal"]  # fmt: skip
+    again = json.loads(compare(Request([folder, tiny("nsa")], train="150ba", runs_dir=tmp_path, json=True)))
+    assert [column["error"] for column in again["columns"]] == [None, None]
+    assert [column.label for column in trained] == ["tiny_nsa"]
+
+
 def test_two_recipes_of_one_name_do_not_share_a_folder(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_train", lambda column, *rest: column)
     made = train_columns(load_columns([tiny("full"), tiny("full"), tiny("nsa")]), tmp_path, (), plain())

@@ -15,6 +15,7 @@ from composer.core import DataSpec
 from composer.utils import dist
 from streaming import Stream, StreamingDataset
 from streaming.base.dataset import _ShardState
+from streaming.base.shared import prefix
 from streaming.base.shared.memory import SharedMemory
 from torch.utils.data import DataLoader
 
@@ -74,8 +75,7 @@ class RowDataset(StreamingDataset):
         parts += [getattr(part, "arr", None) for part in parts]
         for memory in [part if isinstance(part, SharedMemory) else getattr(part, "shm", None) for part in parts]:
             if isinstance(memory, SharedMemory):
-                atexit.unregister(memory.cleanup)
-                memory.cleanup()
+                _let_go(memory)
 
     # Streaming 0.13: when a background thread fails (a shard cannot be fetched), iteration waits for the dead thread
     # for ever, or ends early without a word, and other workers wait for the shard.  The rest of the class raises the
@@ -134,7 +134,7 @@ def loader(
     _check_enough(prepared, split, batch_size)
     _check_shards(prepared.streams[split])
     try:
-        with _alone_on_this_machine():
+        with _alone_on_this_machine(), _probes() as probes:
             dataset = RowDataset(
                 prepared,
                 split,
@@ -147,6 +147,9 @@ def loader(
             )
     except (ValueError, RuntimeError) as error:
         raise DataError(f"{split} rows: {error}") from error
+    for memory in probes:
+        if memory is not dataset._locals_shm:
+            _let_go(memory)
     # The generator: an iterator of a DataLoader draws a number from it, otherwise from the model's random state.
     generator = torch.Generator().manual_seed(seed)
     batches = DataLoader(
@@ -210,6 +213,32 @@ def _alone_on_this_machine() -> Iterator[None]:
         dist.barrier()
         yield
         dist.barrier()
+
+
+@contextmanager
+def _probes() -> Iterator[list[SharedMemory]]:
+    """Collect the shared memory that Streaming opens while it looks for a free number.
+
+    Streaming 0.13 opens six segments of every dataset that lives on this machine, and keeps them open.
+    """
+    found: list[SharedMemory] = []
+
+    class Probe(SharedMemory):
+        def __init__(self, *arguments: Any):
+            super().__init__(*arguments)
+            found.append(self)
+
+    prefix.SharedMemory = Probe
+    try:
+        yield found
+    finally:
+        prefix.SharedMemory = SharedMemory
+
+
+def _let_go(memory: SharedMemory) -> None:
+    """Close shared memory, and remove it if this process made it."""
+    atexit.unregister(memory.cleanup)
+    memory.cleanup()
 
 
 def _stream(stream: RowStream) -> Stream:

@@ -278,8 +278,10 @@ def test_a_closed_dataset_lets_go_of_its_shared_memory(prep, of_text):
         links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
         return sum("/dev/shm" in os.readlink(link) for link in links if link.is_symlink())
 
+    other = loader(prep(of_text()), "train", batch_size=2, shuffle=True, seed=1)  # is looked at, and let go of again
     before, files = segments(), open_files()
     spec = loader(prep(of_text()), "train", batch_size=2, shuffle=True, seed=1)
     assert segments() != before
     spec.dataloader.dataset.close()
     assert (segments(), open_files()) == (before, files)
+    other.dataloader.dataset.close()

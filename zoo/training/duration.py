@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import AfterValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 _PATTERN = r"^(\d[\d_]{0,20}(?:\.\d{1,12})?(?:[eE]\+?\d{1,2})?)([KMBT]?)(ba|tok|ep|dur)$"
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -71,8 +71,15 @@ def _interval(text: str) -> str:
     return text
 
 
+def _has_a_unit(value: object) -> object:
+    if isinstance(value, int | float):
+        raise ValueError(f"must be {_FORMS}, such as {value}ba; found {value}")
+    return value
+
+
+_UNIT = BeforeValidator(_has_a_unit)
 _SCHEMA = WithJsonSchema({"type": "string", "pattern": _PATTERN})
 
-Duration = Annotated[str, AfterValidator(_duration), _SCHEMA]  # a whole training: ba, tok, ep
-Part = Annotated[str, AfterValidator(_part), _SCHEMA]  # a part of it, may be 0: ba, tok, ep or dur
-Interval = Annotated[str, AfterValidator(_interval), _SCHEMA]  # a part of it, not 0
+Duration = Annotated[str, _UNIT, AfterValidator(_duration), _SCHEMA]  # a whole training: ba, tok, ep
+Part = Annotated[str, _UNIT, AfterValidator(_part), _SCHEMA]  # a part of it, may be 0: ba, tok, ep or dur
+Interval = Annotated[str, _UNIT, AfterValidator(_interval), _SCHEMA]  # a part of it, not 0

@@ -124,3 +124,8 @@ def test_validation_and_checkpoints_are_due_at_the_interval_and_at_the_end():
 def test_plans_that_cannot_be(train, message):
     with pytest.raises(RecipeError, match=message):
         plan(**train)
+
+
+def test_a_length_without_a_unit_is_refused_with_one():
+    with pytest.raises(ValidationError, match=r"must be a number and a unit: .* such as 5ba; found 5"):
+        TrainConfig(duration=5)

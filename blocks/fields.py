@@ -5,10 +5,12 @@ A default that is None is worked out from other fields and d_model by `filled`, 
 """
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from zoo.blocks.about import About
 
 Problem = tuple[tuple[str | int, ...], str]  # (path of the key inside the config, what is wrong with it)
 
@@ -58,6 +60,8 @@ class Checked(BaseModel):
 
 class Kinded(Checked):
     """A config that says what it is. Last of the bases, so that `kind` is the first field."""
+
+    about: ClassVar[About] = About()  # what its page in the documentation says beyond fields and cost
 
     kind: str
 

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks import fields
+from zoo.blocks.about import ASA_PAPER, About
 from zoo.blocks.config import GLA, MLA, AttentionConfig, BlockConfig, Compression, Selection, Window
 
 
@@ -25,6 +26,10 @@ class AnsaConfig(
     """
 
     parts: ClassVar[tuple[str, ...]] = ("local", "global")
+    about: ClassVar[About] = About(
+        papers=(ASA_PAPER,),
+        example={"n_heads": 8, "n_kv_heads": 2, "rope_dim": 16, "window": 64, "n_selected": 6},
+    )
 
     kind: Literal["ansa"] = Field("ansa", description="Alternating native sparse attention.")
     n_kv_heads: fields.KVHeads = 4

@@ -1,9 +1,10 @@
 """`full`: grouped-query attention over all keys."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from zoo.blocks.about import About
 from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Full
 from zoo.blocks.fields import GQAFields, RopeFields
 
@@ -13,6 +14,8 @@ class FullConfig(RopeFields, GQAFields, BlockConfig):
 
     n_kv_heads = n_heads is multi-head attention, n_kv_heads = 1 multi-query attention.
     """
+
+    about: ClassVar[About] = About(example={"n_heads": 8, "n_kv_heads": 2})
 
     kind: Literal["full"] = Field("full", description="Grouped-query attention over all keys.")
 

@@ -1,10 +1,11 @@
 """`gla`: grouped latent attention (not gated linear attention)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from zoo.blocks import fields
+from zoo.blocks.about import About
 from zoo.blocks.config import GLA, AttentionConfig, BlockConfig, Full, Window
 
 
@@ -14,6 +15,8 @@ class GLAConfig(fields.RopeFields, fields.GroupedLatentFields, BlockConfig):
     The defaults are the paper's GLA-2: two latent heads, a key for each query head, the cache of MLA. Over all keys, or
     over a sliding window where `window` is given. Not gated linear attention, which flash-linear-attention calls GLA.
     """
+
+    about: ClassVar[About] = About(example={"n_heads": 8, "n_latent_heads": 2, "kv_rank": 96, "rope_dim": 16})
 
     kind: Literal["gla"] = Field("gla", description="Grouped latent attention.")
     n_latent_heads: fields.LatentHeads = 2

@@ -1,10 +1,11 @@
 """`mla`: multi-head latent attention."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from zoo.blocks import fields
+from zoo.blocks.about import About
 from zoo.blocks.config import MLA, AttentionConfig, BlockConfig, Full, Window
 
 
@@ -13,6 +14,8 @@ class MLAConfig(fields.RopeFields, fields.LatentFields, BlockConfig):
 
     Over all keys, or over a sliding window where `window` is given.
     """
+
+    about: ClassVar[About] = About(example={"n_heads": 8, "kv_rank": 96, "rope_dim": 16})
 
     kind: Literal["mla"] = Field("mla", description="Multi-head latent attention.")
     window: fields.Length | None = Field(None, description="Sliding window in tokens, own included. Default: all keys.")

@@ -1,10 +1,11 @@
 """`nsa`: native sparse attention."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from zoo.blocks import fields
+from zoo.blocks.about import NSA_PAPER, About
 from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Compression, Selection, Window
 
 
@@ -21,6 +22,19 @@ class NSAConfig(
     Block sizes and counts default to the paper's. Ours: mean pooling and one key/value projection for the three
     patterns, as the public Triton implementations; `pooling: mlp` and `separate_kv: true` are the paper's.
     """
+
+    about: ClassVar[About] = About(
+        papers=(NSA_PAPER,),
+        example={
+            "n_heads": 8,
+            "n_kv_heads": 2,
+            "compression_block": 16,
+            "compression_stride": 8,
+            "selection_block": 16,
+            "n_selected": 6,
+            "window": 64,
+        },
+    )
 
     kind: Literal["nsa"] = Field("nsa", description="Native sparse attention.")
     n_kv_heads: fields.KVHeads = 4

@@ -1,15 +1,18 @@
 """`window`: grouped-query attention over a sliding window."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from zoo.blocks.about import About
 from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Window
 from zoo.blocks.fields import GQAFields, RopeFields, WindowFields
 
 
 class WindowConfig(RopeFields, WindowFields, GQAFields, BlockConfig):
     """Causal attention over the latest `window` keys (Beltagy 2020, arXiv 2004.05150; Mistral 7B), heads as in GQA."""
+
+    about: ClassVar[About] = About(example={"n_heads": 8, "n_kv_heads": 2, "window": 64})
 
     kind: Literal["window"] = Field("window", description="Grouped-query attention over a sliding window.")
 

@@ -78,6 +78,11 @@ class GQA(RopeFields, GQAFields, Kinded):
         return {"key": (self.n_kv_heads, self.head_dim), "value": (self.n_kv_heads, self.v_head_dim)}
 
     @property
+    def rotated_entry(self) -> str:
+        """The entry that carries the rotary embedding."""
+        return "key"
+
+    @property
     def qk_dim(self) -> int:
         return self.head_dim
 
@@ -100,6 +105,11 @@ class MLA(RopeFields, LatentFields, Kinded):
         return latent_entries(self)
 
     @property
+    def rotated_entry(self) -> str:
+        """The entry that carries the rotary embedding."""
+        return "rope_key"
+
+    @property
     def qk_dim(self) -> int:
         return self.head_dim + self.rope_dim
 
@@ -116,6 +126,11 @@ class GLA(RopeFields, GroupedLatentFields, Kinded):
     def entries(self) -> dict[str, tuple[int, ...]]:
         """Shape of what is cached for one token, by name."""
         return latent_entries(self)
+
+    @property
+    def rotated_entry(self) -> str:
+        """The entry that carries the rotary embedding."""
+        return "rope_key"
 
     @property
     def qk_dim(self) -> int:

@@ -12,7 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zoo.blocks.config import AttentionConfig
+    from zoo.blocks.config import AttentionConfig, Pattern
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,18 @@ class Cost:
 
     parameters, flops: by part.  cache_nominal_elements: keys and values (or latent and rotary key) of every token;
     cache_held_elements: what the cache tensors occupy, with pooled entries, and only the tokens still needed.
+    cache_choice_bytes: of the latest choice of blocks, which is held beside them whatever the dtype.
     """
 
     parameters: dict[str, int]
     flops: dict[str, float]
     cache_nominal_elements: int
     cache_held_elements: int
+    cache_choice_bytes: int = 0
+
+    def cache_held_bytes(self, bytes_per_element: int) -> int:
+        """What the cache tensors of one row occupy, its elements being so wide."""
+        return bytes_per_element * self.cache_held_elements + self.cache_choice_bytes
 
     @property
     def total_parameters(self) -> int:
@@ -42,7 +48,7 @@ def attention_cost(config: "AttentionConfig", d_model: int, seq_len: int) -> Cos
     if seq_len < 1:
         raise ValueError(f"cost: seq_len must be at least 1; found {seq_len}")
     nominal, held = _cache_elements(config, seq_len)
-    return Cost(_parameters(config, d_model), _flops(config, d_model, seq_len), nominal, held)
+    return Cost(_parameters(config, d_model), _flops(config, d_model, seq_len), nominal, held, _choice_bytes(config))
 
 
 def _parameters(config: "AttentionConfig", d_model: int) -> dict[str, int]:
@@ -114,22 +120,35 @@ def _flops(config: "AttentionConfig", d_model: int, seq_len: int) -> dict[str, f
 
 
 def _cache_elements(config: "AttentionConfig", seq_len: int) -> tuple[int, int]:
-    """(nominal, held) elements. A pattern keeps the tokens it may still read; patterns that share keys share them.
+    """(nominal, held) elements. Patterns that share keys share the tokens that any of them keeps.
 
-    Full and selection keep every token, a window its last w, compression the last l (an unfinished block) and
-    one pooled entry a stride.
+    Compression keeps one pooled entry a stride, and, where it pools keys before rotation, those of its tokens.
     """
-    entry = sum(prod(shape) for shape in config.projection.entries().values())
-    kept = {"full": seq_len, "selection": seq_len}
-    if window := config.pattern("window"):
-        kept["window"] = min(seq_len, window.window)
+    shapes = config.projection.entries()
+    entry = sum(prod(shape) for shape in shapes.values())
     pooled = 0
     if compression := config.pattern("compression"):
-        kept["compression"] = min(seq_len, compression.compression_block)
-        pooled = n_slots(seq_len, compression.compression_stride)
-    tokens = [kept[pattern.kind] for pattern in config.patterns]
+        pooled = entry * n_slots(seq_len, compression.compression_stride)
+        if not compression.pool_rotated:
+            pooled += prod(shapes[config.projection.rotated_entry]) * kept_tokens(compression, seq_len)
+    tokens = [kept_tokens(pattern, seq_len) for pattern in config.patterns]
     held = sum(tokens) if config.separate_kv else max(tokens)
-    return entry * seq_len * config.n_kv_sets, entry * (held + pooled)
+    return entry * seq_len * config.n_kv_sets, entry * held + pooled
+
+
+def _choice_bytes(config: "AttentionConfig") -> int:
+    """The latest choice of blocks, int32, which later queries of a group use."""
+    selection = config.pattern("selection")
+    if selection is None or selection.query_group == 1:
+        return 0
+    return 4 * config.projection.n_kv_heads * selection.n_selected
+
+
+def kept_tokens(pattern: "Pattern", seq_len: int) -> int:
+    """Tokens of a row of seq_len that a pattern may still read: all, a window's last w, or those of a block l that is
+    not yet pooled."""
+    kept = {"window": "window", "compression": "compression_block"}.get(pattern.kind)
+    return min(seq_len, getattr(pattern, kept)) if kept else seq_len
 
 
 def n_slots(seq_len: int, stride: int) -> int:

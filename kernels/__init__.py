@@ -4,7 +4,8 @@ Every function has one public signature and several implementations; `dispatch` 
 `explain()` says which and why. Submodules are imported at first use.
 
 Legend of shape suffixes: B batch, T tokens, H query heads, K key/value heads, D content width, R rotary width, V value
-width, N compression slots, L tokens of a block, G query groups, S chosen blocks, M selection blocks, P patterns.
+width, N compression slots, or slots of a cache, J heads of a cache, L tokens of a block, G query groups, S chosen
+blocks, M selection blocks, P patterns.
 """
 
 from importlib import import_module
@@ -18,6 +19,9 @@ _EXPORTS = {
     "choose_blocks": "zoo.kernels.choice",
     "selection_attention": "zoo.kernels.selection",
     "gated_sum": "zoo.kernels.combine",
+    "cached_attention": "zoo.kernels.decode",
+    "cached_choose_blocks": "zoo.kernels.decode",
+    "cached_selection_attention": "zoo.kernels.decode",
     "Documents": "zoo.kernels.documents",
     "n_slots": "zoo.kernels.documents",
     "n_groups": "zoo.kernels.documents",

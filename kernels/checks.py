@@ -121,3 +121,44 @@ def choice_grid(op, compression_block, compression_stride, selection_block, n_se
             raise ValueError(
                 f"{op}: {name} must be a multiple of compression_stride {compression_stride}; found {number}."
             )
+
+
+def integers(op: str, found: dict, **tensors: torch.Tensor) -> None:
+    """Positions and bounds of the queries: integers [B, T], beside them."""
+    shape = [found["B"], found["T"]]
+    for name, tensor in tensors.items():
+        if list(tensor.shape) != shape or tensor.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"{op}: {name} must be integers {shape}; found {tensor.dtype} {list(tensor.shape)}.")
+        if tensor.device != found["device"]:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, but q_BTHD on {found['device']}.")
+
+
+def cached_choice(op: str, tensors: dict, previous_BKS: torch.Tensor, scale: float | None) -> dict:
+    """Check queries, pooled keys and the latest choice. Returns sizes, scale, device."""
+    if (tensors["q_rope_BTHR"] is None) != (tensors["k_rope_BNR"] is None):
+        raise ValueError(f"{op}: q_rope and k_rope_BNR come together; found only one.")
+    found = sizes(op, **tensors)
+    shape, device = list(previous_BKS.shape), tensors["q_BTHD"].device
+    if len(shape) != 3 or shape[0] != found["B"] or 0 in shape or previous_BKS.dtype != torch.int32:
+        raise ValueError(f"{op}: previous_BKS must be int32 [{found['B']}, K, S]; found {previous_BKS.dtype} {shape}.")
+    if previous_BKS.device != device:
+        raise ValueError(f"{op}: previous_BKS is on {previous_BKS.device}, but q_BTHD on {device}.")
+    _heads_share(op, found["H"], shape[1], found["J"])
+    scale = (found["D"] + found.get("R", 0)) ** -0.5 if scale is None else scale
+    return {**found, "scale": scale, "device": device}
+
+
+def cached_chosen(op: str, found: dict, chosen_BTKS: torch.Tensor) -> None:
+    shape = list(chosen_BTKS.shape)
+    if len(shape) != 4 or shape[:2] != [found["B"], found["T"]] or 0 in shape or chosen_BTKS.dtype != torch.int32:
+        expected = f"int32 [{found['B']}, {found['T']}, K, S]"
+        raise ValueError(f"{op}: chosen_BTKS must be {expected}; found {chosen_BTKS.dtype} {shape}.")
+    _heads_share(op, found["H"], shape[2], found["K"])
+
+
+def _heads_share(op: str, heads: int, groups: int, cache_heads: int) -> None:
+    if heads % groups or groups % cache_heads:
+        raise ValueError(
+            f"{op}: query heads must be a multiple of the groups that choose, and those of the heads of the cache; "
+            f"found H={heads}, K={groups}, J={cache_heads}."
+        )

@@ -30,6 +30,9 @@ OPERATIONS = {  # operation -> the module that registers it
     "choose_blocks": "zoo.kernels.choice",
     "selection_attention": "zoo.kernels.selection",
     "gated_sum": "zoo.kernels.combine",
+    "cached_attention": "zoo.kernels.decode",
+    "cached_choose_blocks": "zoo.kernels.decode",
+    "cached_selection_attention": "zoo.kernels.decode",
 }
 
 

@@ -67,7 +67,7 @@ def model_cost(model: ModelConfig, seq_len: int) -> ModelCost:
         {**parameters, "total": sum(parameters.values())},
         flops,
         BYTES_PER_ELEMENT * sum(times * cost.cache_nominal_elements for _, times, cost in layers),
-        BYTES_PER_ELEMENT * sum(times * cost.cache_held_elements for _, times, cost in layers),
+        sum(times * cost.cache_held_bytes(BYTES_PER_ELEMENT) for _, times, cost in layers),
     )
 
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo import blocks, fused
 from zoo.blocks.base import Context
 from zoo.errors import ZooError
+from zoo.inference.cache import ModelCache
 from zoo.kernels.documents import Documents
 from zoo.recipe import ModelConfig, Recipe
 
@@ -54,8 +55,9 @@ class Layer(nn.Module):
         self.feed_forward_norm = RMSNorm(model.d_model, model.norm_eps)
         self.feed_forward = FeedForward(model.d_model, model.ffn.d_ff, model.ffn.kind)
 
-    def forward(self, x_BTC: torch.Tensor, context: Context) -> torch.Tensor:
-        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), context)
+    def forward(self, x_BTC: torch.Tensor, context: Context, *cache) -> torch.Tensor:
+        """cache: the layer's, if the tokens of x are to be appended to one."""
+        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), context, *cache)
         return x_BTC + self.feed_forward(self.feed_forward_norm(x_BTC))
 
 
@@ -63,13 +65,15 @@ class Decoder(nn.Module):
     """A decoder-only language model whose layers follow the recipe's schedule.
 
     `config` is the recipe's model section; `activation_checkpointing` (default False) keeps only each layer's input
-    and computes the rest again in the backward pass.
+    and computes the rest again in the backward pass; `max_documents` (default None: not known) is the most documents
+    that a row of a batch holds, without which packed rows on a GPU are given room for one document a token.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
+        self.max_documents: int | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in config.expanded())
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -80,13 +84,66 @@ class Decoder(nn.Module):
         """[V, C]: the output head's matrix, which is the embedding's when the two are tied."""
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def forward(self, tokens_BT: torch.Tensor, document_starts_BT: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        tokens_BT: torch.Tensor,
+        document_starts_BT: torch.Tensor | None = None,
+        *,
+        cache: ModelCache | None = None,
+        n_new_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits [B, T, V] of the next token at every position.
 
         tokens_BT: int64 in [0, V).  document_starts_BT: bool, True where a document begins; read only when the
         recipe says `document_mask: true`, and then None means that each row is one document.
+        cache: the tokens follow those that it holds, and are appended to it: of row b the first n_new_B[b], int64, the
+        rest being padding, or all.
         """
-        return nn.functional.linear(self.hidden(tokens_BT, document_starts_BT), self.head_weight)
+        if cache is None:
+            hidden_BTC = self.hidden(tokens_BT, document_starts_BT)
+        else:
+            hidden_BTC = self._append(tokens_BT, cache, n_new_B)
+        return nn.functional.linear(hidden_BTC, self.head_weight)
+
+    @torch.no_grad()
+    def next_logits(
+        self, tokens_BT: torch.Tensor, cache: ModelCache, n_new_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Append tokens to the cache, as `forward` does; return the logits [B, V] after the last new one of each row.
+
+        The logits of a row without a new token mean nothing.
+        """
+        hidden_BTC = self._append(tokens_BT, cache, n_new_B)
+        if n_new_B is None:
+            last_BC = hidden_BTC[:, -1]
+        else:
+            last_BC = hidden_BTC[torch.arange(len(n_new_B), device=n_new_B.device), (n_new_B - 1).clamp(min=0)]
+        return nn.functional.linear(last_BC, self.head_weight)
+
+    def new_cache(
+        self, batch: int, max_len: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> ModelCache:
+        """An empty cache for `batch` rows of up to max_len tokens; device and dtype default to the weights'.
+
+        Raises ZooError if a layer is of a block that keeps no cache.
+        """
+        weight = self.embedding.weight
+        layers = []
+        for index, layer in enumerate(self.layers):
+            if not hasattr(layer.attention, "new_cache"):
+                block = type(layer.attention).__name__
+                raise ZooError(f"layer {index}: its block ({block}) keeps no cache; it needs the method new_cache")
+            layers.append(layer.attention.new_cache(batch, max_len, device or weight.device, dtype or weight.dtype))
+        return ModelCache(layers, batch, max_len, device or weight.device)
+
+    def _append(self, tokens_BT: torch.Tensor, cache: ModelCache, n_new_B: torch.Tensor | None) -> torch.Tensor:
+        """Final hidden states [B, T, C] of tokens that follow those of the cache."""
+        step = cache.begin(tokens_BT, n_new_B)
+        x_BTC = self.embedding(tokens_BT)
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            x_BTC = layer(x_BTC, step, layer_cache)
+        cache.end(step)
+        return self.norm(x_BTC)
 
     def loss(
         self,
@@ -111,7 +168,7 @@ class Decoder(nn.Module):
         """Final hidden states [B, T, C], after the last norm: what the head reads."""
         documents = None
         if self.config.document_mask and document_starts_BT is not None:
-            documents = Documents.from_starts(document_starts_BT)
+            documents = Documents.from_starts(document_starts_BT, self.max_documents)
         context = Context.for_tokens(*tokens_BT.shape, device=tokens_BT.device, documents=documents)
         x_BTC = self.embedding(tokens_BT)
         for layer in self.layers:

@@ -1,6 +1,8 @@
-"""Which keys a query sees. A pattern is called as pattern(queries, source, context, compressed) -> o_BTHV.
+"""Which keys a query sees. A pattern is called as pattern(queries, source, context) -> o_BTHV.
 
-`compressed` is what the compression pattern of the same block found, from which selection takes its scores.
+Compression returns its log-sum-exp and pooled keys besides, from which selection chooses before it is called.
+pattern.cached(queries, source, step) does the same for new tokens and a cache: `source` is a CachedSource, whose keys
+are the slots of the cache, and the queries are absorbed into them.
 """
 
 from torch import nn
@@ -21,5 +23,6 @@ _CLASSES = {
 
 def build_patterns(config: AttentionConfig) -> nn.ModuleDict:
     """The patterns of a grid point, by kind, in the order of the config."""
-    entries = config.projection.entries()
-    return nn.ModuleDict({pattern.kind: _CLASSES[pattern.kind](pattern, entries) for pattern in config.patterns})
+    return nn.ModuleDict(
+        {pattern.kind: _CLASSES[pattern.kind](pattern, config.projection) for pattern in config.patterns}
+    )

@@ -5,19 +5,24 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from zoo.blocks.config import Compression
+from zoo.blocks.cache import CachedSource, Step
+from zoo.blocks.config import Compression, Projection
 from zoo.blocks.parts import Context, Entries, Keys, Queries, Source, linear
-from zoo.kernels import compression_attention, gather_blocks, mean_pool
+from zoo.kernels import cached_attention, compression_attention, gather_blocks, mean_pool
 
 
 class Compressed(NamedTuple):
-    """Attention to the pooled blocks: output o_BTHV, lse_BTH of the scores; the keys (N slots) and their grid."""
+    """Attention to the pooled blocks: output o_BTHV, lse_BTH of the scores; the keys (N slots) and their grid.
+
+    entries: what the keys were made of, or None where they are in a cache.
+    """
 
     output: torch.Tensor
     lse: torch.Tensor
     keys: Keys
     block: int
     stride: int
+    entries: Entries | None = None
 
 
 class BlockMLP(nn.Module):
@@ -47,17 +52,18 @@ class CompressionPattern(nn.Module):
     `pool_rotated: false`, before, and then rotated by the mean position of their block.
     """
 
-    def __init__(self, config: Compression, entries: dict[str, tuple[int, ...]]):
+    def __init__(self, config: Compression, projection: Projection):
         super().__init__()
         self.grid = (config.compression_block, config.compression_stride)
         self.pool_rotated = config.pool_rotated
         self.pool = nn.ModuleDict()
         if config.pooling == "mlp":
-            for name, shape in entries.items():
+            for name, shape in projection.entries().items():
                 self.pool[name] = BlockMLP(config.compression_block, shape[-1])
 
     def forward(self, queries: Queries, source: Source, context: Context) -> Compressed:
-        keys = source.projection.expand(self.pooled(source, context))
+        entries = self.pooled(source, context)
+        keys = source.projection.expand(entries)
         block, stride = self.grid
         output_BTHV, lse_BTH = compression_attention(
             queries.q,
@@ -70,7 +76,42 @@ class CompressionPattern(nn.Module):
             scale=queries.scale,
             documents=context.documents,
         )
-        return Compressed(output_BTHV, lse_BTH, keys, block, stride)
+        return Compressed(output_BTHV, lse_BTH, keys, block, stride, entries)
+
+    def cached(self, queries: Queries, source: CachedSource, step: Step) -> Compressed:
+        self._extend(source, step)
+        keys, (block, stride) = source.pooled_keys, self.grid
+        end_BT = ((step.positions_BT + 1 - block + stride) // stride).clamp(0, source.cache.pooled.capacity)
+        parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, "scale": queries.scale}
+        output, lse_BTH = cached_attention(queries.q, keys.k, keys.v, torch.zeros_like(end_BT), end_BT, **parts)
+        return Compressed(output, lse_BTH, keys, block, stride)
+
+    def _extend(self, source: CachedSource, step: Step) -> None:
+        """Pool the blocks that end in the new tokens, M at most, and put them in their slots."""
+        block, stride = self.grid
+        before, device = block - 1, step.start_B.device
+        index_M = torch.arange(-(-step.seq_len // stride), device=device)
+        block_BM = ((step.start_B + stride - block) // stride).clamp(min=0)[:, None] + index_M
+        n_new_B = step.seq_len if step.n_new_B is None else step.n_new_B
+        complete_BM = block_BM * stride + block <= (step.start_B + n_new_B)[:, None]
+        token_BM1 = (block_BM * stride - (step.start_B - before)[:, None])[..., None]
+        token_BML = (token_BM1 + torch.arange(block, device=device)).clamp(0, before + step.seq_len - 1)
+
+        entries = source.recent(before)
+        if not self.pool_rotated:
+            entries = entries | source.recent(before, rotated=False)
+        row_B11 = torch.arange(len(token_BML), device=device)[:, None, None]
+        pooled = {name: self._pool_one(name, x[row_B11, token_BML]) for name, x in entries.items()}
+        if not self.pool_rotated:
+            pooled = source.projection.rotate(pooled, Context(block_BM * stride + (block - 1) / 2))
+        source.cache.pooled.write(pooled, block_BM, complete_BM)
+
+    def _pool_one(self, name: str, x_BML: torch.Tensor) -> torch.Tensor:
+        """x [B, M, L, ...] -> [B, M, ...]."""
+        if self.pool:
+            return self.pool[name](x_BML)
+        wide = x_BML if x_BML.dtype == torch.float64 else x_BML.float()
+        return wide.mean(2).to(x_BML.dtype)
 
     def pooled(self, source: Source, context: Context) -> Entries:
         """The pooled entries [B, N, ...], keys rotated: what a cache keeps of them."""

@@ -1,11 +1,17 @@
 """How queries, keys and values are made, and what is cached of them.
 
-Every projection has four methods, so that a pattern need not know which one it serves:
+Every projection has these methods, so that a pattern need not know which one it serves:
 
     queries(x_BTC, context) -> Queries          rotated
     entries(x_BTC) -> list[Entries]             one a set of keys and values, not yet rotated
     rotate(entries, context, blocks) -> Entries what a cache keeps; `blocks` for the entries of a compression grid
     expand(entries) -> Keys                     what attention reads
+
+and three for reading a cache as it is, which for latents never makes keys and values (DeepSeek-V2, section 2.1.2):
+
+    absorb(queries) -> Queries                  q . (W c) = (W^T q) . c, so W_UK is applied to the queries
+    cached_keys(entries) -> Keys                entries read as keys and values, of J heads
+    lift(o) -> o_BTHV                           W_UV, after the sum over latents
 """
 
 from torch import nn

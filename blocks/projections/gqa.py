@@ -49,3 +49,12 @@ class GQAProjection(nn.Module):
 
     def expand(self, entries: Entries) -> Keys:
         return Keys(entries["key"], entries["value"], None)
+
+    def absorb(self, queries: Queries) -> Queries:
+        return queries
+
+    def cached_keys(self, entries: Entries) -> Keys:
+        return self.expand(entries)
+
+    def lift(self, o_BTHV: torch.Tensor) -> torch.Tensor:
+        return o_BTHV

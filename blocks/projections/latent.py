@@ -24,6 +24,19 @@ class PerHeadLinear(nn.Linear):
         weight_JoR = self.weight.unflatten(0, (self.n_latent_heads, -1))
         return torch.einsum("...jr,jor->...jo", x, weight_JoR).flatten(-2).unflatten(-1, (self.n_kv_heads, -1))
 
+    def transposed(self, y_BTHD: torch.Tensor) -> torch.Tensor:
+        """W^T y for each query head, which uses the map of its group: [B, T, H, R]."""
+        y_BTKGD, weight_KDR = self._by_group(y_BTHD)
+        return torch.einsum("btkgd,kdr->btkgr", y_BTKGD, weight_KDR).flatten(2, 3)
+
+    def of_heads(self, x_BTHR: torch.Tensor) -> torch.Tensor:
+        """W x where every query head has an x of its own: [B, T, H, D]."""
+        x_BTKGR, weight_KDR = self._by_group(x_BTHR)
+        return torch.einsum("btkgr,kdr->btkgd", x_BTKGR, weight_KDR).flatten(2, 3)
+
+    def _by_group(self, x_BTHD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x_BTHD.unflatten(2, (self.n_kv_heads, -1)), self.weight.unflatten(0, (self.n_kv_heads, -1))
+
 
 class LatentProjection(nn.Module):
     """Latent heads c_j = RMSNorm_j((W_DKV x)_j) and one rotary key k_R = RoPE(W_KR x), which are all that is cached.
@@ -65,3 +78,12 @@ class LatentProjection(nn.Module):
 
     def expand(self, entries: Entries) -> Keys:
         return Keys(self.key_up(entries["latent"]), self.value_up(entries["latent"]), entries["rope_key"])
+
+    def absorb(self, queries: Queries) -> Queries:
+        return queries._replace(q=self.key_up.transposed(queries.q))
+
+    def cached_keys(self, entries: Entries) -> Keys:
+        return Keys(entries["latent"], entries["latent"], entries["rope_key"])
+
+    def lift(self, o_BTHV: torch.Tensor) -> torch.Tensor:
+        return self.value_up.of_heads(o_BTHV)

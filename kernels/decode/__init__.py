@@ -1,0 +1,145 @@
+"""Attention of new tokens to what a cache holds: decoding, and prompts read in chunks.
+
+Queries stand at positions of their own, so that the rows of a batch may be of different lengths; keys lie in slots. The
+cache may hold latents instead of keys and values: with the queries absorbed into it (DeepSeek-V2, arXiv 2405.04434,
+section 2.1.2) a latent head is key and value at once, and k and v are the same tensor. J counts the heads of the
+cache, which the H query heads share evenly. Nothing here carries a gradient.
+"""
+
+import torch
+
+from zoo.kernels import checks, dispatch
+
+MAX_TOKENS = 16  # queries of a row that the Triton kernels take at once
+
+
+def _triton_supports(q, k, v, *others, q_rope=None, **options) -> str | None:
+    if q.shape[1] > MAX_TOKENS:
+        return f"it takes up to {MAX_TOKENS} new tokens of a row, not {q.shape[1]}"
+    if max(x.shape[-1] for x in (q, v) if x is not None) > 512 or (q_rope is not None and q_rope.shape[-1] > 128):
+        return "its heads are up to 512 wide, their rotary parts up to 128"
+    return dispatch.triton_supports(q)
+
+
+def _triton_selects(q, k, v, chosen, position, *, selection_block, **options) -> str | None:
+    if selection_block not in (16, 32, 64, 128):
+        return f"its blocks are of 16, 32, 64 or 128 tokens, not {selection_block}"
+    return _triton_supports(q, k, v, **options)
+
+
+def _triton_chooses(q, k, lse, position, previous, **options) -> str | None:
+    return _triton_supports(q, k, None, **options)
+
+
+for _op, _supports in {
+    "cached_attention": _triton_supports,
+    "cached_choose_blocks": _triton_chooses,
+    "cached_selection_attention": _triton_selects,
+}.items():
+    dispatch.register(
+        _op,
+        dispatch.Implementation("triton", f"zoo.kernels.decode.kernel:{_op}", _supports),
+        dispatch.Implementation("reference", f"zoo.kernels.decode.reference:{_op}"),
+    )
+
+
+@torch.no_grad()
+def cached_attention(
+    q_BTHD: torch.Tensor,
+    k_BNJD: torch.Tensor,
+    v_BNJV: torch.Tensor,
+    first_BT: torch.Tensor,
+    end_BT: torch.Tensor,
+    *,
+    q_rope: torch.Tensor | None = None,
+    k_rope_BNR: torch.Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of each query to the slots first_BT .. end_BT - 1 of the cache, integers, within 0..N.
+
+    Query head h reads cache head h // (H / J); scores and rotary parts as `full_attention`.
+    Returns o_BTHV in the input dtype and lse_BTH, float32 (float64 for float64 input). A query whose interval is empty
+    has o = 0 and lse = -inf.
+    Raises ValueError if shapes, dtypes or devices do not agree, or `impl` cannot serve the call.
+    """
+    op = "cached_attention"
+    tensors = {"q_BTHD": q_BTHD, "k_BNKD": k_BNJD, "v_BNKV": v_BNJV, "q_rope_BTHR": q_rope, "k_rope_BNR": k_rope_BNR}
+    found = checks.attention(op, tensors, None, scale)
+    checks.integers(op, found, first_BT=first_BT, end_BT=end_BT)
+    options = {"q_rope": q_rope, "k_rope_BNR": k_rope_BNR, "scale": found["scale"]}
+    return dispatch.call(op, impl, q_BTHD, k_BNJD, v_BNJV, first_BT, end_BT, **options)
+
+
+@torch.no_grad()
+def cached_choose_blocks(
+    q_BTHD: torch.Tensor,
+    k_BNJD: torch.Tensor,
+    lse_BTH: torch.Tensor,
+    position_BT: torch.Tensor,
+    previous_BKS: torch.Tensor,
+    *,
+    compression_block: int,
+    compression_stride: int,
+    selection_block: int,
+    n_init: int = 1,
+    n_local: int = 2,
+    query_group: int = 1,
+    q_rope: torch.Tensor | None = None,
+    k_rope_BNR: torch.Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """As `choose_blocks`, for queries at positions position_BT (consecutive in a row) over the pooled slots of a cache.
+
+    previous_BKS: int32, the latest choice of each row, for the queries of a group that began before these.  K, the
+    number of groups of heads with a choice of their own, is a multiple of J; S is n_selected.
+    Returns chosen_BTKS int32: for each query the choice made for the first query of its group.
+    Raises ValueError as `choose_blocks`.
+    """
+    op = "cached_choose_blocks"
+    tensors = {"q_BTHD": q_BTHD, "k_BNJD": k_BNJD, "lse_BTH": lse_BTH, "q_rope_BTHR": q_rope, "k_rope_BNR": k_rope_BNR}
+    found = checks.cached_choice(op, tensors, previous_BKS, scale)
+    checks.integers(op, found, position_BT=position_BT)
+    checks.selection_grid(op, selection_block, query_group)
+    checks.compression_grid(op, compression_block, compression_stride)
+    checks.choice_grid(
+        op, compression_block, compression_stride, selection_block, previous_BKS.shape[2], n_init, n_local
+    )
+    return dispatch.call(
+        op, impl, q_BTHD, k_BNJD, lse_BTH, position_BT, previous_BKS,
+        compression_block=compression_block, compression_stride=compression_stride, selection_block=selection_block,
+        n_init=n_init, n_local=n_local, query_group=query_group, q_rope=q_rope, k_rope_BNR=k_rope_BNR,
+        scale=found["scale"],
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def cached_selection_attention(
+    q_BTHD: torch.Tensor,
+    k_BNJD: torch.Tensor,
+    v_BNJV: torch.Tensor,
+    chosen_BTKS: torch.Tensor,
+    position_BT: torch.Tensor,
+    *,
+    selection_block: int,
+    q_rope: torch.Tensor | None = None,
+    k_rope_BNR: torch.Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """Attention to the tokens of the chosen blocks that are not after the query; slot i of the cache holds token i.
+
+    chosen_BTKS: int32, as `cached_choose_blocks` returns it; query head h reads the choice of group h // (H / K).
+    Returns o_BTHV in the input dtype; a query that sees nothing yields zeros.
+    Raises ValueError if shapes, dtypes or devices do not agree, or `impl` cannot serve the call.
+    """
+    op = "cached_selection_attention"
+    tensors = {"q_BTHD": q_BTHD, "k_BNKD": k_BNJD, "v_BNKV": v_BNJV, "q_rope_BTHR": q_rope, "k_rope_BNR": k_rope_BNR}
+    found = checks.attention(op, tensors, None, scale)
+    checks.integers(op, found, position_BT=position_BT)
+    checks.at_least(op, 1, selection_block=selection_block)
+    checks.cached_chosen(op, found, chosen_BTKS)
+    options = {"q_rope": q_rope, "k_rope_BNR": k_rope_BNR, "scale": found["scale"]}
+    options["selection_block"] = selection_block
+    return dispatch.call(op, impl, q_BTHD, k_BNJD, v_BNJV, chosen_BTKS, position_BT, **options)

@@ -1,0 +1,75 @@
+"""Attention to a cache in plain torch: queries at given positions, keys in slots, in chunks of queries."""
+
+import torch
+
+from zoo.kernels.attend import attend, by_key_head, in_chunks, join_rotary, wide
+from zoo.kernels.choice.reference import block_importance, rank_blocks
+
+
+def cached_attention(q_BTHD, k_BNJD, v_BNJV, first_BT, end_BT, *, q_rope, k_rope_BNR, scale):
+    q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope_BNR)
+    q_BJTgD, k_BJND, v_BJNV = by_key_head(q, k.shape[2]), k.transpose(1, 2), wide(v_BNJV).transpose(1, 2)
+    slot_N = torch.arange(k.shape[1], device=q.device)
+
+    def chunk(lo: int, hi: int) -> tuple[torch.Tensor, torch.Tensor]:
+        visible_BTN = (slot_N >= first_BT[:, lo:hi, None]) & (slot_N < end_BT[:, lo:hi, None])
+        o, scores = attend(q_BJTgD[:, :, lo:hi], k_BJND, v_BJNV, visible_BTN.unsqueeze(1), scale)
+        empty = ~visible_BTN.any(-1)[:, None, :, None]
+        return o, scores.logsumexp(-1).masked_fill(empty, float("-inf"))
+
+    batch, seq_len, n_heads, _ = q_BTHD.shape
+    o_BJTgV, lse_BJTg = in_chunks(chunk, seq_len, batch * n_heads * k.shape[1], dim=2)
+    return o_BJTgV.transpose(1, 2).flatten(2, 3).to(q_BTHD.dtype), lse_BJTg.transpose(1, 2).flatten(2, 3)
+
+
+def cached_choose_blocks(
+    q_BTHD, k_BNJD, lse_BTH, position_BT, previous_BKS, *, compression_block, compression_stride, selection_block,
+    n_init, n_local, query_group, q_rope, k_rope_BNR, scale,
+):  # fmt: skip
+    """Every query makes a choice as if it were the first of its group; those of the first are then handed around."""
+    seq_len, n_groups, n_selected = q_BTHD.shape[1], *previous_BKS.shape[1:]
+    q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope_BNR)
+    k_BKND = k.transpose(1, 2).repeat_interleave(n_groups // k.shape[2], 1)
+    q_BKTgD, lse_BKTg = by_key_head(q, n_groups), by_key_head(wide(lse_BTH)[..., None], n_groups).squeeze(-1)
+    last_N = torch.arange(k.shape[1], device=q.device) * compression_stride + compression_block - 1
+    n_blocks = -(-k.shape[1] * compression_stride // selection_block)
+    pieces, overlap = selection_block // compression_stride, compression_block // compression_stride
+
+    def chunk(lo: int, hi: int) -> torch.Tensor:
+        position = position_BT[:, lo:hi]
+        scores = (q_BKTgD[:, :, lo:hi] * scale) @ k_BKND[:, :, None].mT
+        hidden_BTN = last_N > position[..., None]
+        p_BKTgN = (scores - lse_BKTg[:, :, lo:hi, :, None]).exp_().masked_fill_(hidden_BTN[:, None, :, None], 0.0)
+        importance = block_importance(p_BKTgN.sum(3), torch.zeros_like(position), n_blocks, pieces, overlap)
+        return rank_blocks(importance, (position // selection_block)[:, None], n_selected, n_init, n_local)
+
+    elements = q.shape[0] * max(q.shape[2] * k.shape[1], n_groups * n_blocks)
+    own_BTKS = in_chunks(chunk, seq_len, elements, dim=2).transpose(1, 2)
+    first_BT = torch.arange(seq_len, device=q.device) - position_BT % query_group
+    index_BTKS = first_BT.clamp(min=0)[..., None, None].expand_as(own_BTKS)
+    return torch.where((first_BT >= 0)[..., None, None], own_BTKS.gather(1, index_BTKS), previous_BKS[:, None])
+
+
+def cached_selection_attention(
+    q_BTHD, k_BNJD, v_BNJV, chosen_BTKS, position_BT, *, selection_block, q_rope, k_rope_BNR, scale
+):
+    q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope_BNR)
+    batch, seq_len, n_groups, _ = chosen_BTKS.shape
+    q_BKTgD = by_key_head(q, n_groups)
+    row_B111 = torch.arange(batch, device=q.device).view(-1, 1, 1, 1)
+    head_K11 = (torch.arange(n_groups, device=q.device) // (n_groups // k.shape[2])).view(-1, 1, 1)
+    offset_b = torch.arange(selection_block, device=q.device)
+
+    def chunk(lo: int, hi: int) -> torch.Tensor:
+        chosen_BKTS = chosen_BTKS[:, lo:hi].transpose(1, 2).long()
+        token_BKTn = (chosen_BKTS[..., None] * selection_block + offset_b).flatten(-2)
+        visible = (chosen_BKTS >= 0).repeat_interleave(selection_block, -1)
+        visible = visible & (token_BKTn <= position_BT[:, None, lo:hi, None])
+        token_BKTn = token_BKTn.clamp(0, k.shape[1] - 1)
+        k_BKTnD, v_BKTnV = (x[row_B111, token_BKTn, head_K11] for x in (k, wide(v_BNJV)))
+        q_chunk = q_BKTgD[:, :, lo:hi, None]
+        return attend(q_chunk, k_BKTnD, v_BKTnV, visible.unsqueeze(-2), scale)[0].squeeze(3)
+
+    keys = batch * n_groups * chosen_BTKS.shape[3] * selection_block
+    o_BKTgV = in_chunks(chunk, seq_len, keys * max(k.shape[3], q.shape[2] // n_groups), dim=2)
+    return o_BKTgV.transpose(1, 2).flatten(2, 3).to(q_BTHD.dtype)

@@ -1,0 +1,101 @@
+"""Tokens read through a cache, in pieces of any size, give what the training forward gives."""
+
+import pytest
+import torch
+
+from zoo.blocks import build, config_class
+from zoo.blocks.base import Context
+from zoo.blocks.cache import Slots, Step
+
+T = 40
+PIECES = {
+    "at once": [40],
+    "by one": [1] * 40,
+    "by seven": [7, 7, 7, 7, 7, 5],
+    "prompt, then by one": [23] + [1] * 17,
+    "uneven": [1, 2, 13, 16, 1, 7],
+    "over a long ring": [3, 30, 7],
+}
+
+
+def read(block, x_BTC, pieces, max_len=T, n_new_per_piece=None):
+    """What the block gives for x in pieces, and the cache."""
+    cache = block.new_cache(len(x_BTC), max_len, dtype=x_BTC.dtype)
+    length_B, outputs, at = torch.zeros(len(x_BTC), dtype=torch.int64), [], 0
+    for seq_len in pieces:
+        step = Step.after(length_B, seq_len, None, fresh=at == 0)
+        outputs.append(block(x_BTC[:, at : at + seq_len], step, cache))
+        length_B, at = length_B + seq_len, at + seq_len
+    return torch.cat(outputs, 1), cache
+
+
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+def test_pieces_give_what_the_whole_gives(case, make, noise, pieces):
+    block, x = make(*case), noise(2, T, 24)
+    expected = block(x, Context.for_tokens(2, T))
+    found, _ = read(block, x, pieces)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_rows_of_different_lengths(case, make, noise):
+    """Padding is neither kept nor seen: each row goes on as if it were alone, and one that has ended stays as it is."""
+    block, x = make(*case), noise(3, T, 24)
+    expected = block(x, Context.for_tokens(3, T))
+    cache = block.new_cache(3, T, dtype=torch.float64)
+    lengths, length_B = [[9, 20, 1], [14, 3, 0], [1, 1, 1], [0, 1, 1], [2, 15, 5]], torch.zeros(3, dtype=torch.int64)
+    for n_new in map(torch.tensor, lengths):
+        seq_len = int(n_new.max())
+        part = torch.full((3, seq_len, 24), 1e3, dtype=torch.float64)  # padding that would be noticed
+        for b in range(3):
+            part[b, : n_new[b]] = x[b, length_B[b] : length_B[b] + n_new[b]]
+        y = block(part, Step.after(length_B, seq_len, n_new, fresh=int(length_B.max()) == 0), cache)
+        for b in range(3):
+            rows = slice(int(length_B[b]), int(length_B[b] + n_new[b]))
+            torch.testing.assert_close(y[b, : n_new[b]], expected[b, rows], rtol=0, atol=1e-9)
+        length_B = length_B + n_new
+
+
+def test_the_cache_is_as_small_as_promised(case, make):
+    fields, part = case
+    config = config_class(fields["kind"]).model_validate(fields)
+    with torch.device("meta"):
+        block = build(config, 24, part)
+        for max_len in (1, 3, 5, 16, 40, 200):
+            cache = block.new_cache(3, max_len, dtype=torch.bfloat16)
+            assert cache.nbytes == 3 * config.cost(24, max_len, part).cache_held_bytes(2)
+
+
+def test_a_cache_of_rows_shares_their_memory(case, make, noise):
+    block, x = make(*case), noise(2, T, 24)
+    expected = block(x, Context.for_tokens(2, T))
+    cache = block.new_cache(2, T, dtype=torch.float64)
+    for b in range(2):
+        block(x[b : b + 1, :30], Step.after(torch.zeros(1, dtype=torch.int64), 30, None, True), cache.rows(b, b + 1))
+    y = block(x[:, 30:], Step.after(torch.full((2,), 30), 10, None, False), cache)
+    torch.testing.assert_close(y, expected[:, 30:], rtol=0, atol=1e-9)
+
+
+def test_a_cache_may_be_longer_than_what_it_holds(case, make, noise):
+    block, x = make(*case), noise(1, T, 24)
+    found, _ = read(block, x, [17, 1, 1, 1, 20], max_len=1000)
+    torch.testing.assert_close(found, block(x, Context.for_tokens(1, T)), rtol=0, atol=1e-9)
+
+
+def test_slots_keep_the_latest_of_more_than_they_hold():
+    slots = Slots.empty({"x": (1,)}, 2, 4, dtype=torch.float64)
+    new = torch.arange(20.0, dtype=torch.float64).view(2, 10, 1)
+    slots.write_latest({"x": new}, torch.tensor([0, 0]), torch.tensor([10, 3]))
+    assert slots.tensors["x"][0, :, 0].tolist() == [8, 9, 6, 7]  # position p in slot p mod 4
+    assert slots.tensors["x"][1, :, 0].tolist() == [10, 11, 12, 0]
+
+
+def test_latents_are_never_made_into_keys(make, noise, monkeypatch):
+    """Decoding reads the latents as they are."""
+    block = make({"kind": "mla", "n_heads": 4, "head_dim": 6, "rope_dim": 4, "kv_rank": 8})
+    x = noise(1, 9, 24)
+    expected = block(x, Context.for_tokens(1, 9))
+    cache = block.new_cache(1, 9, dtype=torch.float64)
+    block(x[:, :8], Step.after(torch.zeros(1, dtype=torch.int64), 8, None, True), cache)
+    monkeypatch.setattr(block.projection, "expand", None)
+    y = block(x[:, 8:], Step.after(torch.full((1,), 8), 1, None, False), cache)
+    torch.testing.assert_close(y, expected[:, 8:], rtol=0, atol=1e-12)

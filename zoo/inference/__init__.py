@@ -1,0 +1,1 @@
+"""Generation: the cache of a model, sampling, and the loop that joins them."""

@@ -85,7 +85,9 @@ The latent is cut into $C$ latent heads $c_{t,j}$ of $r/C$ channels, each with i
 one of them, and the $H/K$ query heads of the group share its key and value:
 
 $$
-k_{t,g} = [\, W_{UK,g}\, c_{t,j} \;;\; k^R_t \,] \qquad v_{t,g} = W_{UV,g}\, c_{t,j} \qquad j = \lfloor g\, C / K \rfloor
+k_{t,g} = [\, W_{UK,g}\, c_{t,j} \;;\; k^R_t \,] \qquad
+v_{t,g} = W_{UV,g}\, c_{t,j} \qquad
+j = \lfloor g\, C / K \rfloor
 $$
 """
     + _LATENT_END

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from zoo.blocks.about import About
 from zoo.blocks.cost import Cost, attention_cost
 from zoo.blocks.fields import (
     CompressionFields,
@@ -175,6 +176,17 @@ class AttentionConfig(BlockConfig):
 
     The generic kind `attention`: every other kind is a shorter spelling of one of these.
     """
+
+    about: ClassVar[About] = About(
+        example={
+            "projection": {"kind": "mla", "n_heads": 8, "kv_rank": 96, "rope_dim": 16},
+            "patterns": [
+                {"kind": "compression", "compression_block": 16, "compression_stride": 16},
+                {"kind": "selection", "selection_block": 16, "n_selected": 6},
+                {"kind": "window", "window": 64},
+            ],
+        }
+    )
 
     kind: Literal["attention"] = Field("attention", description="A projection and patterns, spelt out.")
     projection: Projection = Field(default_factory=GQA, description="How queries, keys and values are made.")

@@ -64,6 +64,22 @@ def test_documents_do_not_see_each_other_when_the_recipe_says_so():
         assert (changed[17:].max().item() == 0) is document_mask, "only document_mask isolates the next document"
 
 
+class Room(torch.nn.Module):
+    """A layer that notes how many documents a row has room for."""
+
+    def forward(self, x_BTC, context):
+        self.found = context.documents.max_documents
+        return x_BTC
+
+
+@pytest.mark.parametrize("known", [None, 3])
+def test_packed_rows_where_documents_cannot_be_counted_get_the_room_that_is_known(known):
+    model = build_model(small({"a": KINDS["ansa"]}, "a", document_mask=True), device="meta")
+    model.layers, model.max_documents = torch.nn.ModuleList([Room()]), known
+    model(torch.zeros(2, 12, dtype=torch.int64, device="meta"), torch.zeros(2, 12, dtype=torch.bool, device="meta"))
+    assert model.layers[0].found == (known or 12)
+
+
 def test_initialisation_scales_what_writes_to_the_residual_stream():
     model = build_model(small({"a": KINDS["full"]}, "a*8", d_model=128, init_std=0.03), seed=1)
     layer = model.layers[0]

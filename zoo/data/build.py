@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def build_text(
     builder = Builder(folder, {"tokens": tokens, "starts": "ndarray:uint32"})
     todo = _unfinished(builder, pieces(source, piece_bytes), progress)
     for part, packed in _pack_all(todo, tokenizer, fraction, workers):
-        counts = {split: p.counts for split, p in packed.items()}
+        counts = {split: replace(p.counts, max_documents=p.max_documents(seq_len)) for split, p in packed.items()}
         builder.write(part, {split: p.rows(seq_len) for split, p in packed.items()}, counts)
         progress.advance(_bytes(counts))
     builder.finish()
@@ -108,7 +108,8 @@ def build_synthetic(folder: Path, source: Synthetic, *, length: int, seed: int) 
         for split, tokens, labels in islice(rows, SYNTHETIC_ROWS_A_PART):
             row = {"tokens": tokens.astype(token_type(source.vocab_size)), "labels": labels.astype(np.int32)}
             splits[split].append(row)
-        counts = {split: Counts(len(r), None, len(r) * length) for split, r in splits.items()}
+        # Two documents at most: a row and, where the model's rows are longer, its padding.
+        counts = {split: Counts(len(r), None, len(r) * length, max_documents=2) for split, r in splits.items()}
         builder.write(part, splits, counts)
     builder.finish()
 

@@ -36,7 +36,8 @@ def open_mds(
         for columns in {tuple(shard["column_names"]) for shard in shards}:
             if name not in columns:
                 raise DataError(f"source mds: {folder}: no column {name!r}; it has {', '.join(columns)}")
-    counts = Counts(rows, None, rows * seq_len, rows)
+    several = source.end_of_document is not None or any("starts" in shard["column_names"] for shard in shards)
+    counts = Counts(rows, None, rows * seq_len, rows, max_documents=None if several else 2)  # padding is the second
     stream = RowStream(folder, source, counts, remote=remote, ours=False)
     if not remote:
         _look_into(stream, shards[0], tokenizer, seq_len, vocab_size)

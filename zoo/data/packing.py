@@ -20,17 +20,25 @@ Tokenizer = Bytes | Subwords
 
 @dataclass
 class Counts:
-    """What a split holds.  `bytes`: UTF-8 bytes of its documents, one more for each end; None if not known."""
+    """What a split holds.
+
+    bytes: UTF-8 bytes of its documents, one more for each end; None if not known.  max_documents: the most documents
+    in one row, where the padding of a short row counts as one; None if not known.
+    """
 
     documents: int = 0
     bytes: int | None = 0
     tokens: int = 0
     rows: int = 0
+    max_documents: int | None = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         size = None if self.bytes is None or other.bytes is None else self.bytes + other.bytes
+        most = (
+            None if None in (self.max_documents, other.max_documents) else max(self.max_documents, other.max_documents)
+        )
         documents, tokens = self.documents + other.documents, self.tokens + other.tokens
-        return Counts(documents, size, tokens, self.rows + other.rows)
+        return Counts(documents, size, tokens, self.rows + other.rows, most)
 
     @property
     def bytes_per_token(self) -> float | None:
@@ -53,6 +61,16 @@ class Packed:
             first, last = np.searchsorted(self.starts, [begin + 1, begin + len(row)])
             starts = np.concatenate([[0], self.starts[first:last] - begin]).astype(np.uint32)
             yield {"tokens": row, "starts": starts}
+
+    def max_documents(self, seq_len: int) -> int:
+        """The most documents among the inputs (all but the last token) of one row, its padding counted as one."""
+        places = len(self.tokens) - 1
+        if places < 1:
+            return 0
+        begins = np.union1d(self.starts, np.arange(0, places, seq_len))
+        in_row = np.bincount(begins // seq_len)
+        in_row[-1] += places % seq_len > 0
+        return int(in_row.max())
 
 
 @dataclass

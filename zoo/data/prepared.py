@@ -47,6 +47,11 @@ class PreparedData:
         return self.counts(split).rows
 
     @property
+    def max_documents(self) -> int | None:
+        """The most documents in one row of any split; None where it is not known (ready shards of several a row)."""
+        return sum(map(self.counts, self.streams), start=Counts()).max_documents
+
+    @property
     def bytes_per_token(self) -> dict[str, float | None]:
         """Bytes a token stands for in each split; None where it is not known (rows of numbers, remote shards).
 

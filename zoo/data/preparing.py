@@ -24,7 +24,7 @@ from zoo.data.progress import Progress
 from zoo.data.sources import documents, fingerprint, total_bytes
 from zoo.data.tokenizers import Bytes, Subwords, load_huggingface, train_bpe
 
-FORMAT = 1  # part of every cache key: raise it when the same configuration makes other rows
+FORMAT = 2  # part of every cache key: raise it when the same configuration makes other rows, or other counts
 PIECE_BYTES = 1 << 25
 MORE = (
     "give more documents (`separator` cuts a text file into several), change validation_fraction, "

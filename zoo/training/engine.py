@@ -56,6 +56,7 @@ class Engine:
         recipe, train, device = setup.recipe, setup.recipe.train, setup.device
         decoder = build_model(recipe)
         decoder.activation_checkpointing = train.activation_checkpointing
+        decoder.max_documents = setup.prepared.max_documents
         self.n_parameters = sum(parameter.numel() for parameter in decoder.parameters())
         model = LanguageModel(decoder)
         if not device.sharded:  # before the optimiser, which asks where the weights are

@@ -166,6 +166,20 @@ def test_proportions_change_the_key_but_not_the_shards(prep, two_alphabets):
     assert second.seconds == 0.0
 
 
+def most_documents(data: list[dict]) -> int:
+    return max(batch["document_starts"].sum(1).max().item() for batch in data)
+
+
+def test_most_documents_of_a_row_are_known(prep, two_alphabets, tmp_path):
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "w.txt").write_text("\n".join(f"w{i}" for i in range(300)))
+    words = {"kind": "text", "paths": [str(tmp_path / "words")], "separator": "\n"}
+    for sources in (two_alphabets, [*two_alphabets, words]):
+        prepared = prep({"sources": sources, "validation_fraction": 0.2}, piece_bytes=2000)
+        found = [most_documents(batches(prepared, split, batch_size=1)) for split in ("train", "validation")]
+        assert prepared.max_documents == max(found)
+
+
 def test_text_and_synthetic_rows_in_one_mixture(prep, of_text, corpus):
     copy = {"kind": "synthetic", "task": "copy", "vocab_size": 50, "length": 16, "rows": 30, "validation_rows": 5}
     text = {"kind": "text", "paths": [str(corpus)]}
@@ -188,6 +202,12 @@ def test_synthetic_rows_reach_the_model_as_made(prep):
             pairs = dict(zip(inputs[0:8:2].tolist(), inputs[1:8:2].tolist(), strict=True))
             at = labels != IGNORED
             assert dict(zip(inputs[at].tolist(), labels[at].tolist(), strict=True)) == pairs
+
+
+def test_a_synthetic_row_and_its_padding_are_two_documents(prep):
+    copy = {"kind": "synthetic", "task": "copy", "vocab_size": 50, "length": 16, "rows": 8, "validation_rows": 2}
+    prepared = prep({"source": copy})
+    assert prepared.max_documents == most_documents(batches(prepared)) == 2
 
 
 def test_fewer_rows_than_a_batch(prep, of_text):

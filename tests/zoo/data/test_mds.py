@@ -51,6 +51,8 @@ def batches(prepared, split="train", **settings):
 def test_plain_bytes_with_documents(prep, foreign):
     prepared = prep(mds(local=str(foreign), end_of_document=7))
     assert prepared.rows("train") == 30
+    assert prepared.max_documents is None, "only reading every row would tell"
+    assert prep(mds(local=str(foreign))).max_documents == 2
     for i, batch in enumerate(batches(prepared)):
         tokens = numbers(33, i)
         tokens[10] = 7

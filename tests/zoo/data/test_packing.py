@@ -26,6 +26,18 @@ def test_starts_stand_after_each_end(seq_len):
         assert row["starts"].tolist() == [0, *after_ends]
 
 
+def documents_of(row, seq_len: int) -> int:
+    """Documents among the inputs of a row as the loader makes it: padding begins one."""
+    inputs = row["tokens"][:-1]
+    return 1 + (inputs[:-1] == 256).sum() + (len(inputs) < seq_len)
+
+
+@pytest.mark.parametrize("seq_len", [1, 7, 20, 64, 977, 100_000])
+def test_most_documents_of_a_row(seq_len):
+    packed = pack(Texts(TEXTS), Bytes(), fraction=0.0)["train"]
+    assert packed.max_documents(seq_len) == max(documents_of(row, seq_len) for row in packed.rows(seq_len))
+
+
 def test_counts():
     packed = pack(Texts(TEXTS), Bytes(), fraction=0.4)
     kept = {
@@ -50,4 +62,5 @@ def test_held_out_share_is_the_fraction():
 def test_nothing_to_pack():
     packed = pack(Texts(("", "")), Bytes(), fraction=0.5)["train"]
     assert list(packed.rows(8)) == []
+    assert packed.max_documents(8) == 0
     assert packed.counts.documents == 0

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import zoo
 from zoo.errors import RecipeError, ZooError
+from zoo.kernels.documents import Documents
 from zoo.training import train
 from zoo.training.checkpoints import listed
 from zoo.training.loggers import read_metrics
@@ -256,6 +257,18 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(recipe, tmp_path):
         for one, other in zip(whole, parts, strict=True):
             for name in {"loss", "grad_norm", "validation_loss"} & one.keys():
                 assert other[name] == pytest.approx(one[name], rel=2e-5), (one["batch"], name)
+
+
+def test_packed_rows_are_given_the_room_that_the_data_need(recipe, tmp_path, monkeypatch):
+    asked, plain = set(), Documents.from_starts
+
+    def recorded(starts, max_documents=None):
+        asked.add(max_documents)
+        return plain(starts, max_documents)
+
+    monkeypatch.setattr(Documents, "from_starts", recorded)
+    train(recipe("model.document_mask=true", "train.duration=2ba"), tmp_path / "run")
+    assert asked == {2}, "texts are longer than a row of 32: one ends, one begins, or padding does"
 
 
 def test_a_run_without_validation(recipe, tmp_path):

@@ -72,17 +72,17 @@ class Metrics(Callback):
     validation_loss (nats a target) and, where the bytes of the text are known, validation_bits_per_byte.
     """
 
-    WINDOW = 20  # batches that tokens_per_s is averaged over
+    WINDOW = 20  # batches that tokens_per_s and mfu are averaged over
 
     def __init__(self, clip: ClipGradients, writers: list, bytes_per_token: float | None, mfu_per_token: float | None):
         self.clip, self.writers = clip, writers
         self.bytes_per_token, self.mfu_per_token = bytes_per_token, mfu_per_token
         self._recent: deque[tuple[int, float]] = deque(maxlen=self.WINDOW)
+        self._n_batches = 0
 
     def batch_end(self, state, logger) -> None:
         clock = state.timestamp
-        self._recent.append((int(clock.token - state.previous_timestamp.token), clock.batch_wct.total_seconds()))
-        tokens_per_s = sum(tokens for tokens, _ in self._recent) / max(1e-9, sum(s for _, s in self._recent))
+        tokens_per_s = self._speed(int(clock.token - state.previous_timestamp.token), clock.batch_wct.total_seconds())
         record = self._place(state) | {
             "loss": state.total_loss_dict["loss/train/total"],
             "lr": state.optimizers[0].param_groups[0]["lr"],
@@ -99,6 +99,18 @@ class Metrics(Callback):
         if self.bytes_per_token is not None:
             record["validation_bits_per_byte"] = loss / math.log(2) / self.bytes_per_token
         self._write(record, logger, "validation")
+
+    def _speed(self, tokens: int, seconds: float) -> float:
+        """Tokens a second over the latest batches.
+
+        The first batch of a session compiles kernels and searches for the micro-batch: it counts in its own record,
+        and in none after it.
+        """
+        self._n_batches += 1
+        if self._n_batches == 2:
+            self._recent.clear()
+        self._recent.append((tokens, seconds))
+        return sum(tokens for tokens, _ in self._recent) / max(1e-9, sum(s for _, s in self._recent))
 
     def _place(self, state) -> dict:
         clock = state.timestamp

@@ -58,7 +58,7 @@ class StopIfNotFinite(Callback):
         for name, value in numbers.items():
             if not math.isfinite(value):
                 raise NonFinite(
-                    f"batch {int(state.timestamp.batch) - 1}: the {name} is {value}; training stopped. "
+                    f"batch {int(state.timestamp.batch)}: the {name} is {value}; training stopped. "
                     f"{self.last_good()} A lower learning rate (--set train.optimizer.lr=...) or a longer "
                     "warm-up usually helps."
                 )

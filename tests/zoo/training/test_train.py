@@ -210,11 +210,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(composer_model.LanguageModel, "forward", goes_wrong)
-        message = r"batch 6: the loss is nan; training stopped.*checkpoint of batch 4 saved in .*ep0-ba4-rank0\.pt"
+        message = r"batch 7: the loss is nan; training stopped.*checkpoint of batch 4 saved in .*ep0-ba4-rank0\.pt"
         with pytest.raises(ZooError, match=message) as error:
             train(recipe(), run)
     assert error.value.exit_code == 1
     assert [c.batch for c in listed(run / "checkpoints")] == [4]
+    assert list(losses(run)) == [1, 2, 3, 4, 5, 6], "the record ends before the batch that the message names"
     assert not (run / "model.safetensors").exists()
     train(recipe(), run)
     assert_same_weights(run, uninterrupted[0])

@@ -3,9 +3,9 @@
 The config half (config.py, fields.py, cost.py, registry.py, kinds/) imports no torch; `build` imports the torch half.
 """
 
-from zoo.blocks.registry import block_kinds, broken, config_class, kinds, load_plugin, register
+from zoo.blocks.registry import block_kinds, broken, config_class, load_plugin, register
 
-__all__ = ["block_kinds", "broken", "build", "config_class", "kinds", "load_plugin", "register"]
+__all__ = ["block_kinds", "broken", "build", "config_class", "load_plugin", "register"]
 
 
 def build(config, d_model: int, part: str | None = None):

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from zoo.blocks import block_kinds, broken, build, config_class, kinds, register, registry
+from zoo.blocks import block_kinds, broken, build, config_class, register, registry
+from zoo.blocks.registry import kinds
 
 PLUGIN = '''
 from typing import Literal

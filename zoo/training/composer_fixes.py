@@ -81,11 +81,21 @@ def _refusal(path: str | Path, found: str) -> ZooError:
 
 def _atomic(write: Callable[[dict, str], None]) -> Callable[[dict, str], None]:
     def write_atomically(state_dict: dict, filename: str) -> None:
-        """Write under a temporary name, sync to disk, rename: under its own name a checkpoint is always whole."""
+        """Write under a temporary name, sync to disk, rename: under its own name a checkpoint is always whole.
+
+        Raises OSError where the disk refuses; torch buries it under a RuntimeError about its archive.
+        """
         final = Path(filename)
         temporary = final.with_name(TEMPORARY + final.name)
-        write(state_dict, str(temporary))
-        replace_durably(temporary, final)
+        try:
+            write(state_dict, str(temporary))
+            replace_durably(temporary, final)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)  # the next one needs the room
+            refused = error if isinstance(error, OSError) else error.__context__
+            if isinstance(refused, OSError) and refused.errno is not None:
+                raise OSError(refused.errno, refused.strerror, str(final)) from error
+            raise
 
     return write_atomically
 

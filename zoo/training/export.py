@@ -1,9 +1,11 @@
 """model.safetensors and model.yaml: the weights, and the recipe that rebuilds the model around them."""
 
+import shutil
 from pathlib import Path
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from zoo.training.composer_model import PREFIX
@@ -24,7 +26,11 @@ def full_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def export(folder: RunFolder, recipe, state: dict[str, torch.Tensor]) -> str:
     """Write the weights and the model's recipe into the run folder; returns the SHA-256 of the weights."""
     temporary = Path(folder.weights).with_name(".writing-model.safetensors")
-    save_file(state, temporary, metadata={"format": "pt"})
+    try:
+        save_file(state, temporary, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{folder.weights} cannot be written: {error}") from error
+    shutil.copymode(folder.recipe, temporary)  # safetensors lets only the owner read
     digest = sha256(temporary)
     replace_durably(temporary, folder.weights)
     resolved = yaml.safe_load(recipe.dump())

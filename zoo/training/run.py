@@ -29,19 +29,27 @@ def train(recipe, run_dir: str | Path) -> Summary:
     if done is not None and not any(change.startswith("train.duration:") for change in changes):
         return _complete(done, folder, screen)
     check_installed(recipe.train.loggers)
-    with folder.locked() if rank == 0 else contextlib.nullcontext():
-        handler = log_to(folder.log) if rank == 0 else None
-        try:
-            from zoo.training.engine import run  # Composer takes seconds to import
+    try:
+        with folder.locked() if rank == 0 else contextlib.nullcontext():
+            return _run(recipe, folder, screen, changes, rank)
+    except OSError as error:  # a full disk, or one that went away
+        saved = "checkpoints are whole whenever they are there, so the same command continues from the newest"
+        raise ZooError(f"{folder.path}: training failed: {error}; {saved}") from error
 
-            return run(recipe, folder, screen, changes)
-        except Exception as error:
-            log.error("%s", error, exc_info=None if isinstance(error, ZooError) else error)
-            raise
-        finally:
-            screen.close()
-            if handler is not None:
-                stop_log(handler)
+
+def _run(recipe, folder: RunFolder, screen: Screen, changes: list[str], rank: int) -> Summary:
+    handler = log_to(folder.log) if rank == 0 else None
+    try:
+        from zoo.training.engine import run  # Composer takes seconds to import
+
+        return run(recipe, folder, screen, changes)
+    except Exception as error:
+        log.error("%s", error, exc_info=None if isinstance(error, ZooError) else error)
+        raise
+    finally:
+        screen.close()
+        if handler is not None:
+            stop_log(handler)
 
 
 def _complete(done: dict, folder: RunFolder, screen: Screen) -> Summary:

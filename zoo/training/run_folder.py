@@ -33,6 +33,12 @@ CHANGEABLE = (
 )
 
 
+class RunFolderError(ZooError):
+    """A run folder that cannot be used; the message says which part of it, and what to do."""
+
+    exit_code = 2
+
+
 class RunFolder:
     """runs/<name>/ and its files."""
 
@@ -83,8 +89,13 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Make the folder and hold it: a second process that trains into it is refused instead of mixing files."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as file:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below
+        except OSError as error:
+            message = f"cannot be used as a run folder: {error.strerror}; name another with --run-dir"
+            raise RunFolderError(f"{self.path}: {message}") from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -1,5 +1,6 @@
 """What a training says: a live line on a terminal, plain lines elsewhere, and everything in log.txt."""
 
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -65,9 +66,20 @@ class Screen:
             self._bar = None
 
 
+class _LogFile(logging.FileHandler):
+    """A log whose own failure, on a full disk, does not bury the error it was to tell."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def log_to(path: Path) -> logging.Handler:
     """Send the zoo's messages and the engine's warnings to a file; returns the handler, for `stop_log`."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)

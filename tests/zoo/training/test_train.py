@@ -1,8 +1,11 @@
 """Training runs from recipe to weights in this process: what they leave, how they end, how they continue."""
 
 import json
+import logging
 import os
+import resource
 import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from zoo.training import train
 from zoo.training.checkpoints import listed
 from zoo.training.loggers import read_metrics
 from zoo.training.run_folder import RunFolder
-from zoo.training.screen import Screen
+from zoo.training.screen import Screen, log_to, stop_log
 
 composer_model = pytest.importorskip("zoo.training.composer_model")
 engine = pytest.importorskip("zoo.training.engine")
@@ -283,6 +286,50 @@ def test_two_trainings_into_one_folder(recipe, tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.locked(), pytest.raises(ZooError, match="another process is training into this folder"):
         train(recipe(), tmp_path / "run")
+
+
+@contextmanager
+def files_of_at_most(n_bytes):
+    """Writing more into one file fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_in_one_sentence_and_the_same_command_goes_on(uninterrupted, recipe, tmp_path):
+    run = tmp_path / "run"
+    message = r"run: training failed: .*File too large: '.*ep0-ba4-rank0\.pt'; .*the same command continues"
+    with files_of_at_most(30_000), pytest.raises(ZooError, match=message) as error:
+        train(recipe(), run)
+    assert error.value.exit_code == 1
+    assert list((run / "checkpoints").iterdir()) == []
+    assert "Traceback" in (run / "log.txt").read_text()
+    train(recipe(), run)
+    assert_same_weights(run, uninterrupted[0])
+
+
+def test_a_log_that_cannot_be_written_buries_nothing(tmp_path, capfd):
+    handler = log_to(tmp_path / "log.txt")
+    with files_of_at_most(100):
+        for _ in range(9):
+            logging.getLogger("zoo.training").info("a line of the log, longer than its ninth part of the room")
+        stop_log(handler)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_run_folder_that_cannot_be_made(recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ZooError, match=r"file: cannot be used as a run folder: Not a directory; .*--run-dir") as error:
+        train(recipe(), tmp_path / "file")
+    assert error.value.exit_code == 2
+
+
+def test_the_weights_may_be_read_by_whoever_may_read_the_recipe(uninterrupted):
+    run, _ = uninterrupted
+    assert (run / "model.safetensors").stat().st_mode == (run / "recipe.yaml").stat().st_mode
 
 
 def test_activation_checkpointing_and_the_reference_kernels_change_nothing(recipe, tmp_path):

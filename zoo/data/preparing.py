@@ -3,10 +3,11 @@
 import fcntl
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -26,6 +27,7 @@ from zoo.data.tokenizers import Bytes, Subwords, load_huggingface, train_bpe
 
 FORMAT = 2  # part of every cache key: raise it when the same configuration makes other rows, or other counts
 PIECE_BYTES = 1 << 25
+ABANDONED_S = 7 * 24 * 3600  # a preparation that was cut short and not taken up for so long will not be
 MORE = (
     "give more documents (`separator` cuts a text file into several), change validation_fraction, "
     "or name a validation_source"
@@ -56,7 +58,9 @@ def prepare(
     work = _Preparation(data, data.seq_len or max_seq_len, seed, root, quiet, piece_bytes)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return work.run(vocab_size)
+        prepared = work.run(vocab_size)
+        work.remove_abandoned()  # last: what this call could go on with is finished by now
+        return prepared
     except OSError as error:
         raise DataError(f"data cache {root}: {error}") from error
 
@@ -177,16 +181,31 @@ class _Preparation:
         yield
         self.seconds += time.perf_counter() - begin
 
+    def remove_abandoned(self) -> None:
+        """Remove the `*.building` folders of the cache that no process works on and nothing was added to for a week."""
+        for folder in self.root.glob("*.building"):
+            # OSError: somebody holds the lock, or the folder is another user's.
+            with suppress(OSError), _lock_file(folder.with_suffix("")).open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                touched = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+                if time.time() - touched > ABANDONED_S:
+                    self.say(f"removing {folder}: cut short more than a week ago")
+                    shutil.rmtree(folder)
+
     @contextmanager
     def locked(self, path: Path) -> Iterator[None]:
         """Hold a lock that the system drops when the process dies, so a killed run blocks nobody."""
-        with path.with_name(f".{path.name}.lock").open("a") as file:
+        with _lock_file(path).open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.say(f"waiting for another process that prepares {path}")
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def _cores() -> int:

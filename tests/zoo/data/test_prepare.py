@@ -1,3 +1,5 @@
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import pytest
 
 from zoo.data import DataError, prepare_command
 from zoo.data.packing import held_out
+from zoo.data.preparing import ABANDONED_S
 from zoo.data.shards import make_ready, read_index
 
 ALL_SPLITS = ("train", "validation")
@@ -141,6 +144,22 @@ def test_a_killed_preparation_is_continued(prep, of_text, corpus, tmp_path):
     kept = {p.name: shard.stat().st_ino for p in done for shard in folder.glob(f"*/part-{p.stem}/index.json")}
     assert kept == written
     assert not list(cache.glob("*.building"))
+
+
+def test_what_was_cut_short_a_week_ago_is_removed_unless_a_process_owns_it(prep, of_text, tmp_path, capfd):
+    cache, long_ago = tmp_path / "cache", time.time() - ABANDONED_S - 60
+    for name in ("old", "owned", "worked-on", "young"):
+        (cache / f"text-{name}.building" / "done").mkdir(parents=True)
+        if name != "young":
+            os.utime(cache / f"text-{name}.building" / "done", (long_ago, long_ago))
+            os.utime(cache / f"text-{name}.building", (long_ago, long_ago))
+    (cache / "text-worked-on.building" / "done" / "00000.json").write_text("{}")
+    with (cache / ".text-owned.lock").open("a") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        prep(of_text(), quiet=False)
+    left = sorted(folder.name for folder in cache.glob("*.building"))
+    assert left == ["text-owned.building", "text-worked-on.building", "text-young.building"]
+    assert "text-old.building: cut short more than a week ago" in capfd.readouterr().err
 
 
 def test_two_at_once_make_one_folder(prep, of_text):

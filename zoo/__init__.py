@@ -1,15 +1,22 @@
 """attention-zoo: attention architectures as YAML recipes, trained and compared side by side.
 
-`load_recipe(path)`, `build_model(recipe)` and `load(run)` are imported when first used, so that `import zoo` costs
-nothing and `zoo.kernels` works where only torch and triton are installed.
+`load_recipe(path)`, `build_model(recipe)`, `load(run)`, `load_tokenizer(run)` and `generate(model, prompts)` are
+imported when first used, so that `import zoo` costs nothing and `zoo.kernels` works where only torch and triton are
+installed.
 """
 
 from importlib import import_module
 
 __version__ = "0.1.0"
 
-_EXPORTS = {"load_recipe": "zoo.recipe", "build_model": "zoo.model", "load": "zoo.loading"}
-__all__ = ["build_model", "load", "load_recipe"]
+_EXPORTS = {
+    "load_recipe": "zoo.recipe",
+    "build_model": "zoo.model",
+    "load": "zoo.loading",
+    "load_tokenizer": "zoo.loading",
+    "generate": "zoo.inference.generate",
+}
+__all__ = ["build_model", "generate", "load", "load_recipe", "load_tokenizer"]
 
 
 def __getattr__(name: str):

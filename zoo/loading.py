@@ -1,4 +1,4 @@
-"""`zoo.load(run)`: a trained model from its folder, checked before it is believed.
+"""`zoo.load(run)`: a trained model from its folder, checked before it is believed; `zoo.load_tokenizer(run)`.
 
 Weights are read from safetensors only, which cannot run code. A folder needs model.yaml and the weights it names, so
 those two files are also what one gives to somebody else.
@@ -34,7 +34,39 @@ def load(run: str | Path, *, device: str = "cpu"):
     _check_tensors(weights, model.state_dict())
     _check_digest(weights, description["weights"].get("sha256"))
     model.load_state_dict(load_file(weights, device=device), assign=True)
+    model.loaded_from = folder  # where `zoo.generate` finds the tokenizer
     return model.eval()
+
+
+def load_tokenizer(run: str | Path):
+    """The tokenizer of a run folder, as in zoo/data/tokenizers.py; None if the run's rows were plain numbers.
+
+    Raises LoadError if the folder does not say, or lacks the tokenizer's file; DataError if that file is damaged.
+    """
+    folder = Path(run)
+    description = _description(folder)
+    if "tokenizer" not in description:
+        raise LoadError(
+            f"{folder / 'model.yaml'}: tokenizer is missing: {{kind: byte}}, {{kind: bpe}}, or null for none"
+        )
+    section = description["tokenizer"]
+    if section is None:
+        return None
+    kind = section.get("kind") if isinstance(section, dict) else None
+    if kind not in ("byte", "bpe", "huggingface"):
+        raise LoadError(f"{folder / 'model.yaml'}: tokenizer.kind must be byte, bpe or huggingface; found {kind!r}")
+    from zoo.data.config import HuggingFaceTokenizer
+    from zoo.data.tokenizers import Bytes, load_huggingface
+
+    if kind == "byte":
+        return Bytes()
+    if not (folder / "tokenizer.json").is_file():
+        source = "data_cache/bpe-*/" if kind == "bpe" else str(section.get("path"))
+        raise LoadError(
+            f"{folder / 'tokenizer.json'}: no such file; runs of earlier versions lack it: copy tokenizer.json and "
+            f"tokenizer_config.json from {source} into the run folder"
+        )
+    return load_huggingface(HuggingFaceTokenizer(kind="huggingface", path=str(folder)))
 
 
 def _description(folder: Path) -> dict:

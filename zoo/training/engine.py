@@ -108,7 +108,7 @@ class Engine:
         """Write the weights and the summary, and print it. All processes must call this."""
         setup, clock = self.setup, self.trainer.state.timestamp
         state = full_state_dict(self.trainer.state.model)
-        digest = export(setup.folder, setup.recipe, state) if setup.device.rank == 0 else ""
+        digest = export(setup.folder, setup.recipe, state, setup.prepared.tokenizer) if setup.device.rank == 0 else ""
         records = read_metrics(setup.folder.metrics) if setup.device.rank == 0 else []
         validations = {record["batch"]: record for record in records if "validation_loss" in record}
         before, after = validations.get(0, {}), validations.get(int(clock.batch), {})
@@ -127,7 +127,7 @@ class Engine:
         )
         if setup.device.rank == 0:
             setup.folder.write_summary(summary.as_dict())
-        setup.screen.say(summary.text())
+        setup.screen.say(summary.text(writes_text=setup.prepared.tokenizer is not None))
         return summary
 
     def close(self) -> None:

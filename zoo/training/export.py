@@ -1,4 +1,4 @@
-"""model.safetensors and model.yaml: the weights, and the recipe that rebuilds the model around them."""
+"""model.safetensors, model.yaml and the tokenizer's files: all that `zoo.load` and `zoo generate` read."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from zoo.training.composer_model import PREFIX
+from zoo.data.tokenizers import Subwords
 from zoo.training.files import replace_durably, sha256, write_text
 from zoo.training.run_folder import RunFolder
 
@@ -17,14 +17,22 @@ def full_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The decoder's weights on the CPU of rank 0, whole, however they are spread. All ranks must call this."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+    from zoo.training.composer_model import PREFIX  # Composer takes seconds to import
+
     spread = torch.distributed.is_available() and torch.distributed.is_initialized()
     options = StateDictOptions(full_state_dict=spread, cpu_offload=spread)
     state = get_model_state_dict(model, options=options)
     return {name.removeprefix(PREFIX): tensor.cpu().contiguous() for name, tensor in state.items()}
 
 
-def export(folder: RunFolder, recipe, state: dict[str, torch.Tensor]) -> str:
-    """Write the weights and the model's recipe into the run folder; returns the SHA-256 of the weights."""
+def export(folder: RunFolder, recipe, state: dict[str, torch.Tensor], tokenizer=None) -> str:
+    """Write the weights, the model's recipe and its tokenizer into the run folder; returns the SHA-256 of the weights.
+
+    tokenizer: of zoo/data/tokenizers.py, None where rows are numbers. One that is not bytes has files of its own: what
+    it was made from, data that are elsewhere or a name on the Hub, need not be there when the run is used.
+    """
+    if isinstance(tokenizer, Subwords):
+        tokenizer.save(folder.path)
     temporary = Path(folder.weights).with_name(".writing-model.safetensors")
     try:
         save_file(state, temporary, metadata={"format": "pt"})
@@ -33,12 +41,12 @@ def export(folder: RunFolder, recipe, state: dict[str, torch.Tensor]) -> str:
     shutil.copymode(folder.recipe, temporary)  # safetensors lets only the owner read
     digest = sha256(temporary)
     replace_durably(temporary, folder.weights)
-    resolved = yaml.safe_load(recipe.dump())
+    used = recipe.data.resolved_tokenizer()
     description = {
         "name": recipe.name,
         "summary": recipe.summary,
-        "model": resolved["model"],
-        "tokenizer": (resolved.get("data") or {}).get("tokenizer"),
+        "model": yaml.safe_load(recipe.dump())["model"],
+        "tokenizer": None if used is None else used.model_dump(mode="json", exclude_none=True),
         "weights": {"file": folder.weights.name, "sha256": digest},
     }
     write_text(folder.model, yaml.safe_dump(description, sort_keys=False, allow_unicode=True))

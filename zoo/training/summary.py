@@ -33,8 +33,8 @@ class Summary:
     def headline(self) -> str:
         return f"{self.name}, {self.batches:,} batches, {self.tokens:,} tokens in {as_time(self.time_s)}"
 
-    def text(self) -> str:
-        """The lines printed at the end of a training."""
+    def text(self, writes_text: bool = True) -> str:
+        """The lines printed at the end of a training.  writes_text: whether the model has a tokenizer."""
         command = _command()
         lines = [f"done: {self.headline()} of training, {self.parameters:,} parameters"]
         if self.loss_after is not None:
@@ -42,10 +42,11 @@ class Summary:
             lines.append(f"validation: {bits or _change(self.loss_before, self.loss_after, ' nats per token')}")
         lines += [
             f"run folder: {self.run_dir}  (weights: model.safetensors, metrics: metrics.jsonl and tensorboard/)",
-            f"try next:   {command} show {self.run_dir / 'recipe.yaml'}",
-            f"            {Path(command).with_name('tensorboard')} --logdir {self.run_dir}",
         ]
-        return "\n".join(lines)
+        commands = [f'{command} generate {self.run_dir} --prompt "..."'] if writes_text else []
+        commands += [f"{command} show {self.run_dir / 'recipe.yaml'}"]
+        commands += [f"{Path(command).with_name('tensorboard')} --logdir {self.run_dir}"]
+        return "\n".join([*lines, f"try next:   {commands[0]}", *(f"            {other}" for other in commands[1:])])
 
 
 def _change(before: float | None, after: float | None, unit: str) -> str:

@@ -100,3 +100,151 @@ def test_what_does_not_agree_is_refused(randn):
     grid = {"compression_block": 2, "compression_stride": 2, "selection_block": 4}
     with pytest.raises(ValueError, match=r"previous_BKS must be int32 \[2, K, S\]"):
         cached_choose_blocks(q, k, at.double()[..., None].expand(2, 3, 4), at, at, **grid)
+
+
+# (T, H, J, D, V, R): new tokens, query heads, heads of the cache; V = 0: the values are the keys
+SHAPES = [
+    (1, 4, 2, 16, 24, 0),
+    (3, 3, 1, 24, 0, 16),
+    (4, 6, 2, 40, 16, 8),
+    (2, 32, 1, 16, 0, 16),
+    (2, 8, 8, 16, 16, 0),
+]
+REAL = [
+    (1, 16, 1, 224, 0, 32),
+    (1, 16, 4, 64, 64, 0),
+    (7, 16, 1, 448, 0, 64),
+    (16, 16, 1, 224, 0, 32),
+    (3, 64, 4, 128, 128, 0),
+]
+
+
+def near(found, expected, bound):
+    """Relative RMS, and the same infinities."""
+    assert torch.equal(found.isinf(), expected.isinf())
+    found, expected = (x.double().masked_fill(expected.isinf(), 0.0) for x in (found, expected))
+    assert (found - expected).norm() <= bound * max(1.0, expected.norm()), (found - expected).norm() / expected.norm()
+
+
+def cache_of(shape, n, randn, dtype, device):
+    """q, k, v, q_rope, k_rope of three rows over n slots; strides of the cache are those of a longer one."""
+    T, H, J, D, V, R = shape
+    made = randn(3, T, H, D), randn(3, n + 5, J, D)[:, :n], randn(3, n, J, V or D), randn(3, T, H, R), randn(3, n, R)
+    q, k, v, q_rope, k_rope = (x.to(device, dtype) for x in made)
+    return q, k, v if V else k, *((q_rope, k_rope) if R else (None, None))
+
+
+def check_attention(shape, n, randn, poisoned, dtype=torch.float32, device="cpu", bound=1e-5):
+    q, k, v, q_rope, k_rope = cache_of(shape, n, randn, dtype, device)
+    ends = torch.tensor([[0], [n - shape[0]], [n // 3]], device=device) + torch.arange(shape[0], device=device)
+    ropes = {"q_rope": q_rope, "k_rope_BNR": k_rope}
+    wide = {name: x if x is None else x.double() for name, x in ropes.items()}
+    for first in (torch.zeros_like(ends), (ends - n // 5).clamp(min=0)):
+        expected = cached_attention(q.double(), k.double(), v.double(), first, ends, **wide, impl="reference")
+        with poisoned():
+            found = cached_attention(q, k, v, first, ends, **ropes, impl="triton")
+        near(found[0], expected[0], bound)
+        near(found[1], expected[1], bound)
+        again = found if device == "cpu" else cached_attention(q, k, v, first, ends, **ropes, impl="triton")
+        assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True))
+
+
+def check_choice(shape, n, grid, randn, poisoned, groups, places, dtype=torch.float32, device="cpu"):
+    """chosen and the rest of the arguments; float64 may choose otherwise only where importances are nearly equal."""
+    q, k, _, q_rope, k_rope = cache_of(shape, n, randn, dtype, device)
+    ends = torch.tensor([[1], [n * grid["compression_stride"] - shape[0]], [n]], device=device)
+    at = ends + torch.arange(shape[0], device=device)
+    ropes = {"q_rope": q_rope, "k_rope_BNR": k_rope}
+    wide = {name: x if x is None else x.double() for name, x in ropes.items()}
+    slots = ((at + 1 - grid["compression_block"]) // grid["compression_stride"] + 1).clamp(0, n)
+    lse = cached_attention(q.double(), k.double(), k.double(), slots * 0, slots, **wide, impl="reference")[1]
+    previous = torch.arange(places, device=device, dtype=torch.int32).expand(3, groups, -1)
+    expected = cached_choose_blocks(q.double(), k.double(), lse, at, previous, **wide, **grid, impl="reference")
+    with poisoned():
+        found = cached_choose_blocks(q, k, lse.float(), at, previous, **ropes, **grid, impl="triton")
+    return found, expected
+
+
+GRIDS = [
+    ({"compression_block": 16, "compression_stride": 16, "selection_block": 16, "query_group": 4}, 5),
+    ({"compression_block": 8, "compression_stride": 4, "selection_block": 16, "query_group": 1}, 6),
+    ({"compression_block": 8, "compression_stride": 2, "selection_block": 4, "query_group": 2, "n_init": 0}, 3),
+]
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_interpreted(shape, randn, poisoned):
+    check_attention(shape, 50, randn, poisoned)
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize(("grid", "places"), GRIDS)
+@pytest.mark.parametrize("shape", SHAPES[:3])
+def test_choice_interpreted(shape, grid, places, randn, poisoned):
+    groups = 3 if shape[1] == 3 else 2
+    found, expected = check_choice(shape, 45, grid, randn, poisoned, groups, places)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.interp
+def test_choice_of_several_tiles_interpreted(randn, poisoned, monkeypatch):
+    from zoo.kernels.decode import kernel
+
+    monkeypatch.setattr(kernel, "MAX_TILE", 16)
+    for grid, places in GRIDS:
+        found, expected = check_choice(SHAPES[1], 75, grid, randn, poisoned, 3, places)
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("shape", SHAPES)
+def test_selection_interpreted(shape, randn, poisoned):
+    check_selection(shape, 60, 16, 2, randn, poisoned)
+
+
+def check_selection(shape, n, block, places, randn, poisoned, dtype=torch.float32, device="cpu", bound=1e-5):
+    q, k, v, q_rope, k_rope = cache_of(shape, n, randn, dtype, device)
+    T, groups = shape[0], max(shape[2], shape[1] // 4)
+    at = torch.tensor([[0], [n - T], [n // 3]], device=device) + torch.arange(T, device=device)
+    ranked = randn(3, T, groups, -(-n // block)).argsort(-1)[..., :places].to(device)
+    chosen = ranked.where(ranked * block <= at[..., None, None], -1).sort(-1, descending=True).values.int()
+    ropes = {"q_rope": q_rope, "k_rope_BNR": k_rope}
+    wide = {name: x if x is None else x.double() for name, x in ropes.items()}
+    inputs = q.double(), k.double(), v.double(), chosen, at
+    expected = cached_selection_attention(*inputs, selection_block=block, **wide, impl="reference")
+    with poisoned():
+        found = cached_selection_attention(q, k, v, chosen, at, selection_block=block, **ropes, impl="triton")
+    near(found, expected, bound)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", REAL)
+def test_real(shape, randn, poisoned):
+    bf16 = {"dtype": torch.bfloat16, "device": "cuda"}
+    check_attention(shape, 3000, randn, poisoned, **bf16, bound=4e-3)
+    check_selection(shape, 3000, 16, 64, randn, poisoned, **bf16, bound=4e-3)
+    check_selection(shape, 3000, 64, 16, randn, poisoned, **bf16, bound=4e-3)
+    for grid, places in (
+        ({"compression_block": 16, "compression_stride": 16, "selection_block": 16, "query_group": 4}, 64),
+        ({"compression_block": 32, "compression_stride": 16, "selection_block": 64, "query_group": 1}, 16),
+    ):
+        found, expected = check_choice(shape, 2000, grid, randn, poisoned, max(4, shape[2]), places, **bf16)
+        assert (found != expected).any(-1).float().mean() < 0.05
+
+
+@pytest.mark.gpu
+def test_a_long_cache(randn, poisoned):
+    """More blocks than are ranked at once, and offsets beyond 32 bits."""
+    grid = {"compression_block": 16, "compression_stride": 16, "selection_block": 16, "query_group": 1}
+    shape = (1, 4, 1, 64, 0, 0)
+    found, expected = check_choice(shape, 20_000, grid, randn, poisoned, 4, 64, torch.bfloat16, "cuda")
+    assert (found != expected).any(-1).float().mean() < 0.1
+    q, k = (
+        torch.randn(1, 1, 16, 256, device="cuda").bfloat16(),
+        torch.randn(1, 2**23 + 99, 1, 264, device="cuda").bfloat16(),
+    )
+    k, n = k[..., :256], k.shape[1]
+    first, end = torch.tensor([[n - 300]], device="cuda"), torch.tensor([[n]], device="cuda")
+    found = cached_attention(q, k, k, first, end, impl="triton")[0]
+    near(found, cached_attention(q, k[:, -300:], k[:, -300:], first * 0, first * 0 + 300, impl="reference")[0], 4e-3)

@@ -1,0 +1,125 @@
+"""The choice of blocks for a few new queries in Triton: importances of every pooled block, then the top n of each row.
+
+Only the first query of each group is scored; where that one came in an earlier step, the latest choice is copied.
+Importances are [B, T, K, N]; a row longer than one tile keeps n candidates of each tile for a last pass, as in
+kernels/choice, whose ranking this is.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from zoo.kernels.choice.kernel import _in_top, _write_in_order
+from zoo.kernels.decode.attention_kernel import _rows
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_FORCED = tl.constexpr(0x7F800000)  # the bits of +inf: above every importance
+
+
+@triton.jit
+def _n_visible(position, BLOCK: tl.constexpr, STRIDE: tl.constexpr):
+    """Compression blocks that end at or before a position."""
+    return tl.maximum(position + 1 - BLOCK + STRIDE, 0) // STRIDE
+
+
+@triton.jit
+def importance_kernel(
+    q, qr, k, kr, lse, position, importance, scale_log2, T, N,
+    q_b, q_t, q_h, qr_b, qr_t, qr_h, k_b, k_n, k_h, kr_b, kr_n,
+    GROUPS: tl.constexpr, SHARED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
+    QUERY_GROUP: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr,
+    ROWS: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Sum over the heads of a group of exp(score - lse), for BN pooled blocks."""
+    i_t, i_k = tl.program_id(1) // GROUPS, tl.program_id(1) % GROUPS
+    i_b = tl.program_id(2).to(tl.int64)
+    at = tl.load(position + i_b * T + i_t).to(tl.int32)
+    o_n = tl.program_id(0) * BN + tl.arange(0, BN)
+    n_visible = tl.minimum(_n_visible(at, BLOCK, STRIDE), N)
+    if at % QUERY_GROUP != 0 or tl.program_id(0) * BN >= n_visible:
+        return
+    o_r, o_d, o_e = tl.arange(0, ROWS), tl.arange(0, DP), tl.arange(0, RP)
+    m_r, o_h = o_r < PER, i_k * PER + o_r
+    m_n = o_n < n_visible
+    o_n64 = tl.where(m_n, o_n, 0).to(tl.int64)
+    b_q = _rows(q + i_b * q_b + i_t.to(tl.int64) * q_t + o_h * q_h, m_r, o_d, D, DP)
+    b_k = _rows(k + i_b * k_b + i_k // SHARED * k_h + o_n64 * k_n, m_n, o_d, D, DP)
+    b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
+    if R > 0:
+        b_qr = _rows(qr + i_b * qr_b + i_t.to(tl.int64) * qr_t + o_h * qr_h, m_r, o_e, R, RP)
+        b_kr = _rows(kr + i_b * kr_b + o_n64 * kr_n, m_n, o_e, R, RP)
+        b_s = tl.dot(b_kr, tl.trans(b_qr), b_s, input_precision=PRECISION)
+    b_lse = tl.load(lse + (i_b * T + i_t) * (GROUPS * PER) + o_h, mask=m_r, other=float("inf")) * _LOG2_E
+    b_p = tl.exp2(b_s * scale_log2 - b_lse[None, :])
+    p_out = importance + ((i_b * T + i_t) * GROUPS + i_k) * N + o_n
+    tl.store(p_out, tl.sum(b_p, 1), mask=m_n)
+
+
+@triton.jit
+def rank_kernel(
+    importance, position, previous, chosen, best_key, best_index, T, N, n_tiles,
+    K: tl.constexpr, S: tl.constexpr, S_PADDED: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
+    SELECTION_BLOCK: tl.constexpr, N_INIT: tl.constexpr, N_LOCAL: tl.constexpr, QUERY_GROUP: tl.constexpr,
+    ONE_TILE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The choice of one query and group, or the candidates of one of its tiles."""
+    i_t, i_k = tl.program_id(1) // K, tl.program_id(1) % K
+    i_b = tl.program_id(2).to(tl.int64)
+    at = tl.load(position + i_b * T + i_t).to(tl.int32)
+    i_first = i_t - at % QUERY_GROUP
+    o_s = tl.arange(0, S_PADDED)
+    if i_first < 0:
+        if tl.program_id(0) == 0 and ONE_TILE:
+            b_previous = tl.load(previous + (i_b * K + i_k) * S + o_s, mask=o_s < S)
+            tl.store(chosen + ((i_b * T + i_t) * K + i_k) * S + o_s, b_previous, mask=o_s < S)
+        return
+    at -= at % QUERY_GROUP
+    n_visible = tl.minimum(_n_visible(at, BLOCK, STRIDE), N)
+    o_m = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    PIECES: tl.constexpr = SELECTION_BLOCK // STRIDE
+    SPAN: tl.constexpr = BLOCK // STRIDE
+    p_row = importance + ((i_b * T + i_first) * K + i_k) * N
+    value = tl.zeros([TILE], tl.float32)
+    for offset in tl.static_range(1 - SPAN, PIECES):  # p_slc of block m: its pieces, and those that reach into it
+        o_n = o_m * PIECES + offset
+        WEIGHT: tl.constexpr = min(SPAN, PIECES - offset) - max(0, -offset)
+        value += WEIGHT * tl.load(p_row + o_n, mask=(o_n >= 0) & (o_n < n_visible), other=0.0)
+    value = tl.minimum(tl.where(value >= 0, value, 0.0), 3e38)  # NaN counts as nothing
+    own = at // SELECTION_BLOCK
+    candidate = o_m <= own
+    forced = candidate & ((o_m < N_INIT) | (o_m > own - N_LOCAL))
+    key = tl.where(candidate & (forced == 0), value.to(tl.int32, bitcast=True), -1)[None, :]
+    forced, o_m = forced[None, :], o_m[None, :]
+    taken = forced | _in_top(key, S - tl.sum(forced.to(tl.int32), 1))
+    m_row = tl.full([1], True, tl.int1)
+    row = (i_b * T + i_t) * K + i_k
+    if ONE_TILE:
+        p_row = chosen + row * S + tl.zeros([1], tl.int64)
+        _write_in_order(p_row, o_m, taken, m_row, S, S_PADDED)
+    else:
+        o_best = (row * n_tiles + tl.program_id(0)) * S + tl.zeros([1], tl.int64)
+        _write_in_order(best_key + o_best, tl.where(forced, _FORCED, key), taken, m_row, S, S_PADDED)
+        _write_in_order(best_index + o_best, o_m, taken, m_row, S, S_PADDED)
+
+
+@triton.jit
+def merge_kernel(
+    best_key, best_index, position, previous, chosen, T, n_best,
+    K: tl.constexpr, S: tl.constexpr, S_PADDED: tl.constexpr, QUERY_GROUP: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The top n of the candidates that the tiles of a row have kept."""
+    i_t, i_k = tl.program_id(0) // K, tl.program_id(0) % K
+    i_b = tl.program_id(1).to(tl.int64)
+    row = (i_b * T + i_t) * K + i_k
+    at = tl.load(position + i_b * T + i_t).to(tl.int32)
+    if at % QUERY_GROUP > i_t:
+        o_s = tl.arange(0, S_PADDED)
+        b_previous = tl.load(previous + (i_b * K + i_k) * S + o_s, mask=o_s < S)
+        tl.store(chosen + row * S + o_s, b_previous, mask=o_s < S)
+        return
+    o_c = tl.arange(0, TILE)[None, :]
+    key = tl.load(best_key + row * n_best + o_c, mask=o_c < n_best, other=-1)
+    index = tl.load(best_index + row * n_best + o_c, mask=o_c < n_best, other=-1)
+    p_row = chosen + row * S + tl.zeros([1], tl.int64)
+    _write_in_order(p_row, index, _in_top(key, tl.full([1], S, tl.int32)), tl.full([1], True, tl.int1), S, S_PADDED)

@@ -1,0 +1,186 @@
+"""Attention to a cache in Triton: from tensors to launches."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+
+from zoo.kernels.decode import attention_kernel, choice_kernel
+from zoo.kernels.launching import INTERPRETED, Tile, cdiv, launch, n_processors, next_power_of_2
+from zoo.kernels.registration import opaque
+
+SLOTS_PER_SPLIT = 128  # at least: less does not pay for its partial
+PROGRAMS_PER_PROCESSOR = 4
+MAX_SPLITS = 128
+MAX_TILE = 8192  # selection blocks ranked at once
+
+
+def cached_attention(q, k, v, first, end, *, q_rope, k_rope_BNR, scale) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `zoo.kernels.decode.cached_attention`."""
+    attend = _attend_op if torch.compiler.is_compiling() else _attend
+    return attend(q, k, None if v is k else v, q_rope, k_rope_BNR, first, end, None, 0, scale)
+
+
+def cached_selection_attention(q, k, v, chosen, position, *, selection_block, q_rope, k_rope_BNR, scale):
+    """As `zoo.kernels.decode.cached_selection_attention`."""
+    attend = _attend_op if torch.compiler.is_compiling() else _attend
+    end = position + 1
+    return attend(q, k, None if v is k else v, q_rope, k_rope_BNR, end, end, chosen, selection_block, scale)[0]
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor | None, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
+    first: torch.Tensor, end: torch.Tensor, chosen: torch.Tensor | None, block: int, scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """o_BTHV and lse_BTH; v None: the keys are the values.  With `chosen`, over those blocks of `block` tokens."""
+    q, k, v, q_rope, k_rope = (_dense_rows(x) for x in (q, k, v, q_rope, k_rope))
+    same, v = v is None, k if v is None else v
+    first, end = first.contiguous(), end.contiguous()
+    (B, T, H, D), (N, J, V) = q.shape, (*k.shape[1:3], v.shape[3])
+    R = 0 if q_rope is None else q_rope.shape[-1]
+    groups, places, slots = (J, 0, N) if chosen is None else (chosen.shape[2], chosen.shape[3], chosen.shape[3] * block)
+    chosen = end if chosen is None else chosen.contiguous()  # a pointer that is not followed; so are q and k below
+    constants = _constants(D, R, V, H // groups, groups, groups // J, block, same, q.dtype)
+    n_tiles = cdiv(T, constants["TOKENS"]) * groups
+    n_splits = _n_splits(slots, B * n_tiles, q.device)
+
+    o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32)
+    part_o, part_lse = o, lse
+    if n_splits > 1:
+        part_o, part_lse = (x.new_empty(n_splits, *x.shape, dtype=torch.float32) for x in (o, lse))
+    strides_qr, strides_kr = (q_rope.stride()[:3], k_rope.stride()[:2]) if R else ((0, 0, 0), (0, 0))
+    tensors = q, q_rope if R else q, k, k_rope if R else k, v, first, end, chosen, part_o, part_lse
+    numbers = scale * math.log2(math.e), B, T, N, H, places, n_splits
+    strides = *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr, *v.stride()[:3]
+    grid = (n_splits, n_tiles, B)
+    tiles = _tiles(q.dtype, max(constants["DP"], constants["VP"]))
+    launch(attention_kernel.split_kernel, lambda tile: grid, (*tensors, *numbers, *strides), constants, tiles, q.device)
+    if n_splits > 1:
+        _join(part_o, part_lse, o, lse)
+    return o, lse
+
+
+def _attend_fake(q, k, v, q_rope, k_rope, first, end, chosen, block, scale):
+    return q.new_empty(*q.shape[:3], (k if v is None else v).shape[3]), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _join(part_o, part_lse, o, lse) -> None:
+    n_splits, n_rows, width = part_o.shape[0], lse.numel(), o.shape[-1]
+    splits = next_power_of_2(n_splits)
+    tile = _join_tiles(splits, width)
+    grid = (n_rows, cdiv(width, tile[0]["WIDTH"]))
+    arguments = part_o, part_lse, o, lse, n_rows, n_splits, width
+    launch(attention_kernel.join_kernel, lambda tile: grid, arguments, {}, tile, o.device)
+
+
+@cache
+def _join_tiles(splits: int, width: int) -> list[Tile]:
+    return [dict(SPLITS=splits, WIDTH=min(64, next_power_of_2(width)), num_warps=4)]
+
+
+@cache
+def _constants(D, R, V, per, groups, shared, block, same, dtype) -> dict:
+    padded = next_power_of_2(per)
+    tokens = max(1, 16 // padded) if block == 0 else 1
+    DP, RP, VP = (max(16, next_power_of_2(width)) for width in (D, R, V))
+    heads = dict(GROUPS=groups, SHARED=shared, PER=per, PADDED=padded, TOKENS=tokens)
+    widths = dict(D=D, R=R, V=V, DP=DP, RP=RP, VP=VP)
+    slots = dict(BLOCK=max(1, block), SELECT=block > 0, SAME_KV=same)
+    return {**heads, **slots, **widths, "ROWS": max(16, tokens * padded), "PRECISION": _precision(dtype)}
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+@cache
+def _n_splits(slots: int, others: int, device: torch.device) -> int:
+    """Programs that share the slots of a query: enough to fill the processors, each with SLOTS_PER_SPLIT or more."""
+    if INTERPRETED:
+        return min(3, cdiv(slots, 16))  # so that tests with few slots have several
+    wanted = cdiv(PROGRAMS_PER_PROCESSOR * n_processors(device), others)
+    return max(1, min(wanted, cdiv(slots, SLOTS_PER_SPLIT), MAX_SPLITS))
+
+
+@cache
+def _tiles(dtype: torch.dtype, width: int) -> list[Tile]:
+    """Slots of a tile, for keys and values so wide; then less shared memory."""
+    slots = (32 if width > 256 else 64) // (2 if dtype == torch.float32 else 1)
+    if INTERPRETED:
+        return [dict(BN=16)]
+    return [dict(BN=slots, num_warps=4, num_stages=2), dict(BN=16, num_warps=4, num_stages=1)]
+
+
+def cached_choose_blocks(
+    q, k, lse, position, previous, *, compression_block, compression_stride, selection_block, n_init, n_local,
+    query_group, q_rope, k_rope_BNR, scale,
+) -> torch.Tensor:  # fmt: skip
+    """As `zoo.kernels.decode.cached_choose_blocks`."""
+    sizes = [compression_block, compression_stride, selection_block, n_init, n_local, query_group]
+    choose = _choose_op if torch.compiler.is_compiling() else _choose
+    return choose(q, k, lse, position, previous, q_rope, k_rope_BNR, sizes, scale)
+
+
+def _choose(
+    q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, position: torch.Tensor, previous: torch.Tensor,
+    q_rope: torch.Tensor | None, k_rope: torch.Tensor | None, sizes: list[int], scale: float,
+) -> torch.Tensor:  # fmt: skip
+    q, k, q_rope, k_rope = (_dense_rows(x) for x in (q, k, q_rope, k_rope))
+    lse, position, previous = lse.contiguous(), position.contiguous(), previous.contiguous()
+    block, stride, _, _, _, query_group = sizes
+    (B, T, H, D), (N, J), (K, S) = q.shape, k.shape[1:3], previous.shape[1:]
+    R = 0 if q_rope is None else q_rope.shape[-1]
+    importance = q.new_empty(B, T, K, N, dtype=torch.float32)
+    strides_qr, strides_kr = (q_rope.stride()[:3], k_rope.stride()[:2]) if R else ((0, 0, 0), (0, 0))
+    tensors = q, q_rope if R else q, k, k_rope if R else k, lse, position, importance
+    numbers = scale * math.log2(math.e), T, N, *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr
+    DP, RP = (max(16, next_power_of_2(width)) for width in (D, R))
+    widths = dict(D=D, R=R, DP=DP, RP=RP, ROWS=max(16, next_power_of_2(H // K)), PRECISION=_precision(q.dtype))
+    heads = dict(GROUPS=K, SHARED=K // J, PER=H // K, BLOCK=block, STRIDE=stride, QUERY_GROUP=query_group)
+    launch(
+        choice_kernel.importance_kernel, lambda tile: (cdiv(N, tile["BN"]), T * K, B), (*tensors, *numbers),
+        {**heads, **widths}, _tiles(q.dtype, DP), q.device,
+    )  # fmt: skip
+    chosen = torch.empty(B, T, K, S, device=q.device, dtype=torch.int32)
+    _rank(importance, position, previous, chosen, sizes)
+    return chosen
+
+
+def _choose_fake(q, k, lse, position, previous, q_rope, k_rope, sizes, scale):
+    return previous.new_empty(*q.shape[:2], *previous.shape[1:])
+
+
+def _rank(importance, position, previous, chosen, sizes: list[int]) -> None:
+    block, stride, selection_block, n_init, n_local, query_group = sizes
+    (B, T, K, S), N, device = chosen.shape, importance.shape[3], chosen.device
+    n_blocks = cdiv(N * stride, selection_block)
+    tile = min(MAX_TILE, max(16, next_power_of_2(n_blocks)))
+    n_tiles, padded = cdiv(n_blocks, tile), next_power_of_2(S)
+    best = torch.empty(2, chosen.numel() * n_tiles if n_tiles > 1 else 0, device=device, dtype=torch.int32)
+    constants = dict(
+        K=K, S=S, S_PADDED=padded, BLOCK=block, STRIDE=stride, SELECTION_BLOCK=selection_block, N_INIT=n_init,
+        N_LOCAL=n_local, QUERY_GROUP=query_group, ONE_TILE=n_tiles == 1,
+    )  # fmt: skip
+    arguments = importance, position, previous, chosen, best[0], best[1], T, N, n_tiles
+    launch(choice_kernel.rank_kernel, lambda tile: (n_tiles, T * K, B), arguments, constants, _rank_tiles(tile), device)
+    if n_tiles > 1:
+        arguments = best[0], best[1], position, previous, chosen, T, n_tiles * S
+        constants = dict(K=K, S=S, S_PADDED=padded, QUERY_GROUP=query_group)
+        tiles = _rank_tiles(next_power_of_2(n_tiles * S))
+        launch(choice_kernel.merge_kernel, lambda tile: (T * K, B), arguments, constants, tiles, device)
+
+
+@cache
+def _rank_tiles(tile: int) -> list[Tile]:
+    return [dict(TILE=tile, num_warps=max(1, min(16, tile // 512)))]
+
+
+def _dense_rows(x: torch.Tensor | None) -> torch.Tensor | None:
+    """The kernels take any strides but need the last axis contiguous."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+_attend_op = opaque("cached_attention", _attend, _attend_fake)
+_choose_op = opaque("cached_choose_blocks", _choose, _choose_fake)

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -136,6 +137,7 @@ def _pack_all(todo: Numbered, tokenizer: Tokenizer, fraction: float, workers: in
         return
     # Spawned, not forked: the caller may have threads and CUDA.  A worker imports no torch and starts in about 0.3 s.
     spawn = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(tokenizer, fraction))
     try:
         yield from _pack_in_pool(pool, todo, most=2 * workers)
@@ -144,6 +146,10 @@ def _pack_all(todo: Numbered, tokenizer: Tokenizer, fraction: float, workers: in
             "a tokenising process died: out of memory (lower data.workers), killed, or started from a script without "
             '`if __name__ == "__main__":`'
         ) from error
+    except BaseException:  # Ctrl-C, an error in another piece: nobody waits for what the workers have begun
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -163,6 +169,7 @@ _in_worker: dict = {}
 
 def _start_worker(tokenizer: Tokenizer, fraction: float) -> None:
     _in_worker.update(tokenizer=tokenizer, fraction=fraction)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process of a terminal; one of them says so
 
     def leave_with_parent() -> None:
         # A worker whose parent was killed would wait for work for ever.

@@ -146,6 +146,43 @@ def test_a_killed_preparation_is_continued(prep, of_text, corpus, tmp_path):
     assert not list(cache.glob("*.building"))
 
 
+INTERRUPTED = """
+import os, signal, threading, time
+from zoo.data import build
+
+plain = build.pack
+
+def slow(piece, *settings, **more):  # in a worker
+    print("begun", flush=True)
+    time.sleep(60)
+    return plain(piece, *settings, **more)
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+    from zoo.data.config import DataConfig
+    from zoo.data import prepare
+
+    data = DataConfig.model_validate({"source": {"kind": "text", "paths": [sys.argv[1]]}, "workers": 2})
+    prepare(data, max_seq_len=32, vocab_size=1000, seed=17, cache_dir=sys.argv[2], piece_bytes=1, quiet=True)
+else:
+    build.pack = slow
+"""
+
+
+@pytest.mark.parametrize("everyone", [True, False])
+def test_ctrl_c_ends_the_tokenising_processes_at_once_and_without_a_word(corpus, tmp_path, everyone):
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED)
+    command = [sys.executable, str(script), str(corpus), str(tmp_path / "cache")]
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, **settings) as child:
+        assert [child.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+        (os.killpg if everyone else os.kill)(child.pid, signal.SIGINT)
+        _, errors = child.communicate(timeout=30)
+    assert errors.count("Traceback") == errors.count("\nKeyboardInterrupt\n") == 1, errors
+
+
 def test_what_was_cut_short_a_week_ago_is_removed_unless_a_process_owns_it(prep, of_text, tmp_path, capfd):
     cache, long_ago = tmp_path / "cache", time.time() - ABANDONED_S - 60
     for name in ("old", "owned", "worked-on", "young"):

@@ -3,6 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from zoo.errors import ZooError
@@ -40,7 +43,8 @@ def train(recipe, run_dir: str | Path) -> Summary:
 def _run(recipe, folder: RunFolder, screen: Screen, changes: list[str], rank: int) -> Summary:
     handler = log_to(folder.log) if rank == 0 else None
     try:
-        from zoo.training.engine import run  # Composer takes seconds to import
+        with _whole_imports():
+            from zoo.training.engine import run  # Composer takes seconds to import
 
         return run(recipe, folder, screen, changes)
     except Exception as error:
@@ -50,6 +54,32 @@ def _run(recipe, folder: RunFolder, screen: Screen, changes: list[str], rank: in
         screen.close()
         if handler is not None:
             stop_log(handler)
+
+
+@contextlib.contextmanager
+def _whole_imports() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of an import; a second one does not wait.
+
+    Libraries catch what is raised while they import something, Ctrl-C too, and then fail in strange ways or go on.
+    """
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if not on_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    received: list[int] = []
+
+    def note(number: int, frame) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, b"\nSIGINT: stops when the engine is imported (Ctrl-C again: at once)\n")
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if received:
+        raise KeyboardInterrupt
 
 
 def _complete(done: dict, folder: RunFolder, screen: Screen) -> Summary:

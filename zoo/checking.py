@@ -153,6 +153,7 @@ def locate(found: Found, root: Node) -> Problem:
     column = place.column
     if whole and isinstance(at, Where) and at.offset is not None and node.verbatim:
         column += at.offset
-    # `of: local` is read as a list of one: the place inside it that was never written is left out of the key.
-    shown = path[:reached] if isinstance(at, Where) else path
+    # `of: local` is read as a list of one: its place in there was never written, and is left out of the key.
+    unwritten = (part for part in path[reached:] if isinstance(part, str) or not isinstance(at, Where))
+    shown = (*path[:reached], *unwritten)
     return Problem(message, place.file, place.line, column, key_suffix(shown).lstrip(".") or None)

@@ -135,6 +135,8 @@ LIST_MISTAKES = {
     "[{use: local, with: {n_heads: 5}}]": "mine.yaml:11:41: model.layers[0].with.n_heads: must divide d_model (64)",
     "[{repeat: 0, of: [local]}]": "mine.yaml:11:21: model.layers[0].repeat: must be at least 1; found 0.",
     "[{repeat: 2, of: 'a b'}]": "mine.yaml:11:24: model.layers[0].of: unknown block 'a'; known: ansa, full, local.",
+    "[{use: full, with: {n_heads: 3, head_dim: 8}}]": "mine.yaml:11:24: model.layers[0].with.n_kv_heads: must divide n_heads (3)",
+    "[full, {repeat: 2}]": "mine.yaml:11:18: model.layers[1].of: must be a schedule string or a list; found nothing.",
     "{repeat: 2}": "mine.yaml:11:11: model.layers: must be a schedule string or a list; found a mapping.",
     "5": "mine.yaml:11:11: model.layers: must be a schedule string or a list; found 5.",
 }

@@ -125,15 +125,16 @@ def _read_chain(path: str, below: list[str], extends: Node | None = None) -> Nod
 
 def _read_file(path: str, which: str, refuse: Callable[[str], None]) -> str:
     try:
-        if os.path.isfile(path) and os.path.getsize(path) > MAX_BYTES:
-            refuse(f"too large for a recipe{which}: {os.path.getsize(path):,} bytes; at most {MAX_BYTES:,} are read")
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)  # no more: a device may have no end
     except FileNotFoundError:
         folder = Path(path).parent
         names = [name for name in os.listdir(folder) if name.endswith((".yaml", ".yml"))] if folder.is_dir() else []
         refuse(f"no such file{which}.{did_you_mean(Path(path).name, names)}")
     except (OSError, ValueError) as error:
         refuse(f"cannot be read{which}: {getattr(error, 'strerror', None) or error}")
+    if len(data) > MAX_BYTES:
+        refuse(f"too large for a recipe{which}: more than {MAX_BYTES:,} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -150,6 +151,8 @@ def read_text(text: str, file: str, overriding: bool = False) -> Node:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         raise RecipeError([_yaml_problem(error, text, file, overriding)]) from error
+    except UnicodeEncodeError as error:  # an argument of the command line whose bytes were no text
+        raise RecipeError([Problem("not UTF-8 text", file)]) from error
     except yaml.reader.ReaderError as error:
         line = None if overriding else text.count("\n", 0, error.position) + 1
         message = f"not text that YAML allows: {error.reason} at character {error.position + 1}"

@@ -1,5 +1,6 @@
 """YAML with places: what words mean, what is refused, `extends` and `--set`."""
 
+import os
 import time
 from contextlib import suppress
 
@@ -134,7 +135,8 @@ def test_unreadable_files(tmp_path):
     assert "no such file" in message(tmp_path / "latn.yaml")
     assert message(tmp_path / "latn.yaml").endswith("Did you mean 'latin.yaml'?")
     assert "cannot be read: Is a directory" in message(tmp_path)
-    assert "at most 2,000,000" in message(tmp_path / "large.yaml")
+    assert message(tmp_path / "large.yaml").endswith("too large for a recipe: more than 2,000,000 bytes.")
+    assert message("/dev/zero") == "/dev/zero: too large for a recipe: more than 2,000,000 bytes."
 
 
 def write(folder, **files):
@@ -193,6 +195,12 @@ def test_set(tmp_path):
         "e": None,
     }
     assert root.value["a"].value["x"].place == Place("--set a.x=1e-3")
+
+
+def test_set_of_bytes_that_are_no_text(tmp_path):
+    write(tmp_path, a="summary: x\n")
+    with pytest.raises(RecipeError, match=r"--set summary=caf.: not UTF-8 text\.$"):
+        read_recipe(tmp_path / "a.yaml", [os.fsdecode(b"summary=caf\xe9")])
 
 
 def test_set_refusals(tmp_path):

@@ -81,18 +81,26 @@ def as_json(recipe: Recipe) -> str:
 def as_text(recipe: Recipe, width: int | None = None) -> str:
     """The strip of layers, the layers as a table, parameters, FLOPs and cache, for a terminal."""
     found = facts(recipe)
-    names = list(dict.fromkeys(layer["block"] for layer in found["layers"]))
+    seen = attentions(found["layers"])
     title = Text(recipe.name, style="bold")
     if recipe.summary:
         title.append(f"  {recipe.summary}", style="not bold")
-    parts = [title, Text(), _strip(found["layers"], names), Text(), _layer_table(recipe, found["layers"], names)]
+    parts = [title, Text(), _strip(found["layers"], seen), Text(), _layer_table(recipe, found["layers"], seen)]
     return rendered([*parts, Text(), _size_table(found), Text(), _cache_table(found["cache"])], width)
 
 
-def _strip(layers: list[dict], names: list[str]) -> Text:
+def attentions(layers: Iterable[dict]) -> list[str]:
+    """What the layers attend to, each once, in the order of first use: one letter and one colour each.
+
+    Not the block's name, which means something else in every recipe, and not its kind: two windows may differ.
+    """
+    return list(dict.fromkeys(layer["attention"] for layer in layers))
+
+
+def _strip(layers: list[dict], seen: list[str]) -> Text:
     strip = Text(f"{len(layers)} layers  ")
     for layer in layers[:MAX_ROWS]:
-        strip.append(*strip_cell(names.index(layer["block"])))
+        strip.append(*strip_cell(seen.index(layer["attention"])))
     return strip.append(" ...") if len(layers) > MAX_ROWS else strip
 
 
@@ -100,12 +108,12 @@ def strip_cell(number: int) -> tuple[str, str]:
     return f" {LETTERS[number % len(LETTERS)]} ", f"black on {COLOURS[number % len(COLOURS)]}"
 
 
-def _layer_table(recipe: Recipe, layers: list[dict], names: list[str]) -> Table:
+def _layer_table(recipe: Recipe, layers: list[dict], seen: list[str]) -> Table:
     table = plain_table("layer", "", "block", "kind", "attention", "parameters")
     table.columns[0].justify = table.columns[-1].justify = "right"
     count = cache(lambda config, part: config.cost(recipe.model.d_model, 1, part).total_parameters)
     for layer, row in zip(recipe.model.expanded()[:MAX_ROWS], layers, strict=False):
-        cell = Text(*strip_cell(names.index(row["block"])))
+        cell = Text(*strip_cell(seen.index(row["attention"])))
         parameters = f"{count(layer.config, layer.part):,}"
         table.add_row(str(row["index"]), cell, row["block"], row["kind"], row["attention"], parameters)
     if len(layers) > MAX_ROWS:

@@ -58,6 +58,13 @@ def test_show_prints_the_layers_the_parts_and_both_caches(zoo):
     assert "\x1b" not in out, "no colour codes where nothing shows them"
 
 
+def test_a_letter_stands_for_what_a_layer_attends_to_under_whatever_name(zoo):
+    blocks = "{a: {kind: full, n_heads: 4}, b: {kind: window, n_heads: 4, window: 8}, c: {kind: full, n_heads: 4}}"
+    settings = (f"model.blocks={blocks}", "model.layers=[a, b, c, {use: b, with: {window: 9}}]", "model.n_layers=4")
+    _, out, _ = zoo("show", ANSA, *(word for setting in settings for word in ("--set", setting)))
+    assert "4 layers   A  B  A  C" in out
+
+
 def test_a_long_schedule_is_cut_in_text_and_whole_in_json(zoo):
     layers = ("--set", "model.n_layers=10000", "--set", "model.layers=ansa ...")
     assert "9,744 more" in zoo("show", ANSA, *layers)[1]

@@ -7,7 +7,7 @@ from typing import Any
 
 from zoo import __version__
 from zoo.report.rows import Row, Value, rows
-from zoo.report.text import kinds_of
+from zoo.report.text import attentions_of
 from zoo.show import COLOURS, LETTERS, MAX_ROWS
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -62,18 +62,18 @@ def _cell(number: int, title: str = "") -> str:
 
 
 def _strips(columns: list[dict]) -> str:
-    kinds = kinds_of(columns)
+    seen = attentions_of(columns)
     parts = []
     for column in columns:
         layers = column.get("layers", [])
         cells = [
-            _cell(kinds.index(layer["kind"]), f"layer {index}: {layer['block']}, {layer['attention']}")
+            _cell(seen.index(layer["attention"]), f"layer {index}: {layer['block']}, {layer['attention']}")
             for index, layer in enumerate(layers[:MAX_ROWS])
         ]
         more = f"<span>and {len(layers) - MAX_ROWS:,} more</span>" if len(layers) > MAX_ROWS else ""
         shown = f"<div class=cells>{''.join(cells)}{more}</div>" if layers else "<span class=failed>failed</span>"
         parts.append(f"<b>{escape(column['label'])}</b>{shown}")
-    legend = "".join(f"<li>{_cell(number)} {escape(kind)}</li>" for number, kind in enumerate(kinds))
+    legend = "".join(f"<li>{_cell(number)} {escape(attention)}</li>" for number, attention in enumerate(seen))
     return f"<div class=strip>{''.join(parts)}</div><ul class=legend>{legend}</ul>"
 
 

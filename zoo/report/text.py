@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo.report.rows import Row, rows
-from zoo.show import MAX_ROWS, plain_table, rendered, strip_cell, width_of
+from zoo.show import MAX_ROWS, attentions, plain_table, rendered, strip_cell, width_of
 
 LABEL_WIDTH, CELL_WIDTH = 36, 20  # characters; a table with more columns than fit is printed in parts
 
@@ -42,21 +42,22 @@ def _tables(columns: list[dict], made: list[Row], width: int) -> Iterable[Table]
 
 
 def _strips(columns: list[dict]) -> list[Text]:
-    kinds = kinds_of(columns)
+    seen = attentions_of(columns)
     widest = max(len(column["label"]) for column in columns)
     lines = []
     for column in columns:
         line = Text(f"{column['label']:{widest}}  ")
         for layer in column.get("layers", ())[:MAX_ROWS]:
-            line.append(*strip_cell(kinds.index(layer["kind"])))
+            line.append(*strip_cell(seen.index(layer["attention"])))
         line.append(" ..." if len(column.get("layers", ())) > MAX_ROWS else "")
         lines.append(line if "layers" in column else line.append("failed", style="red"))
-    legend = Text(" " * (widest + 2))
-    for number, kind in enumerate(kinds):
-        legend.append(*strip_cell(number)).append(f" {kind}  ")
-    return [*lines, legend]
+    legend = [
+        Text(" " * (widest + 2)).append(*strip_cell(number)).append(f" {attention}")
+        for number, attention in enumerate(seen)
+    ]
+    return [*lines, *legend]
 
 
-def kinds_of(columns: list[dict]) -> list[str]:
-    """Every kind (with its part) in the order of first use: one letter and one colour each, in all columns."""
-    return list(dict.fromkeys(layer["kind"] for column in columns for layer in column.get("layers", ())))
+def attentions_of(columns: list[dict]) -> list[str]:
+    """`attentions` of all columns together, so that a letter and a colour mean the same in each."""
+    return attentions(layer for column in columns for layer in column.get("layers", ()))

@@ -209,6 +209,29 @@ def test_a_narrow_terminal_gets_the_table_in_parts(tiny):
     assert as_text(columns, 200).count("tiny_full") == 2
 
 
+def test_a_letter_means_the_same_in_every_column(tiny):
+    narrower = ("model.blocks.local.window=32",)
+    columns = [load_columns([tiny("window")], overrides)[0] for overrides in ((), narrower)]
+    columns += load_columns([tiny("full"), tiny("ansa"), tiny("window")])
+    from zoo.report.text import as_text
+
+    lines = as_text(comparison(columns), 200).splitlines()
+    assert [line.split()[1:] for line in lines[:5]] == [
+        list("AAAA"),
+        list("BBBB"),
+        list("CCCC"),
+        list("DEDE"),
+        list("AAAA"),
+    ]
+    assert [line.split(maxsplit=1) for line in lines[5:10]] == [
+        ["A", "GQA, window 64"],
+        ["B", "GQA, window 32"],
+        ["C", "GQA, full"],
+        ["D", "MLA, window 64"],
+        ["E", "GLA, compression 16/16, selection 6 x 16 by 4 queries"],
+    ]
+
+
 def test_the_command(tiny, capsys):
     assert cli.run(["compare", tiny("full"), tiny("ansa"), "--seq-len", "512", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["seq_lens"] == [512]

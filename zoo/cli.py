@@ -15,7 +15,7 @@ from zoo.bench import commands as bench
 from zoo.errors import ZooError
 
 app = typer.Typer(
-    help="Attention architectures as YAML recipes: show what they cost, train them, look at their data.",
+    help="Attention architectures as YAML recipes: show what they cost, train them, generate from them.",
     epilog="A first run: zoo train recipes/quickstart.yaml",
     no_args_is_help=True,
     add_completion=False,
@@ -27,6 +27,9 @@ app.add_typer(data_app, name="data")
 app.add_typer(bench.app, name="bench")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML file).", show_default=False)]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, e.g. runs/quickstart.", show_default=False)
+]
 Override = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. --set train.duration=200ba. Repeatable."),
@@ -122,6 +125,53 @@ def compare(
 
     request = Request(sources, overrides or [], seq_len or [], html, json, maps, train, runs_dir, measure)
     print(compare(request), end="")
+
+
+@app.command()
+def generate(
+    run: RunFolder,
+    stdin: Annotated[str | None, typer.Argument(metavar="[-]", help="-: the prompt is standard input.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt. Repeatable.")] = None,
+    prompt_file: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Its text is a prompt. Repeatable.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate for each prompt.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k most likely tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Among those that make up this share of probability.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Among those this many times as likely as the likeliest.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: less of what is there already.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text. Repeatable.")] = None,
+    echo: Annotated[bool, typer.Option("--echo", help="Print each prompt before its text.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a prompt, at the end.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Say speed and bytes of the cache on standard error.")] = False,
+    device: Annotated[str, typer.Option(help="cuda, cpu, ...; auto: a GPU if there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32; auto: bf16 on a GPU, fp32 on a CPU.")] = "auto",
+) -> None:
+    """Continue prompts with a trained model: text on standard output as it comes, everything else on standard error."""
+    if stdin not in (None, "-"):
+        raise typer.BadParameter(f"must be - for standard input; found {stdin!r}. Prompts: --prompt", param_hint="[-]")
+    from zoo.inference.command import Request, generate_command
+
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    sampling["repetition_penalty"] = repetition_penalty
+    files = [*(prompt_file or []), *([stdin] if stdin else [])]
+    output = {"echo": echo, "json": json, "stats": stats}
+    generate_command(Request(run, prompt or [], files, max_tokens, stop or [], device, dtype, sampling, **output))
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)],
+    format: Annotated[str, typer.Option(metavar="hf|safetensors", help="For transformers; or weights alone.")] = "hf",
+    dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
+) -> None:
+    """Write a trained model for other libraries, as safetensors."""
+    from zoo.export.export import export_command
+
+    print(export_command(run, folder, format, dtype))
 
 
 @app.command()

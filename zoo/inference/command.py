@@ -21,10 +21,10 @@ class Request:
     stop: Sequence[str] = ()
     device: str = "auto"
     dtype: str = "auto"
+    sampling: dict[str, Any] = field(default_factory=dict)
     echo: bool = False
     json: bool = False
     stats: bool = False
-    sampling: dict[str, Any] = field(default_factory=dict)
 
 
 def generate_command(request: Request) -> None:

@@ -1,0 +1,1 @@
+"""What exists, for other libraries: a trained model as a folder of transformers, or its weights alone."""

@@ -59,6 +59,7 @@ class Attention(nn.Module):
         raw = self.projection.entries(x_BTC)
         if cache is not None and not context.fresh:
             return self._attend_cached(queries, raw, context, cache)
+        queries = queries._replace(q=queries.q.contiguous())
         sources = [Source(self.projection, entries, context) for entries in raw]
         source = self._by_pattern(sources)
         outputs, compressed, chosen_BGKS = {}, None, None
@@ -75,6 +76,7 @@ class Attention(nn.Module):
             self._fill(cache, sources, compressed, chosen_BGKS, context)
         return [outputs[kind] for kind in self.patterns]
 
+    @torch.no_grad()
     def _attend_cached(self, queries: Queries, raw: list[Entries], step: Step, cache: LayerCache) -> list[torch.Tensor]:
         """`attend` of tokens that follow others, by what the cache holds of those."""
         queries = self.projection.absorb(queries)

@@ -8,8 +8,8 @@ Rows of a batch may be of different lengths: row b holds tokens 0 .. length_B[b]
 capacity. Legend of the shape suffixes: blocks/base.py; N slots, M blocks that a step may complete.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from torch import nn
 from zoo.blocks.config import AttentionConfig
 from zoo.blocks.cost import kept_tokens, n_slots
 from zoo.blocks.parts import Context, Entries, Keys
+from zoo.kernels import write_slots
 
 
 @dataclass(eq=False)
@@ -29,6 +30,7 @@ class Step(Context):
     start_B: torch.Tensor = None
     n_new_B: torch.Tensor | None = None
     fresh: bool = False
+    _made: dict = field(default_factory=dict, repr=False)
 
     @classmethod
     def after(cls, start_B: torch.Tensor, seq_len: int, n_new_B: torch.Tensor | None, fresh: bool) -> "Step":
@@ -46,7 +48,18 @@ class Step(Context):
         """Which tokens are real: bool [B, T], or None if all are."""
         if self.n_new_B is None:
             return None
-        return torch.arange(self.seq_len, device=self.start_B.device) < self.n_new_B[:, None]
+        token_T = torch.arange(self.seq_len, device=self.start_B.device)
+        return self.once("new", lambda: token_T < self.n_new_B[:, None])
+
+    def once(self, name: object, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """make(), which depends on nothing but the step and what is in the name; layers that ask again get the same."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    @property
+    def zeros_BT(self) -> torch.Tensor:
+        return self.once("zeros", lambda: torch.zeros_like(self.positions_BT))
 
 
 class Slots:
@@ -65,12 +78,7 @@ class Slots:
 
     def write(self, new: Entries, position_BT: torch.Tensor, wanted_BT: torch.Tensor | None) -> None:
         """Put new [B, T, ...] at consecutive positions, T <= capacity; leave alone what is not wanted."""
-        slot_BT, row_B1 = position_BT % self.capacity, self._rows_B1
-        for name, kept in self.tensors.items():
-            x = new[name].to(kept.dtype)
-            if wanted_BT is not None:
-                x = torch.where(_over(wanted_BT, x), x, kept[row_B1, slot_BT])
-            kept[row_B1, slot_BT] = x
+        write_slots(list(self.tensors.values()), [new[name] for name in self.tensors], position_BT, wanted_BT)
 
     def write_latest(self, new: Entries, start_B: torch.Tensor, end_B: torch.Tensor) -> None:
         """Put new [B, T, ...], positions start_B on, of which those up to end_B are wanted; T may exceed capacity."""
@@ -176,7 +184,13 @@ class CachedSource:
     @property
     def end_BT(self) -> torch.Tensor:
         """One more than each new token's slot, where all tokens are kept."""
-        return (self.step.positions_BT + 1).clamp(max=self.cache.tokens.capacity)
+        capacity = self.cache.tokens.capacity
+        return self.step.once(("end", capacity), lambda: (self.step.positions_BT + 1).clamp(max=capacity))
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the cache holds all that the new tokens look back to, themselves included."""
+        return not self.cache.ring or self.step.seq_len == 1
 
     @property
     def pooled_keys(self) -> Keys:

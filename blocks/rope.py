@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from zoo.blocks.fields import LinearScaling, YarnScaling
+from zoo.kernels import rotate
 
 Scaling = LinearScaling | YarnScaling | None
 
@@ -23,10 +24,7 @@ class RopeTable:
 
     def rotate(self, x: torch.Tensor) -> torch.Tensor:
         """Rotate x, [B, T, heads, dim] or [B, T, dim], in the table's precision; returns x's dtype."""
-        shape = (*self.cos_BTR.shape[:2], *[1] * (x.dim() - 3), self.cos_BTR.shape[-1])
-        cos, sin = self.cos_BTR.view(shape), self.sin_BTR.view(shape)
-        left, right = x.to(cos.dtype).chunk(2, dim=-1)
-        return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(x.dtype)
+        return rotate(x, self.cos_BTR, self.sin_BTR)
 
 
 def rope_table(positions_BT: torch.Tensor, dim: int, theta: float, scaling: Scaling, dtype: torch.dtype) -> RopeTable:

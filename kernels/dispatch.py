@@ -30,9 +30,12 @@ OPERATIONS = {  # operation -> the module that registers it
     "choose_blocks": "zoo.kernels.choice",
     "selection_attention": "zoo.kernels.selection",
     "gated_sum": "zoo.kernels.combine",
+    "rotate": "zoo.kernels.rotary",
     "cached_attention": "zoo.kernels.decode",
     "cached_choose_blocks": "zoo.kernels.decode",
     "cached_selection_attention": "zoo.kernels.decode",
+    "write_slots": "zoo.kernels.decode.writing",
+    "pool_slots": "zoo.kernels.decode.writing",
 }
 
 

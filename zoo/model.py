@@ -97,7 +97,7 @@ class Decoder(nn.Module):
         tokens_BT: int64 in [0, V).  document_starts_BT: bool, True where a document begins; read only when the
         recipe says `document_mask: true`, and then None means that each row is one document.
         cache: the tokens follow those that it holds, and are appended to it: of row b the first n_new_B[b], int64, the
-        rest being padding, or all.
+        rest being padding, or all. No gradient is kept then.
         """
         if cache is None:
             hidden_BTC = self.hidden(tokens_BT, document_starts_BT)
@@ -136,6 +136,7 @@ class Decoder(nn.Module):
             layers.append(layer.attention.new_cache(batch, max_len, device or weight.device, dtype or weight.dtype))
         return ModelCache(layers, batch, max_len, device or weight.device)
 
+    @torch.no_grad()
     def _append(self, tokens_BT: torch.Tensor, cache: ModelCache, n_new_B: torch.Tensor | None) -> torch.Tensor:
         """Final hidden states [B, T, C] of tokens that follow those of the cache."""
         step = cache.begin(tokens_BT, n_new_B)

@@ -8,7 +8,8 @@ from torch import nn
 from zoo.blocks.cache import CachedSource, Step
 from zoo.blocks.config import Compression, Projection
 from zoo.blocks.parts import Context, Entries, Keys, Queries, Source, linear
-from zoo.kernels import cached_attention, compression_attention, gather_blocks, mean_pool
+from zoo.kernels import cached_attention, compression_attention, gather_blocks, mean_pool, pool_slots
+from zoo.kernels.decode.writing import completed
 
 
 class Compressed(NamedTuple):
@@ -81,19 +82,25 @@ class CompressionPattern(nn.Module):
     def cached(self, queries: Queries, source: CachedSource, step: Step) -> Compressed:
         self._extend(source, step)
         keys, (block, stride) = source.pooled_keys, self.grid
-        end_BT = ((step.positions_BT + 1 - block + stride) // stride).clamp(0, source.cache.pooled.capacity)
+        most = source.cache.pooled.capacity
+        end_BT = step.once(
+            ("blocks", block, stride, most),
+            lambda: ((step.positions_BT + 1 - block + stride) // stride).clamp(0, most),
+        )
         parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, "scale": queries.scale}
-        output, lse_BTH = cached_attention(queries.q, keys.k, keys.v, torch.zeros_like(end_BT), end_BT, **parts)
+        output, lse_BTH = cached_attention(queries.q, keys.k, keys.v, step.zeros_BT, end_BT, **parts)
         return Compressed(output, lse_BTH, keys, block, stride)
 
     def _extend(self, source: CachedSource, step: Step) -> None:
         """Pool the blocks that end in the new tokens, M at most, and put them in their slots."""
         block, stride = self.grid
+        tokens, pooled = source.cache.tokens, source.cache.pooled
+        if not self.pool and self.pool_rotated and source.in_place:
+            kept = list(tokens.tensors.values()), list(pooled.tensors.values())
+            pool_slots(*kept, step.start_B, step.n_new_B, step.seq_len, block=block, stride=stride)
+            return
         before, device = block - 1, step.start_B.device
-        index_M = torch.arange(-(-step.seq_len // stride), device=device)
-        block_BM = ((step.start_B + stride - block) // stride).clamp(min=0)[:, None] + index_M
-        n_new_B = step.seq_len if step.n_new_B is None else step.n_new_B
-        complete_BM = block_BM * stride + block <= (step.start_B + n_new_B)[:, None]
+        block_BM, complete_BM = completed(step.start_B, step.n_new_B, step.seq_len, block, stride)
         token_BM1 = (block_BM * stride - (step.start_B - before)[:, None])[..., None]
         token_BML = (token_BM1 + torch.arange(block, device=device)).clamp(0, before + step.seq_len - 1)
 
@@ -101,10 +108,10 @@ class CompressionPattern(nn.Module):
         if not self.pool_rotated:
             entries = entries | source.recent(before, rotated=False)
         row_B11 = torch.arange(len(token_BML), device=device)[:, None, None]
-        pooled = {name: self._pool_one(name, x[row_B11, token_BML]) for name, x in entries.items()}
+        made = {name: self._pool_one(name, x[row_B11, token_BML]) for name, x in entries.items()}
         if not self.pool_rotated:
-            pooled = source.projection.rotate(pooled, Context(block_BM * stride + (block - 1) / 2))
-        source.cache.pooled.write(pooled, block_BM, complete_BM)
+            made = source.projection.rotate(made, Context(block_BM * stride + (block - 1) / 2))
+        pooled.write(made, block_BM, complete_BM)
 
     def _pool_one(self, name: str, x_BML: torch.Tensor) -> torch.Tensor:
         """x [B, M, L, ...] -> [B, M, ...]."""

@@ -21,6 +21,6 @@ class FullPattern(nn.Module):
         return full_attention(queries.q, keys.k, keys.v, **parts, scale=queries.scale, documents=context.documents)
 
     def cached(self, queries: Queries, source: CachedSource, step: Step) -> torch.Tensor:
-        keys, end_BT = source.keys, source.end_BT
+        keys = source.keys
         parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, "scale": queries.scale}
-        return cached_attention(queries.q, keys.k, keys.v, torch.zeros_like(end_BT), end_BT, **parts)[0]
+        return cached_attention(queries.q, keys.k, keys.v, step.zeros_BT, source.end_BT, **parts)[0]

@@ -63,7 +63,7 @@ class SelectionPattern(nn.Module):
             compressed.keys.k,
             compressed.lse,
             step.positions_BT,
-            self._previous(cache, queries),
+            self._previous(cache, step),
             query_group=config.query_group,
             k_rope_BNR=compressed.keys.rope,
             **self._grid(compressed),
@@ -91,9 +91,9 @@ class SelectionPattern(nn.Module):
             "n_local": config.n_local,
         }
 
-    def _previous(self, cache: LayerCache, queries: Queries) -> torch.Tensor:
-        """The latest choice; where each query has its own, a place of its shape that nobody reads."""
+    def _previous(self, cache: LayerCache, step: Step) -> torch.Tensor:
+        """The latest choice; where each query has its own, something of its shape that nobody reads."""
         if cache.chosen_BKS is not None:
             return cache.chosen_BKS
-        shape = queries.q.shape[0], self.n_kv_heads, self.config.n_selected
-        return torch.full(shape, -1, device=queries.q.device, dtype=torch.int32)
+        shape = len(step.start_B), self.n_kv_heads, self.config.n_selected
+        return step.once(shape, lambda: torch.full(shape, -1, device=step.start_B.device, dtype=torch.int32))

@@ -24,17 +24,15 @@ class WindowPattern(nn.Module):
     def cached(self, queries: Queries, source: CachedSource, step: Step) -> torch.Tensor:
         """By slots where all tokens are kept, or where the ring holds just the window of the one new token; otherwise
         by the tokens before the new ones, laid out in order."""
-        cache, end_BT = source.cache, step.positions_BT + 1
+        cache, window, end_BT = source.cache, self.window, step.positions_BT + 1
         if not cache.ring:
             keys, end_BT = source.keys, source.end_BT
-            first_BT = (end_BT - self.window).clamp(min=0)
-        elif step.seq_len == 1 and cache.tokens.capacity == self.window:
-            keys, end_BT = source.keys, end_BT.clamp(max=self.window)
-            first_BT = torch.zeros_like(end_BT)
+            first_BT = step.once(("window", window), lambda: (end_BT - window).clamp(min=0))
+        elif step.seq_len == 1 and cache.tokens.capacity == window:
+            keys, first_BT, end_BT = source.keys, step.zeros_BT, source.end_BT
         else:
-            before = self.window - 1
-            keys = source.projection.cached_keys(source.recent(before))
-            origin_B1 = step.start_B[:, None] - before
-            first_BT, end_BT = (end_BT - self.window).clamp(min=0) - origin_B1, end_BT - origin_B1
+            keys = source.projection.cached_keys(source.recent(window - 1))
+            origin_B1 = step.start_B[:, None] - (window - 1)
+            first_BT, end_BT = (end_BT - window).clamp(min=0) - origin_B1, end_BT - origin_B1
         parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, "scale": queries.scale}
         return cached_attention(queries.q, keys.k, keys.v, first_BT, end_BT, **parts)[0]

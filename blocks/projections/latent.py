@@ -25,17 +25,24 @@ class PerHeadLinear(nn.Linear):
         return torch.einsum("...jr,jor->...jo", x, weight_JoR).flatten(-2).unflatten(-1, (self.n_kv_heads, -1))
 
     def transposed(self, y_BTHD: torch.Tensor) -> torch.Tensor:
-        """W^T y for each query head, which uses the map of its group: [B, T, H, R]."""
-        y_BTKGD, weight_KDR = self._by_group(y_BTHD)
-        return torch.einsum("btkgd,kdr->btkgr", y_BTKGD, weight_KDR).flatten(2, 3)
+        """W^T y for each query head, which uses the map of its group: [B, T, H, R], laid out by head."""
+        weight_HDR = self._of_heads(y_BTHD.shape[2])
+        return (
+            torch.bmm(y_BTHD.flatten(0, 1).transpose(0, 1), weight_HDR).transpose(0, 1).unflatten(0, y_BTHD.shape[:2])
+        )
 
     def of_heads(self, x_BTHR: torch.Tensor) -> torch.Tensor:
         """W x where every query head has an x of its own: [B, T, H, D]."""
-        x_BTKGR, weight_KDR = self._by_group(x_BTHR)
-        return torch.einsum("btkgr,kdr->btkgd", x_BTKGR, weight_KDR).flatten(2, 3)
+        B, T, H, _ = x_BTHR.shape
+        weight_HDR = self._of_heads(H)
+        y_THD = x_BTHR.new_empty(B * T, H, weight_HDR.shape[1])
+        torch.bmm(x_BTHR.flatten(0, 1).transpose(0, 1), weight_HDR.mT, out=y_THD.transpose(0, 1))
+        return y_THD.unflatten(0, (B, T))
 
-    def _by_group(self, x_BTHD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return x_BTHD.unflatten(2, (self.n_kv_heads, -1)), self.weight.unflatten(0, (self.n_kv_heads, -1))
+    def _of_heads(self, n_heads: int) -> torch.Tensor:
+        """The map of each query head, [H, D, R]."""
+        weight_KDR = self.weight.unflatten(0, (self.n_kv_heads, -1))
+        return weight_KDR.repeat_interleave(n_heads // self.n_kv_heads, 0) if n_heads > self.n_kv_heads else weight_KDR
 
 
 class LatentProjection(nn.Module):
@@ -66,7 +73,7 @@ class LatentProjection(nn.Module):
         q_BTHD, q_rope_BTHR = q_BTHQ.split([config.head_dim, config.rope_dim], dim=-1)
         table = context.rope(config.rope_dim, config, q_BTHQ.dtype)
         factor = config.rope_scaling.score_factor if config.rope_scaling else 1.0
-        return Queries(q_BTHD.contiguous(), table.rotate(q_rope_BTHR), config.qk_dim**-0.5 * factor)
+        return Queries(q_BTHD, table.rotate(q_rope_BTHR), config.qk_dim**-0.5 * factor)
 
     def entries(self, x_BTC: torch.Tensor) -> list[Entries]:
         latent_BTJR = self.latent(x_BTC).unflatten(-1, (self.config.n_latent_heads, -1))

@@ -58,6 +58,8 @@ def split_kernel(
     o_t = tl.where(m_r, o_t, 0)
     hi = tl.load(end + i_b * T + o_t, mask=m_r, other=0).to(tl.int32)
     p_chosen = chosen
+    if SELECT:
+        hi += 1  # the positions of the queries
     position = tl.max(hi, 0) - 1
     if SELECT:
         p_chosen = chosen + ((i_b * T + t0) * GROUPS + i_group) * S

@@ -83,8 +83,9 @@ def rank_kernel(
     value = tl.zeros([TILE], tl.float32)
     for offset in tl.static_range(1 - SPAN, PIECES):  # p_slc of block m: its pieces, and those that reach into it
         o_n = o_m * PIECES + offset
-        WEIGHT: tl.constexpr = min(SPAN, PIECES - offset) - max(0, -offset)
-        value += WEIGHT * tl.load(p_row + o_n, mask=(o_n >= 0) & (o_n < n_visible), other=0.0)
+        value += (min(SPAN, PIECES - offset) - max(0, -offset)) * tl.load(
+            p_row + o_n, mask=(o_n >= 0) & (o_n < n_visible), other=0.0
+        )
     value = tl.minimum(tl.where(value >= 0, value, 0.0), 3e38)  # NaN counts as nothing
     own = at // SELECTION_BLOCK
     candidate = o_m <= own

@@ -26,15 +26,16 @@ def cached_attention(q, k, v, first, end, *, q_rope, k_rope_BNR, scale) -> tuple
 def cached_selection_attention(q, k, v, chosen, position, *, selection_block, q_rope, k_rope_BNR, scale):
     """As `zoo.kernels.decode.cached_selection_attention`."""
     attend = _attend_op if torch.compiler.is_compiling() else _attend
-    end = position + 1
-    return attend(q, k, None if v is k else v, q_rope, k_rope_BNR, end, end, chosen, selection_block, scale)[0]
+    tensors = q, k, None if v is k else v, q_rope, k_rope_BNR
+    return attend(*tensors, position, position, chosen, selection_block, scale)[0]
 
 
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor | None, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
     first: torch.Tensor, end: torch.Tensor, chosen: torch.Tensor | None, block: int, scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """o_BTHV and lse_BTH; v None: the keys are the values.  With `chosen`, over those blocks of `block` tokens."""
+    """o_BTHV and lse_BTH; v None: the keys are the values.  With `chosen`, over those blocks of `block` tokens, up to
+    the query's own, for which `first` and `end` are the positions."""
     q, k, v, q_rope, k_rope = (_dense_rows(x) for x in (q, k, v, q_rope, k_rope))
     same, v = v is None, k if v is None else v
     first, end = first.contiguous(), end.contiguous()

@@ -13,6 +13,14 @@ COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")
 SUFFIXES = {"text": (".txt", ".text", ".md"), "jsonl": (".jsonl", ".ndjson", ".json"), "parquet": (".parquet",)}
 
 
+def local_path(text: str | Path) -> Path:
+    """The path that a recipe means: `~` and `~name` are home folders.  Raises DataError if there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{text}: there is no such user's home folder") from error
+
+
 def find_files(source: Files) -> list[Path]:
     """Return the files that `paths` name, each once, in the order named; sorted inside a folder or glob.
 
@@ -20,7 +28,7 @@ def find_files(source: Files) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in source.paths:
-        matches = _matches(Path(pattern).expanduser(), source.kind)
+        matches = _matches(local_path(pattern), source.kind)
         if not matches:
             raise DataError(f"source {source.kind}: {pattern}: {_nothing_there(pattern, source.kind)}")
         found |= dict.fromkeys(matches)
@@ -43,7 +51,7 @@ def _bare_suffix(path: Path) -> str:
 
 
 def _nothing_there(pattern: str, kind: str) -> str:
-    if Path(pattern).expanduser().is_dir():
+    if local_path(pattern).is_dir():
         return f"the folder holds no {', '.join(SUFFIXES[kind])} files"
     if glob.has_magic(pattern):
         return f"no file matches (relative to {Path.cwd()})"

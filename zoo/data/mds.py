@@ -9,6 +9,7 @@ import xxhash
 
 from zoo.data.config import Mds
 from zoo.data.errors import DataError
+from zoo.data.files import local_path
 from zoo.data.packing import Counts, Tokenizer
 from zoo.data.prepared import RowStream
 from zoo.data.shards import make_first_shard_ready, read_index
@@ -72,7 +73,7 @@ def check_row(source: Mds, tokens: np.ndarray, vocab_size: int) -> None:
 
 def _folder(source: Mds, root: Path) -> Path:
     if source.local:
-        folder = Path(source.local).expanduser().absolute()
+        folder = local_path(source.local).absolute()
     else:
         folder = root / f"mds-{xxhash.xxh64(source.remote.encode()).hexdigest()}"
     return folder / source.split if source.split else folder

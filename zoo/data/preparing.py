@@ -18,6 +18,7 @@ import xxhash
 from zoo.data.build import build_synthetic, build_text, read_counts
 from zoo.data.config import BpeTokenizer, ByteTokenizer, DataConfig, HuggingFaceTokenizer, Mds, Source, Synthetic
 from zoo.data.errors import DataError
+from zoo.data.files import local_path
 from zoo.data.mds import open_mds
 from zoo.data.packing import SPLITS, Tokenizer, held_out
 from zoo.data.prepared import PreparedData, RowStream
@@ -54,7 +55,7 @@ def prepare(
     problems = data.problems(vocab_size=vocab_size, max_seq_len=max_seq_len)
     if problems:
         raise DataError("\n".join(f"data.{'.'.join(map(str, key))}: {message}" for key, message in problems))
-    root = Path(cache_dir or data.cache_dir or os.environ.get("ZOO_DATA_CACHE") or "data_cache").expanduser().absolute()
+    root = local_path(cache_dir or data.cache_dir or os.environ.get("ZOO_DATA_CACHE") or "data_cache").absolute()
     work = _Preparation(data, data.seq_len or max_seq_len, seed, root, quiet, piece_bytes)
     try:
         root.mkdir(parents=True, exist_ok=True)

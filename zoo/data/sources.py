@@ -17,7 +17,7 @@ import xxhash
 
 from zoo.data.config import HuggingFaceDataset, JsonLines, Parquet, PythonStdlib, Source, TextFiles
 from zoo.data.errors import DataError
-from zoo.data.files import find_files, lines, not_utf8, ranges, read_all, read_range
+from zoo.data.files import find_files, lines, local_path, not_utf8, ranges, read_all, read_range
 
 STDLIB_TESTS = {"test", "tests", "idle_test"}
 NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
@@ -84,7 +84,7 @@ class JsonRange:
             value = json.loads(line)
         except UnicodeDecodeError as error:
             raise not_utf8(self.path, offset + error.start, line[error.start :]) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: not JSON: {error}") from error
         if not isinstance(value, dict) or self.field not in value:
             found = ", ".join(map(repr, value)) if isinstance(value, dict) else type(value).__name__
@@ -163,7 +163,7 @@ def fingerprint(source: Source) -> list:
     """
     if isinstance(source, PythonStdlib):
         return [(str(path), xxhash.xxh64(path.read_bytes()).hexdigest()) for path in stdlib_files(source)]
-    if isinstance(source, HuggingFaceDataset) and not Path(source.path).expanduser().is_dir():
+    if isinstance(source, HuggingFaceDataset) and not local_path(source.path).is_dir():
         return []
     stats = [(path.name, path.stat()) for path in source_files(source)]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
@@ -174,7 +174,7 @@ def source_files(source: Source) -> list[Path]:
     if isinstance(source, PythonStdlib):
         return stdlib_files(source)
     if isinstance(source, HuggingFaceDataset):
-        return sorted(p for p in Path(source.path).expanduser().rglob("*") if p.is_file())
+        return sorted(p for p in local_path(source.path).rglob("*") if p.is_file())
     return find_files(source)
 
 
@@ -271,7 +271,7 @@ def _huggingface_texts(source: HuggingFaceDataset) -> Iterator[object]:
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    path = Path(source.path).expanduser()
+    path = local_path(source.path)
     try:
         dataset = datasets.load_dataset(
             str(path) if path.is_dir() else source.path,

@@ -14,6 +14,7 @@ import xxhash
 
 from zoo.data.config import BYTE_VOCAB_SIZE, END_OF_DOCUMENT_BYTE, BpeTokenizer, HuggingFaceTokenizer
 from zoo.data.errors import DataError
+from zoo.data.files import local_path
 
 END_OF_DOCUMENT_TEXT = "<|end-of-document|>"
 
@@ -96,17 +97,15 @@ def train_bpe(config: BpeTokenizer, texts: Iterable[str]) -> Subwords:
 
 def load_huggingface(config: HuggingFaceTokenizer) -> Subwords:
     """Read tokenizer.json from a file, a folder or the Hub.  DataError if there is none, or no end token."""
-    path = Path(config.path).expanduser()
+    path = local_path(config.path)
     if path.is_file():
-        text, settings = _read(path), {}
+        text, settings = _read(path), "{}"
     elif path.is_dir():
         text = _read(path / "tokenizer.json")
-        settings = (
-            json.loads(_read(path / "tokenizer_config.json")) if (path / "tokenizer_config.json").is_file() else {}
-        )
+        settings = _read(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else "{}"
     else:
         text, settings = _from_hub(config)
-    end = config.end_of_document or _content(settings.get("eos_token"))
+    end = config.end_of_document or _end_token(settings, config)
     return _checked(text, end, config)
 
 
@@ -117,7 +116,7 @@ def _read(path: Path) -> str:
         raise DataError(f"tokenizer {path}: cannot be read: {error}") from error
 
 
-def _from_hub(config: HuggingFaceTokenizer) -> tuple[str, dict]:
+def _from_hub(config: HuggingFaceTokenizer) -> tuple[str, str]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -130,13 +129,19 @@ def _from_hub(config: HuggingFaceTokenizer) -> tuple[str, dict]:
         message = f"tokenizer {config.path!r}: neither a local file or folder, nor readable from the Hub: {error}"
         raise DataError(message) from error
     try:
-        return text, json.loads(fetch("tokenizer_config.json"))
+        return text, fetch("tokenizer_config.json")
     except EntryNotFoundError:
-        return text, {}
+        return text, "{}"
 
 
-def _content(token: str | dict | None) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
+def _end_token(settings: str, config: HuggingFaceTokenizer) -> str | None:
+    """The end-of-sequence token that a tokenizer_config.json names: as text, or as a mapping with its `content`."""
+    try:
+        token = json.loads(settings).get("eos_token")
+        token = token["content"] if isinstance(token, dict) else token
+    except (ValueError, AttributeError, KeyError) as error:
+        raise DataError(f"tokenizer {config.path}: not a tokenizer_config.json: {error!r}") from error
+    return token if isinstance(token, str) else None
 
 
 def _checked(text: str, end: str | None, config: HuggingFaceTokenizer) -> Subwords:

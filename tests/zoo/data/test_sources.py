@@ -125,6 +125,7 @@ def test_huggingface_errors_name_the_dataset(tmp_path, monkeypatch):
         (b'{"text": "a"}\n{"text": \n', "line at byte 14: not JSON"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', r"byte 24 is not UTF-8 text \(0xff\)"),
         (b'{"text": "a\\ud800"}\n', "half a surrogate pair"),
+        (b'{"text": "a"}\n' + b"[" * 200_000 + b"\n", "line at byte 14: not JSON: maximum recursion depth"),
     ],
 )
 def test_broken_jsonl_names_file_and_place(tmp_path, content, message):
@@ -154,6 +155,7 @@ def test_damaged_gzip_is_an_error(tmp_path):
         (["*.nothing"], r"\*.nothing: no file matches"),
         (["hollow"], "hollow: the folder holds no .txt"),
         (["empty.txt"], "empty.txt: the file is empty"),
+        (["~no-such-user/a.txt"], "~no-such-user/a.txt: there is no such user's home folder"),
     ],
 )
 def test_missing_and_empty_paths(tmp_path, monkeypatch, paths, message):

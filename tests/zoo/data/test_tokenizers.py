@@ -99,6 +99,19 @@ def test_eos_token_as_an_object(bpe, saved):
     assert huggingface(saved).end_of_document == bpe.end_of_document
 
 
+@pytest.mark.parametrize("settings", ["{", "[]", '{"eos_token": {"text": "</s>"}}'])
+def test_broken_settings_beside_a_tokenizer(saved, settings):
+    (saved / "tokenizer_config.json").write_text(settings)
+    with pytest.raises(DataError, match=r"tokenizer .*: not a tokenizer_config\.json: "):
+        huggingface(saved)
+
+
+def test_an_eos_token_that_is_no_text_is_as_none(saved):
+    (saved / "tokenizer_config.json").write_text('{"eos_token": 5}')
+    with pytest.raises(DataError, match="does not say which token ends a document"):
+        huggingface(saved)
+
+
 def test_not_a_tokenizer(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match=r"not a tokenizer\.json"):

@@ -1,12 +1,19 @@
-"""The choice of blocks in Triton: importances of a run of query groups, then the top n of each row.
+"""The choice of blocks in Triton: importances of a run of query groups, then the top n of each row, in two steps.
 
-Kernel 1 scores pooled keys against the first query of each group, turned around: S^T = K Q^T with one column per
-(head, group), heads outermost, so that the sum over the heads of a group stays inside a thread. It writes
-importances [B, K, groups of the run, N] to a workspace of bounded size; runs follow one another, so memory grows with
-N and not with T x N. Kernel 2 sums the compression blocks that overlap a selection block, with their weights, takes
-the forced ones, and finds the exact n-th largest of the others by bisection on its bits: floats of one sign order as
-the integers of their bits do. Ties then go to the lower index by rank, and a prefix sum writes the chosen in order.
-A row longer than one tile keeps n candidates of each tile, in order, for a last pass.
+1. Importance: scores of pooled keys against the first query of each group, turned around: S^T = K Q^T with one column
+   per (head, group), heads outermost in a warp's share, so that the sum over the heads of a group stays inside a thread.
+   They go to a workspace [B, K, groups of the run, W] of bounded size; runs follow one another, so memory grows with N
+   and not with T x N. A row is written, zeros for what is not seen,
+   at least as far as the slots of the query's own block.
+2. Peaks: the highest importance of every CHUNK = 8 blocks of a row. Where a compression block is a selection block the
+   first kernel has it at hand; else a kernel sums the compression blocks that overlap each selection block.
+3. Chunks: the n chunks of the highest peaks. Every block of another chunk has n before it, one of each of these, so
+   the n most important blocks lie in them.
+4. Ranks: the n of 8 n blocks that count most, beside the forced ones. Short rows come here at once, with all chunks.
+
+Both tops are exact, by bisection over the bits of the n-th largest: floats of one sign order as the integers of their
+bits do. Ties go to the lower index by rank, and a prefix sum writes the chosen in order. The blocks of a row are touched
+once; a bisection over all of them would take them some 14 times, and spent two thirds of the time (docs/log.md).
 """
 
 from __future__ import annotations
@@ -23,8 +30,9 @@ from zoo.kernels.registration import opaque
 
 WORKSPACE_BYTES = 1 << 28
 MIN_RUN = 1024  # groups, so that a run fills the chip
-MAX_TILE = 4096  # selection blocks ranked at once
-FORCED = tl.constexpr(0x7F800000)  # the bits of +inf: above every importance
+SHORT = 64  # rows of up to so many chunks are ranked at once
+CHUNK = tl.constexpr(8)  # blocks: a sector of 32 bytes
+INFINITY = tl.constexpr(0x7F800000)  # its bits
 
 
 @triton.jit
@@ -47,26 +55,39 @@ def _n_visible(t, origin, BLOCK: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @triton.jit
+def _own_block(t, origin, SELECTION_BLOCK: tl.constexpr):
+    """The selection block of t: the last candidate; -1: none."""
+    return tl.where(t >= 0, (t - origin) // SELECTION_BLOCK, -1)
+
+
+@triton.jit
 def _importance_kernel(
-    q, k, q_rope, k_rope, lse, first, start, importance,
+    q, k, q_rope, k_rope, lse, first, start, importance, peak,
     q_b, q_t, q_h, k_b, k_n, k_h, qr_b, qr_t, qr_h, kr_b, kr_n,
-    T, N, n_groups, g_begin, g_count, scale_log2,
-    K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    BLOCK: tl.constexpr, STRIDE: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
-    GROUPS: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
+    T, N, n_groups, g_begin, g_count, width, scale_log2,
+    K: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECTION_BLOCK: tl.constexpr,
+    QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
+    G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, PEAKS: tl.constexpr,
+    GROUPS: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
+    """Importances of GROUPS query groups. PARTS: the halves of the columns that two warp groups hold."""
     i_g = (tl.num_programs(0) - 1 - tl.program_id(0)) * GROUPS  # the longest rows first
     i_b, i_k = (tl.program_id(1) // K).to(tl.int64), tl.program_id(1) % K
+    PIECES: tl.constexpr = SELECTION_BLOCK // STRIDE
     o_g = i_g + tl.arange(0, GROUPS)
     t, origin = _first_tokens(first, start, i_b, g_begin + o_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
-    n_visible = tl.where(o_g < g_count, _n_visible(t, origin, BLOCK, STRIDE), 0)
+    m_g = (o_g < g_count) & (t >= 0)
     slot0 = origin // STRIDE
-    low = tl.min(tl.where(n_visible > 0, slot0, N), 0)
-    high = tl.max(tl.where(n_visible > 0, slot0 + n_visible, 0), 0)
+    seen_end = slot0 + _n_visible(t, origin, BLOCK, STRIDE)
+    end = slot0 + (_own_block(t, origin, SELECTION_BLOCK) + 1) * PIECES
+    low, body = tl.min(tl.where(m_g, slot0, width), 0), tl.max(tl.where(m_g, slot0, 0), 0)
+    body_end, high = tl.min(tl.where(m_g, seen_end, width), 0), tl.max(tl.where(m_g, end, 0), 0)
 
+    COLUMNS: tl.constexpr = GROUPS // PARTS  # groups of a part
     o_c = tl.arange(0, HEADS * GROUPS)
-    o_h = o_c // GROUPS
-    t_c, _ = _first_tokens(first, start, i_b, g_begin + i_g + o_c % GROUPS, T, n_groups, QUERY_GROUP, DOCUMENTS)
+    o_h = o_c // COLUMNS % HEADS
+    o_cg = g_begin + i_g + o_c // (COLUMNS * HEADS) * COLUMNS + o_c % COLUMNS
+    t_c, _ = _first_tokens(first, start, i_b, o_cg, T, n_groups, QUERY_GROUP, DOCUMENTS)
     t_c = tl.maximum(t_c, 0).to(tl.int64)
     o_d, o_e = tl.arange(0, DP), tl.arange(0, RP)
     p_q = q + i_b * q_b + t_c[:, None] * q_t + i_k * G * q_h + o_d[None, :]
@@ -78,6 +99,8 @@ def _importance_kernel(
         b_lse = tl.load(p_lse + o_h, mask=o_h < G, other=float("inf")) * 1.4426950408889634
         if R > 0:
             b_qr = tl.load(p_qr + o_h[:, None] * qr_h, mask=(o_h[:, None] < G) & (o_e[None, :] < R), other=0.0)
+    p_row = importance + ((i_b * K + i_k) * g_count + o_g).to(tl.int64)[None, :] * width
+    p_peak = peak + ((i_b * K + i_k) * g_count + o_g).to(tl.int64)[None, :] * (width // CHUNK)
     for i_n in range(low // KEYS * KEYS, high, KEYS):
         o_n = i_n + tl.arange(0, KEYS)
         o_n64 = tl.minimum(o_n, N - 1).to(tl.int64)[:, None]
@@ -96,119 +119,211 @@ def _importance_kernel(
                     b_qr = tl.load(p_qr + (h0 + o_h)[:, None] * qr_h, mask=m_h[:, None] & (o_e[None, :] < R), other=0.0)
                 b_s = tl.dot(b_kr, tl.trans(b_qr), b_s, input_precision="ieee")
             b_p = tl.exp2(b_s * scale_log2 - b_lse[None, :])
-            total += tl.sum(tl.reshape(b_p, [KEYS, HEADS, GROUPS]), 1)
-        seen = (o_n[:, None] >= slot0[None, :]) & (o_n[:, None] < (slot0 + n_visible)[None, :])
-        p_out = importance + ((i_b * K + i_k) * g_count + o_g).to(tl.int64)[None, :] * N + o_n[:, None]
-        tl.store(p_out, total, mask=seen)  # where it is not seen, the other kernel does not look
+            b_sum = tl.sum(tl.reshape(b_p, [KEYS, PARTS, HEADS, COLUMNS]), 2)
+            total += tl.reshape(b_sum, [KEYS, GROUPS])
+        total = tl.maximum(total, 0.0)  # NaN, of a model that diverged, counts as nothing: its bits would break the order
+        if (i_n < body) | (i_n + KEYS > body_end):
+            total = tl.where((o_n[:, None] >= slot0[None, :]) & (o_n[:, None] < seen_end[None, :]), total, 0.0)
+        tl.store(p_row + o_n[:, None], total, mask=m_g[None, :])
+        if PEAKS:
+            b_peak = tl.max(tl.reshape(total, [KEYS // CHUNK, CHUNK, GROUPS]), 1)
+            o_p = tl.arange(0, KEYS // CHUNK) + i_n // CHUNK
+            tl.store(p_peak + o_p[:, None], b_peak, mask=m_g[None, :])
+
+
+@triton.jit
+def _block_values(p_row, slot0, o_m, m_candidate, PIECES: tl.constexpr, SPAN: tl.constexpr):
+    """Importance of selection blocks o_m of rows, float32, where m_candidate: p_slc of their SPAN + PIECES - 1 slots."""
+    slot = slot0 + o_m * PIECES
+    if PIECES == 1:
+        value = tl.load(p_row + slot, mask=m_candidate, other=0.0)
+    else:
+        # the PIECES that begin in block m, each times the stride-sized pieces that it shares with m
+        o_p = tl.arange(0, PIECES)
+        p = tl.expand_dims(p_row + slot, -1) + o_p
+        weight = tl.minimum(PIECES - o_p, SPAN).to(tl.float32)
+        piece = tl.load(p, mask=tl.expand_dims(m_candidate, -1) & (o_p >= 0), other=0.0)
+        value = tl.sum(piece * weight, len(p.shape) - 1)
+    for before in tl.static_range(1, SPAN):  # and those before it that reach into it
+        reaches = m_candidate & (o_m * PIECES >= before)
+        value += min(PIECES, SPAN - before) * tl.load(p_row + slot - before, mask=reaches, other=0.0)
+    return value
+
+
+@triton.jit
+def _peak_kernel(
+    importance, peak, first, start, T, n_groups, g_begin, g_count, width, n_chunks,
+    K: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECTION_BLOCK: tl.constexpr,
+    QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """The highest importance of each of CHUNKS chunks of a row."""
+    i_b, i_k, i_g = (tl.program_id(1) // K).to(tl.int64), tl.program_id(1) % K, tl.program_id(0)
+    t, origin = _first_tokens(first, start, i_b, g_begin + i_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
+    own = _own_block(t, origin, SELECTION_BLOCK)
+    if tl.program_id(2) * CHUNKS * CHUNK > own:
+        return
+    o_m = tl.program_id(2) * CHUNKS * CHUNK + tl.arange(0, CHUNKS * CHUNK)
+    i_row = ((i_b * K + i_k) * g_count + i_g).to(tl.int64)
+    p_row = importance + i_row * width
+    value = _block_values(p_row, origin // STRIDE, o_m, o_m <= own, SELECTION_BLOCK // STRIDE, BLOCK // STRIDE)
+    value = tl.where(o_m <= own, value, -1.0)
+    o_p = tl.program_id(2) * CHUNKS + tl.arange(0, CHUNKS)
+    tl.store(peak + i_row * n_chunks + o_p, tl.max(tl.reshape(value, [CHUNKS, CHUNK]), 1), mask=o_p < n_chunks)
 
 
 @triton.jit
 def _in_top(key, n):
     """Which keys of [ROWS, M], int32, are among the n[ROWS] largest of their row; below 0: none. Ties: lower index.
 
+    A row [M] and a number n will do as well, and is quicker: numbers have no layout that could differ from the keys'.
+    """
+    return _in_top_from(key, n, n * 0)
+
+
+@triton.jit
+def _beside(x, key):
+    """x, one number a row, to be compared with keys."""
+    if len(key.shape) == 2:
+        x = x[:, None]
+    return x
+
+
+@triton.jit
+def _any(x):
+    if len(x.shape) == 1:
+        x = tl.max(x.to(tl.int32), 0) > 0
+    return x
+
+
+@triton.jit
+def _in_top_from(key, n, floor):
+    """As `_in_top`; floor: a guess, for each row, at a number of 0 or more that n keys reach. It is not trusted.
+
     Bisection on the bits, kept where at least n keys reach `low` and fewer than n reach `high`, until n do exactly.
     """
-    low = n * 0
-    high = tl.maximum(tl.max(key, 1), 0) + 1
-    n_low = tl.sum((key >= 0).to(tl.int32), 1)
-    while tl.max(((n_low > n) & (high - low > 1)).to(tl.int32), 0) > 0:
+    AXIS: tl.constexpr = len(key.shape) - 1
+    high = tl.maximum(tl.max(key, AXIS), 0) + 1
+    n_all = tl.sum((key >= 0).to(tl.int32), AXIS)
+    n_low = tl.sum((key >= _beside(floor, key)).to(tl.int32), AXIS)
+    low = tl.where(n_low >= n, floor, 0)
+    n_low = tl.where(n_low >= n, n_low, n_all)
+    while _any((n_low > n) & (high - low > 1)):
         middle = low + (high - low) // 2
-        n_middle = tl.sum((key >= middle[:, None]).to(tl.int32), 1)
+        n_middle = tl.sum((key >= _beside(middle, key)).to(tl.int32), AXIS)
         up = n_middle >= n
         low, n_low = tl.where(up, middle, low), tl.where(up, n_middle, n_low)
         high = tl.where(up, high, middle)
-    taken = key >= low[:, None]
-    if tl.max(n_low - n, 0) > 0:  # ties at the threshold
-        above = key > low[:, None]
-        room = n - tl.sum(above.to(tl.int32), 1)
-        taken = above | (taken & (tl.cumsum((taken & (key == low[:, None])).to(tl.int32), 1) <= room[:, None]))
+    taken = key >= _beside(low, key)
+    if _any(n_low > n):  # ties at the threshold
+        above = key > _beside(low, key)
+        room = n - tl.sum(above.to(tl.int32), AXIS)
+        tied = taken & (key == _beside(low, key))
+        taken = above | (tied & (tl.cumsum(tied.to(tl.int32), AXIS) <= _beside(room, key)))
     return taken
 
 
 @triton.jit
+def _least_peak(key, AXIS: tl.constexpr):
+    """The least of the highest keys of each part of a row, of parts [x, y] along AXIS; parts without a key are left out.
+
+    If there are n parts or more, n keys reach it: a floor for the top n.
+    """
+    peak = tl.max(key, AXIS)
+    return tl.min(tl.where(peak >= 0, peak, INFINITY), 0)
+
+
+@triton.jit
 def _write_in_order(p_row, value, taken, m_row, S: tl.constexpr, S_PADDED: tl.constexpr):
-    """Store the taken values of each row at its first places, and -1 after them."""
-    place = tl.cumsum(taken.to(tl.int32), 1) - 1
-    tl.store(p_row[:, None] + place, value, mask=taken & m_row[:, None])
-    o_s = tl.arange(0, S_PADDED)[None, :]
-    n_taken = tl.sum(taken.to(tl.int32), 1)[:, None]
-    tl.store(
-        p_row[:, None] + o_s, tl.full([1, S_PADDED], -1, tl.int32), mask=m_row[:, None] & (o_s >= n_taken) & (o_s < S)
-    )
+    """Store the taken values of each row [ROWS, M], or of one [M], at its first places, and -1 after them."""
+    AXIS: tl.constexpr = len(taken.shape) - 1
+    place = tl.cumsum(taken.to(tl.int32), AXIS) - 1
+    tl.store(_beside(p_row, taken) + place, value, mask=taken & _beside(m_row, taken))
+    o_s = tl.arange(0, S_PADDED)
+    if AXIS == 1:
+        o_s = o_s[None, :]
+    m_s = (o_s >= _beside(tl.sum(taken.to(tl.int32), AXIS), taken)) & (o_s < S)
+    tl.store(_beside(p_row, taken) + o_s, o_s * 0 - 1, mask=m_s & _beside(m_row, taken))
+
+
+@triton.jit
+def _chunks_kernel(
+    peak, chunks, first, start, T, n_groups, g_begin, g_count, n_chunks,
+    K: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECTION_BLOCK: tl.constexpr,
+    QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
+    S: tl.constexpr, S_PADDED: tl.constexpr, BY_SLOT: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The S chunks of the highest peaks of a row, ascending, then -1."""
+    i_b, i_k, i_g = (tl.program_id(1) // K).to(tl.int64), tl.program_id(1) % K, tl.program_id(0)
+    t, origin = _first_tokens(first, start, i_b, g_begin + i_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
+    slot0 = origin // STRIDE if BY_SLOT else origin * 0
+    last = slot0 + _own_block(t, origin, SELECTION_BLOCK)
+    o_p = tl.arange(0, TILE)
+    i_row = ((i_b * K + i_k) * g_count + i_g).to(tl.int64)
+    value = tl.load(peak + i_row * n_chunks + o_p, mask=o_p < n_chunks, other=-1.0)
+    m_p = (t >= 0) & (o_p >= slot0 // CHUNK) & (o_p <= last // CHUNK)
+    key = tl.where(m_p, value.to(tl.int32, bitcast=True), -1)
+    floor = t * 0
+    if TILE >= 2 * S_PADDED:
+        floor = _least_peak(tl.reshape(key, [TILE // S_PADDED, S_PADDED]), 0)
+    taken = _in_top_from(key, t * 0 + S, floor)
+    _write_in_order(chunks + i_row * S, o_p, taken, True, S, S_PADDED)
 
 
 @triton.jit
 def _rank_kernel(
-    importance, first, start, chosen, best_key, best_index,
-    T, N, n_groups, g_begin, g_count, n_tiles,
-    K: tl.constexpr, S: tl.constexpr, S_PADDED: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
-    SELECTION_BLOCK: tl.constexpr, N_INIT: tl.constexpr, N_LOCAL: tl.constexpr, QUERY_GROUP: tl.constexpr,
-    DOCUMENTS: tl.constexpr, ONE_TILE: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+    importance, chunks, first, start, chosen, T, n_groups, g_begin, g_count, width, n_chunks,
+    K: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECTION_BLOCK: tl.constexpr,
+    QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
+    S: tl.constexpr, S_PADDED: tl.constexpr, BY_SLOT: tl.constexpr, N_INIT: tl.constexpr, N_LOCAL: tl.constexpr,
+    LISTED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    i_b, i_k = (tl.program_id(1) // K).to(tl.int64), tl.program_id(1) % K
-    o_g = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    m_g = (o_g < g_count) & (g_begin + o_g < n_groups)
-    t, origin = _first_tokens(first, start, i_b, g_begin + o_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
-    n_visible = _n_visible(t, origin, BLOCK, STRIDE)
-    o_m = tl.program_id(2) * TILE + tl.arange(0, TILE)
-    # p_slc of block m: its PIECES compression blocks, and those before it that reach into it
-    PIECES: tl.constexpr = SELECTION_BLOCK // STRIDE
-    SPAN: tl.constexpr = BLOCK // STRIDE
-    p_row = (importance + ((i_b * K + i_k) * g_count + o_g).to(tl.int64) * N + origin // STRIDE)[:, None]
-    m_row = tl.where(m_g, n_visible, 0)[:, None]
-    o_n = tl.program_id(2) * TILE * PIECES + tl.arange(0, TILE * PIECES)
-    value = tl.load(p_row + o_n[None, :], mask=o_n[None, :] < m_row, other=0.0)
-    if PIECES > 1:
-        weight = tl.minimum(PIECES - o_n % PIECES, SPAN).to(tl.float32)
-        value = tl.sum(tl.reshape(value * weight[None, :], [ROWS, TILE, PIECES]), 2)
-    for before in tl.static_range(1, SPAN):
-        o_before = (o_m * PIECES - before)[None, :]
-        seen = (o_before >= 0) & (o_before < m_row)
-        value += min(PIECES, SPAN - before) * tl.load(p_row + o_before, mask=seen, other=0.0)
-    # NaN counts as nothing and inf as much: their bits would break the order, and with it the bound of n places.
-    value = tl.minimum(tl.where(value >= 0, value, 0.0), 3e38)
-    own = tl.where(t >= 0, (t - origin) // SELECTION_BLOCK, -1)[:, None]
-    candidate = o_m[None, :] <= own
-    forced = candidate & ((o_m[None, :] < N_INIT) | (o_m[None, :] > own - N_LOCAL))
-    key = tl.where(candidate & (forced == 0), value.to(tl.int32, bitcast=True), -1)
-    taken = forced | _in_top(key, S - tl.sum(forced.to(tl.int32), 1))
-    index = tl.zeros([ROWS, TILE], tl.int32) + o_m[None, :]
-    o_row = (i_b * n_groups + g_begin + o_g) * K + i_k
-    if ONE_TILE:
-        _write_in_order(chosen + o_row * S, index, taken, m_g, S, S_PADDED)
-    else:
-        o_best = (((i_b * K + i_k) * g_count + o_g).to(tl.int64) * n_tiles + tl.program_id(2)) * S
-        key = tl.where(forced, FORCED, key)
-        _write_in_order(best_key + o_best, key, taken, m_g, S, S_PADDED)
-        _write_in_order(best_index + o_best, index, taken, m_g, S, S_PADDED)
-
-
-@triton.jit
-def _rank_best_kernel(
-    best_key, best_index, chosen, n_groups, g_begin, g_count, n_best,
-    K: tl.constexpr, S: tl.constexpr, S_PADDED: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """The top n of the candidates that the tiles of a row have kept."""
+    """The chosen blocks of a query group, from the TILE chunks that `chunks` names (or all, not LISTED)."""
     i_b, i_k, i_g = (tl.program_id(1) // K).to(tl.int64), tl.program_id(1) % K, tl.program_id(0)
-    o_c = tl.arange(0, TILE)[None, :]
-    o_best = ((i_b * K + i_k) * g_count + i_g) * n_best
-    key = tl.load(best_key + o_best + o_c, mask=o_c < n_best, other=-1)
-    index = tl.load(best_index + o_best + o_c, mask=o_c < n_best, other=-1)
-    p_row = chosen + ((i_b * n_groups + g_begin + i_g) * K + i_k) * S + tl.zeros([1], tl.int64)
-    _write_in_order(p_row, index, _in_top(key, tl.full([1], S, tl.int32)), tl.full([1], True, tl.int1), S, S_PADDED)
+    t, origin = _first_tokens(first, start, i_b, g_begin + i_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
+    own, slot0 = _own_block(t, origin, SELECTION_BLOCK), origin // STRIDE
+    i_row = ((i_b * K + i_k) * g_count + i_g).to(tl.int64)
+    o_x = tl.arange(0, TILE * CHUNK)
+    if LISTED:
+        i_c = tl.load(chunks + i_row * S + o_x // CHUNK, mask=o_x // CHUNK < S, other=-1)
+    else:
+        i_c = tl.where(o_x // CHUNK < n_chunks, o_x // CHUNK, -1)
+    n_init = tl.minimum(own + 1, N_INIT)
+    local = tl.maximum(n_init, own + 1 - N_LOCAL)  # the first of the local blocks
+    slot = tl.max_contiguous(tl.multiple_of(tl.maximum(i_c, 0) * CHUNK + o_x % CHUNK, 8), 8)
+    o_m = slot - slot0 if BY_SLOT else slot
+    free = (i_c >= 0) & (o_m >= n_init) & (o_m < local)
+    p_row = importance + i_row * width
+    if BY_SLOT:  # a chunk lies wholly in the row, written or not
+        value = tl.load(p_row + slot)
+    else:
+        value = _block_values(p_row, slot0, o_m, free, SELECTION_BLOCK // STRIDE, BLOCK // STRIDE)
+    key = tl.where(free, value.to(tl.int32, bitcast=True), -1)
+    floor = _least_peak(tl.reshape(key, [TILE, CHUNK]), 1)
+    taken = _in_top_from(key, S - n_init - (own + 1 - local), floor)
+
+    p_row = chosen + ((i_b * n_groups + g_begin + i_g) * K + i_k) * S
+    place = n_init + tl.cumsum(taken.to(tl.int32), 0) - 1
+    tl.store(p_row + place, o_m, mask=taken)
+    # the first blocks before them; after them the local ones, and -1
+    o_s = tl.arange(0, S_PADDED)
+    n_before = n_init + tl.sum(taken.to(tl.int32), 0)
+    o_local = o_s - n_before + local
+    forced = tl.where(o_s < n_init, o_s, tl.where(o_local <= own, o_local, -1))
+    tl.store(p_row + o_s, forced, mask=(o_s < n_init) | ((o_s >= n_before) & (o_s < S)))
 
 
 def importance_tiles(G: int, row_bytes: int) -> list[dict]:
     """128 columns of (head, group), 64 where a row of a query is long; more heads than fit take several steps.
 
-    Then one for small shared memory.
+    256 columns for 16 heads: keys then come from L2 half as often, which is what 128 columns wait for. Then one for small shared memory.
     """
     heads = min(16 if row_bytes <= 256 else 8, next_power_of_2(G))
     groups = max(8, (128 if row_bytes <= 256 else 64) // heads)
     small = min(2, heads)
-    return [
-        dict(HEADS=heads, GROUPS=groups, KEYS=64, num_warps=4, num_stages=2 if heads >= G else 1),
-        dict(HEADS=small, GROUPS=16 // small, KEYS=16, num_warps=4, num_stages=1),
+    wide = dict(HEADS=heads, GROUPS=2 * groups, KEYS=64, PARTS=2, num_warps=8, num_stages=2)
+    return [wide] * (heads == 16 == G) + [
+        dict(HEADS=heads, GROUPS=groups, KEYS=64, PARTS=1, num_warps=4, num_stages=2 if heads >= G else 1),
+        dict(HEADS=small, GROUPS=16 // small, KEYS=16, PARTS=1, num_warps=4, num_stages=1),
     ]
 
 
@@ -236,58 +351,76 @@ def _choose(
     B, T, H, D = q.shape
     N, K = k.shape[1:3]
     R = q_rope.shape[-1] if q_rope is not None else 0
-    G = H // K
+    G, pieces = H // K, selection_block // stride
+    by_slot = pieces == 1 and block == stride  # a compression block is a selection block
+    width = cdiv(N + pieces, 64) * 64  # whole tiles of keys
+    run = min(count, max(MIN_RUN, WORKSPACE_BYTES // (4 * B * K * width)))
     chosen = torch.empty(B, count, K, S, device=q.device, dtype=torch.int32)
-    run = min(count, max(MIN_RUN, WORKSPACE_BYTES // (4 * B * K * N)))
-    importance = torch.empty(B * K * run * N, device=q.device, dtype=torch.float32)
+    importance = torch.empty(B * K * run, width, device=q.device, dtype=torch.float32)
     lse = lse.contiguous()
     tiles = importance_tiles(G, next_power_of_2(D) * q.element_size())
     widths = dict(G=G, D=D, DP=max(16, next_power_of_2(D)), R=R, RP=max(16, next_power_of_2(R)))
-    shared = dict(K=K, BLOCK=block, STRIDE=stride, QUERY_GROUP=query_group, DOCUMENTS=first is not None)
+    shared = dict(K=K, BLOCK=block, STRIDE=stride, SELECTION_BLOCK=selection_block, QUERY_GROUP=query_group)
+    shared["DOCUMENTS"] = first is not None
+    ranks = dict(S=S, S_PADDED=next_power_of_2(S), BY_SLOT=by_slot)
     for g in range(0, count, run):
         n = min(run, count - g)
+        last_token = T if first is not None else min(T, (g + n) * query_group)
+        n_chunks = width // 8 if by_slot else cdiv(cdiv(last_token, selection_block), 8)
+        seen_chunks = min(n_chunks, cdiv(last_token, 8 * selection_block))
+        short = seen_chunks <= max(S, SHORT)
+        peak = importance if short else torch.empty(B * K * n, n_chunks, device=q.device, dtype=torch.float32)
+        chunks = None if short else torch.empty(B * K * n, S, device=q.device, dtype=torch.int32)
         arguments = (
-            q, k, q if q_rope is None else q_rope, k_rope, lse, first, start, importance,
+            q, k, q if q_rope is None else q_rope, k_rope, lse, first, start, importance, peak,
             *q.stride()[:3], *k.stride()[:3], *(q_rope.stride()[:3] if R else (0, 0, 0)),
-            *(k_rope.stride()[:2] if R else (0, 0)), T, N, count, g, n, scale * math.log2(math.e),
+            *(k_rope.stride()[:2] if R else (0, 0)), T, N, count, g, n, width, scale * math.log2(math.e),
         )  # fmt: skip
         launch(
             _importance_kernel, lambda tile, n=n: (cdiv(n, tile["GROUPS"]), B * K), arguments,
-            {**widths, **shared}, tiles, q.device,
+            {**shared, **widths, "PEAKS": by_slot and not short}, tiles, q.device,
         )  # fmt: skip
-        last_token = T if first is not None else min(T, (g + n) * query_group)
-        _rank(importance, first, start, chosen, T, N, g, n, -(-last_token // selection_block), n_init, n_local,
-              selection_block, shared)  # fmt: skip
+        where = T, count, g, n
+        if not short:
+            if not by_slot:
+                _find_peaks(importance, peak, first, start, where, width, shared)
+            _choose_chunks(peak, chunks, first, start, where, seen_chunks, shared, ranks)
+        listed = next_power_of_2(seen_chunks if short else S)
+        tile = dict(LISTED=not short, TILE=listed, num_warps=rank_warps(8 * listed))
+        launch(
+            _rank_kernel, lambda tile, n=n: (n, B * K),
+            (importance, chunks, first, start, chosen, *where, width, n_chunks),
+            {**shared, **ranks, "N_INIT": n_init, "N_LOCAL": n_local}, [tile], q.device,
+        )  # fmt: skip
     return chosen
+
+
+def _find_peaks(importance, peak, first, start, where: tuple, width: int, shared: dict) -> None:
+    n, n_chunks = where[3], peak.shape[1]
+    arguments = importance, peak, first, start, *where, width, n_chunks
+    tile = min(128, next_power_of_2(n_chunks))
+    grid = n, peak.shape[0] // n, cdiv(n_chunks, tile)
+    tiles = [dict(CHUNKS=tile, num_warps=max(1, tile // 32))]
+    launch(_peak_kernel, lambda tile: grid, arguments, shared, tiles, peak.device)
+
+
+def _choose_chunks(peak, chunks, first, start, where: tuple, seen_chunks: int, shared: dict, ranks: dict) -> None:
+    """seen_chunks: the most that a row of the run can see."""
+    n, n_chunks = where[3], peak.shape[1]
+    tile = next_power_of_2(seen_chunks)
+    tiles = [dict(TILE=tile, num_warps=rank_warps(tile))]
+    grid = n, peak.shape[0] // n
+    arguments = peak, chunks, first, start, *where, n_chunks
+    launch(_chunks_kernel, lambda tile: grid, arguments, {**shared, **ranks}, tiles, peak.device)
 
 
 def _choose_fake(q, k, lse, q_rope, k_rope, first, start, count, sizes, scale):
     return q.new_empty(q.shape[0], count, k.shape[2], sizes[3], dtype=torch.int32)
 
 
-def rank_tile(tile: int) -> tuple[int, int]:
-    """Rows and warps of a program that ranks rows of `tile` blocks: one warp for up to 1,024."""
-    return max(1, 512 // tile), max(1, tile // 1024)
-
-
-def _rank(importance, first, start, chosen, T, N, g, n, n_blocks, n_init, n_local, selection_block, shared):
-    """The top n of groups g to g + n, whose rows have at most `n_blocks` blocks."""
-    B, count, K, S = chosen.shape
-    s_padded = next_power_of_2(S)
-    tile = min(MAX_TILE, max(128, next_power_of_2(n_blocks)))
-    n_tiles = cdiv(n_blocks, tile)
-    best = torch.empty(2, B * K * n * n_tiles * S if n_tiles > 1 else 0, device=chosen.device, dtype=torch.int32)
-    rows, num_warps = rank_tile(tile)
-    grid = (cdiv(n, rows), B * K, n_tiles)
-    arguments = importance, first, start, chosen, best[0], best[1], T, N, count, g, n, n_tiles
-    constants = dict(S=S, S_PADDED=s_padded, SELECTION_BLOCK=selection_block, N_INIT=n_init, N_LOCAL=n_local)
-    tiles = [dict(ONE_TILE=n_tiles == 1, ROWS=rows, TILE=tile, num_warps=num_warps)]
-    launch(_rank_kernel, lambda tile: grid, arguments, {**constants, **shared}, tiles, chosen.device)
-    if n_tiles > 1:
-        arguments = best[0], best[1], chosen, count, g, n, n_tiles * S
-        constants = dict(K=K, S=S, S_PADDED=s_padded)
-        tiles = [dict(TILE=next_power_of_2(n_tiles * S))]
-        launch(_rank_best_kernel, lambda tile: (n, B * K), arguments, constants, tiles, chosen.device)
+def rank_warps(tile: int) -> int:
+    """Warps of a program that ranks `tile` keys: one for up to 1,024."""
+    return min(16, max(1, tile // 1024))
 
 
 _choose_op = opaque("choose_blocks", _choose, _choose_fake)

@@ -320,6 +320,7 @@ def _query_tiles(
         b_before = (o_t < T) & (tl.load(p_start + o_t, mask=o_t < T, other=0) // STRIDE < n1)
         t_end = tl.minimum(t_end, tl.sum(b_before.to(tl.int32), 0) * step)
         t_body, t_body_end = t_end, t_end
+    t_first = t_first // BM * BM  # aligned, so that statistics are read in pairs
     n_before = tl.cdiv(tl.maximum(t_body - t_first, 0), BM)
     body = t_first + n_before * BM
     n_body = tl.maximum(t_body_end - body, 0) // BM
@@ -367,6 +368,13 @@ def _dkv_step(
 
 
 @triton.jit
+def _next(i_h, j, per_head):
+    """The next tile of a head, or the first of the next head."""
+    j += 1
+    return i_h + (j == per_head).to(i_h.dtype), tl.where(j == per_head, 0, j)
+
+
+@triton.jit
 def _dkv_kernel(
     q, qr, k, kr, v, lse, start, do, delta, dk, dkr, dv, scale, window, T, N, B, H, G, PARTS,
     stride_qb, stride_qt, stride_qh, stride_qrb, stride_qrt, stride_qrh,
@@ -401,9 +409,9 @@ def _dkv_kernel(
     scale_log2 = scale * _LOG2_E
     n_masked = n_before + n_after
     per_head = tl.maximum(n_masked, 1)  # not 0: see above
-    for i in range(n_masked * G * i_part // PARTS, n_masked * G * (i_part + 1) // PARTS):
-        i_h = i_k * G + i // per_head
-        j = i % per_head
+    i = n_masked * G * i_part // PARTS
+    i_h, j = i_k * G + i // per_head, i % per_head
+    for _ in range(i, n_masked * G * (i_part + 1) // PARTS):
         t0 = t_first + (j + tl.where(j < n_before, 0, n_body)) * BM
         o_row = (i_b * H + i_h) * T
         b_dk, b_dkr, b_dv = _dkv_step(
@@ -412,11 +420,14 @@ def _dkv_kernel(
             stride_qb, stride_qt, stride_qh, stride_qrb, stride_qrt, stride_qrh, stride_dob, stride_dot, stride_doh,
             D, R, V, DP, RP, VP, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS, BM, PRECISION, True,
         )  # fmt: skip
+        i_h, j = _next(i_h, j, per_head)
     if not HAS_DOCUMENTS:
         per_head = tl.maximum(n_body, 1)
-        for i in range(n_body * G * i_part // PARTS, n_body * G * (i_part + 1) // PARTS):
-            i_h = i_k * G + i // per_head
-            t0 = t_first + (i % per_head + n_before) * BM
+        i = n_body * G * i_part // PARTS
+        i_h, j = i_k * G + i // per_head, i % per_head
+        for _ in range(i, n_body * G * (i_part + 1) // PARTS):
+            # Late queries first: programs that read the same queries then begin with the same ones.
+            t0 = t_first + (n_before + n_body - 1 - j) * BM
             o_row = (i_b * H + i_h) * T
             b_dk, b_dkr, b_dv = _dkv_step(
                 b_dk, b_dkr, b_dv, b_k, b_kr, b_v, q, qr, do, lse + o_row, delta + o_row, p_start, i_b, i_h, t0, o_n, T,
@@ -424,6 +435,7 @@ def _dkv_kernel(
                 stride_qb, stride_qt, stride_qh, stride_qrb, stride_qrt, stride_qrh, stride_dob, stride_dot, stride_doh,
                 D, R, V, DP, RP, VP, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS, BM, PRECISION, False,
             )  # fmt: skip
+            i_h, j = _next(i_h, j, per_head)
     i_pb = i_part.to(tl.int64) * B + i_b
     _store_rows(dk + (i_pb * N * K + i_k) * D, n0, N, K * D, b_dk * scale, BN, D, DP)
     _store_rows(dv + (i_pb * N * K + i_k) * V, n0, N, K * V, b_dv, BN, V, VP)

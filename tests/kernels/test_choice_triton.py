@@ -32,11 +32,23 @@ SMALL = {
     "overlap of two, 4 to 1": Case(rows=((300,),), H=4, K=2, block=32, stride=16, selection_block=64, query_group=4),
     "overlap of four": Case(rows=((150,), (150,)), H=3, D=24, block=16, stride=4, n_selected=6, query_group=2),
     "blocks longer than selected ones": Case(rows=((200,),), block=32, stride=8, query_group=4, n_local=0),
+    "sixteen heads": Case(rows=((150,),), H=16, selection_block=64, block=32, query_group=2, n_selected=3),
     "nothing forced": Case(rows=((190,),), H=20, n_init=0, n_local=0, n_selected=3, query_group=8),
     "all forced": Case(rows=((130,),), n_init=2, n_local=2, query_group=8),
     "more places than blocks": Case(rows=((70,),), R=16, n_selected=9, query_group=4),
     "documents": Case(rows=((90, 1, 49), (140,)), H=4, K=2, block=8, stride=4, selection_block=8, query_group=4),
     "short documents": Case(rows=((1, 1, 5, 3, 17, 1, 9), (30, 1, 6)), block=4, stride=4, selection_block=8),
+}
+LONG = {
+    "blocks of one size": Case(rows=((350,),), block=4, stride=4, selection_block=4, query_group=4, n_selected=5),
+    "overlap": Case(rows=((420,),), block=8, stride=4, selection_block=8, query_group=8, n_selected=4),
+    "overlap of blocks alike": Case(rows=((300,),), block=8, stride=4, selection_block=4, query_group=4, n_selected=3),
+    "documents": Case(
+        rows=((203, 1, 96), (300,)), block=4, stride=4, selection_block=4, query_group=4, n_selected=5, H=4, K=2
+    ),
+    "documents, overlap": Case(
+        rows=((203, 1, 96), (7, 293)), block=8, stride=2, selection_block=4, query_group=4, n_selected=4
+    ),
 }
 REAL = {
     "the published setting": Case(
@@ -92,13 +104,13 @@ def test_small(case, poisoned):
 
 
 @pytest.mark.interp
-def test_rows_of_several_tiles_and_several_runs(monkeypatch, poisoned):
+@pytest.mark.parametrize("case", LONG.values(), ids=LONG.keys())
+def test_long_rows_by_chunks_in_several_runs(case, monkeypatch, poisoned):
     from zoo.kernels.choice import kernel
 
-    monkeypatch.setattr(kernel, "MAX_TILE", 32)
-    monkeypatch.setattr(kernel, "MIN_RUN", 16)
+    monkeypatch.setattr(kernel, "SHORT", 4)
+    monkeypatch.setattr(kernel, "MIN_RUN", 32)
     monkeypatch.setattr(kernel, "WORKSPACE_BYTES", 1)
-    case = Case(rows=((350,),), block=4, stride=4, selection_block=4, query_group=4, n_selected=5)
     found, expected = both(case, poisoned)
     assert torch.equal(found, expected)
 

@@ -267,7 +267,7 @@ class DataConfig(Part):
     )
     shuffle: bool = Field(True, description="Shuffle training rows, anew each epoch, by the recipe's seed.")
     workers: int | None = Field(
-        None, ge=1, description="Processes that tokenise. Default: one a CPU core (bytes: one)."
+        None, ge=1, le=1024, description="Processes that tokenise. Default: one a CPU core (bytes: one)."
     )
     cache_dir: Text | None = Field(
         None,
@@ -324,6 +324,11 @@ class DataConfig(Part):
         if self.validation_fraction and not self.validation_source and all(isinstance(s, Mds) for s in self.streams()):
             message = "rows of ready shards are not held out: state `validation_source`, or `validation_fraction: 0`"
             found.append((("validation_fraction",), message))
+        alike = [source.model_copy(update={"proportion": None}) for source in self.sources or ()]
+        for i, source in enumerate(alike):
+            if source in alike[:i]:  # Streaming takes a folder of shards once
+                message = f"is the same as sources[{alike.index(source)}]; state it once, with a larger proportion"
+                found.append((("sources", i), message))
         return found
 
     def _tokenizer_key(self) -> tuple[str, ...]:

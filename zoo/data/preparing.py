@@ -23,7 +23,7 @@ from zoo.data.mds import open_mds
 from zoo.data.packing import SPLITS, Tokenizer, held_out
 from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.progress import Progress
-from zoo.data.sources import documents, fingerprint, total_bytes
+from zoo.data.sources import documents, fingerprint, source_files, total_bytes
 from zoo.data.tokenizers import Bytes, Subwords, load_huggingface, train_bpe
 
 FORMAT = 2  # part of every cache key: raise it when the same configuration makes other rows, or other counts
@@ -80,6 +80,9 @@ class _Preparation:
         if tokenizer and tokenizer.vocab_size > vocab_size:
             found = f"the tokenizer has {tokenizer.vocab_size} tokens, model.vocab_size is {vocab_size}"
             raise DataError(f"data.tokenizer: {found}; raise model.vocab_size to at least {tokenizer.vocab_size}")
+        for source in (*self.data.streams(), *filter(None, (self.data.validation_source,))):
+            if not isinstance(source, Mds | Synthetic):
+                source_files(source)  # what is missing is said before hours of work on another source
         made = [self.streams(s, tokenizer, vocab_size, self.fraction) for s in self.data.streams()]
         train = [(key, replace(splits["train"], proportion=splits["train"].source.proportion)) for key, splits in made]
         held = [(key, splits["validation"]) for key, splits in made if "validation" in splits]

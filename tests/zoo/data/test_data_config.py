@@ -46,6 +46,7 @@ def test_reading_a_data_section_imports_nothing_heavy():
         ({"source": {"kind": "text", "paths": ["a"], "pathz": 1}}, "Extra inputs"),
         ({"source": {"kind": "txt"}}, "does not match any of the expected tags"),
         ({"validation_fraction": 1.0}, "less than 1"),
+        ({"workers": 1_000_000}, "less than or equal to 1024"),
     ],
 )
 def test_what_pydantic_refuses(data, message):
@@ -66,6 +67,11 @@ def test_what_pydantic_refuses(data, message):
         ({"source": {"kind": "synthetic", "task": "copy", "span": 32}}, ("source", "span"), "2 \\* span \\+ 1 <= 64"),
         ({"source": {"kind": "synthetic", "task": "induction", "gap": 61}}, ("source", "span"), "span >= 2"),
         ({"source": MQAR, "tokenizer": {"kind": "bpe"}}, ("tokenizer",), "no source here has any"),
+        (
+            {"sources": [{**MQAR, "proportion": 1}, {**MQAR, "proportion": 2}]},
+            ("sources", 1),
+            r"the same as sources\[0\]",
+        ),
         ({"source": {"kind": "mds", "local": "a"}}, ("validation_fraction",), "state `validation_source`"),
     ],
 )

@@ -241,6 +241,12 @@ def test_validation_source(prep, of_text, tmp_path):
     assert stored_text(prepared.streams["validation"][0], 32) == b"held out text " * 30 + b"\0"
 
 
+def test_a_missing_source_is_said_before_another_is_prepared(prep, of_text, tmp_path):
+    with pytest.raises(DataError, match="absent: no such file"):
+        prep(of_text(validation_source={"kind": "text", "paths": ["absent"]}))
+    assert not list((tmp_path / "cache").glob("text-*"))
+
+
 def test_no_validation(prep, of_text):
     prepared = prep(of_text(validation_fraction=0))
     assert prepared.streams["validation"] == ()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import zoo
-from zoo.training.files import write_text
+from zoo.training.files import read_json, write_text
 
 _PACKAGES = ("torch", "triton", "mosaicml", "mosaicml-streaming", "numpy", "safetensors", "liger-kernel")
 
@@ -21,7 +21,7 @@ def record_environment(path: Path, *, seed: int, precision: str, world_size: int
     """Write environment.json; what earlier sessions of the same run wrote is kept under `earlier`."""
     earlier = []
     if path.is_file():
-        last = json.loads(path.read_text(encoding="utf-8"))
+        last = read_json(path)
         earlier = [*last.pop("earlier", []), last]
     environment = {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

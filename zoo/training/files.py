@@ -1,8 +1,12 @@
 """Files that are whole whenever they are there: written under another name, synced, renamed."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from zoo.errors import ZooError
 
 
 def replace_durably(temporary: Path, final: Path) -> None:
@@ -17,6 +21,16 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".writing-{path.name}")
     temporary.write_text(text, encoding="utf-8")
     replace_durably(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_text` wrote.  Raises ZooError if something else has damaged it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise ZooError(
+            f"{path}: damaged, not JSON: {error}; remove it, and the same command goes on without"
+        ) from error
 
 
 def sha256(path: Path) -> str:

@@ -5,7 +5,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from zoo.errors import Problem, RecipeError
+from zoo.errors import Problem, RecipeError, ZooError
 from zoo.training.files import write_text
 
 
@@ -37,10 +37,20 @@ def _read(path: Path) -> list[tuple[str, dict]]:
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            found.append((line, json.loads(line)))
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if line.endswith(b"\n"):
+            found.append((line.decode(errors="replace"), _record(line, f"{path}:{number}")))
     return found
+
+
+def _record(line: bytes, place: str) -> dict:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ZooError(f"{place}: damaged, not JSON: {error}; remove the line") from error
+    if not (isinstance(record, dict) and isinstance(record.get("batch"), int)):
+        raise ZooError(f"{place}: damaged, no record of a batch; remove the line")
+    return record
 
 
 class TensorBoard:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zoo.errors import Problem, RecipeError, ZooError, shorten
-from zoo.training.files import write_text
+from zoo.training.files import read_json, write_text
 
 # Keys of a recipe that may differ when a run continues: how long, how watched, how executed, and the learning rate,
 # which is lowered after a divergence. Anything else would make another model, other data or another optimiser.
@@ -81,7 +81,7 @@ class RunFolder:
         """summary.json of a finished run, else None."""
         if not (self.summary.is_file() and self.weights.is_file()):
             return None
-        return json.loads(self.summary.read_text(encoding="utf-8"))
+        return read_json(self.summary)
 
     def write_summary(self, summary: dict) -> None:
         write_text(self.summary, json.dumps(summary, indent=1) + "\n")

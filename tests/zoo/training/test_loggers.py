@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from zoo.errors import RecipeError
+from zoo.errors import RecipeError, ZooError
 from zoo.training import loggers
 from zoo.training.config import EvalConfig, TrainConfig
 from zoo.training.loggers import JsonLines, TensorBoard, read_metrics
@@ -32,6 +32,16 @@ def test_a_resumed_run_has_every_batch_once(tmp_path):
     assert [record["batch"] for record in read_metrics(path)] == [1, 2, 3, 4, 5, 6]
     write(path, 0, [1])
     assert [json.loads(line)["batch"] for line in path.read_text().splitlines()] == [1]
+
+
+@pytest.mark.parametrize("line", ["\0\0\0", '{"loss": 1.0}', "[]", "{"])
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, [1, 2])
+    with open(path, "a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(ZooError, match=r"metrics\.jsonl:3: damaged, no"):
+        read_metrics(path)
 
 
 def test_tensorboard_events_can_be_read_back(tmp_path):

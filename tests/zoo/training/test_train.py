@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 from contextlib import contextmanager
 
@@ -325,6 +326,20 @@ def test_a_run_folder_that_cannot_be_made(recipe, tmp_path):
     with pytest.raises(ZooError, match=r"file: cannot be used as a run folder: Not a directory; .*--run-dir") as error:
         train(recipe(), tmp_path / "file")
     assert error.value.exit_code == 2
+
+
+def test_damaged_files_of_a_run_are_named(uninterrupted, recipe, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], run)
+    (run / "summary.json").write_text("{")
+    with pytest.raises(ZooError, match=r"summary\.json: damaged, not JSON: .*; remove it, and the same command"):
+        train(recipe(), run)
+    (run / "summary.json").unlink()
+    (run / "environment.json").write_bytes(b"\xff")
+    with pytest.raises(ZooError, match=r"environment\.json: damaged, not JSON: "):
+        train(recipe(), run)
+    (run / "environment.json").unlink()
+    assert train(recipe(), run).sha256 == uninterrupted[1].sha256
 
 
 def test_the_weights_may_be_read_by_whoever_may_read_the_recipe(uninterrupted):

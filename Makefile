@@ -18,6 +18,11 @@ lint: .venv/.dev
 
 check: lint test
 
+# The site into site/, a warning is an error; and the tests that need MkDocs.
+docs: .venv/.docs
+	$(BIN)/python -m pytest -n 2 tests/zoo/docs $(PYTEST_ARGS)
+	$(BIN)/zoo docs build
+
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"attention-zoo needs Python 3.11 or newer; $(PYTHON) is {v.major}.{v.minor}. Try: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
@@ -34,5 +39,10 @@ $(BIN)/uv:
 	$(UV) -e '.[dev]'
 	@touch $@ .venv/.zoo
 
+.venv/.docs: pyproject.toml constraints.txt | $(BIN)/uv
+	@echo "installing attention-zoo, its test tools and MkDocs into .venv"
+	$(UV) -e '.[dev,docs]'
+	@touch $@ .venv/.dev .venv/.zoo
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build site *.egg-info .pytest_cache .ruff_cache .hypothesis

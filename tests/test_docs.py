@@ -1,4 +1,4 @@
-"""Examples in README and docs/*.md: recipes load, Python compiles, commands exist, numbers are what we count."""
+"""Examples in README and docs/*.md: recipes load, Python runs, commands exist and run, numbers are what we count."""
 
 import importlib.util
 import re
@@ -17,7 +17,9 @@ from zoo.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)(?: title=.*)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OWN_TESTS = ["own_block.md"]  # its files are a package, which tests/zoo/docs/test_own_block.py installs
+QUICK = ["show", "blocks", "schema", "cost", "compare"]  # commands that train nothing, and need no run
 
 
 def fenced(language):
@@ -30,7 +32,11 @@ def fenced(language):
                 yield pytest.param(match[2], id=f"{page.name}:{line}")
 
 
-@pytest.mark.parametrize("text", list(fenced("yaml")))
+def except_own_tests(params):
+    return [param for param in params if not param.id.startswith(tuple(OWN_TESTS))]
+
+
+@pytest.mark.parametrize("text", except_own_tests(fenced("yaml")))
 def test_a_recipe_in_the_docs_loads(text, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     values = yaml.safe_load(text)
@@ -42,16 +48,41 @@ def test_a_recipe_in_the_docs_loads(text, tmp_path, monkeypatch):
     assert len(recipe.model.expanded()) >= 1
 
 
-@pytest.mark.parametrize("text", list(fenced("python")))
-def test_python_in_the_docs_compiles_and_names_what_exists(text):
-    compile(text, "example", "exec")
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """runs/quickstart as `zoo train recipes/quickstart.yaml` leaves it, but for the training."""
+    from zoo.training.export import export
+    from zoo.training.run_folder import RunFolder
+
+    recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml")
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "quickstart")
+    folder.path.mkdir()
+    folder.recipe.write_text(recipe.dump(), encoding="utf-8")
+    export(folder, recipe, zoo.build_model(recipe).state_dict())
+    return folder.path
+
+
+@pytest.fixture
+def like_a_checkout(tmp_path, monkeypatch, run_folder):
+    """The working directory: recipes/, runs/quickstart and every recipe of the pages under its name."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(run_folder)
+    for param in except_own_tests(fenced("yaml")):
+        (tmp_path / f"{yaml.safe_load(param.values[0])['name']}.yaml").write_text(param.values[0], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("text", except_own_tests(fenced("python")))
+def test_python_in_the_docs_runs(text, like_a_checkout):
     for name in re.findall(r"\bzoo\.(\w+)", text):
         assert hasattr(zoo, name) or importlib.util.find_spec(f"zoo.{name}")
+    exec(compile(text, "example", "exec"), {})
 
 
 def commands():
-    """Every `zoo ...` line of a fenced block without a language, as (arguments)."""
-    for param in fenced(""):
+    """Every `zoo ...` line of a fenced block of commands, as (arguments)."""
+    for param in (*fenced(""), *fenced("bash")):
         for line in param.values[0].splitlines():
             words = shlex.split(line, comments=True) if re.match(r"(\S+ )*zoo \w", line) else []
             if "zoo" in words:
@@ -68,6 +99,29 @@ def test_a_command_in_the_docs_exists_with_its_options(arguments):
         command, arguments = command.commands[arguments[0]], arguments[1:]
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert {a for a in arguments if a.startswith("-")} <= known
+
+
+def quick_commands():
+    """Those of `commands` that end soon; the page of `zoo compare` has tests of its own."""
+    slow = ("--train", "--measure", "runs/", "-o", "--html", "--pattern")
+    for param in except_own_tests(commands()):
+        arguments = param.values[0]
+        if arguments[0] in QUICK and not any(word.startswith(slow) for word in arguments):
+            yield param
+
+
+@pytest.mark.parametrize("arguments", list(quick_commands()))
+def test_a_command_in_the_docs_runs(arguments, like_a_checkout, capsys):
+    from zoo import cli
+
+    assert cli.run(arguments) == 0, capsys.readouterr().err
+
+
+def test_the_targets_of_make_in_the_docs_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    found = {name for page in PAGES for name in re.findall(r"^make ([\w-]+)", page.read_text(encoding="utf-8"), re.M)}
+    assert found
+    assert found <= targets
 
 
 def test_the_links_of_the_docs_lead_somewhere():

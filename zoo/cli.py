@@ -12,6 +12,7 @@ import typer
 
 import zoo
 from zoo.bench import commands as bench
+from zoo.docs import commands as docs
 from zoo.errors import ZooError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Prepare the tokens of a recipe, and look at them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(bench.app, name="bench")
+app.add_typer(docs.app, name="docs")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML file).", show_default=False)]
 RunFolder = Annotated[

@@ -1,0 +1,50 @@
+"""What MkDocs calls while it builds the site (mkdocs.yml names this file)."""
+
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+
+from zoo.docs import examples, mathml
+from zoo.docs.pages import generated, navigation
+from zoo.errors import ZooError
+
+
+def on_config(config: Any) -> Any:
+    """Write the generated pages, in memory, and enter them at the head of `Reference` in the navigation."""
+    root = Path(config.config_file_path).parent
+    pages = _told(generated, root)
+    config.extra["zoo_pages"] = pages
+    for section in config.nav:
+        if "Reference" in section:
+            section["Reference"] = [*navigation(pages, root), *section["Reference"]]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages to those of docs/."""
+    for path, text in config.extra["zoo_pages"].items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Work out the live examples of schedules."""
+    return _told(examples.with_results, markdown, page.file.src_uri)
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Turn LaTeX into MathML."""
+    try:
+        return mathml.with_mathml(html)
+    except ZooError as error:
+        raise PluginError(f"{page.file.src_uri}: {error}") from error
+
+
+def _told(function: Any, *arguments: Any) -> Any:
+    """Call a function of ours; its errors end the build as MkDocs' own do, without a traceback."""
+    try:
+        return function(*arguments)
+    except ZooError as error:
+        raise PluginError(str(error)) from error

@@ -1,0 +1,57 @@
+"""All generated pages of the site, and where they stand in its navigation. The attention maps need torch."""
+
+from pathlib import Path
+from typing import Any
+
+from zoo.docs import benchmarks, commands_page, python_page
+from zoo.docs.kinds import FOLDER as BLOCKS
+from zoo.docs.kinds import kind_maps, kind_pages
+from zoo.docs.recipes import FOLDER as RECIPES
+from zoo.docs.recipes import recipe_pages
+from zoo.errors import ZooError
+
+
+def checkout() -> Path:
+    """The folder of the repository that zoo runs from. Raises ZooError if zoo is installed without it."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "mkdocs.yml").is_file():
+        raise ZooError("zoo docs needs a checkout of the repository: docs/ and recipes/ are not part of the package")
+    return root
+
+
+def generated(root: Path) -> dict[str, str]:
+    """Path below docs/ -> text of every generated page and drawing. Nothing is written.
+
+    Raises ZooError for a formula that `cost` does not bear out, RecipeError for a recipe that does not load.
+    """
+    return {
+        **kind_pages(),
+        **kind_maps(),
+        **recipe_pages(root),
+        commands_page.PATH: commands_page.commands_page(),
+        python_page.PATH: python_page.python_page(),
+        benchmarks.PATH: benchmarks.benchmarks_page(root / "docs"),
+    }
+
+
+def navigation(pages: dict[str, str], root: Path) -> list[dict[str, Any]]:
+    """The generated part of the site's navigation, in MkDocs' form."""
+    tables = sorted((root / "docs" / "benchmarks").glob("*.md"))
+    return [
+        {"Blocks": [page for page in pages if page.startswith(f"{BLOCKS}/") and page.endswith(".md")]},
+        {"Recipes": _recipes(pages)},
+        {"Commands": commands_page.PATH},
+        {"Python": python_page.PATH},
+        {"Benchmarks": [benchmarks.PATH, *(f"benchmarks/{path.name}" for path in tables)]},
+    ]
+
+
+def _recipes(pages: dict[str, str]) -> list[Any]:
+    """The list of recipes, those at the top, and the others by folder."""
+    inside = [page for page in pages if page.startswith(f"{RECIPES}/")]
+    top = [page for page in inside if page.count("/") == RECIPES.count("/") + 1]
+    families: dict[str, list[str]] = {}
+    for page in inside:
+        if page not in top:
+            families.setdefault(page.split("/")[-2], []).append(page)
+    return [*top, *({family: members} for family, members in families.items())]

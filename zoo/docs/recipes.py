@@ -1,0 +1,104 @@
+"""The page of each recipe in recipes/: its strip, its numbers, how to run it. No torch."""
+
+from pathlib import Path
+from typing import Any
+
+from zoo.docs.strip import strip
+from zoo.recipe import Recipe, load_recipe
+from zoo.report.rows import binary, decimal
+from zoo.show import CONTEXTS, facts
+
+FOLDER = "reference/recipes"
+
+
+def recipe_files(root: Path) -> list[Path]:
+    """Every recipe of a checkout, `_base` files left out, relative to it; small families first."""
+    found = [path.relative_to(root) for path in (root / "recipes").rglob("*.yaml") if not path.name.startswith("_")]
+    return sorted(found, key=lambda path: (len(path.parts), load_recipe(root / path).model.d_model, path))
+
+
+def recipe_pages(root: Path) -> dict[str, str]:
+    """Path -> Markdown of the page of every recipe of a checkout, and of their list."""
+    loaded = {path: load_recipe(root / path) for path in recipe_files(root)}
+    pages = {page_of(path): recipe_page(root, path, recipe) for path, recipe in loaded.items()}
+    return {f"{FOLDER}/index.md": _index(loaded), **pages}
+
+
+def page_of(path: Path) -> str:
+    """recipes/tiny/full.yaml -> reference/recipes/tiny/full.md."""
+    return f"{FOLDER}/{path.relative_to('recipes').with_suffix('.md')}"
+
+
+def recipe_page(root: Path, path: Path, recipe: Recipe) -> str:
+    """Markdown of the page of one recipe."""
+    found, model = facts(recipe), recipe.model
+    file = (root / path).read_text(encoding="utf-8")
+    sections = [
+        f"# {recipe.name}",
+        f"{recipe.summary}.",
+        f"## {len(found['layers'])} layers",
+        strip(model.expanded(), model.d_model),
+        "## Numbers",
+        _numbers(found),
+        _caches(found),
+        "## Run it",
+        _commands(path, recipe),
+        "## The file",
+        f'```yaml title="{path}"\n{file.rstrip()}\n```',
+        f'??? note "Resolved: with everything it extends, and every default"\n\n{_resolved(recipe)}',
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _numbers(found: dict[str, Any]) -> str:
+    flops = {**found["flops_by_part"], "total": found["flops_per_token"]}
+    lines = [
+        f"| | parameters | forward FLOPs per token at {found['max_seq_len']:,} tokens |",
+        "|---|---:|---:|",
+    ]
+    for part, count in found["parameters"].items():
+        lines.append(f"| {part} | {count:,} | {f'{flops[part]:,.0f}' if flops.get(part) else ''} |")
+    return "\n".join(lines)
+
+
+def _caches(found: dict[str, Any]) -> str:
+    cache = found["cache"]
+    heads = " | ".join(f"{length:,} tokens" for length in CONTEXTS)
+    lines = [f"| cache of one row, bf16 | {heads} | per token |", f"|---|{'---:|' * (len(CONTEXTS) + 1)}"]
+    for name in ("nominal", "held"):
+        sizes = " | ".join(binary(cache[f"{name}_bytes"][str(length)]) for length in CONTEXTS)
+        lines.append(f"| {name} | {sizes} | {binary(cache['nominal_bytes_per_token']) if name == 'nominal' else ''} |")
+    about = "*Nominal* counts every layer at every token; *held* is what the cache tensors occupy."
+    return "\n".join(lines) + f"\n\n{about}"
+
+
+def _commands(path: Path, recipe: Recipe) -> str:
+    train = recipe.train
+    seq_len = recipe.data.seq_len or recipe.model.max_seq_len
+    about = f"It trains for {train.duration}, {train.rows(seq_len):,} rows of {seq_len:,} tokens a batch."
+    return (
+        f"```bash\nzoo show {path}\nzoo cost {path}\nzoo data prepare {path}\nzoo train {path}\n```\n\n"
+        f"{about} The run folder is `runs/{recipe.name}`."
+    )
+
+
+def _resolved(recipe: Recipe) -> str:
+    text = f'```yaml title="{recipe.name}, resolved"\n{recipe.dump().rstrip()}\n```'
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _index(loaded: dict[Path, Recipe]) -> str:
+    lines = [
+        "# Recipes",
+        "Every recipe in `recipes/`. FLOPs are those of a forward pass at the recipe's own length; the cache is that "
+        f"of one row of {CONTEXTS[-1]:,} tokens in bf16, as it is held.",
+        "| recipe | | parameters | FLOPs per token | cache |\n|---|---|---:|---:|---:|",
+    ]
+    rows = []
+    for path, recipe in loaded.items():
+        found = facts(recipe)
+        link = page_of(path).removeprefix(f"{FOLDER}/")
+        held = binary(found["cache"]["held_bytes"][str(CONTEXTS[-1])])
+        cells = (recipe.summary, decimal(found["parameters"]["total"]), decimal(found["flops_per_token"]), held)
+        rows.append(f"| [`{path}`]({link}) | {' | '.join(cells)} |")
+    return "\n\n".join(lines) + "\n" + "\n".join(rows) + "\n"

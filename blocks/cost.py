@@ -7,8 +7,7 @@ that multiplies masked pairs as well does more work than this.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
-from math import prod
+from math import gcd, prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -162,15 +161,20 @@ def window_pairs(seq_len: int, window: int) -> int:
     return window * (window + 1) // 2 + (seq_len - window) * window
 
 
-@lru_cache
 def compression_pairs(seq_len: int, block: int, stride: int, query_group: int = 1) -> int:
     """Visible (query, compression block) pairs; with query_group q only queries 0, q, 2q, ... count.
 
-    Block j is seen by the queries from its last token, j s + l - 1, on.
+    Block j is seen by the queries from its last token, j s + l - 1, on. Every q / gcd(s, q) blocks the first of them moves
+    by a whole number of queries, so that the sum is one of that many arithmetic series, however long the row.
     """
     queries = -(-seq_len // query_group)
     ends = range(block - 1, seq_len, stride)
-    return sum(max(0, queries - -(-end // query_group)) for end in ends)
+    shared = gcd(stride, query_group)
+    total = 0
+    for end in ends[: query_group // shared]:
+        terms = len(range(end, seq_len, query_group // shared * stride))
+        total += terms * (queries - -(-end // query_group)) - stride // shared * (terms * (terms - 1) // 2)
+    return total
 
 
 def selection_pairs(seq_len: int, block: int, n_selected: int) -> int:

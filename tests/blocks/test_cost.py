@@ -54,13 +54,18 @@ def test_flops_of_linear_maps_are_those_torch_counts(kind, fields):
 def test_pairs_are_counted_exactly(seq_len):
     for window in (1, 5, 16, 200):
         assert window_pairs(seq_len, window) == sum(min(t + 1, window) for t in range(seq_len))
-    for block, stride in ((4, 2), (8, 8), (32, 16), (1, 1)):
+    for block, stride in ((4, 2), (8, 8), (32, 16), (1, 1), (15, 5)):
         seen = [sum(j * stride + block - 1 <= t for j in range(seq_len)) for t in range(seq_len)]
-        for group in (1, 2, 4):
+        for group in (1, 2, 4, 6):
             assert compression_pairs(seq_len, block, stride, group) == sum(seen[::group])
     for block, n in ((4, 3), (16, 1), (16, 4), (2, 50)):
         pairs = sum((min(n, t // block + 1) - 1) * block + t % block + 1 for t in range(seq_len))
         assert selection_pairs(seq_len, block, n) == pairs
+
+
+def test_pairs_of_the_longest_row_are_counted_at_once():
+    blocks = 2**31 - 16
+    assert compression_pairs(2**31 - 1, 16, 1) == blocks * (blocks + 1) // 2
 
 
 def test_attention_flops_follow_the_pairs():

@@ -164,8 +164,8 @@ def window_pairs(seq_len: int, window: int) -> int:
 def compression_pairs(seq_len: int, block: int, stride: int, query_group: int = 1) -> int:
     """Visible (query, compression block) pairs; with query_group q only queries 0, q, 2q, ... count.
 
-    Block j is seen by the queries from its last token, j s + l - 1, on. Every q / gcd(s, q) blocks the first of them moves
-    by a whole number of queries, so that the sum is one of that many arithmetic series, however long the row.
+    Block j is seen by the queries from its last token, j s + l - 1, on. Every q / gcd(s, q) blocks the first of them
+    moves by a whole number of queries, so that the sum is one of that many arithmetic series, however long the row.
     """
     queries = -(-seq_len // query_group)
     ends = range(block - 1, seq_len, stride)

@@ -43,5 +43,43 @@ def kernels(
     print(as_markdown(report))
 
 
+@app.command()
+def decode(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes; weights are random.")],
+    context: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens of the prompt.")] = "8192,32768,131072",
+    batch: Annotated[str, typer.Option(metavar="N,N,...", help="Rows that are decoded together.")] = "1,8,32",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every recipe. Repeatable.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Plot speed and cache.")] = None,
+) -> None:
+    """Time prefill and decoding with a cache, with the memory they take, and print the tables as Markdown."""
+    contexts, batches = _numbers("--context", context), _numbers("--batch", batch)
+    from zoo.bench.decode import measure
+    from zoo.bench.decode_report import as_markdown, plot
+
+    command = ["zoo bench decode", *map(str, recipes), f"--context {context}", f"--batch {batch}"]
+    command += [f"--set {override}" for override in overrides or []]
+
+    def save(report: dict) -> None:
+        if json_file:
+            json_file.write_text(json.dumps(report, indent=1) + "\n")
+
+    settings = {"overrides": overrides or [], "command": " ".join(command), "say": _say, "save": save}
+    report = measure(map(str, recipes), contexts, batches, **settings)
+    if plot_file:
+        plot(report, plot_file)
+    print(as_markdown(report))
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """`8192,32768` as whole numbers from 1."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+        raise typer.BadParameter(f"must be whole numbers from 1, such as 1,8,32; found {text!r}.", param_hint=option)
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from zoo.blocks import block_kinds
 from zoo.blocks.config import BlockConfig
+from zoo.cache_sizes import cache_sizes
 from zoo.cost import model_cost
 from zoo.errors import Problem, RecipeError, unknown
-from zoo.recipe import Recipe
+from zoo.recipe import ModelConfig, Recipe
 
 CONTEXTS = (8192, 32768)
 MAX_ROWS = 256  # of the table of layers
@@ -69,7 +70,23 @@ def facts(recipe: Recipe) -> dict[str, Any]:
             "nominal_bytes_per_token": _whole(at[CONTEXTS[0]].nominal_bytes_per_token),
             "nominal_bytes": {str(seq_len): at[seq_len].cache_nominal_bytes for seq_len in CONTEXTS},
             "held_bytes": {str(seq_len): at[seq_len].cache_held_bytes for seq_len in CONTEXTS},
+            "by_kind": cache_by_kind(model, CONTEXTS),
         },
+    }
+
+
+def cache_by_kind(model: ModelConfig, seq_lens: Iterable[int]) -> dict[str, dict[str, Any]]:
+    """Bytes of a bf16 cache of one row, and bytes per token, of all layers of each kind at each length."""
+    at = {seq_len: cache_sizes(model, seq_len) for seq_len in seq_lens}
+    return {
+        kind: {
+            "layers": size.layers,
+            "nominal_bytes_per_token": _whole(size.nominal_bytes_per_token),
+            "held_bytes_per_token": {str(n): sizes[kind].held_bytes_per_token for n, sizes in at.items()},
+            "nominal_bytes": {str(n): sizes[kind].nominal_bytes for n, sizes in at.items()},
+            "held_bytes": {str(n): sizes[kind].held_bytes for n, sizes in at.items()},
+        }
+        for kind, size in next(iter(at.values())).items()
     }
 
 
@@ -132,13 +149,18 @@ def _size_table(found: dict) -> Table:
 
 
 def _cache_table(cache: dict) -> Table:
-    table = plain_table("cache of one row, bf16", *(f"{seq_len:,} tokens" for seq_len in CONTEXTS), "per token")
+    """Nominal and held, in all and by kind of layer where there are several."""
+    headings = [f"{seq_len:,} tokens" for seq_len in CONTEXTS], [f"bytes/token at {n:,}" for n in CONTEXTS]
+    table = plain_table("cache of one row, bf16", *headings[0], *headings[1])
     for column in table.columns[1:]:
         column.justify = "right"
+    kinds = cache["by_kind"] if len(cache["by_kind"]) > 1 else {}
     for name in ("nominal", "held"):
-        sizes = [cache[f"{name}_bytes"][str(seq_len)] for seq_len in CONTEXTS]
-        per_token = f"{cache['nominal_bytes_per_token']:,} bytes" if name == "nominal" else ""
-        table.add_row(name, *(f"{size / 2**20:,.1f} MiB" for size in sizes), per_token)
+        of_kinds = {f"  {found['layers']} x {kind}": found for kind, found in kinds.items()}
+        for label, found in {name: cache, **of_kinds}.items():
+            sizes = {seq_len: found[f"{name}_bytes"][str(seq_len)] for seq_len in CONTEXTS}
+            per_token = (f"{size / seq_len:,.0f}" for seq_len, size in sizes.items())
+            table.add_row(label, *(f"{size / 2**20:,.1f} MiB" for size in sizes.values()), *per_token)
     return table
 
 

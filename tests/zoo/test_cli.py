@@ -42,9 +42,10 @@ def test_show_json_has_what_programs_read(zoo):
     assert sum(parts.values()) == found["parameters"]["total"]
     assert found["flops_per_token"] == model_cost(model, 8192).flops_per_token
     # 24 layers keep a latent of 224 and a rotary key of 32, in bf16; local layers keep 512 tokens of them, and global
-    # layers one pooled entry every 16 tokens as well.
+    # layers one pooled entry every 16 tokens as well, and for 4 heads the 64 blocks that were chosen last, int32.
     assert found["cache"]["nominal_bytes_per_token"] == 24 * 256 * 2
-    held = {str(seq_len): 12 * 256 * 2 * (512 + seq_len + seq_len // 16) for seq_len in (8192, 32768)}
+    elements = {seq_len: 12 * 256 * (512 + seq_len + seq_len // 16) for seq_len in (8192, 32768)}
+    held = {str(seq_len): 2 * count + 12 * 4 * 64 * 4 for seq_len, count in elements.items()}
     assert found["cache"]["held_bytes"] == held
 
 
@@ -165,3 +166,21 @@ def test_python_m_zoo_is_the_same_command():
         [sys.executable, "-m", "zoo", "show", "nope.yaml"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "nope.yaml: no such file.\n")
+
+
+def test_show_says_what_each_kind_of_layer_caches(zoo):
+    layers = ("--set", "model.layers=(ansa.local*2 ansa.global)*8")
+    cache = json.loads(zoo("show", ANSA, "--json", *layers)[1])["cache"]
+    local, world = cache["by_kind"]["ansa.local"], cache["by_kind"]["ansa.global"]
+    assert (local["layers"], world["layers"]) == (16, 8)
+    assert local["nominal_bytes_per_token"] == 16 * 256 * 2
+    assert local["held_bytes"] == {"8192": 16 * 512 * 512, "32768": 16 * 512 * 512}
+    assert local["held_bytes_per_token"]["32768"] == 16 * 512 * 512 / 32768
+    for name in ("nominal_bytes", "held_bytes"):
+        for length, total in cache[name].items():
+            assert local[name][length] + world[name][length] == total
+    out = zoo("show", ANSA, *layers)[1]
+    assert [line.split() for line in out.splitlines() if "16 x ansa.local" in line] == [
+        ["16", "x", "ansa.local", "64.0", "MiB", "256.0", "MiB", "8,192", "8,192"],
+        ["16", "x", "ansa.local", "4.0", "MiB", "4.0", "MiB", "512", "128"],
+    ]

@@ -11,7 +11,7 @@ from zoo.recipe import ModelConfig
 from zoo.report import notes, runs
 from zoo.report.columns import Column
 from zoo.report.reach import reach
-from zoo.show import description
+from zoo.show import cache_by_kind, description
 
 LENGTHS = (1, 4, 16)  # times the longest max_seq_len: where costs are stated unless the user names lengths
 
@@ -46,6 +46,7 @@ def _column(column: Column, seq_lens: list[int]) -> dict[str, Any]:
     try:
         costs = {seq_len: model_cost(model, seq_len) for seq_len in seq_lens}
         facts |= {"layers": _layers(model), "max_seq_len": model.max_seq_len, **_costs(costs)}
+        facts["cache"]["by_kind"] = cache_by_kind(model, seq_lens)
         facts["receptive_field"] = {str(length): _reach(model, length) for length in seq_lens}
     except Exception as error:  # a block of another package can raise anything; its column says what
         return {**{name: facts[name] for name in ("label", "source", "name", "summary")}, "error": _reason(error)}

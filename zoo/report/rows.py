@@ -49,10 +49,21 @@ def _specs(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[An
         for length in map(str, found["seq_lens"]):
             read = lambda c, k=f"{name}_bytes", n=length: c["cache"][k][n]  # noqa: E731 - one line of a table
             yield "cache of one row, bf16", f"{name}, {_at(length)}", read, binary, True
+    yield from _cache_by_kind(found)
     for length in map(str, found["seq_lens"]):
         yield "layers to cross the row", _at(length), lambda c, n=length: c["receptive_field"][n], _reach, False
     yield from _MEASURED
     yield from _TRAINED
+
+
+def _cache_by_kind(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[Any], str], bool]]:
+    """Bytes per token of all layers of a kind, for the kinds of any column; a ratio where the first column has it."""
+    caches = [column["cache"]["by_kind"] for column in found["columns"] if "cache" in column]
+    group, length = "cache a token, by kind of layer", str(found["seq_lens"][0])
+    for kind in dict.fromkeys(kind for by_kind in caches for kind in by_kind):
+        yield group, f"{kind}, nominal", _part("cache", "by_kind", kind, "nominal_bytes_per_token"), binary, True
+        held = _part("cache", "by_kind", kind, "held_bytes_per_token", length)
+        yield group, f"{kind}, held {_at(length)}", held, binary, True
 
 
 def _part(section: str, *path: str) -> Read:

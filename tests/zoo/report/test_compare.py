@@ -40,6 +40,13 @@ def test_numbers_are_those_of_the_cost_model_and_ratios_those_to_the_first(tiny)
     assert cache["ratios"] == [1.0, 0.5]
     assert cache["values"] == [column["cache"]["nominal_bytes"]["1000"] for column in data["columns"]]
     assert table["attention's share of them", "at 256 tokens"]["ratios"] == [None, None]
+    by_kind = {label: row["values"] for (group, label), row in table.items() if group.endswith("by kind of layer")}
+    assert list(by_kind) == [
+        f"{kind}, {what}" for kind in ("full", "ansa.local", "ansa.global") for what in ("nominal", "held at 256 tokens")
+    ]
+    assert by_kind["full, nominal"] == [data["columns"][0]["cache"]["nominal_bytes_per_token"], None]
+    held = sum(by_kind[f"ansa.{part}, held at 256 tokens"][1] for part in ("local", "global"))
+    assert held == data["columns"][1]["cache"]["held_bytes"]["256"] / 256
 
 
 def test_lengths_default_to_the_longest_context_and_beyond(tiny):
@@ -55,7 +62,8 @@ def test_a_failing_column_keeps_its_place_and_leaves_the_others(tiny, tmp_path):
     assert "unknown block 'fulll'; known: full. Did you mean 'full'?" in errors[1]
     assert errors[3] == f"{tmp_path / 'recipe.yaml'}: no such file; not a run folder"
     for row in rows(data):
-        assert [value is None for value in row.values] == [False, True, False, True], row.label
+        if not row.group.endswith("by kind of layer"):  # a column has a value for its own kinds only
+            assert [value is None for value in row.values] == [False, True, False, True], row.label
     text = compare(Request([tiny("full"), str(broken)]))
     assert "failed: broken:" in text  # the rest is folded, by how long the path is
 

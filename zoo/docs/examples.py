@@ -7,6 +7,7 @@ Such a block holds keys of a recipe's `model` section: `layers`, and where they 
 import re
 import tempfile
 import textwrap
+from html import escape
 from pathlib import Path
 
 from zoo.docs.strip import spoken, strip
@@ -35,7 +36,7 @@ def _shown(kind: str, text: str, page: str) -> str:
     result, recipe = _result(kind, text, page)
     source = f"```yaml\n{text}```"
     if recipe is None:
-        return f"{source}\n\n```text\n{result}\n```"
+        return f'{source}\n\n<pre class="zoo-refused">{escape(result)}</pre>'
     return f"{source}\n\n{strip(recipe.model.expanded(), recipe.model.d_model)}\n{result}\n{{ .zoo-result }}"
 
 

@@ -7,7 +7,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 from zoo.docs import examples, mathml
-from zoo.docs.pages import generated, navigation
+from zoo.docs.pages import REFERENCE, generated, navigation
 from zoo.errors import ZooError
 
 
@@ -30,8 +30,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Work out the live examples of schedules."""
-    return _told(examples.with_results, markdown, page.file.src_uri)
+    """Work out the live examples of schedules; the home page ends with the list of the generated pages."""
+    path = page.file.src_uri
+    return _told(examples.with_results, markdown, path) + (REFERENCE if path == "index.md" else "")
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:

@@ -10,6 +10,15 @@ from zoo.docs.recipes import FOLDER as RECIPES
 from zoo.docs.recipes import recipe_pages
 from zoo.errors import ZooError
 
+REFERENCE = f"""
+## Reference
+
+- [Blocks]({BLOCKS}/index.md): what each computes, its fields, what a query sees, what it costs
+- [Recipes]({RECIPES}/index.md): layers and numbers of each recipe that ships
+- [Commands]({commands_page.PATH}) and [Python]({python_page.PATH})
+- [Benchmarks]({benchmarks.PATH})
+"""  # for the home page, which on its own has no such pages to link to
+
 
 def checkout() -> Path:
     """The folder of the repository that zoo runs from. Raises ZooError if zoo is installed without it."""

@@ -36,7 +36,7 @@ def test_occurrences_that_differ_have_letters_of_their_own():
 
 def test_a_mistake_is_followed_by_its_message():
     shown = examples.with_results("```mistake\nlayers: loca\n```\n", "page.md")
-    assert "```text\nmodel.layers: unknown block 'loca'" in shown
+    assert '<pre class="zoo-refused">model.layers: unknown block &#x27;loca&#x27;; known:' in shown
 
 
 def test_a_page_with_a_wrong_example_is_refused():

@@ -154,7 +154,7 @@ def test_random_state_goes_on_where_it_stopped(recipe, tmp_path, monkeypatch, du
         return decoder
 
     monkeypatch.setattr(engine, "build_model", with_dropout)
-    monkeypatch.setattr(engine, "export", lambda folder, recipe, state: torch.save(state, folder.weights) or "")
+    monkeypatch.setattr(engine, "export", lambda folder, recipe, state, _: torch.save(state, folder.weights) or "")
     settings = [f"train.duration={duration}", "train.batch_size=16", "train.checkpoint.keep=all"]
     train(recipe(*settings), tmp_path / "straight")
     expected = torch.load(tmp_path / "straight" / "model.safetensors")

@@ -108,7 +108,16 @@ def _model_config(folder: Path, description: dict):
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in ("model", *first["loc"]))
-        raise LoadError(f"{folder / 'model.yaml'}: {key}: {first['msg']}") from error
+        raise LoadError(f"{folder / 'model.yaml'}: {key}: {first['msg']}{_about_plugins(description)}") from error
+
+
+def _about_plugins(description: dict) -> str:
+    """What to do about blocks of other packages: nothing is imported because a file names it."""
+    plugins = description.get("plugins")
+    if not (isinstance(plugins, list) and plugins):
+        return ""
+    calls = "; ".join(f"zoo.blocks.load_plugin({str(name)!r})" for name in plugins)
+    return f" The recipe had blocks of other packages, which loading does not import; if you trust them, first: {calls}"
 
 
 def _check_tensors(path: Path, expected: dict) -> None:

@@ -123,6 +123,31 @@ assert zoo.load_recipe({str(tmp_path / "resolved.yaml")!r}) == recipe
 """)
 
 
+def test_a_run_with_a_plugin_says_what_to_import_before_it_is_loaded(python, tmp_path):
+    recipe, run = write(tmp_path, "twice", "plugins: [zoo_average.twice]"), tmp_path / "run"
+    run.mkdir()
+    python(f"""
+import zoo
+from zoo.training.export import export
+from zoo.training.run_folder import RunFolder
+recipe, folder = zoo.load_recipe({recipe!r}), RunFolder({str(run)!r})
+folder.recipe.write_text(recipe.dump())
+export(folder, recipe, zoo.build_model(recipe).state_dict())
+""")
+    python(f"""
+import zoo, zoo.blocks
+from zoo.errors import ZooError
+try:
+    zoo.load({str(run)!r})
+except ZooError as error:
+    assert str(error).endswith("first: zoo.blocks.load_plugin('zoo_average.twice')"), error
+else:
+    raise AssertionError("a module was imported because a file named it")
+zoo.blocks.load_plugin("zoo_average.twice")
+zoo.load({str(run)!r})
+""")
+
+
 @pytest.mark.parametrize(
     ("plugins", "message"),
     [

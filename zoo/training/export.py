@@ -45,6 +45,7 @@ def export(folder: RunFolder, recipe, state: dict[str, torch.Tensor], tokenizer=
     description = {
         "name": recipe.name,
         "summary": recipe.summary,
+        **({"plugins": recipe.plugins} if recipe.plugins else {}),
         "model": yaml.safe_load(recipe.dump())["model"],
         "tokenizer": None if used is None else used.model_dump(mode="json", exclude_none=True),
         "weights": {"file": folder.weights.name, "sha256": digest},

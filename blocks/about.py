@@ -121,7 +121,7 @@ $$
 \bar v_{j,g} = \frac{1}{l} \sum_{u = js}^{js + l - 1} v_{u,g}
 $$
 
-A query sees the blocks that lie wholly in its past: $S_t = \{\, j : js + l - 1 \le t \,\}$. Where there is none yet,
+A query sees the blocks that lie wholly in its past: $S_t = \{\, j \mid js + l - 1 \le t \,\}$. Where there is none yet,
 the branch gives zeros. With `pooling: mlp`, a learned embedding of the offset is added and a two-layer MLP maps the
 block to one entry.
 """,
@@ -140,7 +140,7 @@ $$
 The first `n_init` blocks and the latest `n_local` are always chosen; the other places of $n$ go to the highest
 importances (ties to the lower index) among blocks that begin at or before $t$. Then
 
-$$ S_{t,g} = \{\, u \le t : \lfloor u/b \rfloor \text{ is chosen} \,\} $$
+$$ S_{t,g} = \{\, u \le t \mid \lfloor u/b \rfloor \text{ is chosen} \,\} $$
 
 Queries with the same $\lfloor t/q \rfloor$ use the choice made for the first of them. No gradient flows through it.
 """,

@@ -99,17 +99,20 @@ def _pattern_flops(point: AttentionConfig, width: str) -> dict[str, str]:
         "selection": "sum(min(n_selected - 1, t//selection_block)*selection_block + t % selection_block + 1"
         " for t in range(seq_len))",
     }
-    inner = width.strip("()")
-    flops = {p.kind: f"2*n_heads*({inner} + v_head_dim)*{pairs[p.kind]}" for p in point.patterns}
-    if selection := point.pattern("selection"):
-        scored = "sum(max(0, seq_len - j*compression_stride - compression_block + 1)"
-        if selection.query_group > 1:
-            scored = (
-                "sum(max(0, ceil(seq_len/query_group)"
-                " - ceil((j*compression_stride + compression_block - 1)/query_group))"
-            )
-        flops["choice"] = f"2*n_heads*{width}*{scored} for j in range({_SLOTS}))"
+    inner, flops = width.strip("()"), {}
+    for pattern in point.patterns:
+        if pattern.kind == "selection":
+            flops["choice"] = f"2*n_heads*{width}*{_scored_pairs(pattern.query_group)}"
+        flops[pattern.kind] = f"2*n_heads*({inner} + v_head_dim)*{pairs[pattern.kind]}"
     return flops
+
+
+def _scored_pairs(query_group: int) -> str:
+    """Compression blocks in the past of the queries that choose, the first of every group."""
+    if query_group == 1:
+        return f"sum(max(0, seq_len - j*compression_stride - compression_block + 1) for j in range({_SLOTS}))"
+    first = "ceil((j*compression_stride + compression_block - 1)/query_group)"
+    return f"sum(max(0, ceil(seq_len/query_group) - {first}) for j in range({_SLOTS}))"
 
 
 def _kept(point: AttentionConfig) -> str:

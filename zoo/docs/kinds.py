@@ -58,7 +58,7 @@ def minimal_recipe(kind: str, config: type[BlockConfig]) -> str:
         "train": {"duration": "20ba", "batch_size": 4},
         "eval": {"batches": 4},
     }
-    return yaml.dump(recipe, sort_keys=False, default_flow_style=None, width=100)
+    return yaml.dump(recipe, sort_keys=False, default_flow_style=None, width=80)
 
 
 def kind_page(kind: str, config: type[BlockConfig]) -> str:

@@ -19,9 +19,11 @@ class MissingExtra(ZooError):
 def build(out: Path) -> str:
     """Build the site into a folder, which is emptied first; warnings are errors. Returns a line that says where it is.
 
-    Raises MissingExtra without the extra `docs`, ZooError if something on a page is wrong.
+    Raises MissingExtra without the extra `docs`, ZooError if something on a page is wrong, or if the folder holds
+    anything but a site.
     """
     config_file = _prepared()
+    _check_folder(out)
     from mkdocs.commands.build import build as mkdocs_build
     from mkdocs.config import load_config
     from mkdocs.exceptions import MkDocsException
@@ -49,6 +51,12 @@ def serve(address: str) -> None:
         mkdocs_serve(str(config_file), watch=[str(checkout() / "recipes")], dev_addr=address)
     except MkDocsException as error:
         raise ZooError(f"the site was not built: {error}") from error
+
+
+def _check_folder(out: Path) -> None:
+    """MkDocs deletes all that is in the folder: it must be new, empty, or a site that was built before."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "search" / "search_index.json").is_file()):
+        raise ZooError(f"--out {out}: holds other things; name a new folder, an empty one, or one with an earlier site")
 
 
 def _prepared(level: int = logging.WARNING) -> Path:

@@ -90,6 +90,17 @@ def test_latex_that_cannot_be_shown_is_refused(latex):
         mathml(latex, display=False)
 
 
+def test_a_folder_with_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for out in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(ZooError, match="holds other things"):
+            room._check_folder(out)
+    room._check_folder(tmp_path / "new")
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "search_index.json").write_text("{}")
+    room._check_folder(tmp_path)
+
+
 def test_without_the_extra_it_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setattr(room, "find_spec", lambda name: None)
     for command in (["docs", "build"], ["docs", "serve"]):

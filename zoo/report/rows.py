@@ -135,6 +135,7 @@ def _plain(value: float) -> str:
 
 _MEASURED = [
     ("measured on this machine", "prefill, tokens/s", _part("measured", "prefill_tokens_per_s"), _plain, True),
+    ("measured on this machine", "cache held, prefill", _part("measured", "cache_bytes"), binary, True),
     ("measured on this machine", "training, tokens/s", _part("measured", "training_tokens_per_s"), _plain, True),
     ("measured on this machine", "peak memory, prefill", _part("measured", "prefill_peak_bytes"), binary, True),
     ("measured on this machine", "peak memory, training", _part("measured", "training_peak_bytes"), binary, True),

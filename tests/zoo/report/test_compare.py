@@ -42,7 +42,9 @@ def test_numbers_are_those_of_the_cost_model_and_ratios_those_to_the_first(tiny)
     assert table["attention's share of them", "at 256 tokens"]["ratios"] == [None, None]
     by_kind = {label: row["values"] for (group, label), row in table.items() if group.endswith("by kind of layer")}
     assert list(by_kind) == [
-        f"{kind}, {what}" for kind in ("full", "ansa.local", "ansa.global") for what in ("nominal", "held at 256 tokens")
+        f"{kind}, {what}"
+        for kind in ("full", "ansa.local", "ansa.global")
+        for what in ("nominal", "held at 256 tokens")
     ]
     assert by_kind["full, nominal"] == [data["columns"][0]["cache"]["nominal_bytes_per_token"], None]
     held = sum(by_kind[f"ansa.{part}, held at 256 tokens"][1] for part in ("local", "global"))

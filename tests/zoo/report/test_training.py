@@ -194,6 +194,7 @@ def test_measures_speed_and_memory(tiny, monkeypatch):
     assert column.error is None
     assert found["seq_len"] == 64
     assert found["prefill_tokens_per_s"] > found["training_tokens_per_s"] > 0
+    assert found["cache_bytes"] == 4 * 64 * 2 * 2 * 32, "one layer, float32, keys and values of 2 heads"
     peaks = found["prefill_peak_bytes"], found["training_peak_bytes"]
     assert peaks == (None, None) if not os.access("/proc/self/clear_refs", os.W_OK) else 0 < peaks[0] <= peaks[1]
 

@@ -73,6 +73,24 @@ def decode(
     print(as_markdown(report))
 
 
+@app.command("decode-pair")
+def decode_pair(
+    context: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens in the cache.")] = "32768,131072",
+    batch: Annotated[str, typer.Option(metavar="N,N,...", help="Rows that are decoded together.")] = "1,32",
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows as JSON.")] = None,
+) -> None:
+    """Time the attention of one pair of ansa layers for one new token, beside the time to read their caches."""
+    contexts, batches = _numbers("--context", context), _numbers("--batch", batch)
+    from zoo.bench import decode_pair as room
+    from zoo.bench.kernels import _machine
+
+    report = {"machine": _machine(), "command": f"zoo bench decode-pair --context {context} --batch {batch}"}
+    report["rows"] = room.measure(contexts, batches, say=_say)
+    if json_file:
+        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    print(room.as_markdown(report))
+
+
 def _numbers(option: str, text: str) -> list[int]:
     """`8192,32768` as whole numbers from 1."""
     parts = text.split(",")

@@ -29,6 +29,7 @@ _EXPECTED = {
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
     "none_required": "null",
     "literal_error": "{expected}",
     "enum": "{expected}",
@@ -77,7 +78,9 @@ def translate(
         elif kind == "union_tag_invalid":
             tag = context["discriminator"].strip("'")
             members = [member.strip(" '") for member in context["expected_tags"].split(",")]
-            found.append(((*path, tag), "value", unknown(tag, context["tag"], members)))
+            value = value_at(data, (*path, tag))
+            why = unknown(tag, value, members) if isinstance(value, str) else _mismatch([", ".join(members)], value)
+            found.append(((*path, tag), "value", why))
         elif kind in ("too_short", "too_long"):
             bound = (
                 f"at least {context.get('min_length')}" if kind == "too_short" else f"at most {context['max_length']}"

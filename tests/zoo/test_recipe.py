@@ -125,6 +125,23 @@ def test_a_mistake_is_one_line_with_its_place(problems, old, new, line):
     assert any(text.startswith(line) for text in found), found
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.source=3", "data.source: must be a mapping; found 3."),
+        ("data.source={kind: 16}", "data.source.kind: must be python-stdlib, text, jsonl, parquet, huggingface, mds, "
+                                   "synthetic; found 16."),
+        ("data.tokenizer={kind: {a: b}}", "data.tokenizer.kind: must be byte, bpe, huggingface; found a mapping."),
+        ("train.checkpoint.keep={a: b}", "train.checkpoint.keep: must be a whole number from 1, or all; found a mapping."),
+        ("train.duration=" + "1" * 99, "train.duration: must be a number and a unit"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_shape_is_shown_shortly(problems, setting, message):
+    (found,) = problems(GOOD, setting)
+    assert found.startswith(f"--set {setting}: {message}")
+    assert len(found) < len(setting) + 250
+
+
 LIST_MISTAKES = {
     "[local, gloabl]": "mine.yaml:11:19: model.layers[1]: unknown block 'gloabl'; known: ansa, full, local.",
     "[local, 'full x']": "mine.yaml:11:19: model.layers[1]: unknown block 'x'; known: ansa, full, local.",

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
+from zoo.errors import shorten
 from zoo.training.duration import Duration, Interval, Part
 
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -17,7 +18,7 @@ def _count_or(word: str):
     def check(value):
         if value == word or (type(value) is int and value >= 1):
             return value
-        raise ValueError(f"must be a whole number from 1, or {word}; found {value!r}")
+        raise ValueError(f"must be a whole number from 1, or {word}; found {shorten(value)}")
 
     schema = {"anyOf": [{"type": "integer", "minimum": 1}, {"const": word}]}
     return Annotated[int | str, PlainValidator(check), WithJsonSchema(schema)]

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
+from zoo.errors import shorten
+
 _PATTERN = r"^(\d[\d_]{0,20}(?:\.\d{1,12})?(?:[eE]\+?\d{1,2})?)([KMBT]?)(ba|tok|ep|dur)$"
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _LARGEST = 10**18
@@ -26,7 +28,8 @@ class Span:
         """Read `15Btok`; raises ValueError that says what would be right."""
         match = re.fullmatch(_PATTERN, text)
         if match is None:
-            raise ValueError(f"must be {_FORMS}, e.g. 2000ba, 15Btok, 15_000_000_000tok or 1.5ep; found {text!r}")
+            examples = "2000ba, 15Btok, 15_000_000_000tok or 1.5ep"
+            raise ValueError(f"must be {_FORMS}, e.g. {examples}; found {shorten(text)}")
         number, factor, unit = match.groups()
         value = Decimal(number.replace("_", "")) * _FACTORS[factor]
         if value > _LARGEST:

@@ -84,8 +84,9 @@ def decode_pair(
     from zoo.bench import decode_pair as room
     from zoo.bench.kernels import _machine
 
-    report = {"machine": _machine(), "command": f"zoo bench decode-pair --context {context} --batch {batch}"}
-    report["rows"] = room.measure(contexts, batches, say=_say)
+    rows = room.measure(contexts, batches, say=_say)
+    command = f"zoo bench decode-pair --context {context} --batch {batch}"
+    report = {"machine": _machine(), "command": command, "rows": rows}
     if json_file:
         json_file.write_text(json.dumps(report, indent=1) + "\n")
     print(room.as_markdown(report))

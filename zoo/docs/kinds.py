@@ -42,7 +42,7 @@ def example(config: type[BlockConfig]) -> BlockConfig:
 
 
 def minimal_recipe(kind: str, config: type[BlockConfig]) -> str:
-    """A recipe with four layers of a kind that says everything a recipe must, and trains for a minute; as YAML."""
+    """A recipe with four layers of a kind that says everything a recipe must, and trains 20 batches; as YAML."""
     fields = {"kind": kind, **config.about.example}
     model = {
         "d_model": D_MODEL,

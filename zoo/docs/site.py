@@ -31,7 +31,10 @@ def build(out: Path) -> str:
     try:
         config = load_config(str(config_file), site_dir=str(out.absolute()), strict=True)
         config.plugins.on_startup(command="build", dirty=False)
-        mkdocs_build(config)
+        try:
+            mkdocs_build(config)
+        finally:
+            config.plugins.on_shutdown()
     except MkDocsException as error:
         raise ZooError(f"the site was not built: {error}") from error
     n_pages = sum(1 for _ in out.rglob("*.html"))

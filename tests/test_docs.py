@@ -73,8 +73,19 @@ def like_a_checkout(tmp_path, monkeypatch, run_folder):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def exported(text, like_a_checkout, tmp_path, monkeypatch):
+    """exported/ as `zoo export` leaves it, for a text that reads it; transformers copies its module to `modules`."""
+    if '"exported"' in text:
+        from zoo.export.export import export
+
+        export("runs/quickstart", "exported")
+        monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+        monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+
+
 @pytest.mark.parametrize("text", except_own_tests(fenced("python")))
-def test_python_in_the_docs_runs(text, like_a_checkout):
+def test_python_in_the_docs_runs(text, like_a_checkout, exported):
     for name in re.findall(r"\bzoo\.(\w+)", text):
         assert hasattr(zoo, name) or importlib.util.find_spec(f"zoo.{name}")
     exec(compile(text, "example", "exec"), {})

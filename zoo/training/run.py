@@ -16,6 +16,8 @@ from zoo.training.summary import Summary
 
 log = logging.getLogger("zoo.training")
 
+GOES_ON = "checkpoints are whole whenever they are there, so the same command continues from the newest"
+
 
 def train(recipe, run_dir: str | Path) -> Summary:
     """Train the recipe's model into `run_dir`, from the newest checkpoint there if there is one.
@@ -36,8 +38,19 @@ def train(recipe, run_dir: str | Path) -> Summary:
         with folder.locked() if rank == 0 else contextlib.nullcontext():
             return _run(recipe, folder, screen, changes, rank)
     except OSError as error:  # a full disk, or one that went away
-        saved = "checkpoints are whole whenever they are there, so the same command continues from the newest"
-        raise ZooError(f"{folder.path}: training failed: {error}; {saved}") from error
+        raise ZooError(f"{folder.path}: training failed: {error}; {GOES_ON}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
+        less = "a smaller train.micro_batch, or train.activation_checkpointing=true, needs less (zoo cost estimates it)"
+        raise ZooError(f"{folder.path}: training failed: {reason}; {less}; {GOES_ON}") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch's errors on a GPU and on a CPU, and Composer's when not even one row fits, have no type in common."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text
 
 
 def _run(recipe, folder: RunFolder, screen: Screen, changes: list[str], rank: int) -> Summary:

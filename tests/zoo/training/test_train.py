@@ -321,6 +321,39 @@ def test_a_log_that_cannot_be_written_buries_nothing(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has"),
+            "CUDA out of memory. Tried",
+        ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to"), "not enough memory"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_running_out_of_memory_is_one_sentence_with_a_way_out(recipe, tmp_path, monkeypatch, error, told):
+    def forward(self, batch):
+        raise error
+
+    monkeypatch.setattr(composer_model.LanguageModel, "forward", forward)
+    with pytest.raises(
+        ZooError, match=rf"run: training failed: .*{told}.*; a smaller train\.micro_batch, or"
+    ) as refused:
+        train(recipe("data.validation_fraction=0"), tmp_path / "run")
+    assert "\n" not in str(refused.value)
+    assert refused.value.exit_code == 1
+
+
+def test_another_error_of_the_engine_stays_what_it_is(recipe, tmp_path, monkeypatch):
+    def forward(self, batch):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(composer_model.LanguageModel, "forward", forward)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(recipe("data.validation_fraction=0"), tmp_path / "run")
+
+
 def test_a_run_folder_that_cannot_be_made(recipe, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ZooError, match=r"file: cannot be used as a run folder: Not a directory; .*--run-dir") as error:

@@ -33,7 +33,7 @@ def _section(path: str, command: Any) -> str:
     context = command.make_context(path, [], resilient_parsing=True)
     usage = " ".join([path, *command.collect_usage_pieces(context)])
     records = [parameter.get_help_record(context) for parameter in command.params if parameter.name != "help"]
-    rows = [f"| `{_cell(name)}` | {_cell(text).replace('[', '&#91;')} |" for name, text in filter(None, records)]
+    rows = [f"| `{_line(name)}` | {_cell(text)} |" for name, text in filter(None, records)]
     table = "\n".join(["| | |", "|---|---|", *rows]) if rows else "No options."
     return f"## {path}\n\n{_prose(command.help or '')}\n\n```text\n{usage}\n```\n\n{table}\n"
 
@@ -42,5 +42,9 @@ def _prose(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return _line(text).replace("|", "\\|").replace("[", "&#91;")

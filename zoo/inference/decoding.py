@@ -82,7 +82,7 @@ class Decoding:
 
     def _capture(self) -> None:
         """Record a step, which runs nothing; where that fails, steps stay as they are."""
-        generator, graph = self.sampler.generator, torch.cuda.CUDAGraph()
+        generator, graph, stream = self.sampler.generator, torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         state = generator.get_state()
         graph.register_generator_state(generator)
         try:
@@ -91,10 +91,12 @@ class Decoding:
             self.graph = graph
         except RuntimeError as error:  # whatever a kernel does that cannot be recorded: CUDA's and torch's own errors
             self._capturable = False
-            # The old one may still believe that it is being recorded.
+            torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream the current one
+            # The old generator may still believe that it is being recorded.
             self.sampler.generator = torch.Generator(generator.device)
             self.sampler.generator.set_state(state)
-            reason = str(error).strip().split("\n")[0]
+            first = error.__context__ or error  # ending the capture fails again, and says less
+            reason = str(first).strip().split("\n")[0]
             self.say(f"decoding without a CUDA graph, which is slower: {reason}")
 
     def _sent(self) -> tuple[torch.Tensor, torch.cuda.Event | None]:

@@ -4,6 +4,7 @@ Nothing heavy is imported at the top: `zoo --help`, `zoo show` and every refusal
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -257,13 +258,18 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         app(arguments, prog_name="zoo")
     except ZooError as error:
-        print(error, file=sys.stderr)
+        _tell(str(error))
         return error.exit_code
     except SystemExit as end:  # typer's way out: 0, 2 after a usage error, 130 after Ctrl-C, 1 when the reader has gone
         if end.code == 130:
-            print("interrupted", file=sys.stderr)
+            _tell("interrupted")
         return end.code if isinstance(end.code, int) else 0
     return 0
+
+
+def _tell(message: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody reads any more; the exit code still says it
+        print(message, file=sys.stderr)
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from composer.utils import dist, reproducibility
 from zoo.errors import ZooError
 from zoo.training.checkpoints import TEMPORARY
 from zoo.training.files import replace_durably
+from zoo.training.screen import tell_terminal
 
 EXPECTED_WARNINGS = (
     r".*No batches were trained for global rank",  # a resume exactly at the end of an epoch starts on the next one
@@ -160,9 +161,8 @@ class StopOnSignal(Callback):
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        if dist.get_global_rank() == 0:  # straight to the terminal: a signal may have cut into a print
-            name = signal.Signals(number).name
-            os.write(2, f"\n{name}: stops after this batch and saves (Ctrl-C again: at once)\n".encode())
+        if dist.get_global_rank() == 0:
+            tell_terminal(f"{signal.Signals(number).name}: stops after this batch and saves (Ctrl-C again: at once)")
 
     def batch_end(self, state, logger) -> None:
         told = state.device.tensor_to_device(torch.tensor([int(self.received is not None)]))

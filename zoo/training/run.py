@@ -11,7 +11,7 @@ from pathlib import Path
 from zoo.errors import ZooError
 from zoo.training.loggers import check_installed
 from zoo.training.run_folder import RunFolder
-from zoo.training.screen import Screen, log_to, stop_log
+from zoo.training.screen import Screen, log_to, stop_log, tell_terminal
 from zoo.training.summary import Summary
 
 log = logging.getLogger("zoo.training")
@@ -84,7 +84,7 @@ def _whole_imports() -> Iterator[None]:
     def note(number: int, frame) -> None:
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(2, b"\nSIGINT: stops when the engine is imported (Ctrl-C again: at once)\n")
+        tell_terminal("SIGINT: stops when the engine is imported (Ctrl-C again: at once)")
 
     signal.signal(signal.SIGINT, note)
     try:

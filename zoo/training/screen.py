@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,23 @@ from zoo.training.plan import Plan
 log = logging.getLogger("zoo.training")
 
 
+class _Console(Console):
+    """Standard output. When its reader goes (`| head`, a `tee` that Ctrl-C ended first), training goes on in silence:
+    log.txt has everything, and rich's own way out, SystemExit, would lose what is not saved yet."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # for what Python still holds and would write at its end
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def tell_terminal(text: str) -> None:
+    """Write to standard error at once, from a signal handler: it may have cut into a print, and the reader be gone."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())
+
+
 class Screen:
     """Prints for rank 0 and is silent on other ranks. `say` also writes to the log.
 
@@ -20,7 +39,7 @@ class Screen:
     """
 
     def __init__(self, rank: int = 0, console: Console | None = None):
-        self.console = console or Console(highlight=False, soft_wrap=True, quiet=rank != 0)
+        self.console = console or _Console(highlight=False, soft_wrap=True, quiet=rank != 0)
         self._bar: Progress | None = None
 
     def say(self, text: str) -> None:

@@ -1,5 +1,6 @@
 """Training through the command line, in processes that are killed, and in several processes at once."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -55,6 +56,23 @@ def test_a_killed_run_of_the_quickstart_goes_on_to_the_same_bits(tmp_path, envir
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert losses(run) == losses(straight)
     assert "run complete: quickstart, 20 batches" in finish(command(QUICKSTART, run, *settings), environment)
+
+
+def test_a_reader_that_goes_does_not_stop_training_nor_keep_ctrl_c_from_saving(recipe_file, tmp_path, environment):
+    """`zoo train ... 2>&1 | tee log`, and Ctrl-C, which ends tee first."""
+    run = tmp_path / "run"
+    arguments = command(recipe_file, run, "train.duration=2000ba", "train.checkpoint.every=1dur", "eval.every=1dur")
+    with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        while max(losses(run), default=0) < 110:  # a line every 100 batches
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    (saved,) = listed(run / "checkpoints")
+    assert saved.batch >= 110
+    assert f"stopped after batch {saved.batch} of 2000" in (run / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])

@@ -1,10 +1,9 @@
 """The choice of blocks in Triton: importances of a run of query groups, then the top n of each row, in two steps.
 
 1. Importance: scores of pooled keys against the first query of each group, turned around: S^T = K Q^T with one column
-   per (head, group), heads outermost in a warp's share, so that the sum over the heads of a group stays inside a thread.
-   They go to a workspace [B, K, groups of the run, W] of bounded size; runs follow one another, so memory grows with N
-   and not with T x N. A row is written, zeros for what is not seen,
-   at least as far as the slots of the query's own block.
+   per (head, group), heads outermost, so that the sum over the heads of a group stays inside a thread.
+   They go to a workspace [B, K, groups of the run, width] of bounded size; runs follow one another, so memory grows
+   with N and not with T x N. A row is written at least as far as the query's own block: zeros for what is not seen.
 2. Peaks: the highest importance of every CHUNK = 8 blocks of a row. Where a compression block is a selection block the
    first kernel has it at hand; else a kernel sums the compression blocks that overlap each selection block.
 3. Chunks: the n chunks of the highest peaks. Every block of another chunk has n before it, one of each of these, so
@@ -12,8 +11,8 @@
 4. Ranks: the n of 8 n blocks that count most, beside the forced ones. Short rows come here at once, with all chunks.
 
 Both tops are exact, by bisection over the bits of the n-th largest: floats of one sign order as the integers of their
-bits do. Ties go to the lower index by rank, and a prefix sum writes the chosen in order. The blocks of a row are touched
-once; a bisection over all of them would take them some 14 times, and spent two thirds of the time (docs/log.md).
+bits do. Ties go to the lower index by rank, and a prefix sum writes the chosen in order. So the blocks of a row are
+touched once or twice; ranking all of them in one program took three quarters of the time of A at 64K (docs/log.md).
 """
 
 from __future__ import annotations
@@ -61,6 +60,44 @@ def _own_block(t, origin, SELECTION_BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D: tl.constexpr, DP: tl.constexpr,
+                R: tl.constexpr, RP: tl.constexpr, KEYS: tl.constexpr):  # fmt: skip
+    """K Q^T of keys [i_n, i_n + KEYS): those past N are some other key, and are masked later."""
+    o_n = tl.minimum(i_n + tl.arange(0, KEYS), N - 1).to(tl.int64)[:, None]
+    o_d, o_e = tl.arange(0, DP)[None, :], tl.arange(0, RP)[None, :]
+    b_k = tl.load(p_k + o_n * k_n + o_d, mask=o_d < D, other=0.0)
+    b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee")
+    if R > 0:
+        b_kr = tl.load(p_kr + o_n * kr_n + o_e, mask=o_e < R, other=0.0)
+        b_s = tl.dot(b_kr, tl.trans(b_qr), b_s, input_precision="ieee")
+    return b_s
+
+
+@triton.jit
+def _head_sum(b_s, b_lse, scale_log2, KEYS: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr):
+    """What the heads attend to each key, together: [KEYS, GROUPS]."""
+    b_p = tl.exp2(b_s * scale_log2 - b_lse[None, :])
+    return tl.sum(tl.reshape(b_p, [KEYS, HEADS, GROUPS]), 1)
+
+
+@triton.jit
+def _store_importances(
+    p_row, p_peak, total, i_n, m_g, slot0, seen_end,
+    KEYS: tl.constexpr, GROUPS: tl.constexpr, PEAKS: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Write a tile and its peaks; MASKED: some group does not see all of it; zeros there."""
+    o_n = i_n + tl.arange(0, KEYS)
+    total = tl.maximum(total, 0.0)  # NaN, of a model that diverged, counts as nothing: its bits would break the order
+    if MASKED:
+        total = tl.where((o_n[:, None] >= slot0[None, :]) & (o_n[:, None] < seen_end[None, :]), total, 0.0)
+    tl.store(p_row + o_n[:, None], total, mask=m_g[None, :])
+    if PEAKS:
+        b_peak = tl.max(tl.reshape(total, [KEYS // CHUNK, CHUNK, GROUPS]), 1)
+        o_p = tl.arange(0, KEYS // CHUNK) + i_n // CHUNK
+        tl.store(p_peak + o_p[:, None], b_peak, mask=m_g[None, :])
+
+
+@triton.jit
 def _importance_kernel(
     q, k, q_rope, k_rope, lse, first, start, importance, peak,
     q_b, q_t, q_h, k_b, k_n, k_h, qr_b, qr_t, qr_h, kr_b, kr_n,
@@ -68,11 +105,11 @@ def _importance_kernel(
     K: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECTION_BLOCK: tl.constexpr,
     QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
     G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, PEAKS: tl.constexpr,
-    GROUPS: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr,
+    GROUPS: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Importances of GROUPS query groups. PARTS: the halves of the columns that two warp groups hold."""
-    i_g = (tl.num_programs(0) - 1 - tl.program_id(0)) * GROUPS  # the longest rows first
-    i_b, i_k = (tl.program_id(1) // K).to(tl.int64), tl.program_id(1) % K
+    """Importances of GROUPS query groups, KEYS at a time."""
+    i_g = (tl.num_programs(1) - 1 - tl.program_id(1)) * GROUPS  # the longest rows first, of all heads
+    i_b, i_k = (tl.program_id(0) // K).to(tl.int64), tl.program_id(0) % K
     PIECES: tl.constexpr = SELECTION_BLOCK // STRIDE
     o_g = i_g + tl.arange(0, GROUPS)
     t, origin = _first_tokens(first, start, i_b, g_begin + o_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
@@ -80,60 +117,52 @@ def _importance_kernel(
     slot0 = origin // STRIDE
     seen_end = slot0 + _n_visible(t, origin, BLOCK, STRIDE)
     end = slot0 + (_own_block(t, origin, SELECTION_BLOCK) + 1) * PIECES
-    low, body = tl.min(tl.where(m_g, slot0, width), 0), tl.max(tl.where(m_g, slot0, 0), 0)
-    body_end, high = tl.min(tl.where(m_g, seen_end, width), 0), tl.max(tl.where(m_g, end, 0), 0)
+    low, high = tl.min(tl.where(m_g, slot0, width), 0) // KEYS * KEYS, tl.max(tl.where(m_g, end, 0), 0)
+    all_see = low if DOCUMENTS else tl.min(tl.where(m_g, seen_end, width), 0) // KEYS * KEYS
 
-    COLUMNS: tl.constexpr = GROUPS // PARTS  # groups of a part
     o_c = tl.arange(0, HEADS * GROUPS)
-    o_h = o_c // COLUMNS % HEADS
-    o_cg = g_begin + i_g + o_c // (COLUMNS * HEADS) * COLUMNS + o_c % COLUMNS
-    t_c, _ = _first_tokens(first, start, i_b, o_cg, T, n_groups, QUERY_GROUP, DOCUMENTS)
+    o_h = o_c // GROUPS
+    t_c, _ = _first_tokens(first, start, i_b, g_begin + i_g + o_c % GROUPS, T, n_groups, QUERY_GROUP, DOCUMENTS)
     t_c = tl.maximum(t_c, 0).to(tl.int64)
     o_d, o_e = tl.arange(0, DP), tl.arange(0, RP)
     p_q = q + i_b * q_b + t_c[:, None] * q_t + i_k * G * q_h + o_d[None, :]
     p_qr = q_rope + i_b * qr_b + t_c[:, None] * qr_t + i_k * G * qr_h + o_e[None, :]
     p_lse = lse + (i_b * T + t_c) * (K * G) + i_k * G
-    ONE_STEP: tl.constexpr = G <= HEADS
-    if ONE_STEP:
-        b_q = tl.load(p_q + o_h[:, None] * q_h, mask=(o_h[:, None] < G) & (o_d[None, :] < D), other=0.0)
-        b_lse = tl.load(p_lse + o_h, mask=o_h < G, other=float("inf")) * 1.4426950408889634
-        if R > 0:
-            b_qr = tl.load(p_qr + o_h[:, None] * qr_h, mask=(o_h[:, None] < G) & (o_e[None, :] < R), other=0.0)
+    p_k, p_kr = k + i_b * k_b + i_k * k_h, k_rope + i_b * kr_b if R > 0 else k
     p_row = importance + ((i_b * K + i_k) * g_count + o_g).to(tl.int64)[None, :] * width
     p_peak = peak + ((i_b * K + i_k) * g_count + o_g).to(tl.int64)[None, :] * (width // CHUNK)
-    for i_n in range(low // KEYS * KEYS, high, KEYS):
-        o_n = i_n + tl.arange(0, KEYS)
-        o_n64 = tl.minimum(o_n, N - 1).to(tl.int64)[:, None]
-        b_k = tl.load(k + i_b * k_b + i_k * k_h + o_n64 * k_n + o_d[None, :], mask=o_d[None, :] < D, other=0.0)
+    if G <= HEADS:
+        b_q = tl.load(p_q + o_h[:, None] * q_h, mask=(o_h[:, None] < G) & (o_d[None, :] < D), other=0.0)
+        b_lse = tl.load(p_lse + o_h, mask=o_h < G, other=float("inf")) * 1.4426950408889634
+        b_qr = b_q
         if R > 0:
-            b_kr = tl.load(k_rope + i_b * kr_b + o_n64 * kr_n + o_e[None, :], mask=o_e[None, :] < R, other=0.0)
-        total = tl.zeros([KEYS, GROUPS], tl.float32)
-        for h0 in tl.static_range(0, G, HEADS):
-            if not ONE_STEP:
+            b_qr = tl.load(p_qr + o_h[:, None] * qr_h, mask=(o_h[:, None] < G) & (o_e[None, :] < R), other=0.0)
+        for i_n in range(low, all_see, KEYS):
+            b_s = _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D, DP, R, RP, KEYS)
+            total = _head_sum(b_s, b_lse, scale_log2, KEYS, HEADS, GROUPS)
+            _store_importances(p_row, p_peak, total, i_n, m_g, slot0, seen_end, KEYS, GROUPS, PEAKS, False)
+        for i_n in range(all_see, high, KEYS):
+            b_s = _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D, DP, R, RP, KEYS)
+            total = _head_sum(b_s, b_lse, scale_log2, KEYS, HEADS, GROUPS)
+            _store_importances(p_row, p_peak, total, i_n, m_g, slot0, seen_end, KEYS, GROUPS, PEAKS, True)
+    else:
+        for i_n in range(low, high, KEYS):
+            total = tl.zeros([KEYS, GROUPS], tl.float32)
+            for h0 in tl.static_range(0, G, HEADS):
                 m_h = h0 + o_h < G
                 b_q = tl.load(p_q + (h0 + o_h)[:, None] * q_h, mask=m_h[:, None] & (o_d[None, :] < D), other=0.0)
                 b_lse = tl.load(p_lse + h0 + o_h, mask=m_h, other=float("inf")) * 1.4426950408889634
-            b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee")
-            if R > 0:
-                if not ONE_STEP:
+                b_qr = b_q
+                if R > 0:
                     b_qr = tl.load(p_qr + (h0 + o_h)[:, None] * qr_h, mask=m_h[:, None] & (o_e[None, :] < R), other=0.0)
-                b_s = tl.dot(b_kr, tl.trans(b_qr), b_s, input_precision="ieee")
-            b_p = tl.exp2(b_s * scale_log2 - b_lse[None, :])
-            b_sum = tl.sum(tl.reshape(b_p, [KEYS, PARTS, HEADS, COLUMNS]), 2)
-            total += tl.reshape(b_sum, [KEYS, GROUPS])
-        total = tl.maximum(total, 0.0)  # NaN, of a model that diverged, counts as nothing: its bits would break the order
-        if (i_n < body) | (i_n + KEYS > body_end):
-            total = tl.where((o_n[:, None] >= slot0[None, :]) & (o_n[:, None] < seen_end[None, :]), total, 0.0)
-        tl.store(p_row + o_n[:, None], total, mask=m_g[None, :])
-        if PEAKS:
-            b_peak = tl.max(tl.reshape(total, [KEYS // CHUNK, CHUNK, GROUPS]), 1)
-            o_p = tl.arange(0, KEYS // CHUNK) + i_n // CHUNK
-            tl.store(p_peak + o_p[:, None], b_peak, mask=m_g[None, :])
+                b_s = _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D, DP, R, RP, KEYS)
+                total += _head_sum(b_s, b_lse, scale_log2, KEYS, HEADS, GROUPS)
+            _store_importances(p_row, p_peak, total, i_n, m_g, slot0, seen_end, KEYS, GROUPS, PEAKS, True)
 
 
 @triton.jit
 def _block_values(p_row, slot0, o_m, m_candidate, PIECES: tl.constexpr, SPAN: tl.constexpr):
-    """Importance of selection blocks o_m of rows, float32, where m_candidate: p_slc of their SPAN + PIECES - 1 slots."""
+    """Importance of selection blocks o_m of rows, where m_candidate: p_slc of their SPAN + PIECES - 1 slots."""
     slot = slot0 + o_m * PIECES
     if PIECES == 1:
         value = tl.load(p_row + slot, mask=m_candidate, other=0.0)
@@ -224,7 +253,7 @@ def _in_top_from(key, n, floor):
 
 @triton.jit
 def _least_peak(key, AXIS: tl.constexpr):
-    """The least of the highest keys of each part of a row, of parts [x, y] along AXIS; parts without a key are left out.
+    """The least of the highest keys of each part of a row, parts [x, y] along AXIS; one without a key is left out.
 
     If there are n parts or more, n keys reach it: a floor for the top n.
     """
@@ -315,15 +344,15 @@ def _rank_kernel(
 def importance_tiles(G: int, row_bytes: int) -> list[dict]:
     """128 columns of (head, group), 64 where a row of a query is long; more heads than fit take several steps.
 
-    256 columns for 16 heads: keys then come from L2 half as often, which is what 128 columns wait for. Then one for small shared memory.
+    Then one for small shared memory.
     """
     heads = min(16 if row_bytes <= 256 else 8, next_power_of_2(G))
     groups = max(8, (128 if row_bytes <= 256 else 64) // heads)
+    stages = 1 if heads < G else 2 if row_bytes > 128 else 3
     small = min(2, heads)
-    wide = dict(HEADS=heads, GROUPS=2 * groups, KEYS=64, PARTS=2, num_warps=8, num_stages=2)
-    return [wide] * (heads == 16 == G) + [
-        dict(HEADS=heads, GROUPS=groups, KEYS=64, PARTS=1, num_warps=4, num_stages=2 if heads >= G else 1),
-        dict(HEADS=small, GROUPS=16 // small, KEYS=16, PARTS=1, num_warps=4, num_stages=1),
+    return [
+        dict(HEADS=heads, GROUPS=groups, KEYS=64, num_warps=4, num_stages=stages),
+        dict(HEADS=small, GROUPS=16 // small, KEYS=16, num_warps=4, num_stages=1),
     ]
 
 
@@ -353,18 +382,16 @@ def _choose(
     R = q_rope.shape[-1] if q_rope is not None else 0
     G, pieces = H // K, selection_block // stride
     by_slot = pieces == 1 and block == stride  # a compression block is a selection block
-    width = cdiv(N + pieces, 64) * 64  # whole tiles of keys
-    run = min(count, max(MIN_RUN, WORKSPACE_BYTES // (4 * B * K * width)))
+    runs = _runs(count, B * K, query_group / stride, N + pieces, first is not None)
     chosen = torch.empty(B, count, K, S, device=q.device, dtype=torch.int32)
-    importance = torch.empty(B * K * run, width, device=q.device, dtype=torch.float32)
+    importance = torch.empty(B * K * max(n * width for _, n, width in runs), device=q.device, dtype=torch.float32)
     lse = lse.contiguous()
     tiles = importance_tiles(G, next_power_of_2(D) * q.element_size())
     widths = dict(G=G, D=D, DP=max(16, next_power_of_2(D)), R=R, RP=max(16, next_power_of_2(R)))
     shared = dict(K=K, BLOCK=block, STRIDE=stride, SELECTION_BLOCK=selection_block, QUERY_GROUP=query_group)
     shared["DOCUMENTS"] = first is not None
     ranks = dict(S=S, S_PADDED=next_power_of_2(S), BY_SLOT=by_slot)
-    for g in range(0, count, run):
-        n = min(run, count - g)
+    for g, n, width in runs:
         last_token = T if first is not None else min(T, (g + n) * query_group)
         n_chunks = width // 8 if by_slot else cdiv(cdiv(last_token, selection_block), 8)
         seen_chunks = min(n_chunks, cdiv(last_token, 8 * selection_block))
@@ -377,7 +404,7 @@ def _choose(
             *(k_rope.stride()[:2] if R else (0, 0)), T, N, count, g, n, width, scale * math.log2(math.e),
         )  # fmt: skip
         launch(
-            _importance_kernel, lambda tile, n=n: (cdiv(n, tile["GROUPS"]), B * K), arguments,
+            _importance_kernel, lambda tile, n=n: (B * K, cdiv(n, tile["GROUPS"])), arguments,
             {**shared, **widths, "PEAKS": by_slot and not short}, tiles, q.device,
         )  # fmt: skip
         where = T, count, g, n
@@ -393,6 +420,24 @@ def _choose(
             {**shared, **ranks, "N_INIT": n_init, "N_LOCAL": n_local}, [tile], q.device,
         )  # fmt: skip
     return chosen
+
+
+def _runs(count: int, rows: int, slots_per_group: float, slots: int, documents: bool) -> list[tuple[int, int, int]]:
+    """(first group, groups, width of a row) of runs that fit the workspace; early rows are short, so runs are longer.
+
+    rows: of each group.  slots: of the last group.  Widths are whole tiles of keys.
+    """
+    limit, found, g = WORKSPACE_BYTES // (4 * rows), [], 0
+    while g < count:
+        seen = slots if documents else min(slots, g * slots_per_group + 128)  # n more groups see slots_per_group n more
+        growth = 0 if documents else slots_per_group
+        n = int(limit / seen) if growth == 0 else int(((seen**2 + 4 * growth * limit) ** 0.5 - seen) / (2 * growth))
+        n = max(MIN_RUN, n // 64 * 64)
+        n = count - g if count - g <= n + n // 8 else n  # rather a little more memory than a run of a few groups
+        width = slots if documents else min(slots, int((g + n) * slots_per_group) + 64)
+        found.append((g, n, cdiv(width, 64) * 64))
+        g += n
+    return found
 
 
 def _find_peaks(importance, peak, first, start, where: tuple, width: int, shared: dict) -> None:

@@ -32,6 +32,7 @@ class Problem:
         _, self.N, self.K, V = v.shape
         self.R = 0 if q_rope is None else q_rope.shape[-1]
         self.device, self.dtype, self.window, self.width = q.device, q.dtype, window, max(D + self.R, V)
+        self.long = window == 0 and start is None
         self.counts = self.T, self.N, self.B, self.H, self.H // self.K
         self.start = q if start is None else start  # a pointer that is not followed; so are q and k below
         self.tensors = (q, q_rope, k, k_rope, v) if self.R else (q, q, k, k, v)
@@ -108,7 +109,7 @@ def _backward(
     results = o, lse, problem.start, do, dlse_BHT, delta, grads[0], grads[3]
     arguments = *problem.tensors, *results, scale, window, *problem.counts, *problem.strides
     constants = {**problem.constants, "HAS_DLSE": dlse is not None}
-    tiles = dq_tiles(q.dtype, problem.width)
+    tiles = dq_tiles(q.dtype, problem.width, problem.long)
     launch(kernel._dq_kernel, problem.query_grid, arguments, constants, tiles, q.device)
     _launch_dkv(problem, do, lse, delta, grads, scale)
     return grads
@@ -121,7 +122,7 @@ def _backward_fake(do, dlse, q, k, v, q_rope, k_rope, start, o, lse, scale, stri
 def _launch_dkv(problem: Problem, do, lse, delta, grads: tuple, scale: float) -> None:
     """dk, dv, dk_rope: as parts, then added, where programs share a block of keys or heads share k_rope."""
     _, dk, dv, _, dk_rope = grads
-    tiles = dkv_tiles(problem.dtype, problem.width)
+    tiles = dkv_tiles(problem.dtype, problem.width, problem.long)
     parts = n_parts(problem, tiles[0])
     part_dk = dk if parts == 1 else dk.new_empty(parts, *dk.shape, dtype=torch.float32)
     part_dv = dv if parts == 1 else dv.new_empty(parts, *dv.shape, dtype=torch.float32)

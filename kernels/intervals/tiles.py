@@ -23,22 +23,28 @@ def fwd_tiles(dtype: torch.dtype, width: int) -> list[Tile]:
 
 
 @cache
-def dq_tiles(dtype: torch.dtype, width: int) -> list[Tile]:
+def dq_tiles(dtype: torch.dtype, width: int, long: bool = False) -> list[Tile]:
+    """long: a query sees thousands of keys, of one document."""
     if dtype == torch.float32:
         return _tiles((32, 32, 4, 1), (16, 16, 4, 1))
+    if width <= 96:
+        first = (64, 128, 4, 2) if long else (64, 64, 4, 3)
+        return _tiles(first, (64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1))
     if width <= 128:
         return _tiles((64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1))
     return _tiles((64, 64, 8, 2), (64, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1))
 
 
 @cache
-def dkv_tiles(dtype: torch.dtype, width: int) -> list[Tile]:
+def dkv_tiles(dtype: torch.dtype, width: int, long: bool = False) -> list[Tile]:
+    """long: as for dq."""
     if dtype == torch.float32:
         return _tiles((32, 32, 4, 1), (16, 16, 4, 1))
     if width <= 96:
         return _tiles((64, 64, 4, 3), (64, 64, 4, 2), (32, 64, 4, 2), (32, 32, 4, 1))
     if width <= 128:
-        return _tiles((32, 64, 4, 3), (32, 64, 4, 2), (32, 32, 4, 1))
+        wide = [(64, 128, 8, 3)] * long
+        return _tiles(*wide, (32, 64, 4, 3), (32, 64, 4, 2), (32, 32, 4, 1))
     return _tiles((32, 64, 8, 2), (32, 64, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1))
 
 

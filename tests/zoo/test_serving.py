@@ -79,6 +79,24 @@ def test_the_committed_tables_are_those_of_their_json(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
+def test_tables_with_graphs():
+    """Ratios of graph to graph, and empty cells where there was none."""
+    row = {"setting": "A", "seq_len": 512, "peer_of": None, "flops": [1.0, 1.0], "bytes": [1.0, 1.0]}
+    times = {"forward_ms": 1.0, "backward_ms": 2.0}
+    rows = [
+        {**row, **times, "operation": "full", "graph_ms": 3.0},
+        {**row, **times, "operation": "window", "graph_ms": 0.5},
+        {**row, "forward_ms": 1.0, "backward_ms": None, "operation": "choice", "graph_ms": 0.25},
+    ]
+    lines = list(report._table(rows, {"tflops": 1.0, "tb_s": 1.0}))
+    assert [line.split("|")[-3:-1] for line in lines[2:]] == [
+        [" 3.000 ", " 1.0x "],
+        [" 0.500 ", " 6.0x "],
+        [" 0.250 ", "  "],
+    ]
+    assert len({line.count("|") for line in lines}) == 1
+
+
 def test_settings_are_those_of_the_recipes():
     """The pair that is timed is the 340M ansa recipe's."""
     config = zoo.load_recipe(RECIPES / "ansa_340m.yaml").model.blocks["ansa"]

@@ -25,6 +25,7 @@ def kernels(
         list[int] | None, typer.Option(min=256, help="Tokens of the row; repeatable.  [default: 8192 32768 65536]")
     ] = None,
     peers: Annotated[bool, typer.Option("--peers", help="Time torch's flash and flex attention as well.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Time everything as CUDA graphs as well.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
     plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Plot time against tokens.")] = None,
 ) -> None:
@@ -34,8 +35,8 @@ def kernels(
 
     configs, lengths = config or ["A64", "A", "pair"], seq_len or [8192, 32768, 65536]
     command = ["zoo bench kernels", *(f"--config {name}" for name in configs), *(f"--seq-len {n}" for n in lengths)]
-    command += ["--peers"] * peers
-    report = measure(configs, lengths, peers=peers, command=" ".join(command), say=_say)
+    command += ["--peers"] * peers + ["--graph"] * graph
+    report = measure(configs, lengths, peers=peers, graph=graph, command=" ".join(command), say=_say)
     if json_file:
         json_file.write_text(json.dumps(report, indent=1) + "\n")
     if plot_file:

@@ -1,7 +1,8 @@
 """`zoo bench kernels`: the time of every attention operation beside full attention and this GPU's own ceilings.
 
-Medians of `triton.testing.do_bench`, in eager mode: what a training step without torch.compile pays. The ceilings, a
-dense bf16 product and a copy, are measured in the same run.
+Medians of `triton.testing.do_bench`, in eager mode: what a training step without torch.compile pays. With `graph`, also
+forward and backward captured as one CUDA graph and replayed, ours and the baseline alike: a short row waits for Python
+otherwise. The ceilings, a dense bf16 product and a copy, are measured in the same run.
 """
 
 import datetime
@@ -19,7 +20,13 @@ MEMORY_LENGTHS = (32_768, 65_536, 131_072)
 
 
 def measure(
-    configs: Iterable[str], seq_lens: Iterable[int], *, peers: bool, command: str, say: Callable[[str], None] = print
+    configs: Iterable[str],
+    seq_lens: Iterable[int],
+    *,
+    peers: bool,
+    command: str,
+    graph: bool = False,
+    say: Callable[[str], None] = print,
 ) -> dict:
     """Time the settings at the lengths.  Returns the report as plain data: see `zoo.bench.report`.
 
@@ -36,9 +43,10 @@ def measure(
         for seq_len in seq_lens:
             say(f"{name} at {seq_len:,} tokens")
             if name == PAIR:
-                report["pair"].append(pair_row(seq_len))
+                report["pair"].append(pair_row(seq_len, graph))
             else:
-                report["rows"] += [_row(name, seq_len, case) for case in cases(SETTINGS[name], seq_len, "cuda", peers)]
+                found = cases(SETTINGS[name], seq_len, "cuda", peers)
+                report["rows"] += [_row(name, seq_len, case, graph) for case in found]
             torch.cuda.empty_cache()
     if PAIR in configs:
         say("memory")
@@ -76,13 +84,28 @@ def _ceilings() -> dict[str, float]:
     return {"tflops": 2 * 8192**3 / product_ms / 1e9, "tb_s": 2 * 2 * 2**30 / copy_ms / 1e9}
 
 
-def _row(setting: str, seq_len: int, case: Case) -> dict:
+def _graph_ms(call: Callable) -> float:
+    """Median time of a replay of `call`, captured as a CUDA graph after three runs."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        call()
+    return _median_ms(graph.replay)
+
+
+def _row(setting: str, seq_len: int, case: Case, graph: bool) -> dict:
     forward_ms = _median_ms(case.call)
     backward_ms = None
     if case.leaves:
         output = case.call()
         grad = torch.randn_like(output)
         backward_ms = _median_ms(lambda: torch.autograd.grad(output, case.leaves, grad, retain_graph=True))
+        del output, grad
     return {
         "setting": setting,
         "seq_len": seq_len,
@@ -90,6 +113,7 @@ def _row(setting: str, seq_len: int, case: Case) -> dict:
         "peer_of": case.peer_of,
         "forward_ms": forward_ms,
         "backward_ms": backward_ms,
+        "graph_ms": _graph_ms(_step(case.call, case.leaves) if case.leaves else case.call) if graph else None,
         "flops": list(case.flops),
         "bytes": list(case.bytes),
     }
@@ -101,7 +125,7 @@ def _step(call: Callable, leaves: list[torch.Tensor]) -> Callable:
     return lambda: torch.autograd.grad(call(), leaves, grad)
 
 
-def pair_row(seq_len: int) -> dict:
+def pair_row(seq_len: int, graph: bool = False) -> dict:
     """ansa.local + ansa.global at 340M, attention only, forward and backward, against two full-attention layers.
 
     The full layers have the same heads (H=16, K=4, d=64) and run as `full_attention` does: cuDNN where it is there.
@@ -111,11 +135,18 @@ def pair_row(seq_len: int) -> dict:
         tensors = Tensors(setting, seq_len, "cuda")
         calls = {"local": tensors.window, "global": tensors.global_layer, "full": tensors.full}
         leaves = tensors.leaves + ([tensors.logits] if name == "global" else [])
-        times[f"{name}_ms"] = _median_ms(_step(calls[name], leaves))
+        step = _step(calls[name], leaves)
+        times[f"{name}_ms"] = _median_ms(step)
         if name != "full":
-            times[f"{name}_device_ms"] = _device_ms(_step(calls[name], leaves))
-    pair_ms, full_ms = times["local_ms"] + times["global_ms"], 2 * times["full_ms"]
-    return {"seq_len": seq_len, **times, "pair_ms": pair_ms, "two_full_ms": full_ms, "speed_up": full_ms / pair_ms}
+            times[f"{name}_device_ms"] = _device_ms(step)
+        if graph:
+            times[f"{name}_graph_ms"] = _graph_ms(step)
+    row = {"seq_len": seq_len, **times, "pair_ms": times["local_ms"] + times["global_ms"]}
+    row |= {"two_full_ms": 2 * times["full_ms"], "speed_up": 2 * times["full_ms"] / row["pair_ms"]}
+    if graph:
+        pair_ms, full_ms = times["local_graph_ms"] + times["global_graph_ms"], 2 * times["full_graph_ms"]
+        row |= {"pair_graph_ms": pair_ms, "two_full_graph_ms": full_ms, "speed_up_graph": full_ms / pair_ms}
+    return row
 
 
 def _device_ms(step: Callable, runs: int = 5) -> float:

@@ -18,6 +18,8 @@ def as_markdown(report: dict) -> str:
         f"    {report['command']}",
         "",
     ]
+    if any(row.get("graph_ms") for row in report["rows"]) or any("pair_graph_ms" in row for row in report["pair"]):
+        lines += ["Graph: forward and backward captured together as one CUDA graph and replayed.", ""]
     for setting in dict.fromkeys(row["setting"] for row in report["rows"]):
         lines += [f"## {setting}", "", *_table([r for r in report["rows"] if r["setting"] == setting], ceilings), ""]
     if report["pair"]:
@@ -28,8 +30,10 @@ def as_markdown(report: dict) -> str:
 
 
 def _table(rows: list[dict], ceilings: dict) -> Iterable[str]:
-    yield "| tokens | operation | forward ms | backward ms | full / this | forward: arithmetic, bytes | backward |"
-    yield "|---:|---|---:|---:|---:|---:|---:|"
+    graph = any(row.get("graph_ms") for row in rows)
+    head = "| tokens | operation | forward ms | backward ms | full / this | forward: arithmetic, bytes | backward |"
+    yield head + " graph ms | full / this, graphs |" * graph
+    yield "|---:|---|---:|---:|---:|---:|---:|" + "---:|---:|" * graph
     full = {row["seq_len"]: _total(row) for row in rows if row["operation"] == "full"}
     for row in sorted(rows, key=lambda row: row["seq_len"]):
         backward = row["backward_ms"]
@@ -39,7 +43,17 @@ def _table(rows: list[dict], ceilings: dict) -> Iterable[str]:
             f"| {'' if backward is None else f'{backward:.3f}'} | {'' if ratio is None else f'{ratio:.1f}x'} "
             f"| {_fractions(row, 0, row['forward_ms'], ceilings)} "
             f"| {'' if backward is None else _fractions(row, 1, backward, ceilings)} |"
+            + (_graph_cells(row, rows) if graph else "")
         )
+
+
+def _graph_cells(row: dict, rows: list[dict]) -> str:
+    """Forward and backward as one CUDA graph, and how full attention compares."""
+    if not row.get("graph_ms"):
+        return " | |"
+    full = [r for r in rows if r["operation"] == "full" and r["seq_len"] == row["seq_len"] and r.get("graph_ms")]
+    ratio = f"{full[0]['graph_ms'] / row['graph_ms']:.1f}x" if full and row["backward_ms"] else ""
+    return f" {row['graph_ms']:.3f} | {ratio} |"
 
 
 def _total(row: dict) -> float:
@@ -54,16 +68,24 @@ def _fractions(row: dict, index: int, time_ms: float, ceilings: dict) -> str:
 
 
 def _pair_table(rows: list[dict]) -> Iterable[str]:
-    """With two speed-ups: as it runs in eager mode, and by the time that the GPU computes."""
-    yield "| tokens | local ms (on the GPU) | global ms (on the GPU) | two full layers ms | speed-up | on the GPU |"
-    yield "|---:|---:|---:|---:|---:|---:|"
+    """With up to three speed-ups: as it runs in eager mode, as CUDA graphs, and by the time that the GPU computes."""
+    graph = any("pair_graph_ms" in row for row in rows)
+    head = "| tokens | local ms (on the GPU) | global ms (on the GPU) | two full layers ms | speed-up | on the GPU |"
+    yield head + " graphs: local, global, two full ms | speed-up |" * graph
+    yield "|---:|---:|---:|---:|---:|---:|" + "---:|---:|" * graph
     for row in rows:
         device_ms = row["local_device_ms"] + row["global_device_ms"]
-        yield (
+        line = (
             f"| {row['seq_len']:,} | {row['local_ms']:.2f} ({row['local_device_ms']:.2f}) | {row['global_ms']:.2f} "
             f"({row['global_device_ms']:.2f}) | {row['two_full_ms']:.2f} | {row['speed_up']:.2f}x "
             f"| {row['two_full_ms'] / device_ms:.2f}x |"
         )
+        if "pair_graph_ms" in row:
+            line += (
+                f" {row['local_graph_ms']:.2f}, {row['global_graph_ms']:.2f}, {row['two_full_graph_ms']:.2f} "
+                f"| {row['speed_up_graph']:.2f}x |"
+            )
+        yield line
 
 
 def _memory_table(rows: list[dict]) -> Iterable[str]:

@@ -3,7 +3,17 @@
 import os
 import signal
 
+import pytest
+
 from zoo.training.run import _whole_imports
+
+
+@pytest.fixture(autouse=True)
+def pythons_own_handler():
+    """What a command starts with; other tests of this process may have left another."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def import_with_ctrl_c(times=1):

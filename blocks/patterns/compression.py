@@ -8,7 +8,7 @@ from torch import nn
 from zoo.blocks.cache import CachedSource, Step
 from zoo.blocks.config import Compression, Projection
 from zoo.blocks.parts import Context, Entries, Keys, Queries, Source, linear
-from zoo.kernels import cached_attention, compression_attention, gather_blocks, mean_pool, pool_slots
+from zoo.kernels import cached_attention, compression_attention, gather_blocks, mean_pool, n_slots, pool_slots
 from zoo.kernels.decode.writing import completed
 
 
@@ -39,10 +39,31 @@ class BlockMLP(nn.Module):
         self.hidden = linear(block * width, width)
         self.pooled = linear(width, width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, stride: int | None = None) -> torch.Tensor:
+        """x: the tokens of each block; with a stride, the tokens of rows that are one document each."""
+        if stride is not None:
+            return self._over_row(x, stride)
         offset = self.offset if x.dim() == 4 else self.offset[:, None]
         flat = (x + offset).movedim(2, -2).flatten(-2)
         return self.pooled(nn.functional.silu(self.hidden(flat)))
+
+    def _over_row(self, x: torch.Tensor, stride: int) -> torch.Tensor:
+        """x_BTKD or x_BTD -> x_BNKD or x_BND.
+
+        W_1 is applied to pieces of one stride, which blocks share, and the products are shifted and added: the tokens
+        of overlapping blocks are not copied for each. Slots without a whole block hold what nobody looks at.
+        """
+        block, width = self.offset.shape
+        n, pieces = n_slots(x.shape[1], stride), block // stride
+        x_BKTD = (x if x.dim() == 4 else x[:, :, None]).transpose(1, 2)
+        padded = nn.functional.pad(x_BKTD, (0, 0, 0, (n + pieces - 1) * stride - x.shape[1]))
+        piece_BKNP = padded.reshape(*padded.shape[:2], -1, stride * width)
+        weights = self.hidden.weight.unflatten(1, (pieces, -1)).unbind(1)
+        shifted = (nn.functional.linear(piece_BKNP[:, :, c : c + n], w) for c, w in enumerate(weights))
+        of_offsets = (self.hidden.weight * self.offset.flatten()).sum(1)
+        hidden = sum(shifted) + of_offsets.to(x.dtype)
+        pooled = self.pooled(nn.functional.silu(hidden)).transpose(1, 2)
+        return pooled if x.dim() == 4 else pooled.squeeze(2)
 
 
 class CompressionPattern(nn.Module):
@@ -131,4 +152,6 @@ class CompressionPattern(nn.Module):
         grid = {"block": block, "stride": stride, "documents": context.documents}
         if not self.pool:
             return {name: mean_pool(x, **grid) for name, x in entries.items()}
+        if context.documents is None and block % stride == 0:
+            return {name: self.pool[name](x, stride) for name, x in entries.items()}
         return {name: self.pool[name](gather_blocks(x, **grid)) for name, x in entries.items()}

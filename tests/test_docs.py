@@ -84,8 +84,19 @@ def exported(text, like_a_checkout, tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(str(tmp_path / "modules"))
 
 
+@pytest.fixture
+def one_thread():
+    """Tiny models on a machine with other work: threads that wait for one another took 76 s of what takes 4."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("text", except_own_tests(fenced("python")))
-def test_python_in_the_docs_runs(text, like_a_checkout, exported):
+def test_python_in_the_docs_runs(text, like_a_checkout, exported, one_thread):
     for name in re.findall(r"\bzoo\.(\w+)", text):
         assert hasattr(zoo, name) or importlib.util.find_spec(f"zoo.{name}")
     exec(compile(text, "example", "exec"), {})

@@ -3,6 +3,8 @@
 Shape suffixes: B rows, T tokens (columns of a batch, padding included), V vocabulary.
 """
 
+from dataclasses import fields
+
 import torch
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -10,6 +12,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from zoo.inference.cache import ModelCache
 from zoo.model import Decoder
 from zoo.recipe import ModelConfig
+
+# What transformers calls the cache, as an argument and in an output: `cache` in later releases of 5.
+CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
 
 
 class ZooConfig(PretrainedConfig):
@@ -35,6 +40,7 @@ class ZooCache:
     """
 
     is_compileable = False
+    is_linear = (False,)  # transformers 5 asks layer by layer: none is a recurrent state
 
     def __init__(self, model: ModelCache):
         self.model, self.columns = model, 0
@@ -55,6 +61,9 @@ class ZooCache:
 
     def crop(self, max_length: int) -> None:
         raise ValueError("the cache of an attention-zoo model cannot forget tokens, as assisted generation needs it to")
+
+    def activate_past_recording(self) -> None:
+        self.crop(0)
 
 
 class ZooForCausalLM(PreTrainedModel, GenerationMixin):
@@ -81,7 +90,7 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
         return self.decoder.head
 
     def new_cache(self, batch: int, max_len: int) -> ZooCache:
-        """An empty cache for `past_key_values`, for rows of up to max_len tokens."""
+        """An empty cache for rows of up to max_len tokens, to give to `forward` or `generate`."""
         return ZooCache(self.decoder.new_cache(batch, max_len))
 
     def forward(
@@ -92,14 +101,16 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: ZooCache | None = None,
         **unused,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V] of the next token; those of padding mean nothing.
 
         attention_mask: 1 for tokens, 0 for padding, over the columns read before and these.  labels: as input_ids,
-        -100 where there is no target; shifted here.  Without a cache and with use_cache one of max_seq_len is made.
+        -100 where there is no target; shifted here.  past_key_values, cache: the same under its earlier and its later
+        name; without it, and with use_cache, one of max_seq_len is made.
         """
-        cache = past_key_values if isinstance(past_key_values, ZooCache) else None
+        cache = _ours(past_key_values, cache)
         if cache is None and use_cache:
             cache = self.new_cache(len(input_ids), max(self.decoder.config.max_seq_len, input_ids.shape[1]))
         tokens_BT, places_BT, n_new_B = _aligned(input_ids, attention_mask, going_on=bool(cache and cache.columns))
@@ -115,28 +126,41 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
             logits_BTV = logits_BTV.gather(1, places_BT[..., None].expand(-1, -1, logits_BTV.shape[-1]))
         loss = None if labels is None else _loss(logits_BTV, labels)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return CausalLMOutputWithPast(loss=loss, logits=logits_BTV[:, kept], past_key_values=cache)
+        return CausalLMOutputWithPast(loss=loss, logits=logits_BTV[:, kept], **{CACHE: cache})
 
     def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, past_key_values=None, attention_mask: torch.Tensor | None = None, **settings
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> dict:
-        """The columns that the cache has not read; all of them without one."""
-        read = past_key_values.columns if isinstance(past_key_values, ZooCache) else 0
+        """The columns that the cache has not read; all of them without one.
+
+        input_ids may be all columns or, as attention_mask then tells, those after the ones that an earlier call read.
+        Raises ValueError if the cache has read all.
+        """
+        cache = _ours(kwargs.get("past_key_values"), kwargs.get("cache"))
+        n_columns = (input_ids if attention_mask is None else attention_mask).shape[1]
+        n_new = n_columns - (0 if cache is None else cache.columns)
+        if n_new < 1:
+            raise ValueError(f"the cache has read {cache.columns} columns, the input has {n_columns}; one must be new")
         return {
-            "input_ids": input_ids[:, read:],
+            "input_ids": input_ids[:, -n_new:],
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
-            "use_cache": settings.get("use_cache"),
-            "logits_to_keep": settings.get("logits_to_keep") or 0,
+            CACHE: cache,
+            "use_cache": kwargs.get("use_cache"),
+            "logits_to_keep": kwargs.get("logits_to_keep") or 0,
         }
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *sizes) -> None:
         """Make the cache that `generate` uses, of the length it will need; called with (mode, batch, max length)."""
-        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
+        if model_kwargs.get(CACHE) is not None or generation_config.use_cache is False:
             return
         *_, batch, max_len = sizes
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-        model_kwargs["past_key_values"] = self.new_cache(batch * copies, max(max_len, 1))
+        model_kwargs[CACHE] = self.new_cache(batch * copies, max(max_len, 1))
+
+
+def _ours(*caches) -> ZooCache | None:
+    """The one that is a cache of the zoo: transformers may make an empty one of its own."""
+    return next((cache for cache in caches if isinstance(cache, ZooCache)), None)
 
 
 def _aligned(

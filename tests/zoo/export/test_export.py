@@ -42,7 +42,8 @@ def exported(run, tmp_path_factory):
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
         patch.syspath_prepend(modules)
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    return folder, model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    return folder, model.eval(), tokenizer
 
 
 def test_logits_are_the_same_in_a_padded_batch(run, exported):
@@ -59,7 +60,7 @@ def test_logits_are_the_same_in_a_padded_batch(run, exported):
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"repetition_penalty": 1.5}], ids=str)
 def test_generate_gives_the_same_tokens_with_and_without_the_cache(exported, settings):
-    from zoo.export.transformers_model import ZooCache
+    from zoo.export.transformers_model import CACHE, ZooCache
 
     _, theirs, tokenizer = exported
     batch = tokenizer(PROMPTS, return_tensors="pt", padding=True)
@@ -67,9 +68,9 @@ def test_generate_gives_the_same_tokens_with_and_without_the_cache(exported, set
     cached = theirs.generate(**batch, **options, return_dict_in_generate=True)
     plain = theirs.generate(**batch, **options, use_cache=False)
     assert cached.sequences.tolist() == plain.tolist()
-    assert type(cached.past_key_values).__name__ == ZooCache.__name__
+    assert isinstance(cached[CACHE], ZooCache)
     # The last token is not read, and what is held is no longer than what was asked for.
-    assert cached.past_key_values.model.max_len == batch.input_ids.shape[1] + 19
+    assert cached[CACHE].model.max_len == batch.input_ids.shape[1] + 19
 
 
 def test_generate_writes_what_the_zoo_writes(run, exported):
@@ -84,14 +85,18 @@ def test_generate_writes_what_the_zoo_writes(run, exported):
 
 def test_a_cache_is_taken_up_by_a_later_call(exported):
     """As in a conversation: what was read is not read again."""
+    from zoo.export.transformers_model import CACHE
+
     _, theirs, tokenizer = exported
     first = tokenizer(["def main("], return_tensors="pt").input_ids
     more = torch.cat([first, tokenizer(["a, b):\n    return"], return_tensors="pt").input_ids], 1)
     cache = theirs.new_cache(1, 64)
     with torch.no_grad():
-        theirs(first, past_key_values=cache)
-        found = theirs.generate(more, past_key_values=cache, max_new_tokens=8, do_sample=False)
+        theirs(first, **{CACHE: cache})
+        found = theirs.generate(more, **{CACHE: cache}, max_new_tokens=8, do_sample=False)
     assert found.tolist() == theirs.generate(more, max_new_tokens=8, do_sample=False).tolist()
+    with pytest.raises(ValueError, match=r"the cache has read \d+ columns, the input has 9; one must be new"):
+        theirs.generate(first, **{CACHE: cache}, max_new_tokens=8)
 
 
 def test_loss_is_that_of_the_zoo(run, exported):

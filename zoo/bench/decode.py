@@ -6,13 +6,13 @@ the other rows of a batch get copies of what those rows cached, since their cont
 """
 
 import gc
-import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 
@@ -128,7 +128,7 @@ def _measured(model: Decoder, context: int, batch: int, rows_at_once: int, say: 
 
 
 def _prefill_s(model: Decoder, cache: ModelCache, prompts_BT: torch.Tensor) -> float:
-    """Seconds from prompts on the host to the logits after them; the shorter of two runs unless one takes long."""
+    """Seconds from prompts on the device to the logits after them; the shorter of two runs unless one takes long."""
     tokens_BT = prompts_BT.to(cache.length_B.device)
     short = model.new_cache(1, 512)
     model.next_logits(tokens_BT[:1, :512], short)  # compiles and loads what any length needs
@@ -188,7 +188,5 @@ def _free_bytes(on_gpu: bool) -> int | None:
     """Memory for tensors beside those that are there; None where the system does not say."""
     if on_gpu:
         return torch.cuda.mem_get_info()[0]
-    names = getattr(os, "sysconf_names", {})
-    if not {"SC_AVPHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):
-        return None
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

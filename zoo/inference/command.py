@@ -46,7 +46,7 @@ def generate_command(request: Request) -> None:
     )
     if request.json:
         for result in generation.results:
-            print(json.dumps(asdict(result), ensure_ascii=False), flush=True)
+            print(json.dumps(asdict(result)), flush=True)
     else:
         _print(generation, prompts, request.echo)
     if request.stats:
@@ -66,7 +66,12 @@ def _read(name: str) -> str:
 
 
 def _print(generation, prompts: Sequence[str], echo: bool) -> None:
-    """Each text and a line break. A heading on standard error where there are several."""
+    """Each text and a line break. A heading on standard error where there are several.
+
+    A terminal that cannot show a character gets a question mark: a model may write any.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
     for index, pieces in enumerate(_in_order(generation, len(prompts))):
         if len(prompts) > 1:
             print(f"-- prompt {index + 1} of {len(prompts)}", file=sys.stderr, flush=True)

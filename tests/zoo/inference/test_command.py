@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -65,6 +67,14 @@ def test_json_is_one_line_a_prompt(generate, run):
     assert [line["prompt"] for line in lines] == ["a", "b"]
     assert [line["text"] for line in lines] == expected(run, ["a", "b"], max_tokens=4)
     assert all(line["finish"] in ("max_tokens", "end") and len(line["tokens"]) <= 4 for line in lines)
+
+
+def test_a_terminal_that_lacks_a_character_shows_another(run):
+    command = [sys.executable, "-m", "zoo", "generate", str(run()), "--prompt", "naïve", "--echo", "--max-tokens", "2"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"na?ve")
 
 
 def test_stats_go_to_standard_error(generate):

@@ -7,6 +7,7 @@ it is captured as a CUDA graph after two steps in the plain way, which compile a
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -30,8 +31,11 @@ class Decoding:
         self.model, self.sampler, self.cache, self.say = model, sampler, cache, say
         self.on_gpu = cache.length_B.is_cuda
         self.tokens_B = torch.zeros_like(cache.length_B)  # drawn and not yet in the cache; always the same memory
+        # Streams and Triton work on the current device, which need not be the model's.
+        self._device = torch.cuda.device(self.tokens_B.device) if self.on_gpu else nullcontext()
         self.graph: torch.cuda.CUDAGraph | None = None
         self._plain_steps, self._capturable = 0, self.on_gpu
+        self._side: torch.cuda.Stream | None = None  # of the steps that warm up, and of the capture
 
     def run(self, prompts: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
         """Yield the next token of each row, up to `most` times.
@@ -52,14 +56,19 @@ class Decoding:
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Read the prompts, a few rows at a time, and draw the first token of each."""
-        parts = [
-            self.model.next_logits(*_padded(prompts[lo:hi], self.cache.length_B.device, self.cache.rows(lo, hi)))
-            for lo, hi in micro_batches([len(prompt) for prompt in prompts])
-        ]
-        self.tokens_B.copy_(self.sampler(torch.cat(parts)))
+        with self._device:
+            parts = [
+                self.model.next_logits(*_padded(prompts[lo:hi], self.cache.length_B.device, self.cache.rows(lo, hi)))
+                for lo, hi in micro_batches([len(prompt) for prompt in prompts])
+            ]
+            self.tokens_B.copy_(self.sampler(torch.cat(parts)))
 
     def step(self) -> None:
         """Append the drawn tokens to the cache and draw the next ones, into `tokens_B`."""
+        with self._device:
+            self._step_on_device()
+
+    def _step_on_device(self) -> None:
         if self.graph is None and self._capturable and self._plain_steps >= WARM_UP:
             self._capture()
         if self.graph is not None:
@@ -69,11 +78,12 @@ class Decoding:
         if not self._capturable:
             self._step()
             return
-        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+        current = torch.cuda.current_stream()
+        self._side = self._side or torch.cuda.Stream()
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
             self._step()
-        current.wait_stream(side)
+        current.wait_stream(self._side)
 
     @torch.no_grad()
     def _step(self) -> None:
@@ -86,7 +96,7 @@ class Decoding:
         state = generator.get_state()
         graph.register_generator_state(generator)
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
                 self._step()
             self.graph = graph
         except RuntimeError as error:  # whatever a kernel does that cannot be recorded: CUDA's and torch's own errors
@@ -103,10 +113,11 @@ class Decoding:
         """The drawn tokens on their way to the host, and what says that they are there."""
         if not self.on_gpu:
             return self.tokens_B.clone(), None
-        host_B = torch.empty(self.tokens_B.shape, dtype=torch.int64, pin_memory=True)
-        host_B.copy_(self.tokens_B, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
+        with self._device:
+            host_B = torch.empty(self.tokens_B.shape, dtype=torch.int64, pin_memory=True)
+            host_B.copy_(self.tokens_B, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
         return host_B, event
 
 

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "composer", "streaming", "transformers", "datasets", "numpy")
 LIGHT = ["errors", "schedule", "yaml_reader", "checking", "recipe", "schema", "cost", "cli", "show", "data.config"]
-LIGHT += ["training.config", "blocks.registry", "blocks.config", "blocks"]
+LIGHT += ["cache_sizes", "bench.memory_needed", "bench.decode_report", "inference.command", "training.config"]
+LIGHT += ["blocks.registry", "blocks.config", "blocks"]
 
 
 def imported(path: Path) -> set[str]:
@@ -56,6 +57,7 @@ def test_what_answers_at_once_imports_nothing_heavy():
         ["train", "recipes/ansa_340m.yaml", "--set", "model.d_model=0"],
         ["blocks", "ansa"],
         ["schema"],
+        ["generate", "runs/quickstart"],
         ["--help"],
     ],
     ids=lambda command: command[0],

@@ -375,6 +375,17 @@ def test_damaged_files_of_a_run_are_named(uninterrupted, recipe, tmp_path):
     assert train(recipe(), run).sha256 == uninterrupted[1].sha256
 
 
+def test_the_tokenizer_goes_with_the_weights_and_generating_is_the_next_thing_to_try(recipe, tmp_path, capsys):
+    settings = ("data.tokenizer={kind: bpe, vocab_size: 260}", "train.duration=1ba", "train.schedule.warmup=0ba")
+    train(recipe(*settings), tmp_path / "run")
+    assert f'zoo generate {tmp_path / "run"} --prompt "..."' in "".join(capsys.readouterr())
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    tokenizer = zoo.load_tokenizer(tmp_path / "elsewhere")
+    assert len(tokenizer.encode("window latent")) < len("window latent")
+    generation = zoo.generate(tmp_path / "elsewhere", "window", max_tokens=3, device="cpu")
+    assert generation.texts == [tokenizer.decode(generation.results[0].tokens)]
+
+
 def test_the_weights_may_be_read_by_whoever_may_read_the_recipe(uninterrupted):
     run, _ = uninterrupted
     assert (run / "model.safetensors").stat().st_mode == (run / "recipe.yaml").stat().st_mode

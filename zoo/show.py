@@ -218,7 +218,7 @@ def _fields(config: type[BlockConfig]) -> dict[str, dict[str, str]]:
         if name == "kind":
             continue
         default = "required" if name in required else json.dumps(field.get("default"))
-        text = field.get("description") or _first_description(field, schema)
+        text = field.get("description") or _first_description(field)
         rows[name] = {
             "type": _type(field, schema),
             "default": "" if default == "null" else default,

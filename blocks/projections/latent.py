@@ -19,6 +19,7 @@ class PerHeadLinear(nn.Linear):
     def __init__(self, n_latent_heads: int, inputs: int, n_kv_heads: int, outputs: int):
         super().__init__(inputs, n_kv_heads * outputs, bias=False)
         self.n_latent_heads, self.n_kv_heads = n_latent_heads, n_kv_heads
+        self._copied: tuple[torch.Tensor, int | None, torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight_JoR = self.weight.unflatten(0, (self.n_latent_heads, -1))
@@ -26,10 +27,8 @@ class PerHeadLinear(nn.Linear):
 
     def transposed(self, y_BTHD: torch.Tensor) -> torch.Tensor:
         """W^T y for each query head, which uses the map of its group: [B, T, H, R], laid out by head."""
-        weight_HDR = self._of_heads(y_BTHD.shape[2])
-        return (
-            torch.bmm(y_BTHD.flatten(0, 1).transpose(0, 1), weight_HDR).transpose(0, 1).unflatten(0, y_BTHD.shape[:2])
-        )
+        x_HTR = torch.bmm(y_BTHD.flatten(0, 1).transpose(0, 1), self._of_heads(y_BTHD.shape[2]))
+        return x_HTR.transpose(0, 1).unflatten(0, y_BTHD.shape[:2])
 
     def of_heads(self, x_BTHR: torch.Tensor) -> torch.Tensor:
         """W x where every query head has an x of its own: [B, T, H, D]."""
@@ -40,9 +39,22 @@ class PerHeadLinear(nn.Linear):
         return y_THD.unflatten(0, (B, T))
 
     def _of_heads(self, n_heads: int) -> torch.Tensor:
-        """The map of each query head, [H, D, R]."""
-        weight_KDR = self.weight.unflatten(0, (self.n_kv_heads, -1))
-        return weight_KDR.repeat_interleave(n_heads // self.n_kv_heads, 0) if n_heads > self.n_kv_heads else weight_KDR
+        """The map of each query head, [H, D, R]; where heads share one, copies, which are kept for the next step.
+
+        They are made anew when the weight has changed: its memory, which is held so that nothing else can take its
+        place, or its version.
+        """
+        weight_KDR = self.weight.detach().unflatten(0, (self.n_kv_heads, -1))
+        if n_heads == self.n_kv_heads:
+            return weight_KDR
+        version = None if self.weight.is_inference() else self.weight._version
+        if self._copied is not None and version is not None:
+            source, source_version, copies_HDR = self._copied
+            if (source.data_ptr(), source_version, len(copies_HDR)) == (weight_KDR.data_ptr(), version, n_heads):
+                return copies_HDR
+        copies_HDR = weight_KDR.repeat_interleave(n_heads // self.n_kv_heads, 0)
+        self._copied = weight_KDR, version, copies_HDR
+        return copies_HDR
 
 
 class LatentProjection(nn.Module):

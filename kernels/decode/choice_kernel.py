@@ -27,12 +27,16 @@ def _n_visible(position, BLOCK: tl.constexpr, STRIDE: tl.constexpr):
 def importance_kernel(
     q, qr, k, kr, lse, position, importance, scale_log2, T, N,
     q_b, q_t, q_h, qr_b, qr_t, qr_h, k_b, k_n, k_h, kr_b, kr_n,
-    GROUPS: tl.constexpr, SHARED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
-    QUERY_GROUP: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr,
-    ROWS: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
+    GROUPS: tl.constexpr, SHARED: tl.constexpr, PER: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+    STRIDE: tl.constexpr, QUERY_GROUP: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr,
+    RP: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Sum over the heads of a group of exp(score - lse), for BN pooled blocks."""
-    i_t, i_k = tl.program_id(1) // GROUPS, tl.program_id(1) % GROUPS
+    """Sum over the heads of each group of exp(score - lse), for BN pooled blocks and the SHARED groups that read them.
+
+    Rows are (group, head), the PER heads of a group padded to a power of two.
+    """
+    HEADS_KEPT: tl.constexpr = GROUPS // SHARED
+    i_t, i_j = tl.program_id(1) // HEADS_KEPT, tl.program_id(1) % HEADS_KEPT
     i_b = tl.program_id(2).to(tl.int64)
     at = tl.load(position + i_b * T + i_t).to(tl.int32)
     o_n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -40,20 +44,22 @@ def importance_kernel(
     if at % QUERY_GROUP != 0 or tl.program_id(0) * BN >= n_visible:
         return
     o_r, o_d, o_e = tl.arange(0, ROWS), tl.arange(0, DP), tl.arange(0, RP)
-    m_r, o_h = o_r < PER, i_k * PER + o_r
+    m_r, o_h = (o_r // PADDED < SHARED) & (o_r % PADDED < PER), i_j * SHARED * PER + o_r // PADDED * PER + o_r % PADDED
     m_n = o_n < n_visible
     o_n64 = tl.where(m_n, o_n, 0).to(tl.int64)
     b_q = _rows(q + i_b * q_b + i_t.to(tl.int64) * q_t + o_h * q_h, m_r, o_d, D, DP)
-    b_k = _rows(k + i_b * k_b + i_k // SHARED * k_h + o_n64 * k_n, m_n, o_d, D, DP)
+    b_k = _rows(k + i_b * k_b + i_j * k_h + o_n64 * k_n, m_n, o_d, D, DP)
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
     if R > 0:
         b_qr = _rows(qr + i_b * qr_b + i_t.to(tl.int64) * qr_t + o_h * qr_h, m_r, o_e, R, RP)
         b_kr = _rows(kr + i_b * kr_b + o_n64 * kr_n, m_n, o_e, R, RP)
         b_s = tl.dot(b_kr, tl.trans(b_qr), b_s, input_precision=PRECISION)
     b_lse = tl.load(lse + (i_b * T + i_t) * (GROUPS * PER) + o_h, mask=m_r, other=float("inf")) * _LOG2_E
-    b_p = tl.exp2(b_s * scale_log2 - b_lse[None, :])
-    p_out = importance + ((i_b * T + i_t) * GROUPS + i_k) * N + o_n
-    tl.store(p_out, tl.sum(b_p, 1), mask=m_n)
+    b_p = tl.reshape(tl.exp2(b_s * scale_log2 - b_lse[None, :]), [BN, ROWS // PADDED, PADDED])
+    o_g = tl.arange(0, ROWS // PADDED)
+    o_row = (i_b * T + i_t) * GROUPS + i_j * SHARED + o_g
+    p_out = importance + o_row[None, :] * N + o_n[:, None]
+    tl.store(p_out, tl.sum(b_p, 2), mask=m_n[:, None] & (o_g < SHARED)[None, :])
 
 
 @triton.jit

@@ -138,10 +138,13 @@ def _choose(
     tensors = q, q_rope if R else q, k, k_rope if R else k, lse, position, importance
     numbers = scale * math.log2(math.e), T, N, *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr
     DP, RP = (max(16, next_power_of_2(width)) for width in (D, R))
-    widths = dict(D=D, R=R, DP=DP, RP=RP, ROWS=max(16, next_power_of_2(H // K)), PRECISION=_precision(q.dtype))
-    heads = dict(GROUPS=K, SHARED=K // J, PER=H // K, BLOCK=block, STRIDE=stride, QUERY_GROUP=query_group)
+    padded = next_power_of_2(H // K)
+    rows = max(16, next_power_of_2(K // J) * padded)
+    widths = dict(D=D, R=R, DP=DP, RP=RP, ROWS=rows, PRECISION=_precision(q.dtype))
+    heads = dict(GROUPS=K, SHARED=K // J, PER=H // K, PADDED=padded, BLOCK=block, STRIDE=stride)
+    heads["QUERY_GROUP"] = query_group
     launch(
-        choice_kernel.importance_kernel, lambda tile: (cdiv(N, tile["BN"]), T * K, B), (*tensors, *numbers),
+        choice_kernel.importance_kernel, lambda tile: (cdiv(N, tile["BN"]), T * J, B), (*tensors, *numbers),
         {**heads, **widths}, _tiles(q.dtype, DP), q.device,
     )  # fmt: skip
     chosen = torch.empty(B, T, K, S, device=q.device, dtype=torch.int32)

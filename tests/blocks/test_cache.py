@@ -99,3 +99,20 @@ def test_latents_are_never_made_into_keys(make, noise, monkeypatch):
     monkeypatch.setattr(block.projection, "expand", None)
     y = block(x[:, 8:], Step.after(torch.full((1,), 8), 1, None, False), cache)
     torch.testing.assert_close(y, expected[:, 8:], rtol=0, atol=1e-12)
+
+
+def test_a_weight_that_changes_is_noticed(make, noise):
+    """The maps of heads that share one are copied once, and again when the weight is written to or replaced."""
+    fields = {"kind": "gla", "n_heads": 4, "n_kv_heads": 2, "n_latent_heads": 1, "head_dim": 6, "rope_dim": 4}
+    block, other = (make(fields | {"kv_rank": 8}, seed=seed) for seed in (0, 1))
+    x = noise(1, 9, 24)
+    read(block, x, [8, 1], 9)
+    copies = block.projection.key_up._copied[2]
+    read(block, x, [8, 1], 9)
+    assert block.projection.key_up._copied[2] is copies
+    with torch.no_grad():
+        for mine, its in zip(block.parameters(), other.parameters(), strict=True):
+            mine.copy_(its)
+    torch.testing.assert_close(read(block, x, [8, 1], 9)[0], other(x, Context.for_tokens(1, 9)), rtol=0, atol=1e-12)
+    block.load_state_dict(make(fields | {"kv_rank": 8}).state_dict(), assign=True)
+    torch.testing.assert_close(read(block, x, [8, 1], 9)[0], block(x, Context.for_tokens(1, 9)), rtol=0, atol=1e-12)

@@ -61,14 +61,17 @@ def _own_block(t, origin, SELECTION_BLOCK: tl.constexpr):
 
 @triton.jit
 def _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D: tl.constexpr, DP: tl.constexpr,
-                R: tl.constexpr, RP: tl.constexpr, KEYS: tl.constexpr):  # fmt: skip
-    """K Q^T of keys [i_n, i_n + KEYS): those past N are some other key, and are masked later."""
-    o_n = tl.minimum(i_n + tl.arange(0, KEYS), N - 1).to(tl.int64)[:, None]
+                R: tl.constexpr, RP: tl.constexpr, KEYS: tl.constexpr, RAGGED: tl.constexpr):  # fmt: skip
+    """K Q^T of keys [i_n, i_n + KEYS). RAGGED: those past N are some other key, and are masked later."""
+    o_n = tl.arange(0, KEYS)
+    if RAGGED:
+        o_n = tl.minimum(o_n, N - 1 - i_n)
+    o_n, i_n64 = o_n[:, None], tl.full([1, 1], 0, tl.int64) + i_n
     o_d, o_e = tl.arange(0, DP)[None, :], tl.arange(0, RP)[None, :]
-    b_k = tl.load(p_k + o_n * k_n + o_d, mask=o_d < D, other=0.0)
+    b_k = tl.load(p_k + i_n64 * k_n + (o_n * k_n + o_d), mask=o_d < D, other=0.0)
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee")
     if R > 0:
-        b_kr = tl.load(p_kr + o_n * kr_n + o_e, mask=o_e < R, other=0.0)
+        b_kr = tl.load(p_kr + i_n64 * kr_n + (o_n * kr_n + o_e), mask=o_e < R, other=0.0)
         b_s = tl.dot(b_kr, tl.trans(b_qr), b_s, input_precision="ieee")
     return b_s
 
@@ -138,11 +141,11 @@ def _importance_kernel(
         if R > 0:
             b_qr = tl.load(p_qr + o_h[:, None] * qr_h, mask=(o_h[:, None] < G) & (o_e[None, :] < R), other=0.0)
         for i_n in range(low, all_see, KEYS):
-            b_s = _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D, DP, R, RP, KEYS)
+            b_s = _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D, DP, R, RP, KEYS, False)
             total = _head_sum(b_s, b_lse, scale_log2, KEYS, HEADS, GROUPS)
             _store_importances(p_row, p_peak, total, i_n, m_g, slot0, seen_end, KEYS, GROUPS, PEAKS, False)
         for i_n in range(all_see, high, KEYS):
-            b_s = _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D, DP, R, RP, KEYS)
+            b_s = _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D, DP, R, RP, KEYS, True)
             total = _head_sum(b_s, b_lse, scale_log2, KEYS, HEADS, GROUPS)
             _store_importances(p_row, p_peak, total, i_n, m_g, slot0, seen_end, KEYS, GROUPS, PEAKS, True)
     else:
@@ -155,7 +158,7 @@ def _importance_kernel(
                 b_qr = b_q
                 if R > 0:
                     b_qr = tl.load(p_qr + (h0 + o_h)[:, None] * qr_h, mask=m_h[:, None] & (o_e[None, :] < R), other=0.0)
-                b_s = _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D, DP, R, RP, KEYS)
+                b_s = _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D, DP, R, RP, KEYS, True)
                 total += _head_sum(b_s, b_lse, scale_log2, KEYS, HEADS, GROUPS)
             _store_importances(p_row, p_peak, total, i_n, m_g, slot0, seen_end, KEYS, GROUPS, PEAKS, True)
 

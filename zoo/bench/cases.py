@@ -194,7 +194,7 @@ def _gated_bytes(outputs: list) -> tuple[float, float]:
 
 
 def _peers(tensors: Tensors, setting: Setting, pairs: dict) -> list[Case]:
-    """torch's flash attention for full, FlexAttention for the window, fla's layer; all of equal widths only."""
+    """torch's flash attention for full, compiled FlexAttention for the window; both of equal widths only."""
     if setting.rope_dim:
         return []
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -217,30 +217,4 @@ def _peers(tensors: Tensors, setting: Setting, pairs: dict) -> list[Case]:
     return [
         _attention("full, torch flash", flash, tensors.leaves, setting, pairs, "full"),
         _attention("window, torch flex", flex, tensors.leaves, setting, pairs, "window"),
-        *_layers(tensors, setting),
-    ]
-
-
-def _layers(tensors: Tensors, setting: Setting) -> list[Case]:
-    """A layer of compression, choice and selection, ours and flash-linear-attention's, where that is installed.
-
-    fla pools whole selection blocks (a quarter of P's compressed keys), and wants groups of 16 query heads or more.
-    """
-    try:
-        from fla.ops.nsa import parallel_nsa
-    except ImportError:
-        return []
-    if setting.query_group > 1 or setting.n_heads // setting.n_kv_heads < 16:
-        return []
-    leaves = [*tensors.leaves, tensors.logits]
-
-    def fla() -> torch.Tensor:
-        gates = tensors.logits.sigmoid().unbind(-1)
-        sizes = {"block_counts": setting.n_selected, "block_size": setting.selection_block}
-        return parallel_nsa(tensors.q, tensors.k, tensors.v, *gates, **sizes)
-
-    moved = _moved(leaves, [tensors.q])
-    return [
-        Case("layer", tensors.global_layer, leaves, (0, 0), moved),
-        Case("layer, fla", fla, leaves, (0, 0), moved, "layer"),
     ]

@@ -12,7 +12,6 @@ from zoo.kernels.launching import INTERPRETED, Tile, cdiv, launch, n_processors,
 from zoo.kernels.registration import opaque
 
 SLOTS_PER_SPLIT = 128  # at least: less does not pay for its partial
-PROGRAMS_PER_PROCESSOR = 4
 MAX_SPLITS = 128
 MAX_TILE = 8192  # selection blocks ranked at once
 
@@ -45,7 +44,7 @@ def _attend(
     chosen = end if chosen is None else chosen.contiguous()  # a pointer that is not followed; so are q and k below
     constants = _constants(D, R, V, H // groups, groups, groups // J, block, same, q.dtype)
     n_tiles = cdiv(T, constants["TOKENS"]) * groups
-    n_splits = _n_splits(slots, B * n_tiles, q.device)
+    n_splits = _n_splits(slots, B * n_tiles, 1 if constants["SELECT"] else 2, q.device)
 
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32)
     part_o, part_lse = o, lse
@@ -56,7 +55,7 @@ def _attend(
     numbers = scale * math.log2(math.e), B, T, N, H, places, n_splits
     strides = *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr, *v.stride()[:3]
     grid = (n_splits, n_tiles, B)
-    tiles = _tiles(q.dtype, max(constants["DP"], constants["VP"]))
+    tiles = _tiles(q.dtype, max(constants["DP"], constants["VP"]), constants["SELECT"])
     launch(attention_kernel.split_kernel, lambda tile: grid, (*tensors, *numbers, *strides), constants, tiles, q.device)
     if n_splits > 1:
         _join(part_o, part_lse, o, lse)
@@ -97,21 +96,25 @@ def _precision(dtype: torch.dtype) -> str:
 
 
 @cache
-def _n_splits(slots: int, others: int, device: torch.device) -> int:
+def _n_splits(slots: int, others: int, each: int, device: torch.device) -> int:
     """Programs that share the slots of a query: enough to fill the processors, each with SLOTS_PER_SPLIT or more."""
     if INTERPRETED:
         return min(3, cdiv(slots, 16))  # so that tests with few slots have several
-    wanted = cdiv(PROGRAMS_PER_PROCESSOR * n_processors(device), others)
+    wanted = cdiv(each * n_processors(device), others)
     return max(1, min(wanted, cdiv(slots, SLOTS_PER_SPLIT), MAX_SPLITS))
 
 
 @cache
-def _tiles(dtype: torch.dtype, width: int) -> list[Tile]:
-    """Slots of a tile, for keys and values so wide; then less shared memory."""
-    slots = (32 if width > 256 else 64) // (2 if dtype == torch.float32 else 1)
+def _tiles(dtype: torch.dtype, width: int, select: bool) -> list[Tile]:
+    """Slots of a tile, for keys and values so wide, as measured on an H200 (docs/log.md); then less shared memory."""
     if INTERPRETED:
         return [dict(BN=16)]
-    return [dict(BN=slots, num_warps=4, num_stages=2), dict(BN=16, num_warps=4, num_stages=1)]
+    least = dict(BN=16, num_warps=4, num_stages=1)
+    if dtype == torch.float32 or width > 256:
+        return [dict(BN=32, num_warps=4, num_stages=2), least]
+    if select:
+        return [dict(BN=128, num_warps=8, num_stages=2), dict(BN=64, num_warps=4, num_stages=2), least]
+    return [dict(BN=64, num_warps=4, num_stages=3), dict(BN=64, num_warps=4, num_stages=2), least]
 
 
 def cached_choose_blocks(
@@ -145,7 +148,7 @@ def _choose(
     heads["QUERY_GROUP"] = query_group
     launch(
         choice_kernel.importance_kernel, lambda tile: (cdiv(N, tile["BN"]), T * J, B), (*tensors, *numbers),
-        {**heads, **widths}, _tiles(q.dtype, DP), q.device,
+        {**heads, **widths}, _tiles(q.dtype, DP, False), q.device,
     )  # fmt: skip
     chosen = torch.empty(B, T, K, S, device=q.device, dtype=torch.int32)
     _rank(importance, position, previous, chosen, sizes)

@@ -40,14 +40,14 @@ SMALL = {
     "short documents": Case(rows=((1, 1, 5, 3, 17, 1, 9), (30, 1, 6)), block=4, stride=4, selection_block=8),
 }
 LONG = {
-    "blocks of one size": Case(rows=((350,),), block=4, stride=4, selection_block=4, query_group=4, n_selected=5),
-    "overlap": Case(rows=((420,),), block=8, stride=4, selection_block=8, query_group=8, n_selected=4),
-    "overlap of blocks alike": Case(rows=((300,),), block=8, stride=4, selection_block=4, query_group=4, n_selected=3),
+    "blocks of one size": Case(rows=((250,),), block=4, stride=4, selection_block=4, query_group=4, n_selected=5),
+    "overlap": Case(rows=((330,),), block=8, stride=4, selection_block=8, query_group=8, n_selected=4),
+    "overlap of blocks alike": Case(rows=((200,),), block=8, stride=4, selection_block=4, query_group=4, n_selected=3),
     "documents": Case(
-        rows=((203, 1, 96), (300,)), block=4, stride=4, selection_block=4, query_group=4, n_selected=5, H=4, K=2
+        rows=((179, 1, 20), (200,)), block=4, stride=4, selection_block=4, query_group=4, n_selected=5, H=4, K=2
     ),
     "documents, overlap": Case(
-        rows=((203, 1, 96), (7, 293)), block=8, stride=2, selection_block=4, query_group=4, n_selected=4
+        rows=((179, 1, 20), (7, 193)), block=8, stride=2, selection_block=4, query_group=4, n_selected=4
     ),
 }
 REAL = {
@@ -113,6 +113,22 @@ def test_long_rows_by_chunks_in_several_runs(case, monkeypatch, poisoned):
     monkeypatch.setattr(kernel, "WORKSPACE_BYTES", 1)
     found, expected = both(case, poisoned)
     assert torch.equal(found, expected)
+
+
+def test_runs_cover_all_groups_and_fit_the_workspace():
+    kernel = pytest.importorskip("zoo.kernels.choice.kernel")
+    for count, rows, per_group, slots, documents in [
+        (16384, 4, 0.25, 4097, False), (65536, 4, 1 / 16, 4100, False), (65536, 8, 1 / 16, 4100, True),
+        (1 << 20, 4, 1 / 16, (1 << 16) + 4, False), (3, 1, 0.25, 2, False),
+    ]:  # fmt: skip
+        at = 0
+        for g, n, width in kernel._runs(count, rows, per_group, slots, documents):
+            assert g == at
+            assert width % 64 == 0
+            assert width >= (slots if documents else min(slots, (g + n) * per_group + 1))
+            assert n <= kernel.MIN_RUN or 4 * rows * n * width <= 1.3 * kernel.WORKSPACE_BYTES
+            at += n
+        assert at == count
 
 
 @pytest.mark.interp

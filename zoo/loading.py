@@ -153,7 +153,7 @@ def _show(tensor: tuple[list[int], str]) -> str:
 
 def _check_digest(path: Path, expected: str | None) -> None:
     """safetensors notices a truncated file but not a flipped bit; the recorded SHA-256 does."""
-    from zoo.training.files import sha256
+    from zoo.files import sha256
 
     if expected is None:
         raise LoadError(f"{path.with_name('model.yaml')}: weights.sha256 is missing, so the weights cannot be checked")

@@ -26,9 +26,10 @@ from zoo.data.config import Source, Synthetic
 from zoo.data.errors import DataError
 from zoo.data.packing import SPLITS, Counts, Packed, Tokenizer, pack, token_type
 from zoo.data.progress import Progress
-from zoo.data.shards import merge_indexes, sync, write_json, write_shards
+from zoo.data.shards import merge_indexes, write_shards
 from zoo.data.sources import Piece, pieces
 from zoo.data.synthetic import make_rows
+from zoo.files import sync, write_json
 
 SYNTHETIC_ROWS_A_PART = 1 << 14
 Numbered = Iterator[tuple[int, Piece]]
@@ -54,7 +55,7 @@ class Builder:
             folder = self._building / split / f"part-{part:05}"
             shutil.rmtree(folder, ignore_errors=True)
             counts[split].rows = write_shards(folder, self._columns, rows[split])
-            sync(folder.parent, files=False)
+            sync(folder.parent)
         write_json(self._done / f"{part:05}.json", {split: asdict(counts[split]) for split in SPLITS})
 
     def finish(self) -> None:
@@ -69,7 +70,7 @@ class Builder:
         write_json(self._building / "counts.json", {split: asdict(total[split]) for split in SPLITS})
         shutil.rmtree(self._done)
         self._building.rename(self._final)
-        sync(self._final.parent, files=False)
+        sync(self._final.parent)
 
 
 def read_counts(path: Path) -> dict[str, Counts]:

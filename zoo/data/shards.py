@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.data.errors import DataError
+from zoo.files import sync_files, write_json
 
 HASH = "xxh64"
 COMPRESSION = "zstd"
@@ -28,7 +29,7 @@ def write_shards(folder: Path, columns: dict[str, str], rows: Iterable[Mapping[s
         for row in rows:
             writer.write(row)
             n += 1
-    sync(folder)
+    sync_files(folder)
     return n
 
 
@@ -143,23 +144,3 @@ def hash_name(shards: list[dict]) -> str | None:
     common = set.intersection(*stated) if stated else set()
     return HASH if HASH in common else min(common, default=None)
 
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash of the machine."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync(path.parent, files=False)
-
-
-def sync(folder: Path, *, files: bool = True) -> None:
-    """Force a folder's entries, and the content of its files, to disk."""
-    for path in [*(p for p in folder.iterdir() if p.is_file() and files), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -69,8 +69,8 @@ def _refuse_if_all_failed(columns: Sequence[Column]) -> None:
 
 def write_page(path: Path, columns, found: dict[str, Any], with_maps: bool) -> None:
     """The HTML page; matplotlib is imported where there is a curve to draw, torch for attention maps."""
+    from zoo.files import write_text
     from zoo.report.page import as_page
-    from zoo.training.files import write_text
 
     drawn = {}
     if any(column.get("run") for column in found["columns"]):

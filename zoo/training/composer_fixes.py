@@ -30,8 +30,8 @@ from composer import Callback
 from composer.utils import dist, reproducibility
 
 from zoo.errors import ZooError
+from zoo.files import replace_durably
 from zoo.training.checkpoints import TEMPORARY
-from zoo.training.files import replace_durably
 from zoo.training.screen import tell_terminal
 
 EXPECTED_WARNINGS = (

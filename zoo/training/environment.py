@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import zoo
-from zoo.training.files import read_json, write_text
+from zoo.files import read_json, write_text
 
 _PACKAGES = ("torch", "triton", "mosaicml", "mosaicml-streaming", "numpy", "safetensors", "liger-kernel")
 

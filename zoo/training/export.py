@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from zoo.data.tokenizers import Subwords
-from zoo.training.files import replace_durably, sha256, write_text
+from zoo.files import replace_durably, sha256, write_text
 from zoo.training.run_folder import RunFolder
 
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from zoo.errors import Problem, RecipeError, ZooError
-from zoo.training.files import write_text
+from zoo.files import write_text
 
 
 class JsonLines:

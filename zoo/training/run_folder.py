@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zoo.errors import Problem, RecipeError, ZooError, shorten
-from zoo.training.files import read_json, write_text
+from zoo.files import read_json, write_text
 
 # Keys of a recipe that may differ when a run continues: how long, how watched, how executed, and the learning rate,
 # which is lowered after a divergence. Anything else would make another model, other data or another optimiser.

@@ -8,13 +8,13 @@ from composer.utils import dist
 
 from zoo import data
 from zoo.errors import Problem, RecipeError
+from zoo.files import write_text
 from zoo.training import checkpoints
 from zoo.training.checkpoints import Checkpoint
 from zoo.training.composer_fixes import name_node_rank, refuse_code
 from zoo.training.composer_model import count_tokens
 from zoo.training.device import resolve_micro_batch, resolve_precision, rows_per_device
 from zoo.training.environment import record_environment
-from zoo.training.files import write_text
 from zoo.training.plan import Plan
 from zoo.training.run_folder import RunFolder
 from zoo.training.screen import Screen

@@ -64,3 +64,11 @@ def test_every_trained_parameter_is_in_one_group(weight_decay):
     groups = parameter_groups(model, weight_decay)
     found = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(found) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_the_learned_positions_of_a_pooling_are_not_decayed():
+    from zoo.blocks.patterns.compression import BlockMLP
+
+    decayed, free = parameter_groups(BlockMLP(4, 6), 0.1)
+    assert [tuple(x.shape) for x in free["params"]] == [(4, 6)]
+    assert len(decayed["params"]) == 2

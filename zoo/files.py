@@ -11,20 +11,25 @@ from zoo.errors import ZooError
 
 def replace_durably(temporary: Path, final: Path) -> None:
     """Rename `temporary` to `final` so that after a crash or power loss `final` is the old file or the new, whole."""
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file as `replace_durably` does."""
-    temporary = path.with_name(f".writing-{path.name}")
+    temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
     temporary.write_text(text, encoding="utf-8")
     replace_durably(temporary, path)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file as `replace_durably` does."""
+    write_text(path, json.dumps(value, indent=1))
+
+
 def read_json(path: Path) -> Any:
-    """Read what `write_text` wrote.  Raises ZooError if something else has damaged it."""
+    """Read what `write_json` wrote.  Raises ZooError if something else has damaged it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # UnicodeDecodeError is one
@@ -39,7 +44,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync_files(folder: Path) -> None:
+    """Force the content of a folder's files, and its entries, to disk."""
+    for path in [*filter(Path.is_file, folder.iterdir()), folder]:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Force a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

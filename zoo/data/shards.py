@@ -143,4 +143,3 @@ def hash_name(shards: list[dict]) -> str | None:
     stated = [set((s.get("zip_data") or s["raw_data"])["hashes"]) for s in shards]
     common = set.intersection(*stated) if stated else set()
     return HASH if HASH in common else min(common, default=None)
-

@@ -165,6 +165,6 @@ def test_explain_of_a_function(operation, randn):
 def test_the_examples_of_the_page_run():
     page = (Path(__file__).parents[2] / "docs/kernels.md").read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         exec(compile(example, "docs/kernels.md", "exec"), {})

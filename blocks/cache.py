@@ -110,10 +110,10 @@ class KeyValueCache:
     """One set of keys and values: its tokens, its pooled blocks, and unrotated keys where blocks are pooled from those.
 
     ring: whether fewer tokens are kept than the rows may have.  lookback: the tokens before a new one that a pattern
-    reads by their distance to it.
+    reads by their distance to it, None where none does.
     """
 
-    def __init__(self, tokens: Slots, pooled: Slots | None, raw: Slots | None, ring: bool, lookback: int):
+    def __init__(self, tokens: Slots, pooled: Slots | None, raw: Slots | None, ring: bool, lookback: int | None):
         self.tokens, self.pooled, self.raw = tokens, pooled, raw
         self.ring, self.lookback = ring, lookback
 
@@ -124,10 +124,10 @@ class KeyValueCache:
         kept = {kind: kept_tokens(config.pattern(kind), max_len) for kind in kinds}
         capacity = max(kept.values())
         ring, pooled, raw = capacity < max_len, None, None
-        lookback = config.pattern("window").window - 1 if ring and "window" in kinds else 0
+        lookback = config.pattern("window").window - 1 if ring and "window" in kinds else None
         if "compression" in kinds:
             compression = config.pattern("compression")
-            lookback = max(lookback, compression.compression_block - 1)
+            lookback = max(lookback or 0, compression.compression_block - 1)
             pooled = Slots.empty(shapes, batch, n_slots(max_len, compression.compression_stride), **options)
             if not compression.pool_rotated:
                 rotated = {config.projection.rotated_entry: shapes[config.projection.rotated_entry]}
@@ -166,7 +166,7 @@ class CachedSource:
         """Append, and return the lookback and the new entries in a row; read first, since new ones may take the place
         of what they look back to. A single token takes that of none, and is read when asked for."""
         step, before = self.step, None
-        if step.seq_len > 1 and self.cache.lookback:
+        if step.seq_len > 1 and self.cache.lookback is not None:
             before = slots.at(self._positions(self.cache.lookback)[:, : -step.seq_len])
         slots.append(new, step)
         return before and {name: torch.cat((x, new[name].to(x.dtype)), 1) for name, x in before.items()}

@@ -81,6 +81,22 @@ def test_a_cache_may_be_longer_than_what_it_holds(case, make, noise):
     torch.testing.assert_close(found, block(x, Context.for_tokens(1, T)), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        [{"kind": "window", "window": 1}],
+        [{"kind": "compression", "compression_block": 1, "compression_stride": 1}],
+        [{"kind": "compression", "compression_block": 1, "compression_stride": 1, "pooling": "mlp"}],
+    ],
+    ids=["window", "mean", "mlp"],
+)
+def test_a_pattern_that_looks_back_to_no_other_token(make, noise, patterns):
+    fields = {"kind": "attention", "projection": {"kind": "gqa", "n_heads": 4, "head_dim": 6}, "patterns": patterns}
+    block, x = make(fields), noise(2, 20, 24)
+    found, _ = read(block, x, [3, 1, 7, 9], 20)
+    torch.testing.assert_close(found, block(x, Context.for_tokens(2, 20)), rtol=0, atol=1e-9)
+
+
 def test_slots_keep_the_latest_of_more_than_they_hold():
     slots = Slots.empty({"x": (1,)}, 2, 4, dtype=torch.float64)
     new = torch.arange(20.0, dtype=torch.float64).view(2, 10, 1)

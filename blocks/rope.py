@@ -44,12 +44,15 @@ def inverse_frequencies(
         return 1.0 / wavelengths
     if isinstance(scaling, LinearScaling):
         return 1.0 / wavelengths / scaling.factor
-    kept = 1.0 - _yarn_ramp(scaling, dim, theta).to(device=device, dtype=dtype)
+    kept = 1.0 - _yarn_ramp(scaling, dim, theta, device).to(dtype)
     return 1.0 / (scaling.factor * wavelengths) * (1.0 - kept) + 1.0 / wavelengths * kept
 
 
-def _yarn_ramp(scaling: YarnScaling, dim: int, theta: float) -> torch.Tensor:
-    """How far each channel pair is interpolated: 0 for those that turn fast, 1 for those that turn slowly."""
+def _yarn_ramp(scaling: YarnScaling, dim: int, theta: float, device: torch.device | None) -> torch.Tensor:
+    """How far each channel pair is interpolated: 0 for those that turn fast, 1 for those that turn slowly.
+
+    Made on the device: a copy from the host's memory cannot be part of a CUDA graph.
+    """
 
     def channel(rotations: float) -> float:
         """The pair that turns so often within the original context."""
@@ -61,4 +64,4 @@ def _yarn_ramp(scaling: YarnScaling, dim: int, theta: float) -> torch.Tensor:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     width = high - low or 0.001  # transformers' way round a division by zero
-    return ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    return ((torch.arange(dim // 2, dtype=torch.float32, device=device) - low) / width).clamp(0, 1)

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from zoo.blocks import build, config_class
 from zoo.blocks.base import Context
 from zoo.blocks.cache import Slots, Step
+from zoo.kernels import use_implementation
 
 T = 40
 PIECES = {
@@ -132,3 +136,35 @@ def test_a_weight_that_changes_is_noticed(make, noise):
     torch.testing.assert_close(read(block, x, [8, 1], 9)[0], other(x, Context.for_tokens(1, 9)), rtol=0, atol=1e-12)
     block.load_state_dict(make(fields | {"kv_rank": 8}).state_dict(), assign=True)
     torch.testing.assert_close(read(block, x, [8, 1], 9)[0], block(x, Context.for_tokens(1, 9)), rtol=0, atol=1e-12)
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses tensors that are not on a GPU: a CUDA graph cannot hold a copy from the host's memory."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in tree_leaves((args, kwargs, result)):
+            assert not isinstance(x, torch.Tensor) or x.is_cuda, f"{function}: {list(x.shape)} on {x.device}"
+        return result
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("scaling", [None, YARN], ids=["plain", "yarn"])
+def test_a_step_of_one_token_stays_on_the_device(case, scaling):
+    """As a CUDA graph needs it: nothing comes from the host or is read by it, and shapes do not depend on values, which
+    tensors without data would not get past. The kernels' references stand for the kernels."""
+    fields, part = case
+    scaled = {"rope_scaling": scaling}
+    projection = {"projection": fields["projection"] | scaled} if "projection" in fields else scaled
+    config = config_class(fields["kind"]).model_validate(fields | projection)
+    with FakeTensorMode(), torch.no_grad(), use_implementation("reference"):
+        with torch.device("cuda"):
+            block = build(config, 24, part)
+            cache, length_B, x_BTC = block.new_cache(3, T), torch.zeros(3, dtype=torch.int64), torch.empty(3, 1, 24)
+        for n_new_B in (None, length_B + 1):
+            with OneDevice():
+                y = block(x_BTC, Step.after(length_B, 1, n_new_B, fresh=False), cache)
+            assert y.shape == (3, 1, 24)

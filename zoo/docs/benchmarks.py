@@ -1,5 +1,6 @@
 """The list of the benchmark tables in docs/benchmarks, each written by `zoo bench` from one measured run."""
 
+import re
 from pathlib import Path
 
 PATH = "reference/benchmarks.md"
@@ -21,6 +22,7 @@ def benchmarks_page(docs: Path) -> str:
 
 
 def _head(path: Path) -> tuple[str, str]:
-    """The heading of a page, and its first paragraph."""
+    """The heading of a page, and its first paragraph, whose links to files beside the page lead there from PATH."""
     title, _, rest = path.read_text(encoding="utf-8").partition("\n")
-    return title.lstrip("# "), rest.strip().split("\n\n")[0]
+    about = rest.strip().split("\n\n")[0]
+    return title.lstrip("# "), re.sub(r"\]\((?!\w+:|#|/)", "](../benchmarks/", about)

@@ -17,7 +17,7 @@ from zoo.blocks.about import About, Paper
 from zoo.blocks.config import BlockConfig
 from zoo.blocks.cost import Cost
 from zoo.cli import app
-from zoo.docs import commands_page, kinds, pages, recipes
+from zoo.docs import benchmarks, commands_page, kinds, pages, recipes
 from zoo.docs.docstrings import as_markdown
 from zoo.docs.fields import field_table
 from zoo.errors import ZooError
@@ -117,6 +117,15 @@ def test_links_between_pages_lead_somewhere(site):
         for target in re.findall(r"\]\(([^)#:]+)\)", FENCE.sub("", text)):
             place = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
             assert place in files | site.keys(), f"{page}: {target}"
+
+
+def test_links_of_a_benchmark_page_lead_there_from_the_list_too(tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    text = "# Speed\n\nMade of [a](one.json), [b](https://b.org), [c](../log.md).\n\nMore [d](two.json).\n"
+    (tmp_path / "benchmarks" / "speed.md").write_text(text)
+    shown = benchmarks.benchmarks_page(tmp_path)
+    about = "Made of [a](../benchmarks/one.json), [b](https://b.org), [c](../benchmarks/../log.md)."
+    assert f"## [Speed](../benchmarks/speed.md)\n\n{about}\n" in shown
 
 
 def test_the_navigation_has_every_page(site):

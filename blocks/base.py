@@ -73,13 +73,15 @@ class Attention(nn.Module):
             if kind in self.patterns:
                 outputs[kind] = self.patterns[kind](queries, source[kind], context)
         if cache is not None:
+            self.projection.renew()
             self._fill(cache, sources, compressed, chosen_BGKS, context)
         return [outputs[kind] for kind in self.patterns]
 
     @torch.no_grad()
     def _attend_cached(self, queries: Queries, raw: list[Entries], step: Step, cache: LayerCache) -> list[torch.Tensor]:
         """`attend` of tokens that follow others, by what the cache holds of those."""
-        queries = self.projection.absorb(queries)
+        dtype = queries.q.dtype  # under autocast not that of the cache
+        queries = self.projection.absorb(queries).to(cache.dtype)
         sources = map(CachedSource, [self.projection] * len(raw), raw, [step] * len(raw), cache.sets)
         source = self._by_pattern(list(sources))
         outputs, compressed = {}, None
@@ -93,7 +95,7 @@ class Attention(nn.Module):
         for kind in ("full", "window"):
             if kind in self.patterns:
                 outputs[kind] = self.patterns[kind].cached(queries, source[kind], step)
-        return [self.projection.lift(outputs[kind]) for kind in self.patterns]
+        return [self.projection.lift(outputs[kind].to(dtype)) for kind in self.patterns]
 
     def _by_pattern(self, sources: list) -> dict:
         """The source of each pattern: its own, or the one that all share."""

@@ -234,6 +234,11 @@ class LayerCache:
         return kept if self.chosen_BKS is None else [*kept, self.chosen_BKS]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """That of all entries."""
+        return next(iter(self.sets[0].tokens.tensors.values())).dtype
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the tensors occupy."""
         return sum(x.numel() * x.element_size() for x in self.tensors)

@@ -63,6 +63,9 @@ class Queries(NamedTuple):
     rope: torch.Tensor | None
     scale: float
 
+    def to(self, dtype: torch.dtype) -> "Queries":
+        return Queries(self.q.to(dtype), None if self.rope is None else self.rope.to(dtype), self.scale)
+
 
 class Keys(NamedTuple):
     """k_BTKD and v_BTKV, with k_rope_BTR, shared by all heads, where keys come in two parts; N for T where pooled."""

@@ -132,7 +132,7 @@ class CompressionPattern(nn.Module):
         row_B11 = torch.arange(len(token_BML), device=device)[:, None, None]
         made = {name: self._pool_one(name, x[row_B11, token_BML]) for name, x in entries.items()}
         if not self.pool_rotated:
-            made = source.projection.rotate(made, Context(block_BM * stride + (block - 1) / 2))
+            made = source.projection.rotate(made, Context((block_BM * stride).float() + (block - 1) / 2))
         pooled.write(made, block_BM, complete_BM)
 
     def _pool_one(self, name: str, x_BML: torch.Tensor) -> torch.Tensor:

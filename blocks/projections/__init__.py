@@ -7,11 +7,12 @@ Every projection has these methods, so that a pattern need not know which one it
     rotate(entries, context, blocks) -> Entries what a cache keeps; `blocks` for the entries of a compression grid
     expand(entries) -> Keys                     what attention reads
 
-and three for reading a cache as it is, which for latents never makes keys and values (DeepSeek-V2, section 2.1.2):
+and four for reading a cache as it is, which for latents never makes keys and values (DeepSeek-V2, section 2.1.2):
 
     absorb(queries) -> Queries                  q . (W c) = (W^T q) . c, so W_UK is applied to the queries
     cached_keys(entries) -> Keys                entries read as keys and values, of J heads
     lift(o) -> o_BTHV                           W_UV, after the sum over latents
+    renew()                                     at the first tokens of a cache: weights may have changed unnoticed
 """
 
 from torch import nn

@@ -58,3 +58,6 @@ class GQAProjection(nn.Module):
 
     def lift(self, o_BTHV: torch.Tensor) -> torch.Tensor:
         return o_BTHV
+
+    def renew(self) -> None:
+        pass

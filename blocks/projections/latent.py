@@ -33,7 +33,7 @@ class PerHeadLinear(nn.Linear):
     def of_heads(self, x_BTHR: torch.Tensor) -> torch.Tensor:
         """W x where every query head has an x of its own: [B, T, H, D]."""
         B, T, H, _ = x_BTHR.shape
-        weight_HDR = self._of_heads(H)
+        weight_HDR = self._of_heads(H).to(x_BTHR.dtype)  # another under autocast, which leaves `out` alone
         y_THD = x_BTHR.new_empty(B * T, H, weight_HDR.shape[1])
         torch.bmm(x_BTHR.flatten(0, 1).transpose(0, 1), weight_HDR.mT, out=y_THD.transpose(0, 1))
         return y_THD.unflatten(0, (B, T))
@@ -55,6 +55,21 @@ class PerHeadLinear(nn.Linear):
         copies_HDR = weight_KDR.repeat_interleave(n_heads // self.n_kv_heads, 0)
         self._copied = weight_KDR, version, copies_HDR
         return copies_HDR
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Copy the map of heads that share one anew, where copies are kept: a write to `weight.data` leaves no trace.
+
+        Into the same memory, which CUDA graphs may read.
+        """
+        if self._copied is None:
+            return
+        copies_HDR, weight_KDR = self._copied[2], self.weight.unflatten(0, (self.n_kv_heads, -1))
+        fixed = copies_HDR.is_inference() and not torch.is_inference_mode_enabled()
+        if fixed or (copies_HDR.dtype, copies_HDR.device) != (weight_KDR.dtype, weight_KDR.device):
+            self._copied = None
+        else:
+            copies_HDR.unflatten(0, (self.n_kv_heads, -1)).copy_(weight_KDR[:, None])
 
 
 class LatentProjection(nn.Module):
@@ -106,3 +121,7 @@ class LatentProjection(nn.Module):
 
     def lift(self, o_BTHV: torch.Tensor) -> torch.Tensor:
         return self.value_up.of_heads(o_BTHV)
+
+    def renew(self) -> None:
+        for up in (self.key_up, self.value_up):
+            up.renew()

@@ -58,8 +58,13 @@ def _load(source: str, overrides: Sequence[str], duration: str | None) -> Column
         if overrides:
             raise ZooError(f"{source}: a run is compared as it was trained; --set is for recipes")
         return Column(source, path.name or source, load_recipe(folder.recipe), run=folder)
-    except ZooError as error:
-        return Column(source, path.stem or source, error=str(error))
+    except Exception as error:  # a block of another package can raise anything when its fields are checked
+        return Column(source, path.stem or source, error=reason(error))
+
+
+def reason(error: Exception) -> str:
+    """What a column says of what ended it; an error that is not the zoo's own by its type too."""
+    return str(error) if isinstance(error, ZooError) else f"{type(error).__name__}: {error}"
 
 
 def with_duration(overrides: Sequence[str], duration: str | None) -> list[str]:

@@ -45,7 +45,8 @@ def compare(request: Request) -> str:
         columns = train_columns(columns, request.runs_dir, with_duration(request.overrides, request.train))
     measured: list[dict | None] = [None] * len(columns)
     if request.measure:
-        pairs = [measure_column(column, next(iter(request.seq_lens), None), request.overrides) for column in columns]
+        length = next(iter(request.seq_lens), None) or shortest(columns)
+        pairs = [measure_column(column, length, request.overrides) for column in columns]
         columns, measured = [column for column, _ in pairs], [numbers for _, numbers in pairs]
     found = comparison(columns, request.seq_lens, measured)
     if request.html is not None:
@@ -53,6 +54,11 @@ def compare(request: Request) -> str:
     if request.json:
         return as_json(found)
     return as_text(found) + (f"page: {request.html}\n" if request.html else "")
+
+
+def shortest(columns: Sequence[Column]) -> int:
+    """The shortest max_seq_len, which every column was made for: speeds compare at one length."""
+    return min(column.recipe.model.max_seq_len for column in columns if column.recipe)
 
 
 def check_folder(path: Path | None, option: str) -> None:
@@ -81,7 +87,8 @@ def write_page(path: Path, columns, found: dict[str, Any], with_maps: bool) -> N
     if with_maps:
         from zoo.report.maps import thumbnail
 
-        thumbnails = [(f"{kind}: {about}", thumbnail(*block)) for kind, about, *block in distinct_blocks(columns)]
+        blocks = distinct_blocks(columns, found["columns"])
+        thumbnails = [(f"{kind}: {about}", thumbnail(*block)) for kind, about, *block in blocks]
     write_text(path, as_page(found, drawn, thumbnails))
 
 

@@ -9,7 +9,7 @@ from zoo.blocks.config import BlockConfig
 from zoo.cost import ModelCost, model_cost
 from zoo.recipe import ModelConfig
 from zoo.report import notes, runs
-from zoo.report.columns import Column
+from zoo.report.columns import Column, reason
 from zoo.report.reach import reach
 from zoo.show import cache_by_kind, description
 
@@ -49,14 +49,13 @@ def _column(column: Column, seq_lens: list[int]) -> dict[str, Any]:
         facts["cache"]["by_kind"] = cache_by_kind(model, seq_lens)
         facts["receptive_field"] = {str(length): _reach(model, length) for length in seq_lens}
     except Exception as error:  # a block of another package can raise anything; its column says what
-        return {**{name: facts[name] for name in ("label", "source", "name", "summary")}, "error": _reason(error)}
+        return {**{name: facts[name] for name in ("label", "source", "name", "summary")}, "error": reason(error)}
     if column.run is not None:
-        facts["run"] = runs.facts(column)
+        try:
+            facts["run"] = runs.facts(column)
+        except Exception as error:  # damaged files; what its recipe costs is known all the same
+            facts["error"] = facts["error"] or reason(error)
     return facts
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _reach(model: ModelConfig, seq_len: int) -> dict[str, Any]:
@@ -92,11 +91,16 @@ def _costs(costs: dict[int, ModelCost]) -> dict[str, Any]:
     }
 
 
-def distinct_blocks(columns: Sequence[Column]) -> list[tuple[str, str, BlockConfig, str | None, int]]:
-    """(kind, attention, config, part, d_model) of each block that differs from the others in what a query sees."""
+def distinct_blocks(
+    columns: Sequence[Column], facts: Sequence[dict[str, Any]]
+) -> list[tuple[str, str, BlockConfig, str | None, int]]:
+    """(kind, attention, config, part, d_model) of each block that differs from the others in what a query sees.
+
+    facts: of each column; one that could not be worked out is left out.
+    """
     found: dict[tuple[str, str], tuple] = {}
-    for column in columns:
-        if column.recipe is None:
+    for column, known in zip(columns, facts, strict=True):
+        if "layers" not in known:
             continue
         model = column.recipe.model
         for config, part in dict.fromkeys((layer.config, layer.part) for layer in model.expanded()):

@@ -10,10 +10,13 @@ _PLACES = ("tokenizer", "seq_len", "workers", "cache_dir")  # of `data`: told se
 
 
 def notes(columns: Sequence[Column], facts: Sequence[dict[str, Any]]) -> list[str]:
-    """One sentence for each difference from the first column (the first that has a recipe, if that one failed)."""
-    pairs = [(column, found) for column, found in zip(columns, facts, strict=True) if found["error"] is None]
+    """One sentence for each difference from the first column (the first that has numbers, if that one has none).
+
+    A column that failed later, in training or measuring, still shows its costs, and is told of like the others.
+    """
+    pairs = [(column, found) for column, found in zip(columns, facts, strict=True) if "parameters" in found]
     found: list[str] = []
-    if facts and facts[0]["error"] is not None:
+    if facts and "parameters" not in facts[0]:
         found.append(
             f"{columns[0].label} failed, so nothing is stated as a ratio: ratios are against the first column."
         )
@@ -32,7 +35,7 @@ def _parameters(pairs) -> Iterator[str]:
     for column, found in others:
         ratio = found["parameters"]["total"] / total
         if abs(ratio - 1) > MOST_PARAMETERS_APART:
-            yield f"Other parameter count: {column.label} has {ratio:.2f} times the parameters of {first.label}."
+            yield f"Other parameter count: {column.label} has {_times(ratio)} times the parameters of {first.label}."
 
 
 def _recipes(pairs) -> Iterator[str]:
@@ -59,6 +62,8 @@ def _runs(trained) -> Iterator[str]:
     known = {column.label: found["run"] for column, found in trained}
     first = known[columns[0].label]
     for label, run in known.items():
+        if run["diverged_at"] is not None:
+            yield f"{label} diverged: its loss is not a finite number at batch {run['diverged_at']:,}."
         if not run["finished"]:
             yield f"{label} is not finished: {run['batches']:,} batches so far."
         if run["tokens"] != first["tokens"]:
@@ -66,6 +71,10 @@ def _runs(trained) -> Iterator[str]:
             yield f"Other number of training tokens: {counts}."
         if run["environment"] != first["environment"]:
             yield f"Other machine or precision: wall time of {label} does not compare with that of {columns[0].label}."
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def _differing(columns: Sequence[Column], read: Callable[[Column], Any]) -> list[str]:

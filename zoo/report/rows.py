@@ -15,7 +15,11 @@ class Value:
 
     @property
     def ratio_text(self) -> str:
-        return "" if self.ratio is None else f"×{self.ratio:.2f}" if self.ratio < 100 else f"×{self.ratio:,.0f}"
+        if self.ratio is None:
+            return ""
+        if 0 < self.ratio < 0.095:  # two digits of a small one: a cache of a hundredth is not one of nothing
+            return f"×{self.ratio:.2g}"
+        return f"×{self.ratio:.2f}" if self.ratio < 100 else f"×{self.ratio:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def _specs(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[An
     yield from _cache_by_kind(found)
     for length in map(str, found["seq_lens"]):
         yield "layers to cross the row", _at(length), lambda c, n=length: c["receptive_field"][n], _reach, False
-    yield from _MEASURED
+    yield from _measured(found)
     yield from _TRAINED
 
 
@@ -133,12 +137,23 @@ def _plain(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def _measured(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[Any], str], bool]]:
+    """The measured rows, under the machine, the precision and the length that the numbers are of."""
+    known = next((column["measured"] for column in found["columns"] if column.get("measured")), None)
+    if known is None:
+        return
+    threads = f", {known['threads']} threads" if known["device"] == "cpu" else ""
+    place = f"{known['device']}{threads}, {known['precision']}, one row of {known['seq_len']:,} tokens"
+    for label, name, text in _MEASURED:
+        yield f"measured on {place}", label, _part("measured", name), text, True
+
+
 _MEASURED = [
-    ("measured on this machine", "prefill, tokens/s", _part("measured", "prefill_tokens_per_s"), _plain, True),
-    ("measured on this machine", "cache held, prefill", _part("measured", "cache_bytes"), binary, True),
-    ("measured on this machine", "training, tokens/s", _part("measured", "training_tokens_per_s"), _plain, True),
-    ("measured on this machine", "peak memory, prefill", _part("measured", "prefill_peak_bytes"), binary, True),
-    ("measured on this machine", "peak memory, training", _part("measured", "training_peak_bytes"), binary, True),
+    ("prefill, tokens/s", "prefill_tokens_per_s", _plain),
+    ("cache held, prefill", "cache_bytes", binary),
+    ("training, tokens/s", "training_tokens_per_s", _plain),
+    ("peak memory, prefill", "prefill_peak_bytes", binary),
+    ("peak memory, training", "training_peak_bytes", binary),
 ]
 _TRAINED = [
     ("trained", "tokens", _part("run", "tokens"), decimal, True),

@@ -1,9 +1,10 @@
 """What a run folder holds, for a comparison: its curve, its final and best validation. No torch."""
 
-import json
+import math
 from typing import Any
 
 from zoo.cost import model_cost
+from zoo.files import read_json
 from zoo.report.columns import Column
 from zoo.training.loggers import read_metrics
 from zoo.training.run_folder import RunFolder
@@ -13,13 +14,16 @@ def facts(column: Column) -> dict[str, Any]:
     """Progress, final and best validation, and the curves of a run.
 
     `tokens` and `flops` count from the first batch; a training step is three forwards, as in zoo/cost.py.  `final` is
-    the latest validation, `best` the lowest; both None where there was none.
+    the latest validation, `best` the lowest; both None where there was none.  `diverged_at` is the first batch whose
+    loss is no finite number, None if all are: such losses are in no curve and are neither final nor best.
     """
     records = read_metrics(column.run.metrics)
+    diverged = [record["batch"] for record in records if not all(map(math.isfinite, _losses(record)))]
     seq_len = column.recipe.data.seq_len or column.recipe.model.max_seq_len
     flops = 3 * model_cost(column.recipe.model, seq_len).flops_per_token
-    validations = [record for record in records if "validation_loss" in record]
-    steps = [record for record in records if "loss" in record]
+    finite = [record for record in records if record["batch"] not in diverged]
+    validations = [record for record in finite if "validation_loss" in record]
+    steps = [record for record in finite if "loss" in record]
     latest = records[-1] if records else {}
     return {
         "finished": column.run.read_summary() is not None,
@@ -29,12 +33,17 @@ def facts(column: Column) -> dict[str, Any]:
         "flops": flops * latest.get("tokens", 0),
         "flops_per_token": flops,
         "tokens_per_s": steps[-1]["tokens_per_s"] if steps else None,
-        "final": _validation(validations[-1:]),
+        "diverged_at": diverged[0] if diverged else None,
+        "final": _validation([] if diverged else validations[-1:]),
         "best": _validation(sorted(validations, key=lambda record: record["validation_loss"])[:1]),
         "environment": _environment(column.run),
         "training": [[r["tokens"], r["time_s"], r["loss"]] for r in steps],
         "validation": [[r["tokens"], r["time_s"], r["validation_loss"]] for r in validations],
     }
+
+
+def _losses(record: dict) -> list[float]:
+    return [record[name] for name in ("loss", "validation_loss") if name in record]
 
 
 def _validation(records: list[dict]) -> dict[str, Any] | None:
@@ -52,5 +61,5 @@ def _environment(folder: RunFolder) -> dict[str, Any]:
     """Device, processes and precision of the latest session; empty if they were not recorded."""
     if not folder.environment.is_file():
         return {}
-    found = json.loads(folder.environment.read_text(encoding="utf-8"))
+    found = read_json(folder.environment)
     return {name: found.get(name) for name in ("device", "processes", "precision", "threads")}

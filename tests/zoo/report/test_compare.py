@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from zoo.errors import RecipeError
 from zoo.recipe import ModelConfig, load_recipe
 from zoo.report.columns import load_columns
 from zoo.report.compare import Request, compare
-from zoo.report.facts import comparison
+from zoo.report.facts import comparison, distinct_blocks
 from zoo.report.reach import reach
-from zoo.report.rows import binary, decimal, rows
+from zoo.report.rows import Value, binary, decimal, rows
 
 ROOT = Path(__file__).parents[3]
 
@@ -87,6 +88,89 @@ def test_a_block_whose_cost_fails_takes_only_its_column(tiny, monkeypatch):
     assert [column["error"] for column in data["columns"]] == [None, "ZeroDivisionError: no such luck"]
     assert "failed: tiny_nsa: ZeroDivisionError: no such luck" in compare(Request([tiny("full"), tiny("nsa")]))
     assert data["notes"] == []
+
+
+def test_a_block_whose_fields_or_patterns_fail_takes_only_its_column(tiny, monkeypatch):
+    """Errors of another package's code, of any type: while its recipe is read, and while its patterns are asked for."""
+    from zoo.blocks.kinds.nsa import NSAConfig
+    from zoo.report import columns
+
+    def fails(*arguments, **options):
+        raise KeyError("of another package")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(columns, "load_recipe", lambda source, *rest: fails() if "nsa" in source else load_recipe(source))
+        data = found([tiny("full"), tiny("nsa")])
+        assert [column["error"] for column in data["columns"]] == [None, "KeyError: 'of another package'"]
+    monkeypatch.setattr(NSAConfig, "grid_point", fails)
+    loaded = load_columns([tiny("full"), tiny("nsa")])
+    data = comparison(loaded)
+    assert [column["error"] for column in data["columns"]] == [None, "KeyError: 'of another package'"]
+    assert [kind for kind, *_ in distinct_blocks(loaded, data["columns"])] == ["full"], "for the page's maps"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("metrics.jsonl", "{\n", "metrics.jsonl:1: damaged, not JSON"),
+        ("metrics.jsonl", '{"batch": 1, "loss": 2.0}\n', "KeyError: 'tokens"),
+        ("environment.json", '{"dev', "environment.json: damaged, not JSON"),
+    ],
+)
+def test_a_damaged_run_takes_only_its_column_and_shows_its_costs(tiny, run, file, text, message):
+    folder = run("nsa", [4.0, 3.0])
+    (Path(folder) / file).write_text(text)
+    data = found([run("full", [4.0, 3.0]), folder])
+    assert data["columns"][0]["error"] is None
+    assert message in data["columns"][1]["error"]
+    assert data["columns"][1]["parameters"]["total"] > 0
+    assert "run" not in data["columns"][1]
+
+
+def test_a_column_that_failed_after_it_was_read_is_in_the_notes(tiny, run):
+    """Its costs and curves are shown, so what does not compare is said: training or measuring failed."""
+    partly, whole = load_columns([run("nsa", [4.0], overrides=("model.ffn.d_ff=704",)), run("full", [4.0, 3.0])])
+    failed = replace(partly, error="training failed: killed")
+    notes = "\n".join(comparison([whole, failed])["notes"])
+    for text in ("Other parameter count: nsa has 1.7", "nsa is not finished: 1 batches",
+                 "Other number of training tokens: 4,096 in nsa, 8,192 in full"):  # fmt: skip
+        assert text in notes
+    first = comparison([failed, whole])
+    assert "nothing is stated as a ratio" not in "\n".join(first["notes"])
+    total = next(row for row in rows(first) if row.label == "total")
+    assert total.values[1].ratio == pytest.approx(1 / total.values[0].number * total.values[1].number)
+
+
+def test_a_run_that_diverged_says_so_and_its_json_is_json(tiny, run):
+    data = json.loads(
+        compare(Request([run("full", [4.0, 3.0]), run("nsa", [4.0, 3.0, 2.0, float("nan")])], json=True)),
+        parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
+    )
+    assert "nsa diverged: its loss is not a finite number at batch 4." in data["notes"]
+    diverged = data["columns"][1]["run"]
+    assert [record[2] for record in diverged["training"]] == [4.0, 3.0, 2.0]
+    assert (diverged["final"], diverged["best"]["loss"]) == (None, 3.1)
+
+
+def test_what_is_measured_is_measured_at_one_length_and_says_where(tiny, monkeypatch):
+    from zoo.report import compare as module
+
+    lengths = []
+
+    def measure(column, seq_len, overrides):
+        lengths.append(seq_len)
+        return column, {"device": "cpu", "precision": "fp32", "threads": 2, "seq_len": seq_len, "cache_bytes": 8}
+
+    monkeypatch.setattr(module, "measure_column", measure)
+    sources = [tiny("full"), str(ROOT / "recipes/340m/full.yaml")]
+    assert "measured on cpu, 2 threads, fp32, one row of 256 tokens" in as_text(sources, measure=True)
+    assert lengths == [256, 256], "8,192 tokens of one against 256 of the other would not compare"
+    assert "measured on cpu, 2 threads, fp32, one row of 99 tokens" in as_text(sources, measure=True, seq_lens=[99])
+
+
+def as_text(sources, **options) -> str:
+    """The text with single spaces, for a long line is folded."""
+    return " ".join(compare(Request(sources, **options)).split())
 
 
 @pytest.mark.parametrize("count", [1, 11])
@@ -194,7 +278,7 @@ def test_runs_bring_their_losses_and_their_differences(tiny, run):
     best = table["trained", "validation loss, best"]
     assert [value and value.text for value in best.values] == ["2.6000", "3.1000", None]
     assert best.values[1].ratio == pytest.approx(3.1 / 2.6)
-    assert "measured on this machine" not in {row.group for row in rows(data)}
+    assert not any(row.group.startswith("measured") for row in rows(data))
 
 
 def test_best_is_not_always_final(run, tiny):
@@ -280,3 +364,10 @@ def test_recipes_alone_import_neither_torch_nor_matplotlib(tiny):
 )  # fmt: skip
 def test_numbers_are_short(write, number, text):
     assert write(number) == text
+
+
+def test_small_ratios_are_not_nothing(tiny):
+    texts = [Value(1, "", ratio).ratio_text for ratio in (None, 0.0, 0.0023, 0.0625, 0.5, 1, 99.4, 1234)]
+    assert texts == ["", "×0.00", "×0.0023", "×0.062", "×0.50", "×1.00", "×99.40", "×1,234"]
+    notes = found([str(ROOT / "recipes/340m/full.yaml"), tiny("full")])["notes"]
+    assert notes[0] == "Other parameter count: tiny_full has 0.0023 times the parameters of full_340m."

@@ -1,9 +1,11 @@
 """`zoo export RUN DIR`: a trained model for other libraries. Loading what is written needs no pickle."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from zoo.errors import ZooError, unknown
+from zoo.errors import ZooError, shorten, unknown
 
 FORMATS = ("hf", "safetensors")
 
@@ -24,21 +26,50 @@ def export(run: str | Path, folder: str | Path, format: str = "hf", dtype: str =
     folder = Path(folder)
     if format not in FORMATS:
         raise ExportError(unknown("format", format, FORMATS))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ExportError(f"{folder}: {'not empty' if folder.is_dir() else 'a file'}; name a new folder")
+    is_new = _is_new(folder)
     from zoo.inference.loading import DTYPES, load_for_generation
+    from zoo.loading import load_tokenizer
 
     if dtype not in DTYPES:
         raise ExportError(unknown("dtype", dtype, DTYPES))
     model = load_for_generation(run, "cpu", dtype)
-    try:
+    tokenizer = load_tokenizer(run) if format == "hf" else None
+    with _nothing_half_written(folder, is_new):
         folder.mkdir(parents=True, exist_ok=True)
         _write_weights(model, folder, prefix="decoder." if format == "hf" else "")
         if format == "hf":
-            _write_transformers(model, run, folder, dtype)
-    except OSError as error:
-        raise ExportError(f"{folder}: cannot be written: {error.strerror}") from error
+            _write_transformers(model, tokenizer, folder, dtype)
     return sorted(folder.iterdir())
+
+
+def _is_new(folder: Path) -> bool:
+    """Whether the folder must be made.  Raises ExportError if it has files already."""
+    try:
+        if not folder.exists():
+            return True
+        if folder.is_dir() and not any(folder.iterdir()):
+            return False
+    except OSError as error:
+        raise ExportError(f"{shorten(str(folder))}: cannot be written: {error.strerror}") from error
+    raise ExportError(f"{folder}: {'not empty' if folder.is_dir() else 'a file'}; name a new folder")
+
+
+@contextmanager
+def _nothing_half_written(folder: Path, is_new: bool) -> Iterator[None]:
+    """Take away what a failure, or Ctrl-C, leaves behind: the same command can be given again."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except BaseException as error:
+        if folder.is_dir():
+            for path in list(folder.iterdir()):
+                path.unlink()
+            if is_new:
+                folder.rmdir()
+        if isinstance(error, OSError | SafetensorError):  # the latter where the disk is full, among others
+            raise ExportError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        raise
 
 
 def _write_weights(model, folder: Path, prefix: str) -> None:
@@ -48,16 +79,15 @@ def _write_weights(model, folder: Path, prefix: str) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _write_transformers(model, run: str | Path, folder: Path, dtype: str) -> None:
+def _write_transformers(model, tokenizer, folder: Path, dtype: str) -> None:
     """config.json, generation_config.json, the modelling module and the tokenizer."""
     from transformers import GenerationConfig
 
     from zoo.export import modeling_zoo
     from zoo.export.tokenizer_files import save_tokenizer
     from zoo.inference.loading import DTYPES
-    from zoo.loading import load_tokenizer
 
-    tokenizer, config = load_tokenizer(run), model.config
+    config = model.config
     end = {} if tokenizer is None else {"eos_token_id": tokenizer.end_of_document}
     made = modeling_zoo.ZooConfig(
         config.model_dump(mode="json"),

@@ -171,6 +171,36 @@ def test_what_cannot_be_exported(run, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("failure", ["disk", "interrupt", "tokenizer"])
+def test_a_failure_leaves_nothing_behind(run, tmp_path, monkeypatch, exists, failure):
+    from safetensors import SafetensorError
+
+    folder, source = tmp_path / "new", run
+    if exists:
+        folder.mkdir()
+    expected = ExportError, "new: cannot be written: Error while serializing: No space"
+    if failure == "tokenizer":  # a run of an earlier version, without the tokenizer's file
+        source = tmp_path / "run"
+        source.mkdir()
+        (source / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+        (source / "model.yaml").write_text((run / "model.yaml").read_text().replace("kind: byte", "kind: bpe"))
+        expected = LoadError, "tokenizer.json: no such file"
+    else:
+        raised = SafetensorError("Error while serializing: No space") if failure == "disk" else KeyboardInterrupt()
+
+        def fails(state, path, **options):
+            path.write_bytes(b"half")
+            raise raised
+
+        monkeypatch.setattr("safetensors.torch.save_file", fails)
+        expected = expected if failure == "disk" else (KeyboardInterrupt, None)
+    with pytest.raises(expected[0], match=expected[1]):
+        export(source, folder)
+    assert folder.exists() == exists
+    assert not exists or not list(folder.iterdir())
+
+
 @pytest.mark.parametrize("damage", ["truncated", "another model", "not safetensors", "one bit"])
 def test_a_wrong_file_is_one_line_and_nothing_is_written(run, tmp_path, damage, capsys):
     from zoo import cli

@@ -88,9 +88,14 @@ class Sampler:
     def _drawn(self, logits_BV: torch.Tensor) -> torch.Tensor:
         """By a race of exponential clocks, whose winner is i with probability p_i: no sum is compared with a uniform
         number, and nothing is checked on the host, as `torch.multinomial` does both."""
-        p_BV = truncated(logits_BV / self.sampling.temperature, self.sampling).softmax(-1)
+        p_BV = truncated(tempered(logits_BV, self.sampling.temperature), self.sampling).softmax(-1)
         clock_BV = torch.empty_like(p_BV).exponential_(generator=self.generator)
         return (p_BV / clock_BV).argmax(-1)
+
+
+def tempered(logits_BV: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Logits over the temperature, the largest of a row moved to 0, so that no temperature is too small for float32."""
+    return (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(temperature, 1e-30)
 
 
 def penalised(logits_BV: torch.Tensor, seen_BV: torch.Tensor, penalty: float) -> torch.Tensor:

@@ -52,8 +52,10 @@ def test_frequencies_are_those_of_the_softmax(temperature):
     torch.testing.assert_close(found, (LOGITS[0] / temperature).softmax(0), atol=0.015, rtol=0)
 
 
-def test_temperature_0_takes_the_most_likely():
-    assert frequencies(Sampling(temperature=0), LOGITS[0], 10).tolist() == [1, 0, 0, 0, 0]
+@pytest.mark.parametrize("temperature", [0, 5e-324, 1e-40, 1e-6])
+def test_a_temperature_near_0_takes_the_most_likely(temperature):
+    logits = LOGITS[0].roll(1) * 100
+    assert frequencies(Sampling(temperature=temperature), logits, 10).tolist() == [0, 1, 0, 0, 0]
 
 
 def test_the_seed_decides():

@@ -5,6 +5,8 @@ Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
 
 import contextlib
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -264,6 +266,13 @@ def run(arguments: list[str] | None = None) -> int:
         if end.code == 130:
             _tell("interrupted")
         return end.code if isinstance(end.code, int) else 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _tell(f"{error.filename or 'standard output'}: cannot be written: {error.strerror}")
+        with contextlib.suppress(OSError, ValueError):  # what was not written would fail once more when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

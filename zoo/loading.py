@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, shorten
 
 
 class LoadError(ZooError):
@@ -72,14 +72,20 @@ def load_tokenizer(run: str | Path):
 def _description(folder: Path) -> dict:
     """model.yaml as a mapping."""
     path = folder / "model.yaml"
-    if not folder.is_dir():
+    try:
+        is_folder, has_model = folder.is_dir(), path.is_file()
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        raise LoadError(f"{shorten(str(folder))}: cannot be read: {error.strerror}") from error
+    if not is_folder:
         raise LoadError(f"{folder}: no such folder; zoo train makes runs/<name>")
-    if not path.is_file():
+    if not has_model:
         training = (folder / "checkpoints").is_dir()
         hint = "this run is not finished; the same `zoo train` continues it" if training else "not a run folder"
         raise LoadError(f"{path}: no such file; {hint}")
     try:
         description = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoadError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise LoadError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
     if not (isinstance(description, dict) and {"model", "weights"} <= set(description)):

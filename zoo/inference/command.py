@@ -55,6 +55,8 @@ def generate_command(request: Request) -> None:
 
 def _read(name: str) -> str:
     """The text of a file, or of standard input for "-"; line ends and a last newline stay as they are."""
+    if name == "-" and sys.stdin is None:
+        raise GenerationError("standard input: cannot be read: it is closed")
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         return content.decode()

@@ -100,7 +100,7 @@ class Generation:
     def _run(self) -> Iterator[Piece]:
         stats, start = self.stats, time.perf_counter()
         decoding = Decoding(self._model, self._sampler, self._new_cache(), self._say)
-        for drawn in decoding.run(self._encoded, self._most):
+        for drawn in self._drawn(decoding):
             now = time.perf_counter()
             if not stats.new_tokens:
                 stats.first_token_s = now - start
@@ -112,6 +112,15 @@ class Generation:
             yield from pieces
             if all(piece.finish for piece in pieces):
                 return
+
+    def _drawn(self, decoding: Decoding) -> Iterator[list[int]]:
+        try:
+            yield from decoding.run(self._encoded, self._most)
+        except torch.OutOfMemoryError as error:
+            rows, longest = len(self._rows), max(map(len, self._encoded))
+            raise ZooError(
+                f"out of memory: reading {rows} prompts of up to {longest:,} tokens; give fewer at once, or shorter"
+            ) from error
 
     def _new_cache(self):
         batch, room, weight = len(self._rows), self.stats.room, self._model.embedding.weight

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from zoo.errors import unknown
+from zoo.errors import ZooError, unknown
 from zoo.inference.errors import GenerationError
 from zoo.loading import load
 from zoo.model import Decoder
@@ -22,11 +22,16 @@ def load_for_generation(run: str | Path, device: str = "auto", dtype: str = "aut
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        on_gpu = torch.empty(0, device=device).is_cuda
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # AssertionError where torch is built without CUDA
         raise GenerationError(f"device: cannot use {device!r}: {str(error).splitlines()[0]}") from error
+    if found.type == "meta":
+        raise GenerationError("device: nothing can be computed on 'meta'")
     if dtype == "auto":
-        dtype = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+        dtype = "bf16" if found.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if dtype not in DTYPES:
         raise GenerationError(unknown("dtype", dtype, ("auto", *DTYPES)))
-    return load(run, device=device).to(DTYPES[dtype])
+    try:
+        return load(run, device="cpu" if found.type == "cpu" else device).to(DTYPES[dtype])
+    except torch.OutOfMemoryError as error:
+        raise ZooError(f"out of memory: the weights do not fit on {device}; --dtype bf16 halves them") from error

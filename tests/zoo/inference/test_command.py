@@ -95,6 +95,7 @@ def test_stats_go_to_standard_error(generate):
         (("--prompt", "a", "--top-p", "2"), "top_p: must be above 0 and at most 1; found 2.0\n"),
         (("--prompt", "a", "--max-tokens", "0"), "max_tokens: must be at least 1; found 0\n"),
         (("--prompt", "a", "--device", "tpu9"), "device: cannot use 'tpu9': "),
+        (("--prompt", "a", "--device", "meta"), "device: nothing can be computed on 'meta'"),
         (("--prompt", "a", "--dtype", "bf17"), "unknown dtype 'bf17'; known: auto, bf16, fp16, fp32."),
     ],
 )  # fmt: skip
@@ -108,6 +109,28 @@ def test_a_file_that_is_not_utf_8_names_the_place(generate, tmp_path):
     (tmp_path / "latin").write_bytes(b"na\xefve")
     code, out, err = generate("--prompt-file", str(tmp_path / "latin"))
     assert (code, out, err) == (2, "", f"{tmp_path / 'latin'}: not UTF-8: byte 2, counted from 0, is 0xef\n")
+
+
+def test_a_closed_standard_input_is_one_line(generate, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert generate("-") == (2, "", "standard input: cannot be read: it is closed\n")
+
+
+def test_a_prompt_in_the_place_of_the_run_is_one_line(capsys):
+    assert cli.run(["generate", "once upon a time " * 20, "--prompt", "a"]) == 2
+    assert capsys.readouterr().err.endswith("...': cannot be read: File name too long\n")
+
+
+def test_a_numbered_cpu_is_the_cpu(run):
+    assert zoo.generate(run(), "a", device="cpu:0", max_tokens=3).texts == expected(run, "a", max_tokens=3)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_a_full_disk_is_one_line(run):
+    command = [sys.executable, "-m", "zoo", "generate", str(run()), "--prompt", "a", "--max-tokens", "2"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "standard output: cannot be written: No space left on device\n")
 
 
 def test_a_bare_word_is_no_prompt(generate):

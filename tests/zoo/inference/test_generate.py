@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import zoo
+from zoo.errors import ZooError
 from zoo.inference.decoding import micro_batches
 from zoo.inference.errors import GenerationError
 from zoo.loading import LoadError
@@ -190,6 +191,15 @@ def test_micro_batches_hold_a_bounded_number_of_tokens():
     assert list(micro_batches([10, 20, 5, 5], most=40)) == [(0, 2), (2, 4)]
     assert list(micro_batches([100, 1, 1], most=40)) == [(0, 1), (1, 3)]
     assert list(micro_batches([1] * 7, most=3)) == [(0, 3), (3, 6), (6, 7)]
+
+
+def test_prompts_that_do_not_fit_in_memory_are_one_sentence(model, monkeypatch):
+    def fails(*arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(type(model), "next_logits", fails)
+    with pytest.raises(ZooError, match="out of memory: reading 2 prompts of up to 5 tokens; give fewer at once"):
+        list(zoo.generate(model, ["a", "abcde"]))
 
 
 @pytest.mark.gpu

@@ -18,41 +18,54 @@ from torch import nn
 
 from zoo.blocks.base import Attention, Context
 from zoo.blocks.config import BlockConfig
+from zoo.blocks.cost import n_slots
 from zoo.errors import ZooError
 from zoo.kernels.dispatch import use_implementation
 from zoo.report.curves import as_svg
 from zoo.show import COLOURS
 
+THUMBNAIL = 2048  # its most tokens: NSA with the defaults of its paper selects 1,024
 _PANEL = {"full": 0, "window": 0, "compression": 1, "selection": 2}  # pattern -> its colour's place in COLOURS
 
 
 class UnitValues(nn.Module):
-    """A projection whose values are unit vectors: v of key n is 1 at n, 0 elsewhere. The rest is the projection's."""
+    """A projection whose values are unit vectors: v of key n is 1 at n // tile, 0 elsewhere; the rest is as it was.
 
-    def __init__(self, projection: nn.Module):
+    tile: of the `seq_len` keys that are tokens; pooled keys are told apart.
+    """
+
+    def __init__(self, projection: nn.Module, seq_len: int, tile: int):
         super().__init__()
-        self.inner = projection
+        self.inner, self.seq_len, self.tile = projection, seq_len, tile
         self.queries, self.entries, self.rotate = projection.queries, projection.entries, projection.rotate
+
+    def tile_of(self, n_keys: int) -> int:
+        """How many of so many keys share a unit vector."""
+        return self.tile if n_keys == self.seq_len else 1
 
     def expand(self, entries):
         keys = self.inner.expand(entries)
         batch, n_keys, n_kv_heads = keys.k.shape[:3]
-        unit_NN = torch.eye(n_keys, dtype=keys.k.dtype, device=keys.k.device)
-        return keys._replace(v=unit_NN[None, :, None].expand(batch, -1, n_kv_heads, -1).contiguous())
+        tile = self.tile_of(n_keys)
+        unit_MM = torch.eye(-(-n_keys // tile), dtype=keys.k.dtype, device=keys.k.device)
+        unit_NM = unit_MM.repeat_interleave(tile, 0)[:n_keys]
+        return keys._replace(v=unit_NM[None, :, None].expand(batch, -1, n_kv_heads, -1).contiguous())
 
 
 @torch.no_grad()
-def visibility(block: nn.Module, x_BTC: torch.Tensor, context: Context) -> dict[str, torch.Tensor]:
+def visibility(block: nn.Module, x_BTC: torch.Tensor, context: Context, tile: int = 1) -> dict[str, torch.Tensor]:
     """pattern -> [T, T], the share of the heads in which query t (row) sees key s (column), float32 in [0, 1].
 
     block: an `Attention` (every kind of the zoo).  x_BTC: its input, B = 1; it decides what selection chooses.
-    A compression block counts as seeing each of its tokens. Raises ZooError for a block that is no `Attention`.
+    A compression block counts as seeing each of its tokens.  tile: so many keys side by side count as one, seen if any
+    of them is; narrower values make long maps that much quicker.  Raises ZooError for a block that is no `Attention`.
     """
     if not isinstance(block, Attention):
         raise ZooError(f"no attention map: {type(block).__name__} is not made of patterns (zoo.blocks.base.Attention)")
     probe = copy.copy(block)
     probe._modules = dict(block._modules)  # the block itself keeps its projection
-    probe.projection = UnitValues(block.projection)
+    seq_len = x_BTC.shape[1]
+    probe.projection = UnitValues(block.projection, seq_len, tile)
     with use_implementation("reference"):
         weights = probe.attend(x_BTC, context)
     found = {}
@@ -60,7 +73,10 @@ def visibility(block: nn.Module, x_BTC: torch.Tensor, context: Context) -> dict[
         seen_THN = weight_BTHN[0] > 0
         if pattern.kind == "compression":
             grid = pattern.compression_block, pattern.compression_stride
-            seen_THN = _tokens_of_blocks(seen_THN, x_BTC.shape[1], *grid)
+            seen_THN = seen_THN.repeat_interleave(probe.projection.tile_of(n_slots(seq_len, grid[1])), 2)
+            seen_THN = _tokens_of_blocks(seen_THN, seq_len, *grid)
+        else:
+            seen_THN = seen_THN.repeat_interleave(tile, 2)[..., :seq_len]
         found[pattern.kind] = seen_THN.float().mean(1)
     return found
 
@@ -74,7 +90,9 @@ def _tokens_of_blocks(seen_THN: torch.Tensor, seq_len: int, block: int, stride: 
     return seen_THS
 
 
-def random_visibility(config: BlockConfig, part: str | None, d_model: int, seq_len: int, seed: int = 0):
+def random_visibility(
+    config: BlockConfig, part: str | None, d_model: int, seq_len: int, seed: int = 0, tile: int = 1
+) -> dict[str, torch.Tensor]:
     """`visibility` of a freshly made block on a random input: what selection chooses then means nothing."""
     generator = torch.Generator().manual_seed(seed)
     block = config.build(d_model, part)
@@ -82,34 +100,42 @@ def random_visibility(config: BlockConfig, part: str | None, d_model: int, seq_l
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
     x_BTC = torch.randn(1, seq_len, d_model, generator=generator)
-    return visibility(block, x_BTC, Context.for_tokens(1, seq_len))
+    return visibility(block, x_BTC, Context.for_tokens(1, seq_len), tile)
 
 
-def draw(found: dict[str, torch.Tensor], title: str, panel_inches: float = 3.2) -> Figure:
-    """One panel a pattern: queries downwards, keys to the right; darker where more heads see the key."""
+def draw(found: dict[str, torch.Tensor], title: str, panel_inches: float = 3.2, step: int = 1) -> Figure:
+    """One panel a pattern: queries downwards, keys to the right; darker where more heads see the key.
+
+    step: draw every so manyth query and key.
+    """
     with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
         figure = Figure(figsize=(panel_inches * len(found), panel_inches + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize=10)
         for panel, (kind, seen_TT) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
             colours = LinearSegmentedColormap.from_list(kind, ["#ffffff", COLOURS[_PANEL[kind]]])
-            panel.imshow(seen_TT.numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest", resample=False)
+            end = len(seen_TT) - 0.5
+            look = {"cmap": colours, "vmin": 0, "vmax": 1, "interpolation": "nearest", "resample": False}
+            panel.imshow(seen_TT[::step, ::step].numpy(), extent=(-0.5, end, end, -0.5), **look)
             panel.set(title=kind, xlabel="key", ylabel="query" if panel is figure.axes[0] else "")
         return figure
 
 
 def thumbnail(config: BlockConfig, part: str | None, d_model: int, seq_len: int | None = None) -> str:
     """The map of a block on random input as <svg>, or a sentence that says why there is none."""
-    seq_len = seq_len or _telling_length(config, part, d_model)
     try:
-        found = random_visibility(_one_head(config, part, d_model), None, d_model, seq_len)
+        extent = _extent(config, part, d_model)
+        seq_len = seq_len or min(THUMBNAIL, max(64, extent))
+        tile = max(1, seq_len // 256)  # a panel has about as many pixels
+        found = random_visibility(_one_head(config, part, d_model), None, d_model, seq_len, tile=tile)
     except Exception as error:  # a block of another package can raise anything
         from html import escape
 
         return f"<p class=failed>{escape(str(error))}</p>"
     name = f"map-{config.kind}-{part or 'all'}-{zlib.crc32(repr(config).encode()):08x}"
     with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        return as_svg(draw(found, f"{seq_len:,} tokens", 2.2), name)
+        about = f"{seq_len:,} tokens" + (", all within its reach" if extent >= 2 * seq_len else "")
+        return as_svg(draw(found, about, 2.2, tile), name)
 
 
 def _one_head(config: BlockConfig, part: str | None, d_model: int) -> BlockConfig:
@@ -123,16 +149,16 @@ def _one_head(config: BlockConfig, part: str | None, d_model: int) -> BlockConfi
     return point.model_copy(update={"projection": point.projection.model_copy(update=heads)})
 
 
-def _telling_length(config: BlockConfig, part: str | None, d_model: int) -> int:
-    """A length at which the pattern shows: twice what its window or selection reads, 64 to 1024 tokens."""
+def _extent(config: BlockConfig, part: str | None, d_model: int) -> int:
+    """Tokens in which the patterns show: twice what the window or the selection reads; 0 where any number will do."""
     if type(config).grid_point is BlockConfig.grid_point:
-        return 64
+        return 0
     extents = [0]
     for pattern in config.grid_point(d_model, part).patterns:
         extents.append(getattr(pattern, "window", 0))
         extents.append(getattr(pattern, "n_selected", 0) * getattr(pattern, "selection_block", 0))
         extents.append(4 * getattr(pattern, "compression_block", 0))
-    return min(1024, max(64, 2 * max(extents)))
+    return 2 * max(extents)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -152,5 +152,8 @@ def _maps(maps: list[tuple[str, str]]) -> str:
     if not maps:
         return ""
     figures = "".join(f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for caption, svg in maps)
-    about = "Rows are queries, columns the keys they see, drawn from the blocks' own forward pass."
+    about = (
+        "Rows are queries, columns the keys they see, drawn from the blocks' own forward pass. Weights and inputs are "
+        "random, and so is what selection chooses; a run's own choice is drawn by zoo show RUN --pattern layer=N."
+    )
     return f"<h2>What a query sees</h2><p class=dim>{about}</p><div class=maps>{figures}</div>"

@@ -12,6 +12,7 @@ from zoo.blocks import build, config_class
 from zoo.blocks.base import Context
 from zoo.errors import RecipeError, ZooError
 from zoo.recipe import load_recipe
+from zoo.report import maps
 from zoo.report.maps import random_visibility, thumbnail, visibility
 from zoo.report.patterns import show_pattern
 from zoo.training.export import export
@@ -42,6 +43,42 @@ def brute(see) -> torch.Tensor:
 def test_the_map_is_the_mask(kind, fields, part, pattern, see):
     found = random_visibility(config_class(kind)(n_heads=4, **fields), part, 32, T)
     assert torch.equal(found[pattern], brute(see))
+
+
+@pytest.mark.parametrize("tile", [3, 8])
+@pytest.mark.parametrize(("kind", "part"), [("full", None), ("nsa", None), ("ansa", "local"), ("ansa", "global")])
+def test_keys_that_count_as_one_are_seen_if_any_is(kind, part, tile):
+    fields = {"window": 9, "n_selected": 3} if kind != "full" else {}
+    config = config_class(kind)(n_heads=4, **fields)
+    each, tiled = (random_visibility(config, part, 32, T, tile=size) for size in (1, tile))
+    assert each.keys() == tiled.keys()
+    for pattern, seen_TT in each.items():
+        assert tiled[pattern].shape == (T, T)
+        if pattern == "compression":
+            assert torch.equal(tiled[pattern], seen_TT), "pooled keys are told apart"
+            continue
+        for first in range(0, T, tile):
+            keys = slice(first, first + tile)
+            assert torch.equal(tiled[pattern][:, keys] > 0, (seen_TT[:, keys] > 0).any(1, keepdim=True).expand_as(
+                tiled[pattern][:, keys])), (pattern, first)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "seq_len", "title"),
+    [
+        ("nsa", {}, 2048, "2,048 tokens"),  # selects 1,024: of no more, the map would be that of full attention
+        ("window", {"window": 4096}, 2048, "2,048 tokens, all within its reach"),
+        ("window", {"window": 48}, 96, "96 tokens"),
+        ("full", {}, 64, "64 tokens"),
+    ],
+)
+def test_a_thumbnail_is_long_enough_for_its_pattern_to_show(kind, fields, seq_len, title, monkeypatch):
+    lengths, titles = [], []
+    monkeypatch.setattr(maps, "random_visibility", lambda *arguments, tile: lengths.append((arguments[3], tile)))
+    monkeypatch.setattr(maps, "draw", lambda found, title, *rest: titles.append(title))
+    monkeypatch.setattr(maps, "as_svg", lambda *rest: "")
+    thumbnail(config_class(kind)(n_heads=4, **fields), None, 32)
+    assert (lengths, titles) == ([(seq_len, max(1, seq_len // 256))], [title])
 
 
 def test_selection_shows_the_forced_blocks_and_its_choice():

@@ -100,6 +100,9 @@ def test_opens_without_errors_and_without_requests(browser, page):
     assert browser.evaluate("document.querySelector('td.failed').textContent").count("<script>bad()")
     assert browser.evaluate("document.querySelectorAll('.figures svg').length") == 3
     assert browser.evaluate("document.querySelectorAll('.maps svg').length") == 4
+    assert "so is what selection chooses" in browser.evaluate(
+        "document.querySelector('h2:has(~ .maps) ~ p:has(+ .maps)').textContent"
+    )
 
 
 HEADS = "[...document.querySelectorAll('#costs thead [data-place]')].map(cell => cell.textContent)"

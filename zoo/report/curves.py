@@ -8,11 +8,11 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from zoo.report.page import MARKERS
 from zoo.show import COLOURS
 
 AXES = {"tokens": "tokens", "time": "wall time, s", "flops": "training FLOPs"}
-DASHES = ("-", "--", ":", "-.")  # with the marker, what tells curves apart in grey
-MARKERS = "os^Dv<>Phx"
+DASHES = ("-", "--", ":", "-.")  # with the marker (page.MARKERS), what tells curves apart in grey
 MOST_POINTS = 600
 _STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.right": False}
 
@@ -41,7 +41,7 @@ def _figure(axis: str, label: str, runs: list[tuple[int, dict]]) -> str:
             x, y = _points(axis, run, smoothed(run["training"]))
             axes.plot(x, y, linewidth=1.2, **look)[0].set_gid(f"{axis}-curve-{index}-train")
             x, y = _points(axis, run, run["validation"])
-            marks = {"marker": MARKERS[index % len(MARKERS)], "markersize": 5, "linewidth": 2.2}
+            marks = {"marker": [*MARKERS][index % len(MARKERS)], "markersize": 5, "linewidth": 2.2}
             axes.plot(x, y, **look, **marks)[0].set_gid(f"{axis}-curve-{index}-validation")
         return as_svg(figure, axis)
 

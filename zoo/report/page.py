@@ -11,6 +11,19 @@ from zoo.report.text import attentions_of
 from zoo.show import COLOURS, LETTERS, MAX_ROWS
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+# matplotlib's marker of each curve in turn -> its shape in the legend; ten, for colours and dashes come round before.
+MARKERS = {
+    "o": "M14 4a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
+    "s": "M14.5 .5h7v7h-7z",
+    "^": "M18 0l4 8h-8z",
+    "D": "M18 0l4 4l-4 4l-4 -4z",
+    "v": "M18 8l4 -8h-8z",
+    "<": "M14 4l8 -4v8z",
+    ">": "M22 4l-8 -4v8z",
+    "P": "M16.5 0h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z",
+    "h": "M18 0l3.5 2v4l-3.5 2l-3.5 -2v-4z",
+    "x": "M15 0l3 3l3 -3l1 1l-3 3l3 3l-1 1l-3 -3l-3 3l-1 -1l3 -3l-3 -3z",
+}
 _LENGTHS = (
     "Attention's FLOPs, the caches and the reach are arithmetic: beyond a recipe's max_seq_len they say what it would "
     "cost, not that the model works there. Nominal counts keys and values of every layer at every token, as papers do; "
@@ -141,11 +154,12 @@ def _curves(columns: list[dict], curves: dict[str, str]) -> str:
 
 
 def _sample(number: int) -> str:
-    """The line of a curve, for its entry in the legend; dashes as curves.DASHES draws them."""
+    """The line and the mark of a curve, for its entry in the legend; dashes as curves.DASHES draws them."""
     dash = ("", "7 3", "2 3", "7 3 2 3")[number % 4]
     colour = COLOURS[number % len(COLOURS)]
-    stroke = f'stroke="{colour}" stroke-width="4" stroke-dasharray="{dash}"'
-    return f'<svg viewBox="0 0 36 8" aria-hidden="true"><path d="M0 4H36" {stroke}/></svg>'
+    stroke = f'stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dash}"'
+    mark = f'<path d="{[*MARKERS.values()][number % len(MARKERS)]}" fill="{colour}"/>'
+    return f'<svg viewBox="0 0 36 8" aria-hidden="true"><path d="M0 4H36" {stroke}/>{mark}</svg>'
 
 
 def _maps(maps: list[tuple[str, str]]) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from zoo.report.compare import Request, compare
 from zoo.report.curves import curves, smoothed
+from zoo.report.page import _curves
 
 _SPEC = importlib.util.spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
 browser_module = importlib.util.module_from_spec(_SPEC)
@@ -79,6 +80,19 @@ def test_curves_are_drawn_for_runs_alone(page, run, tiny):
         xml.etree.ElementTree.fromstring(svg)
         assert set(re.findall(r'class="(curve-\d+)"', svg)) == {"curve-1"}
     assert curves([{"run": None}]) == {}
+
+
+def test_the_legend_tells_ten_curves_apart_without_colour():
+    """Dashes come round after four curves and colours after eight; the mark is its own for each of ten."""
+    run = {"training": [[4096, 0.5, 3.0]], "validation": [[4096, 0.5, 3.1]], "flops_per_token": 2.0}
+    columns = [{"label": str(number), "run": run} for number in range(10)]
+    legend = _curves(columns, {"tokens": ""})
+    marks = re.findall(r'<path d="(M[^"]+z)"', legend)
+    assert len(set(marks)) == len(marks) == 10
+    shapes = re.findall(
+        r'<g id="tokens-curve-\d+-validation".*?<path id="[^"]*" d="([^"]*)"', curves(columns)["tokens"], re.S
+    )
+    assert len({"".join(shape.split()) for shape in shapes}) == 10
 
 
 def test_smoothing_keeps_the_last_point_and_means_over_a_fiftieth():

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from zoo.errors import shorten
-from zoo.training.duration import Duration, Interval, Part
+from zoo.training.duration import Duration, Interval, Part, Span
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -128,12 +128,39 @@ class TrainConfig(_Section):
             raise ValueError(f"must be a multiple of data.seq_len ({seq_len}), e.g. {near}; found {self.batch_tokens}")
         return self.batch_tokens // seq_len
 
+    def schedule_batches(self, tokens_per_batch: int, batches_per_epoch: int) -> tuple[int, int, int]:
+        """Batches of the whole training, of its warm-up and of its decay. Raises ValueError if these do not fit."""
+        total = Span.parse(self.duration).batches(tokens_per_batch, batches_per_epoch)
+        warmup = Span.parse(self.schedule.warmup).batches(tokens_per_batch, batches_per_epoch, total)
+        decay, said = max(0, total - warmup), ""
+        if self.schedule.kind == "wsd":
+            decay = Span.parse(self._decay).batches(tokens_per_batch, batches_per_epoch, total)
+            said = f" and {decay} of decay"
+        if warmup + decay > total:
+            found = f"{warmup} batches of warm-up{said}"
+            raise ValueError(f"must fit into the duration of {total} batches; found {found}")
+        return total, warmup, decay
+
+    @property
+    def _decay(self) -> str:
+        return self.schedule.decay or "0.2dur"
+
     def problems(self, seq_len: int) -> list[tuple[tuple[str, ...], str]]:
-        """Cross-field checks that need the sequence length, as (key path inside `train`, message)."""
+        """Cross-field checks that need the sequence length, as (key path inside `train`, message).
+
+        Spans in epochs are checked once the rows of the data are known.
+        """
         try:
-            self.rows(seq_len)
+            tokens_per_batch = self.rows(seq_len) * seq_len
         except ValueError as error:
             return [(("batch_tokens",), str(error))]
+        spans = [self.duration, self.schedule.warmup] + [self._decay] * (self.schedule.kind == "wsd")
+        if any(Span.parse(span).unit == "ep" for span in spans):
+            return []
+        try:
+            self.schedule_batches(tokens_per_batch, batches_per_epoch=0)
+        except ValueError as error:
+            return [(("schedule",), str(error))]
         return []
 
 

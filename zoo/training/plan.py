@@ -41,17 +41,14 @@ class Plan:
         if epoch == 0:
             raise _problem("train.batch_size", f"must be at most the {n_rows} rows of the data; found {batch_size}")
         per_batch = batch_size * seq_len
-        total = Span.parse(train.duration).batches(per_batch, epoch)
+        try:
+            total, warmup, decay = train.schedule_batches(per_batch, epoch)
+        except ValueError as error:
+            raise _problem("train.schedule", str(error)) from error
 
         def batches(text: str) -> int:
             return Span.parse(text).batches(per_batch, epoch, total)
 
-        schedule = train.schedule
-        warmup = batches(schedule.warmup)
-        decay = batches(schedule.decay or "0.2dur") if schedule.kind == "wsd" else max(0, total - warmup)
-        if warmup + decay > total:
-            found = f"{warmup} batches of warm-up" + (f" and {decay} of decay" if schedule.kind == "wsd" else "")
-            raise _problem("train.schedule", f"must fit into the duration of {total} batches; found {found}")
         return cls(
             total=total,
             batch_size=batch_size,
@@ -61,8 +58,8 @@ class Plan:
             checkpoint_every=max(1, batches(train.checkpoint.every)),
             warmup=warmup,
             decay=decay,
-            schedule=schedule.kind,
-            final_lr_ratio=schedule.final_lr_ratio,
+            schedule=train.schedule.kind,
+            final_lr_ratio=train.schedule.final_lr_ratio,
         )
 
     def lr_ratio(self, batch: int) -> float:

@@ -129,3 +129,23 @@ def test_plans_that_cannot_be(train, message):
 def test_a_length_without_a_unit_is_refused_with_one():
     with pytest.raises(ValidationError, match=r"must be a number and a unit: .* such as 5ba; found 5"):
         TrainConfig(duration=5)
+
+
+@pytest.mark.parametrize(
+    ("train", "found"),
+    [
+        ({"duration": "12ba", "schedule": {"warmup": "20ba"}}, "12 batches; found 20 batches of warm-up"),
+        ({"duration": "64Ktok", "schedule": {"warmup": "0.1Mtok"}}, "8 batches; found 13 batches of warm-up"),
+        (
+            {"duration": "10ba", "schedule": {"kind": "wsd", "warmup": "0.3dur", "decay": "8ba"}},
+            "10 batches; found 3 batches of warm-up and 8 of decay",
+        ),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_a_mistake_of_the_recipe(train, found):
+    """Said when the recipe is read; spans in epochs wait for the data."""
+    ((path, why),) = TrainConfig.model_validate(train).problems(256)
+    assert path == ("schedule",)
+    assert why == f"must fit into the duration of {found}"
+    train["duration"] = "1ep"
+    assert TrainConfig.model_validate(train).problems(256) == []

@@ -13,6 +13,7 @@ from zoo.blocks.config import AttentionConfig, BlockConfig
 from zoo.docs import formulas
 from zoo.docs.docstrings import as_markdown
 from zoo.docs.fields import fields_page
+from zoo.errors import ZooError
 from zoo.show import description, first_line
 
 D_MODEL, SEQ_LEN, MAP_TOKENS = 256, 1024, 256  # of the example on every page
@@ -22,18 +23,23 @@ FOLDER = "reference/blocks"
 def kind_pages() -> dict[str, str]:
     """Path -> Markdown of the page of every kind, and of their list."""
     known = dict(block_kinds())
-    pages = {f"{FOLDER}/{kind}.md": kind_page(kind, config) for kind, config in known.items()}
+    pages = {f"{FOLDER}/{kind}.md": _page_or_reason(kind, config) for kind, config in known.items()}
     return {f"{FOLDER}/index.md": _index(known), **pages}
 
 
 def kind_maps() -> dict[str, str]:
     """Path -> SVG of the attention map of every kind, or of each of its parts; a kind not made of patterns has none."""
-    return {
-        _map_path(config, part): _map(config, part)
-        for config in map(example, dict(block_kinds()).values())
-        for part in _parts(config)
-        if _point(config, part) is not None
-    }
+    found = {}
+    for _, config in block_kinds():
+        try:
+            block = example(config)
+            drawn = [part for part in _parts(block) if _point(block, part) is not None]
+        except Exception:  # of another package: its page says why
+            if _is_ours(config):
+                raise
+            continue
+        found |= {_map_path(block, part): _map(block, part) for part in drawn}
+    return found
 
 
 def example(config: type[BlockConfig]) -> BlockConfig:
@@ -59,6 +65,23 @@ def minimal_recipe(kind: str, config: type[BlockConfig]) -> str:
         "eval": {"batches": 4},
     }
     return yaml.dump(recipe, sort_keys=False, default_flow_style=None, width=80)
+
+
+def _page_or_reason(kind: str, config: type[BlockConfig]) -> str:
+    """`kind_page`; where a block of another package raises something, a page that says what."""
+    try:
+        return kind_page(kind, config)
+    except ZooError:
+        raise
+    except Exception as error:
+        if _is_ours(config):
+            raise
+        why = f"{type(error).__name__}: {error}"
+        return f"# {kind}\n\nThis page could not be written; `{config.__module__}` raised:\n\n```text\n{why}\n```\n"
+
+
+def _is_ours(config: type[BlockConfig]) -> bool:
+    return config.__module__.startswith("zoo.")
 
 
 def kind_page(kind: str, config: type[BlockConfig]) -> str:

@@ -185,6 +185,25 @@ def test_a_page_whose_formula_is_wrong_is_refused(shout, monkeypatch):
         kinds.kind_pages()
 
 
+@pytest.mark.parametrize("name", ["grid_point", "cost"])
+def test_a_kind_of_another_package_that_raises_does_not_stop_the_rest(shout, monkeypatch, name):
+    def fails(*arguments):
+        raise KeyError("not here")
+
+    monkeypatch.setattr(ShoutConfig, name, fails)
+    found = kinds.kind_pages()
+    assert "could not be written" in found[shout]
+    assert "KeyError: 'not here'" in found[shout]
+    assert "## Cost and cache" in found["reference/blocks/nsa.md"]
+    assert not any("shout" in path for path in kinds.kind_maps())
+
+
+def test_a_kind_of_our_own_that_raises_stops_the_build(monkeypatch):
+    monkeypatch.setattr(config_class("nsa"), "cost", lambda *arguments: None)
+    with pytest.raises(AttributeError):
+        kinds.kind_pages()
+
+
 def test_without_a_checkout_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(pages, "__file__", str(tmp_path / "site-packages" / "zoo" / "docs" / "pages.py"))
     with pytest.raises(ZooError, match="needs a checkout of the repository"):

@@ -44,6 +44,12 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """A second thread costs more than it saves at these sizes."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def make():
     """make(fields, part) -> the block in float64, every parameter drawn at random, norms' scales and offsets too."""

@@ -41,6 +41,15 @@ def test_pieces_give_what_the_whole_gives(case, make, noise, pieces):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
+def test_a_prompt_may_end_anywhere(case, make, noise):
+    """Before, at and after every border of windows, blocks and groups: one more token, then all the rest at once."""
+    block, x = make(*case), noise(1, T, 24)
+    expected = block(x, Context.for_tokens(1, T))
+    for length in range(1, T - 1):
+        for pieces in ([length, 1, T - length - 1], [length, T - length]):
+            torch.testing.assert_close(read(block, x, pieces)[0], expected, rtol=0, atol=1e-9)
+
+
 def test_rows_of_different_lengths(case, make, noise):
     """Padding is neither kept nor seen: each row goes on as if it were alone, and one that has ended stays as it is."""
     block, x = make(*case), noise(3, T, 24)

@@ -110,7 +110,7 @@ SHAPES = [
     (3, 3, 1, 24, 0, 16),
     (4, 6, 2, 40, 16, 8),
     (2, 32, 1, 16, 0, 16),
-    (2, 8, 8, 16, 16, 0),
+    (2, 4, 4, 16, 16, 0),
 ]
 REAL = [
     (1, 16, 1, 224, 0, 32),
@@ -194,13 +194,14 @@ def test_choice_of_several_tiles_interpreted(randn, poisoned, monkeypatch):
     from zoo.kernels.decode import kernel
 
     monkeypatch.setattr(kernel, "MAX_TILE", 16)
-    for grid, places in GRIDS:
-        found, expected = check_choice(SHAPES[1], 75, grid, randn, poisoned, 3, places)
+    sizes = (SHAPES[1], 40, 3), (SHAPES[0], 75, 2), (SHAPES[0], 40, 2)  # two tiles of selection blocks or three
+    for (grid, places), (shape, n, groups) in zip(GRIDS, sizes, strict=True):
+        found, expected = check_choice(shape, n, grid, randn, poisoned, groups, places)
         assert torch.equal(found, expected)
 
 
 @pytest.mark.interp
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES[:3], (1, *SHAPES[3][1:]), SHAPES[4]])
 def test_selection_interpreted(shape, randn, poisoned):
     check_selection(shape, 60, 16, 2, randn, poisoned)
 

@@ -89,7 +89,7 @@ def show(
     pattern: Annotated[
         str | None, typer.Option(metavar="layer=N", help="Draw which keys each query sees in a layer, counted from 0.")
     ] = None,
-    seq_len: Annotated[int, typer.Option(help="With --pattern: tokens of the map.")] = 256,
+    seq_len: Annotated[int | None, typer.Option(help="With --pattern: tokens of the map.", show_default="256")] = None,
     text: Annotated[Path | None, typer.Option(help="With --pattern and a run: what the model reads.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="With --pattern: .svg, .png or .pdf.")] = None,
 ) -> None:
@@ -97,8 +97,12 @@ def show(
     if pattern is not None:
         from zoo.report.patterns import show_pattern
 
-        print(show_pattern(recipe, overrides or [], pattern, seq_len, text, output), end="")
+        length = 256 if seq_len is None else seq_len
+        print(show_pattern(recipe, overrides or [], pattern, length, text, output), end="")
         return
+    for option, value in (("--seq-len", seq_len), ("--text", text), ("--output", output)):
+        if value is not None:
+            raise typer.BadParameter(f"is for --pattern layer=N, which is missing; found {value}.", param_hint=option)
     from zoo import show as room
 
     loaded = _load(recipe, overrides)

@@ -152,6 +152,14 @@ def test_mistakes_are_refused(tiny, tmp_path, changes, message):
         show_pattern(Path(tiny("full")), [], **request)
 
 
+@pytest.mark.parametrize("option", [("-o", "x.svg"), ("--seq-len", "64"), ("--text", "x.txt")])
+def test_options_of_a_map_need_a_layer(tiny, capsys, option):
+    assert cli.run(["show", tiny("nsa"), *option]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "is for --pattern layer=N" in " ".join(err.split())
+
+
 def test_a_trained_selection_reads_a_text(tiny, tmp_path):
     """Of a run: the model of the folder, on the text's bytes; other text, other blocks."""
     recipe = load_recipe(tiny("nsa"), ["model.layers=nsa*2"])

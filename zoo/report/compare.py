@@ -49,6 +49,8 @@ def compare(request: Request) -> str:
         pairs = [measure_column(column, length, request.overrides) for column in columns]
         columns, measured = [column for column, _ in pairs], [numbers for _, numbers in pairs]
     found = comparison(columns, request.seq_lens, measured)
+    if not any("parameters" in known for known in found["columns"]):
+        raise RecipeError([Problem(f"{known['label']}: {known['error']}") for known in found["columns"]])
     if request.html is not None:
         write_page(request.html, columns, found, request.maps)
     if request.json:

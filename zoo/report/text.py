@@ -6,10 +6,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from zoo.report.rows import Row, rows
+from zoo.report.rows import Row, Value, rows
 from zoo.show import MAX_ROWS, attentions, plain_table, rendered, strip_cell, width_of
 
-LABEL_WIDTH, CELL_WIDTH = 36, 20  # characters; a table with more columns than fit is printed in parts
+MOST_CELL = 20  # characters of a cell; a longer one is folded, and a table with more columns than fit comes in parts
 
 
 def as_text(found: dict[str, Any], width: int | None = None) -> str:
@@ -23,22 +23,47 @@ def as_text(found: dict[str, Any], width: int | None = None) -> str:
 
 
 def _tables(columns: list[dict], made: list[Row], width: int) -> Iterable[Table]:
-    """The table in as many parts as the terminal needs, each with the first column, which the ratios refer to."""
-    room = max(1, (width - LABEL_WIDTH) // CELL_WIDTH - 1)
-    others = list(range(1, len(columns)))
-    for start in range(0, len(others), room):
-        shown = [0, *others[start : start + room]]
+    """The table in as many parts as the terminal needs, each with the first column, which the ratios refer to.
+
+    A part leaves out the rows that none of its columns has.
+    """
+    labels = max((len(row.label) + 2 for row in made), default=0) + 2
+    for shown in _parts([_width(column, index, made) for index, column in enumerate(columns)], width - labels):
         part = plain_table("", *(columns[index]["label"] for index in shown))
+        part.columns[0].min_width = min(labels - 2, width // 2)
         for column in part.columns[1:]:
-            column.justify = "right"
+            column.justify, column.max_width = "right", MOST_CELL
         group = None
         for row in made:
+            cells = [row.values[index] for index in shown]
+            if all(value is None for value in cells):
+                continue
             if row.group != group:
                 group = row.group
                 part.add_row(Text(group, style="bold"))
-            cells = (row.values[index] for index in shown)
-            part.add_row(f"  {row.label}", *("" if v is None else f"{v.text} {v.ratio_text}".strip() for v in cells))
+            part.add_row(f"  {row.label}", *map(_cell, cells))
         yield part
+
+
+def _cell(value: Value | None) -> str:
+    return "" if value is None else f"{value.text} {value.ratio_text}".strip()
+
+
+def _width(column: dict, index: int, made: list[Row]) -> int:
+    """Characters of a column with the space after it."""
+    return min(MOST_CELL, max(len(column["label"]), *(len(_cell(row.values[index])) for row in made), 1)) + 2
+
+
+def _parts(widths: list[int], room: int) -> Iterable[list[int]]:
+    """The first column and as many more, in turn, as there is room for; at least one more."""
+    shown, used = [0], widths[0]
+    for index, width in enumerate(widths[1:], start=1):
+        if len(shown) > 1 and used + width > room:
+            yield shown
+            shown, used = [0], widths[0]
+        shown.append(index)
+        used += width
+    yield shown
 
 
 def _strips(columns: list[dict]) -> list[Text]:

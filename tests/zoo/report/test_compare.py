@@ -184,6 +184,14 @@ def test_all_columns_failing_is_an_error_that_names_each():
         compare(Request(["a.yaml", "b.yaml"]))
 
 
+def test_all_columns_failing_as_they_are_counted_is_an_error_too(tiny, monkeypatch):
+    from zoo.blocks.kinds.nsa import NSAConfig
+
+    monkeypatch.setattr(NSAConfig, "cost", lambda *arguments: None)
+    with pytest.raises(RecipeError, match=r"tiny_nsa \(.*\): AttributeError: .*\n.*#2: AttributeError"):
+        compare(Request([tiny("nsa"), tiny("nsa")]))
+
+
 def test_labels_are_unique(tiny, tmp_path):
     copy = tmp_path / "copy.yaml"
     copy.write_text(f"extends: {tiny('full')}\nname: tiny_full\n")
@@ -297,10 +305,14 @@ def test_a_narrow_terminal_gets_the_table_in_parts(tiny):
     columns = comparison(load_columns([tiny(name) for name in ("full", "mla", "gla", "nsa")]))
     from zoo.report.text import as_text
 
-    parts = as_text(columns, 80)
-    assert parts.count("tiny_full") == 4, "one strip, and the first column of each of three tables"
-    assert all(len(line) <= 80 for line in parts.splitlines())
-    assert as_text(columns, 200).count("tiny_full") == 2
+    for width, tables in ((80, 2), (60, 3), (40, 3), (200, 1)):
+        parts = as_text(columns, width)
+        assert parts.count("tiny_full") == 1 + tables, "one strip, and the first column of each table"
+        assert all(len(line) <= width for line in parts.splitlines())
+    lines = as_text(columns, 80).splitlines()
+    assert any(line.startswith("  nsa, held at 256 tokens   ") for line in lines), "no label is folded"
+    assert [line.split(",")[0].strip() for line in lines if ", nominal  " in line] == ["full", "mla", "gla"] + [
+        "full", "nsa"], "a part has the rows of its own columns"  # fmt: skip
 
 
 def test_a_letter_means_the_same_in_every_column(tiny):

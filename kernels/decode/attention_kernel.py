@@ -73,10 +73,11 @@ def split_kernel(
     stop = tl.minimum(begin + each, tl.cdiv(stop, BN))
 
     o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
-    b_q = _rows(q + i_b * q_b + o_t.to(tl.int64) * q_t + o_h * q_h, m_r, o_d, D, DP)
+    o_h64 = o_h.to(tl.int64)  # absorbed queries are laid out by head: their stride is that of all tokens
+    b_q = _rows(q + i_b * q_b + o_t.to(tl.int64) * q_t + o_h64 * q_h, m_r, o_d, D, DP)
     b_qr = b_q
     if R > 0:
-        b_qr = _rows(qr + i_b * qr_b + o_t.to(tl.int64) * qr_t + o_h * qr_h, m_r, o_e, R, RP)
+        b_qr = _rows(qr + i_b * qr_b + o_t.to(tl.int64) * qr_t + o_h64 * qr_h, m_r, o_e, R, RP)
     i_j = i_group // SHARED
     p_k, p_v, p_kr = k + i_b * k_b + i_j * k_h, v + i_b * v_b + i_j * v_h, kr + i_b * kr_b
     b_max = tl.full([ROWS], -float("inf"), tl.float32)

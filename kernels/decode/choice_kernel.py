@@ -46,12 +46,12 @@ def importance_kernel(
     o_r, o_d, o_e = tl.arange(0, ROWS), tl.arange(0, DP), tl.arange(0, RP)
     m_r, o_h = (o_r // PADDED < SHARED) & (o_r % PADDED < PER), i_j * SHARED * PER + o_r // PADDED * PER + o_r % PADDED
     m_n = o_n < n_visible
-    o_n64 = tl.where(m_n, o_n, 0).to(tl.int64)
-    b_q = _rows(q + i_b * q_b + i_t.to(tl.int64) * q_t + o_h * q_h, m_r, o_d, D, DP)
+    o_n64, o_h64 = tl.where(m_n, o_n, 0).to(tl.int64), o_h.to(tl.int64)
+    b_q = _rows(q + i_b * q_b + i_t.to(tl.int64) * q_t + o_h64 * q_h, m_r, o_d, D, DP)
     b_k = _rows(k + i_b * k_b + i_j * k_h + o_n64 * k_n, m_n, o_d, D, DP)
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
     if R > 0:
-        b_qr = _rows(qr + i_b * qr_b + i_t.to(tl.int64) * qr_t + o_h * qr_h, m_r, o_e, R, RP)
+        b_qr = _rows(qr + i_b * qr_b + i_t.to(tl.int64) * qr_t + o_h64 * qr_h, m_r, o_e, R, RP)
         b_kr = _rows(kr + i_b * kr_b + o_n64 * kr_n, m_n, o_e, R, RP)
         b_s = tl.dot(b_kr, tl.trans(b_qr), b_s, input_precision=PRECISION)
     b_lse = tl.load(lse + (i_b * T + i_t) * (GROUPS * PER) + o_h, mask=m_r, other=float("inf")) * _LOG2_E

@@ -7,7 +7,7 @@ import torch
 
 import zoo
 from zoo.export.export import ExportError, export
-from zoo.export.tokenizer_files import bytes_as_subwords
+from zoo.export.tokenizer_files import bytes_as_subwords, save_tokenizer
 from zoo.loading import LoadError
 from zoo.model import build_model
 from zoo.recipe import load_recipe
@@ -23,7 +23,7 @@ def run(tmp_path_factory):
     """A run folder of a small untrained model of two kinds of layer, as training leaves it."""
     from zoo.data.tokenizers import Bytes
 
-    recipe = load_recipe("recipes/tiny/ansa.yaml", [*SMALL, "model.layers=ansa*2", "train.duration=1ba"])
+    recipe = load_recipe("recipes/tiny/ansa.yaml", [*SMALL, "model.layers=ansa*2"])
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     folder.recipe.write_text(recipe.dump())
     finish_run(folder, recipe, build_model(recipe).state_dict(), Bytes())
@@ -136,6 +136,22 @@ def test_the_byte_tokenizer_is_the_same_in_transformers(exported):
     assert tokenizer.encode(text) == list(text.encode()) == bytes_as_subwords().encode(text).tolist()
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (256, 256)
+
+
+def test_a_trained_tokenizer_is_the_same_in_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from zoo.data.config import BpeTokenizer
+    from zoo.data.tokenizers import train_bpe
+
+    texts = [f"def attend(query_{i}, key, value): return 'naïve 注意 {i}'\n" * 5 for i in range(50)]
+    trained = train_bpe(BpeTokenizer(kind="bpe", vocab_size=300, min_frequency=1), texts)
+    save_tokenizer(trained, tmp_path, 256)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("def attend(query_3): naïve 注意\n\n", "  a \t", "", "<|end-of-document|>😀"):
+        assert theirs.encode(text) == trained.encode(text).tolist()
+        assert theirs.decode(theirs.encode(text)) == text
+    assert theirs.eos_token_id == theirs.pad_token_id == trained.end_of_document
+    assert (theirs.padding_side, theirs.model_max_length) == ("left", 256)
 
 
 def test_what_is_in_the_folder(run, exported):

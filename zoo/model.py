@@ -97,10 +97,12 @@ class Decoder(nn.Module):
         tokens_BT: int64 in [0, V).  document_starts_BT: bool, True where a document begins; read only when the
         recipe says `document_mask: true`, and then None means that each row is one document.
         cache: the tokens follow those that it holds, and are appended to it: of row b the first n_new_B[b], int64, the
-        rest being padding, or all. No gradient is kept then.
+        rest being padding, or all. No gradient is kept then, and each row is one document.
         """
         if cache is None:
             hidden_BTC = self.hidden(tokens_BT, document_starts_BT)
+        elif self.config.document_mask and document_starts_BT is not None:
+            raise ValueError("cache: each of its rows is one document, so document_starts_BT must be None")
         else:
             hidden_BTC = self._append(tokens_BT, cache, n_new_B)
         return nn.functional.linear(hidden_BTC, self.head_weight)

@@ -1,6 +1,7 @@
 """Prompts to token numbers, with every reason why a prompt cannot be continued."""
 
 from collections.abc import Sequence
+from operator import index
 
 from zoo.data.packing import Tokenizer
 from zoo.errors import shorten
@@ -54,7 +55,7 @@ def _of_text(text: str, tokenizer: Tokenizer | None) -> list[int]:
 
 def _of_numbers(prompt: Sequence[int], vocab_size: int) -> list[int]:
     try:
-        tokens = [int(token) for token in prompt]
+        tokens = [index(token) for token in prompt]  # not int, which takes 1.5 for 1
     except (TypeError, ValueError) as error:
         raise ValueError(f"must be text or token numbers; found {shorten(prompt)}") from error
     if not tokens:

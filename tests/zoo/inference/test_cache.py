@@ -82,6 +82,19 @@ def test_what_does_not_fit_is_refused():
         cache.rows(1, 1)
 
 
+def test_a_row_of_a_cache_is_one_document():
+    """Whatever the recipe packs into a row in training."""
+    model = zoo.build_model(load_recipe("recipes/tiny/ansa.yaml", ["model.document_mask=true"])).double()
+    tokens_BT = torch.randint(264, (2, 50), generator=torch.Generator().manual_seed(1))
+    starts_BT, cache = torch.arange(50).expand(2, -1) % 20 == 0, model.new_cache(2, 50)
+    with torch.no_grad():
+        found = torch.cat([model(part, cache=cache) for part in tokens_BT.split(23, 1)], 1)
+        torch.testing.assert_close(found, model(tokens_BT), rtol=0, atol=1e-9)
+        assert not torch.allclose(found, model(tokens_BT, starts_BT))
+        with pytest.raises(ValueError, match="each of its rows is one document, so document_starts_BT must be None"):
+            model(tokens_BT, starts_BT, cache=model.new_cache(2, 50))
+
+
 def test_a_block_without_a_cache_is_named():
     model = copy.copy(zoo.build_model(load_recipe("recipes/tiny/full.yaml")))
     model.layers[2].attention = torch.nn.Identity()

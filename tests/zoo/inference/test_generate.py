@@ -117,6 +117,7 @@ def test_token_numbers_need_no_tokenizer(run):
         ([[-1], "a"], r"prompt 1 of 2: unknown token -1"),
         ([[]], "prompt 1 of 1: has no tokens"),
         ([7], "prompt 1 of 1: must be text or token numbers; found 7"),
+        ([[1.5]], "prompt 1 of 1: must be text or token numbers; found a list"),
         (["ab\udcff"], "prompt 1 of 1: not UTF-8: found the byte 0xff as character 2"),
         (["\ud800"], r"not UTF-8: found the surrogate U\+D800"),
     ],

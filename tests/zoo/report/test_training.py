@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_trains_each_on_the_same_rows_and_goes_on_where_it_stopped(recipe, tmp_p
     assert not (tmp_path / "runs" / "c").exists()
     weights = tmp_path / "runs" / "a" / "model.safetensors"
     before = weights.stat().st_mtime_ns
-    again = json.loads(compare(request))["columns"]
+    again = json.loads(compare(replace(request, sources=[sources[0], sources[2]])))["columns"]
     assert weights.stat().st_mtime_ns == before, "a finished run is left alone"
     assert again[0]["run"]["training"] == first["run"]["training"]
     assert "b: done" in capfd.readouterr().err
@@ -97,9 +98,9 @@ def test_a_run_beside_recipes_that_train_stays_as_it_was(tiny, run, tmp_path, mo
     trained = []
     monkeypatch.setattr(training, "_train", lambda column, folder, overrides, tell: trained.append(column) or column)
     folder = run("full", [4.0, 3.0])
-    found = json.loads(compare(Request([folder, tiny("nsa")], train="9ba", runs_dir=tmp_path, json=True)))
+    found = json.loads(compare(Request([folder, tiny("nsa")], train="90ba", runs_dir=tmp_path, json=True)))
     assert [column["error"] for column in found["columns"]] == [None, "not trained: --train needs the data, order and "
-        "batches of full: train.duration is '9ba' here, '150ba' there; --set makes them equal"]  # fmt: skip
+        "batches of full: train.duration is '90ba' here, '150ba' there; --set makes them equal"]  # fmt: skip
     again = json.loads(compare(Request([folder, tiny("nsa")], train="150ba", runs_dir=tmp_path, json=True)))
     assert [column["error"] for column in again["columns"]] == [None, None]
     assert [column.label for column in trained] == ["tiny_nsa"]

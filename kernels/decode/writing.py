@@ -107,7 +107,7 @@ def _write_triton(kept, new, position_BT, wanted_BT) -> None:
     from zoo.kernels.decode.writing_kernel import write_kernel
 
     (B, T), N = new[0].shape[:2], kept[0].shape[1]
-    kept, new = _flat(kept), _flat(new)
+    kept, new = _flat(kept), [x if x.stride(-1) == 1 else x.contiguous() for x in _flat(new)]
     position = position_BT.contiguous()
     wanted = position if wanted_BT is None else wanted_BT.contiguous()
     pairs = [x for pair in zip(kept, new, strict=True) for x in pair]

@@ -10,10 +10,8 @@ from zoo.kernels import (
     choose_blocks,
     compression_attention,
     full_attention,
-    pool_slots,
     selection_attention,
     window_attention,
-    write_slots,
 )
 
 SEQ_LEN, H, K, D, V, R = 45, 4, 2, 6, 5, 4
@@ -219,47 +217,6 @@ def check_selection(shape, n, block, places, randn, poisoned, dtype=torch.float3
     with poisoned():
         found = cached_selection_attention(q, k, v, chosen, at, selection_block=block, **ropes, impl="triton")
     near(found, expected, bound)
-
-
-def check_writing(randn, device="cpu", dtype=torch.float32):
-    """Entries of one and of two tensors, with padding and over the end of a ring; then the blocks they complete."""
-    start_B = torch.tensor([0, 5, 27], device=device)
-    for seq_len, n_new_B in ((1, None), (1, torch.tensor([1, 0, 1])), (9, None), (9, torch.tensor([9, 4, 0]))):
-        n_new_B = None if n_new_B is None else n_new_B.to(device)
-        at = start_B[:, None] + torch.arange(seq_len, device=device)
-        wanted = None if n_new_B is None else torch.arange(seq_len, device=device) < n_new_B[:, None]
-        for shapes in ([(2, 20), (2, 24)], [(7,)]):
-            new = [randn(3, seq_len, *shape).to(device, dtype) for shape in shapes]
-            before = [randn(3, 30, *shape).to(device, dtype) for shape in shapes]
-            kept = {impl: [x.clone() for x in before] for impl in ("triton", "reference")}
-            for impl, tensors in kept.items():
-                write_slots(tensors, new, at, wanted, impl=impl)
-            assert all(map(torch.equal, *kept.values()))
-            assert not torch.equal(kept["triton"][0], before[0])
-            for block, stride in ((8, 4), (4, 4), (6, 2)):
-                pooled = {impl: [randn(3, 20, *shape).to(device, dtype) * 0 for shape in shapes] for impl in kept}
-                for impl, tensors in pooled.items():
-                    pool_slots(
-                        kept["reference"], tensors, start_B, n_new_B, seq_len, block=block, stride=stride, impl=impl
-                    )
-                for found, expected in zip(*pooled.values(), strict=True):
-                    near(found, expected, 1e-6 if dtype == torch.float32 else 4e-3)
-                assert any(x.any() for x in pooled["triton"]) or seq_len == 1
-
-
-@pytest.mark.interp
-def test_writing_interpreted(randn):
-    check_writing(randn)
-
-
-def test_more_new_tokens_than_slots_are_refused(randn):
-    with pytest.raises(ValueError, match="T must be at most the 4 slots; found 5"):
-        write_slots([randn(1, 4, 2)], [randn(1, 5, 2)], torch.arange(5)[None])
-
-
-@pytest.mark.gpu
-def test_writing_real(randn):
-    check_writing(randn, "cuda", torch.bfloat16)
 
 
 @pytest.mark.gpu

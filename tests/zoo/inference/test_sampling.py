@@ -36,7 +36,7 @@ def test_top_p_keeps_the_fewest_that_make_up_the_share():
 
 def test_min_p_keeps_what_is_near_the_most_likely():
     assert kept(min_p=0.36) == [[0, 1], [2]]
-    assert kept(min_p=0.0) == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]] or kept(min_p=0.0)[0] == [0, 1, 2, 3]
+    assert kept(min_p=0.0) == [[0, 1, 2, 3], [0, 1, 2, 3, 4]]
     assert kept(min_p=1.0) == [[0], [2]]
 
 

@@ -65,6 +65,8 @@ class ModelCache:
                 f"cache: tokens must not be empty, and n_new_B [{batch}] or None; found T={seq_len}, {found}"
             )
         if self.longest + seq_len > self.max_len:
+            self._ask_device()
+        if self.longest + seq_len > self.max_len:
             held = f"{self.longest} held, {seq_len} to append"
             raise ValueError(f"cache: a row may hold {self.max_len} tokens; found {held}")
         return Step.after(self.length_B, seq_len, n_new_B, fresh=self.longest == 0)
@@ -73,6 +75,11 @@ class ModelCache:
         """Count the tokens of a step that every layer has taken."""
         self.length_B += step.seq_len if step.n_new_B is None else step.n_new_B
         self._hold(lambda held: held + step.seq_len)
+
+    def _ask_device(self) -> None:
+        """Make the bounds exact, which padding has made too large; the host waits for it."""
+        for row, length in zip(self._rows, self.length_B.tolist(), strict=True):
+            self._held[row] = length
 
     def _hold(self, change: Callable[[int], int]) -> None:
         for row in self._rows:

@@ -82,6 +82,19 @@ def test_what_does_not_fit_is_refused():
         cache.rows(1, 1)
 
 
+def test_padding_takes_no_room():
+    """Rows that come in turn, each padded to the other: 30 columns, of which a row has 20 tokens."""
+    model = zoo.build_model(load_recipe("recipes/tiny/ansa.yaml")).double()
+    tokens_BT, cache = torch.randint(264, (2, 20), generator=torch.Generator().manual_seed(1)), model.new_cache(2, 20)
+    for n_new_B in (torch.tensor([10, 0]), torch.tensor([0, 10])):
+        model.next_logits(tokens_BT[:, :10], cache, n_new_B)
+    logits_BV = model.next_logits(tokens_BT[:, 10:], cache)
+    with torch.no_grad():
+        torch.testing.assert_close(logits_BV, model(tokens_BT)[:, -1], rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="a row may hold 20 tokens; found 20 held, 1 to append"):
+        model.next_logits(tokens_BT[:, :1], cache)
+
+
 def test_a_row_of_a_cache_is_one_document():
     """Whatever the recipe packs into a row in training."""
     model = zoo.build_model(load_recipe("recipes/tiny/ansa.yaml", ["model.document_mask=true"])).double()

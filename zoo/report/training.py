@@ -106,9 +106,10 @@ def _train(column: Column, folder: Path, overrides: Sequence[str], tell) -> Colu
     if process.returncode == 0:
         tell("done")
         return replace(column, run=RunFolder(folder))
-    tell("failed")
     if process.returncode in (130, -signal.SIGINT, -signal.SIGTERM):
+        tell("stopped")
         raise Interrupted(f"interrupted; the same command goes on with {folder}")
+    tell("failed")
     errors = [line for line in lines if not line.startswith(("note:", "  "))]
     why = "\n".join(errors[-3:]) or f"zoo train ended with {process.returncode}"
     return replace(
@@ -167,7 +168,7 @@ class Progress:
             self._live.stop()
 
     def set(self, index: int, state: str) -> None:
-        """The state of a column: waits, starts, trains, done, failed."""
+        """The state of a column: waits, starts, trains, done, stopped, failed."""
         self.states[index] = state
         if self._live:
             self._live.update(self.table())

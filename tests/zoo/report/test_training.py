@@ -166,10 +166,12 @@ def test_sigterm_is_passed_on_to_the_training(tiny, tmp_path, monkeypatch):
 
     sender = threading.Thread(target=send)
     sender.start()
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, console = signal.getsignal(signal.SIGTERM), plain()
     with pytest.raises(training.Interrupted, match="the same command goes on with"):
-        train_columns(load_columns([tiny("full"), tiny("nsa")]), tmp_path, (), plain())
+        train_columns(load_columns([tiny("full"), tiny("nsa")]), tmp_path, (), console)
     sender.join()
+    assert "tiny_full: stopped" in console.file.getvalue()
+    assert "failed" not in console.file.getvalue()
     assert signal.getsignal(signal.SIGTERM) is handler
 
 

@@ -20,7 +20,7 @@ check: lint test
 
 # The site into site/, a warning is an error; and the tests that need MkDocs.
 docs: .venv/.docs
-	$(BIN)/python -m pytest -n 2 tests/zoo/docs $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/zoo/docs/test_site.py $(PYTEST_ARGS)
 	$(BIN)/zoo docs build
 
 $(BIN)/uv:

@@ -15,6 +15,19 @@ def _group() -> None:
     pass
 
 
+def _writable(path: Path | None) -> Path | None:
+    """Told before minutes of measuring, not after them."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise typer.BadParameter(f"{path}: {'is a folder' if path.is_dir() else f'no such folder: {path.parent}'}")
+    return path
+
+
+def _plottable(path: Path | None) -> Path | None:
+    if path is not None and path.suffix not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter(f"must end in .png, .svg or .pdf; found {str(path)!r}")
+    return _writable(path)
+
+
 @app.command()
 def kernels(
     config: Annotated[
@@ -26,8 +39,12 @@ def kernels(
     ] = None,
     peers: Annotated[bool, typer.Option("--peers", help="Time torch's flash and flex attention as well.")] = False,
     graph: Annotated[bool, typer.Option("--graph", help="Time everything as CUDA graphs as well.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Plot time against tokens.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", callback=_writable, help="Write the report as JSON.")
+    ] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", callback=_plottable, help="Plot time against tokens.")
+    ] = None,
 ) -> None:
     """Time every attention operation on the GPU, forward and backward, and print the tables as Markdown."""
     from zoo.bench.kernels import measure
@@ -52,8 +69,12 @@ def decode(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every recipe. Repeatable.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Plot speed and cache.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", callback=_writable, help="Write the report as JSON.")
+    ] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", callback=_plottable, help="Plot speed and cache.")
+    ] = None,
 ) -> None:
     """Time prefill and decoding with a cache, with the memory they take, and print the tables as Markdown."""
     contexts, batches = _numbers("--context", context), _numbers("--batch", batch)
@@ -78,7 +99,9 @@ def decode(
 def decode_pair(
     context: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens in the cache.")] = "32768,131072",
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Rows that are decoded together.")] = "1,32",
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows as JSON.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", callback=_writable, help="Write the rows as JSON.")
+    ] = None,
 ) -> None:
     """Time the attention of one pair of ansa layers for one new token, beside the time to read their caches."""
     contexts, batches = _numbers("--context", context), _numbers("--batch", batch)

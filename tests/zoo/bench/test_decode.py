@@ -115,3 +115,18 @@ def test_the_command_writes_json_and_a_plot(report, tmp_path, monkeypatch, capsy
 def test_numbers_that_are_none_are_refused(text, capsys):
     assert cli.run(["bench", "decode", TINY[0], "--batch", text]) == 2
     assert "must be whole numbers from 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--json", "nowhere/a.json"), "no such folder: nowhere"),
+        (("--json", "tests"), "is a folder"),
+        (("--plot", "a.txt"), "must end in .png, .svg or .pdf"),
+        (("--plot", "nowhere/a.png"), "no such folder: nowhere"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(options, message, monkeypatch, capsys):
+    monkeypatch.setattr(decode, "measure", None)
+    assert cli.run(["bench", "decode", TINY[0], *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.replace("\u2502", "").split())

@@ -142,7 +142,8 @@ def _measured(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[
     known = next((column["measured"] for column in found["columns"] if column.get("measured")), None)
     if known is None:
         return
-    threads = f", {known['threads']} threads" if known["device"] == "cpu" else ""
+    many = known["threads"]
+    threads = f", {many} thread{'s' * (many != 1)}" if known["device"] == "cpu" else ""
     place = f"{known['device']}{threads}, {known['precision']}, one row of {known['seq_len']:,} tokens"
     for label, name, text in _MEASURED:
         yield f"measured on {place}", label, _part("measured", name), text, True

@@ -155,17 +155,24 @@ def test_a_run_that_diverged_says_so_and_its_json_is_json(tiny, run):
 def test_what_is_measured_is_measured_at_one_length_and_says_where(tiny, monkeypatch):
     from zoo.report import compare as module
 
-    lengths = []
+    lengths, threads = [], [2]
 
     def measure(column, seq_len, overrides):
         lengths.append(seq_len)
-        return column, {"device": "cpu", "precision": "fp32", "threads": 2, "seq_len": seq_len, "cache_bytes": 8}
+        return column, {
+            "device": "cpu",
+            "precision": "fp32",
+            "threads": threads[0],
+            "seq_len": seq_len,
+            "cache_bytes": 8,
+        }
 
     monkeypatch.setattr(module, "measure_column", measure)
     sources = [tiny("full"), str(ROOT / "recipes/340m/full.yaml")]
     assert "measured on cpu, 2 threads, fp32, one row of 256 tokens" in as_text(sources, measure=True)
     assert lengths == [256, 256], "8,192 tokens of one against 256 of the other would not compare"
-    assert "measured on cpu, 2 threads, fp32, one row of 99 tokens" in as_text(sources, measure=True, seq_lens=[99])
+    threads[0] = 1
+    assert "measured on cpu, 1 thread, fp32, one row of 99 tokens" in as_text(sources, measure=True, seq_lens=[99])
 
 
 def as_text(sources, **options) -> str:

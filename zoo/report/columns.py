@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from zoo.errors import ZooError
 from zoo.recipe import Recipe, load_recipe
@@ -65,6 +66,21 @@ def _load(source: str, overrides: Sequence[str], duration: str | None) -> Column
 def reason(error: Exception) -> str:
     """What a column says of what ended it; an error that is not the zoo's own by its type too."""
     return str(error) if isinstance(error, ZooError) else f"{type(error).__name__}: {error}"
+
+
+def data_read(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe's `data` say of the text that is read, with the source and the tokenizer that go unsaid.
+
+    Without what decides only how (workers, cache_dir) and without the length of the rows.
+    """
+    data = recipe.data
+    found = data.model_dump(mode="json", exclude={"workers", "cache_dir", "seq_len", "sources"})
+    streams = [stream.model_dump(mode="json") for stream in data.streams()]
+    tokenizer = data.resolved_tokenizer()
+    return found | {
+        "source": streams[0] if len(streams) == 1 else streams,
+        "tokenizer": tokenizer and tokenizer.model_dump(mode="json"),
+    }
 
 
 def with_duration(overrides: Sequence[str], duration: str | None) -> list[str]:

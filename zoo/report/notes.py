@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from zoo.report.columns import Column
+from zoo.report.columns import Column, data_read
 
 MOST_PARAMETERS_APART = 0.03
-_PLACES = ("tokenizer", "seq_len", "workers", "cache_dir")  # of `data`: told separately, or no part of what is read
 
 
 def notes(columns: Sequence[Column], facts: Sequence[dict[str, Any]]) -> list[str]:
@@ -84,12 +83,11 @@ def _differing(columns: Sequence[Column], read: Callable[[Column], Any]) -> list
 
 
 def _tokenizer(column: Column) -> Any:
-    return column.recipe.data.tokenizer, column.recipe.model.vocab_size
+    return data_read(column.recipe)["tokenizer"], column.recipe.model.vocab_size
 
 
 def _data(column: Column) -> Any:
-    data = column.recipe.data.model_dump(mode="json")
-    return {name: value for name, value in data.items() if name not in _PLACES}
+    return {name: value for name, value in data_read(column.recipe).items() if name != "tokenizer"}
 
 
 def _seq_len(column: Column) -> int:

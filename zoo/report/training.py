@@ -19,7 +19,7 @@ from rich.live import Live
 
 from zoo.errors import ZooError, shorten
 from zoo.recipe import Recipe
-from zoo.report.columns import Column
+from zoo.report.columns import Column, data_read
 from zoo.show import plain_table
 from zoo.training.loggers import read_metrics
 from zoo.training.run_folder import RunFolder
@@ -74,10 +74,8 @@ def _checked(column: Column, first: Column, taken: Sequence[str | None]) -> Colu
 
 def sameness(recipe: Recipe) -> dict[str, object]:
     """What decides which rows a model sees in which order, by key: equal in two recipes, they see the same."""
-    data, seq_len = recipe.data, recipe.data.seq_len or recipe.model.max_seq_len
-    found = {f"data.{name}": value for name, value in data.model_dump(mode="json").items()}
-    for name in ("workers", "cache_dir", "seq_len"):
-        found.pop(f"data.{name}")
+    seq_len = recipe.data.seq_len or recipe.model.max_seq_len
+    found = {f"data.{name}": value for name, value in data_read(recipe).items()}
     rows = {
         "data.seq_len": seq_len,
         "train.batch_size": recipe.train.rows(seq_len),

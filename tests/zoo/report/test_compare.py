@@ -276,6 +276,15 @@ def test_notes_say_what_is_not_comparable(tiny, tmp_path):
     assert found([tiny("full"), tiny("nsa")])["notes"] == []
 
 
+def test_what_a_recipe_leaves_unsaid_is_no_difference(tiny, tmp_path):
+    unsaid = tmp_path / "unsaid.yaml"
+    unsaid.write_text(f"extends: {tiny('full')}\nname: unsaid\ndata: {{source: null, tokenizer: null}}\n")
+    assert found([tiny("full"), str(unsaid)])["notes"] == []
+    one = tmp_path / "one.yaml"
+    one.write_text(f"extends: {tiny('full')}\nname: one\ndata: {{source: null, sources: [{{kind: python-stdlib}}]}}\n")
+    assert found([tiny("full"), str(one)])["notes"] == []
+
+
 def test_runs_bring_their_losses_and_their_differences(tiny, run):
     long = run("full", [4.0, 3.0, 2.0, 2.5])
     short = run("nsa", [4.0, 3.0], overrides=("seed=5", "train.optimizer.lr=1e-2"))

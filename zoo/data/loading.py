@@ -131,6 +131,8 @@ def loader(
     Raises DataError for missing or damaged shards, and for fewer training rows than one batch over all devices.
     """
     training = split == "train"
+    if num_workers:
+        _check_sockets()
     _check_enough(prepared, split, batch_size)
     _check_shards(prepared.streams[split])
     try:
@@ -181,6 +183,21 @@ def _check_enough(prepared: PreparedData, split: str, batch_size: int) -> None:
         raise DataError(
             f"{rows:,} training rows of {prepared.seq_len:,} tokens are less than one batch ({one}); "
             "give more text, a smaller batch or a smaller seq_len"
+        )
+
+
+def _check_sockets() -> None:
+    """Processes that read rows hand them over by a socket in the temporary folder, pymp-XXXXXXXX/listener-XXXXXXXX.
+
+    The path of a socket has 107 bytes at most. A process that cannot make one dies in a thread of its own, and the
+    training waits for its rows for ever (seen with Python 3.11).
+    """
+    folder = tempfile.gettempdir()
+    most = 107 - len("/pymp-XXXXXXXX/listener-XXXXXXXX")
+    if len(os.fsencode(folder)) > most:
+        raise DataError(
+            f"the temporary folder's path must be at most {most} bytes for the sockets of train.workers; "
+            f"found {folder}. Set TMPDIR to a shorter one, such as /tmp, or train.workers to 0"
         )
 
 

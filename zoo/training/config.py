@@ -145,22 +145,23 @@ class TrainConfig(_Section):
     def _decay(self) -> str:
         return self.schedule.decay or "0.2dur"
 
-    def problems(self, seq_len: int) -> list[tuple[tuple[str, ...], str]]:
-        """Cross-field checks that need the sequence length, as (key path inside `train`, message).
-
-        Spans in epochs are checked once the rows of the data are known.
-        """
-        try:
-            tokens_per_batch = self.rows(seq_len) * seq_len
-        except ValueError as error:
-            return [(("batch_tokens",), str(error))]
+    def schedule_problem(self, seq_len: int) -> str | None:
+        """Why warm-up and decay do not fit into the duration, if that is known before the data: without epochs."""
         spans = [self.duration, self.schedule.warmup] + [self._decay] * (self.schedule.kind == "wsd")
         if any(Span.parse(span).unit == "ep" for span in spans):
-            return []
+            return None
         try:
-            self.schedule_batches(tokens_per_batch, batches_per_epoch=0)
+            self.schedule_batches(self.rows(seq_len) * seq_len, batches_per_epoch=0)
         except ValueError as error:
-            return [(("schedule",), str(error))]
+            return str(error)
+        return None
+
+    def problems(self, seq_len: int) -> list[tuple[tuple[str, ...], str]]:
+        """Cross-field checks that need the sequence length, as (key path inside `train`, message)."""
+        try:
+            self.rows(seq_len)
+        except ValueError as error:
+            return [(("batch_tokens",), str(error))]
         return []
 
 

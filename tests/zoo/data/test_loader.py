@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -305,3 +306,13 @@ def test_a_closed_dataset_lets_go_of_its_shared_memory(prep, of_text):
     spec.dataloader.dataset.close()
     assert (segments(), open_files()) == (before, files)
     other.dataloader.dataset.close()
+
+
+def test_a_temporary_folder_too_deep_for_sockets_is_refused(prep, of_text, tmp_path, monkeypatch):
+    """Else the processes that read rows die, and training waits for them for ever."""
+    prepared, deep = prep(of_text()), tmp_path / ("deep" * 20)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(DataError, match=r"must be at most 75 bytes for the sockets .*; found .*deep.*TMPDIR"):
+        loader(prepared, "train", batch_size=4, shuffle=False, seed=0, num_workers=1)
+    loader(prepared, "train", batch_size=4, shuffle=False, seed=0)

@@ -1,7 +1,8 @@
 """A tiny recipe over a small text, prepared once; one thread, so that sums are the same in every process."""
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,10 @@ def one_thread() -> None:
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """Environment of a child process that computes the same bits as this one."""
-    locks = tmp_path / "tmp"
-    locks.mkdir()
-    return os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(locks), "COLUMNS": "200"}
+def environment() -> Iterator[dict[str, str]]:
+    """Environment of a child process that computes the same bits as this one.
+
+    A temporary folder of its own, for locks, whose path is short enough for sockets: pytest's may not be.
+    """
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
+        yield os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": folder, "COLUMNS": "200"}

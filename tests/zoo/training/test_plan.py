@@ -142,10 +142,8 @@ def test_a_length_without_a_unit_is_refused_with_one():
         ),
     ],
 )
-def test_a_schedule_that_does_not_fit_is_a_mistake_of_the_recipe(train, found):
-    """Said when the recipe is read; spans in epochs wait for the data."""
-    ((path, why),) = TrainConfig.model_validate(train).problems(256)
-    assert path == ("schedule",)
-    assert why == f"must fit into the duration of {found}"
+def test_a_schedule_that_does_not_fit_is_known_before_the_data(train, found):
+    """Spans in epochs wait for them."""
+    assert TrainConfig.model_validate(train).schedule_problem(256) == f"must fit into the duration of {found}"
     train["duration"] = "1ep"
-    assert TrainConfig.model_validate(train).problems(256) == []
+    assert TrainConfig.model_validate(train).schedule_problem(256) is None

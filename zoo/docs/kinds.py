@@ -18,6 +18,7 @@ from zoo.show import description, first_line
 
 D_MODEL, SEQ_LEN, MAP_TOKENS = 256, 1024, 256  # of the example on every page
 FOLDER = "reference/blocks"
+PANEL_REM = 15  # width of one pattern's map on a page
 
 
 def kind_pages() -> dict[str, str]:
@@ -177,7 +178,9 @@ def _seen(kind: str, config: BlockConfig, part: str | None) -> str:
     caption = f"`{name}` as in the minimal recipe ({about}), {MAP_TOKENS} tokens. Rows are queries, columns keys."
     chosen = " What selection chooses here is random." if point.pattern("selection") else ""
     file = _map_path(config, part).rsplit("/", 1)[-1]
-    return f"![Attention map of {name}: {about}]({file}){{ .zoo-map }}\n\n{caption}{chosen}"
+    # The drawing has no size of its own: a panel is as wide on every page, however many stand beside it.
+    size = f'style="width: min(100%, {PANEL_REM * len(point.patterns)}rem)"'
+    return f"![Attention map of {name}: {about}]({file}){{ .zoo-map {size} }}\n\n{caption}{chosen}"
 
 
 def _cost_note(config: BlockConfig) -> str:

@@ -231,3 +231,12 @@ def test_bounds_and_types_of_fields():
 def test_docstrings_as_markdown():
     found = as_markdown("Make <it>.\n\n    x: a `[T, T]` map, T * T\n    of all.\n    Returns [B].\n")
     assert found == "Make &lt;it&gt;.\n\nx: a `[T, T]` map, T \\* T\nof all.<br>\nReturns \\[B\\]."
+
+
+def test_a_map_is_as_wide_as_its_panels(site):
+    """The drawings have no size of their own: one panel alone filled the page."""
+    page = site["reference/blocks/ansa.md"]
+    assert re.findall(r"\((ansa_\w+_map\.svg)\)\{ \.zoo-map style=\"width: min\(100%, (\d+)rem\)\" \}", page) == [
+        ("ansa_local_map.svg", "15"),
+        ("ansa_global_map.svg", "30"),
+    ]

@@ -198,3 +198,15 @@ def test_a_step_of_one_token_stays_on_the_device(case, scaling):
             with OneDevice():
                 y = block(x_BTC, Step.after(length_B, 1, n_new_B, fresh=False), cache)
             assert y.shape == (3, 1, 24)
+
+
+def test_memory_is_taken_once(case, make, noise):
+    """Every tensor of the cache stays where it is, at the size it has, whatever is appended."""
+    block, x = make(*case), noise(2, T, 24)
+    cache = block.new_cache(2, T, dtype=torch.float64)
+    places = [(tensor.data_ptr(), tensor.shape) for tensor in cache.tensors]
+    length_B, at = torch.zeros(2, dtype=torch.int64), 0
+    for seq_len in (9, 1, 1, 17, 1):
+        block(x[:, at : at + seq_len], Step.after(length_B, seq_len, None, fresh=at == 0), cache)
+        length_B, at = length_B + seq_len, at + seq_len
+        assert [(tensor.data_ptr(), tensor.shape) for tensor in cache.tensors] == places

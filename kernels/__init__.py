@@ -10,7 +10,7 @@ blocks, M selection blocks, P patterns.
 
 from importlib import import_module
 
-_EXPORTS = {
+OPERATIONS = {  # operation -> the module that registers its implementations
     "full_attention": "zoo.kernels.full",
     "window_attention": "zoo.kernels.window",
     "mean_pool": "zoo.kernels.compression",
@@ -25,6 +25,8 @@ _EXPORTS = {
     "cached_selection_attention": "zoo.kernels.decode",
     "write_slots": "zoo.kernels.decode.writing",
     "pool_slots": "zoo.kernels.decode.writing",
+}
+_EXPORTS = OPERATIONS | {
     "Documents": "zoo.kernels.documents",
     "n_slots": "zoo.kernels.documents",
     "n_groups": "zoo.kernels.documents",

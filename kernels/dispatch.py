@@ -16,27 +16,12 @@ from importlib import import_module
 
 import torch
 
+from zoo.kernels import OPERATIONS
+
 log = logging.getLogger("zoo.kernels")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # found, not imported
 MIN_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16 products and asynchronous copies
 _too_old_devices: dict[torch.device, str | None] = {}
-
-OPERATIONS = {  # operation -> the module that registers it
-    "full_attention": "zoo.kernels.full",
-    "window_attention": "zoo.kernels.window",
-    "gather_blocks": "zoo.kernels.compression",
-    "mean_pool": "zoo.kernels.compression",
-    "compression_attention": "zoo.kernels.compression",
-    "choose_blocks": "zoo.kernels.choice",
-    "selection_attention": "zoo.kernels.selection",
-    "gated_sum": "zoo.kernels.combine",
-    "rotate": "zoo.kernels.rotary",
-    "cached_attention": "zoo.kernels.decode",
-    "cached_choose_blocks": "zoo.kernels.decode",
-    "cached_selection_attention": "zoo.kernels.decode",
-    "write_slots": "zoo.kernels.decode.writing",
-    "pool_slots": "zoo.kernels.decode.writing",
-}
 
 
 @dataclass(frozen=True)

@@ -106,11 +106,11 @@ def decode_pair(
     """Time the attention of one pair of ansa layers for one new token, beside the time to read their caches."""
     contexts, batches = _numbers("--context", context), _numbers("--batch", batch)
     from zoo.bench import decode_pair as room
-    from zoo.bench.kernels import _machine
+    from zoo.bench.kernels import machine
 
     rows = room.measure(contexts, batches, say=_say)
     command = f"zoo bench decode-pair --context {context} --batch {batch}"
-    report = {"machine": _machine(), "command": command, "rows": rows}
+    report = {"machine": machine(), "command": command, "rows": rows}
     if json_file:
         json_file.write_text(json.dumps(report, indent=1) + "\n")
     print(room.as_markdown(report))

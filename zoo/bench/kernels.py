@@ -38,7 +38,7 @@ def measure(
             raise ZooError(f"bench kernels: unknown setting {name!r}; known: {', '.join(CONFIGS)}.")
     if not torch.cuda.is_available():
         raise ZooError("bench kernels: needs a CUDA GPU; torch finds none here.")
-    report = {"machine": _machine(), "command": command, "ceilings": _ceilings(), "rows": [], "pair": [], "memory": []}
+    report = {"machine": machine(), "command": command, "ceilings": _ceilings(), "rows": [], "pair": [], "memory": []}
     for name in configs:
         for seq_len in seq_lens:
             say(f"{name} at {seq_len:,} tokens")
@@ -54,7 +54,8 @@ def measure(
     return report
 
 
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
+    """The GPU, and the versions that ran on it, as a report states them."""
     import triton
 
     return {

@@ -55,8 +55,7 @@ class Attention(nn.Module):
         if x_BTC.shape[1] != context.positions_BT.shape[1]:
             found = f"{x_BTC.shape[1]}, the context is for {context.positions_BT.shape[1]}"
             raise ValueError(f"attention: x must have as many tokens as the context; found {found}")
-        queries = self.projection.queries(x_BTC, context)
-        raw = self.projection.entries(x_BTC)
+        queries, raw = self.projection(x_BTC, context)
         if cache is not None and not context.fresh:
             return self._attend_cached(queries, raw, context, cache)
         queries = queries._replace(q=queries.q.contiguous())

@@ -146,7 +146,7 @@ def attention_bytes(point: AttentionConfig, d_model: int, seq_len: int) -> int:
     projection, heads = point.projection, point.projection.n_heads
     n_patterns = len(point.patterns)
     latent = projection.kind != "gqa"
-    maps = (3 if latent else 1 + 2 * point.n_kv_sets) + (n_patterns > 1)
+    maps = 1 + (n_patterns > 1)  # that of the projection, and the gate
     per_token = BF16 * d_model * maps
     if latent and projection.q_rank:  # the query latent's norm works in float32
         per_token += projection.q_rank * (2 * FLOAT + BF16)

@@ -78,6 +78,8 @@ class LatentProjection(nn.Module):
     Group g, reading latent head j: k_g = [W_UK,g c_j ; k_R], v_g = W_UV,g c_j. Query head: [W_Q x ; RoPE(W_QR x)],
     through a normed latent of width q_rank where given. With YaRN's mscale_all_dim the softmax scale grows by
     mscale^2, as in DeepSeek's code.
+    input: [[W_Q ; W_QR] by head ; W_DKV ; W_KR], or, where q_rank is given, [W_DQ ; W_DKV ; W_KR], and `query`, which
+    reads the normed query latent, is [W_Q ; W_QR] by head.
     """
 
     def __init__(self, config: MLA | GLA, d_model: int, n_kv_sets: int = 1):
@@ -85,26 +87,25 @@ class LatentProjection(nn.Module):
         assert n_kv_sets == 1, "AttentionConfig refuses separate_kv with latents"
         self.config = config
         heads, rank = config.n_latent_heads, config.kv_rank // config.n_latent_heads
-        self.query_latent = linear(d_model, config.q_rank) if config.q_rank else nn.Identity()
+        queries = config.n_heads * config.qk_dim
+        self.widths = [config.q_rank or queries, config.kv_rank, config.rope_dim]
+        self.input = linear(d_model, sum(self.widths))
         self.query_norm = RMSNorm(config.q_rank, config.norm_eps) if config.q_rank else nn.Identity()
-        self.query = linear(config.q_rank or d_model, config.n_heads * config.qk_dim)
-        self.latent = linear(d_model, config.kv_rank)
+        self.query = linear(config.q_rank, queries) if config.q_rank else nn.Identity()
         self.latent_norm = RMSNorm(rank, config.norm_eps, heads)
-        self.rope_key = linear(d_model, config.rope_dim)
         self.key_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.head_dim)
         self.value_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.v_head_dim)
 
-    def queries(self, x_BTC: torch.Tensor, context: Context) -> Queries:
+    def forward(self, x_BTC: torch.Tensor, context: Context) -> tuple[Queries, list[Entries]]:
         config = self.config
-        q_BTHQ = self.query(self.query_norm(self.query_latent(x_BTC))).unflatten(-1, (config.n_heads, -1))
+        query, latent, rope_key_BTR = self.input(x_BTC).split(self.widths, dim=-1)
+        q_BTHQ = self.query(self.query_norm(query)).unflatten(-1, (config.n_heads, -1))
         q_BTHD, q_rope_BTHR = q_BTHQ.split([config.head_dim, config.rope_dim], dim=-1)
         table = context.rope(config.rope_dim, config, q_BTHQ.dtype)
         factor = config.rope_scaling.score_factor if config.rope_scaling else 1.0
-        return Queries(q_BTHD, table.rotate(q_rope_BTHR), config.qk_dim**-0.5 * factor)
-
-    def entries(self, x_BTC: torch.Tensor) -> list[Entries]:
-        latent_BTJR = self.latent(x_BTC).unflatten(-1, (self.config.n_latent_heads, -1))
-        return [{"latent": self.latent_norm(latent_BTJR), "rope_key": self.rope_key(x_BTC)}]
+        queries = Queries(q_BTHD, table.rotate(q_rope_BTHR), config.qk_dim**-0.5 * factor)
+        latent_BTJR = self.latent_norm(latent.unflatten(-1, (config.n_latent_heads, -1)))
+        return queries, [{"latent": latent_BTJR, "rope_key": rope_key_BTR}]
 
     def rotate(self, entries: Entries, context: Context, blocks: tuple[int, int] | None = None) -> Entries:
         table = context.rope(self.config.rope_dim, self.config, entries["rope_key"].dtype, blocks)

@@ -13,10 +13,10 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 
 def copy_weights(block, theirs):
-    key_value = block.projection.key_value[0]
-    pairs = [(block.projection.query, theirs.q_proj), (key_value.key, theirs.k_proj), (key_value.value, theirs.v_proj)]
-    for ours, other in [*pairs, (block.output, theirs.o_proj)]:
-        ours.weight.data.copy_(other.weight.data)
+    block.projection.input.weight.data.copy_(
+        torch.cat([part.weight.data for part in (theirs.q_proj, theirs.k_proj, theirs.v_proj)])
+    )
+    block.output.weight.data.copy_(theirs.o_proj.weight.data)
 
 
 def run(theirs, config, x_BTC):
@@ -49,6 +49,6 @@ def test_qk_norm_equals_qwen3(make, noise):
         parameter.data.copy_(noise(*parameter.shape, seed=index) / 8)
     copy_weights(block, theirs)
     block.projection.query_norm.weight.data.copy_(theirs.q_norm.weight.data)
-    block.projection.key_value[0].key_norm.weight.data.copy_(theirs.k_norm.weight.data)
+    block.projection.key_norms[0].weight.data.copy_(theirs.k_norm.weight.data)
     x_BTC = noise(2, 70, 64).float()
     torch.testing.assert_close(block(x_BTC, Context.for_tokens(2, 70)), run(theirs, config, x_BTC), rtol=0, atol=1e-5)

@@ -31,18 +31,20 @@ def test_heads_read_their_own_latent_head_alone(make, noise):
     block = make({"kind": "gla", **SIZES, "n_kv_heads": 4, "n_latent_heads": 2})
     x_BTC, context = noise(1, 12, 24), Context.for_tokens(1, 12)
     before = block.attend(x_BTC, context)[0]
-    block.projection.latent.weight.data[4:] *= 1.7 + noise(4, 24, seed=3)
+    block.projection.input.weight.data[-8:-4] *= 1.7 + noise(4, 24, seed=3)  # the rotary key has the last four rows
     after = block.attend(x_BTC, context)[0]
     assert torch.equal(before[:, :, :2], after[:, :, :2])
     assert (before[:, 1:, 2:] - after[:, 1:, 2:]).abs().amax(-1).min() > 0
-    latent_BTJR = block.projection.entries(x_BTC)[0]["latent"] / block.projection.latent_norm.weight.view(2, 4)
+    _, (raw,) = block.projection(x_BTC, context)
+    latent_BTJR = raw["latent"] / block.projection.latent_norm.weight.view(2, 4)
     torch.testing.assert_close(latent_BTJR.square().mean(-1), torch.ones(1, 12, 2).double(), rtol=1e-4, atol=0)
 
 
 def test_groups_share_a_key(make, noise):
     block = make({"kind": "gla", **SIZES, "n_kv_heads": 2, "n_latent_heads": 2})
     x_BTC, context = noise(1, 12, 24), Context.for_tokens(1, 12)
-    keys = block.projection.expand(block.projection.rotate(block.projection.entries(x_BTC)[0], context))
+    _, (raw,) = block.projection(x_BTC, context)
+    keys = block.projection.expand(block.projection.rotate(raw, context))
     assert keys.k.shape == (1, 12, 2, 6)
     assert keys.v.shape == (1, 12, 2, 5)
     assert keys.rope.shape == (1, 12, 4)

@@ -34,14 +34,27 @@ class Loops:
         self.projection = block.config.projection
         self.weights = {name: parameter.data for name, parameter in block.named_parameters()}
         self.latents = self.projection.kind != "gqa"
+        self.maps = self.of_input(self.weights["projection.input.weight"])
+
+    def of_input(self, weight):
+        """The maps that read x, by name, whose rows lie one after the other."""
+        p = self.projection
+        rows = {"query": p.n_heads * p.qk_dim}
+        if self.latents:
+            rows = {"query_latent": p.q_rank} if p.q_rank else rows
+            rows |= {"latent": p.kv_rank, "rope_key": p.rope_dim}
+        else:
+            for which in range(len(self.config.patterns) if self.config.separate_kv else 1):
+                rows |= {f"key{which}": p.n_kv_heads * p.head_dim, f"value{which}": p.n_kv_heads * p.v_head_dim}
+        assert sum(rows.values()) == len(weight)
+        return dict(zip(rows, weight.split(list(rows.values())), strict=True))
 
     def query(self, t, h):
-        p, w = self.projection, self.weights
-        rows = slice(h * p.qk_dim, (h + 1) * p.qk_dim)
-        x = self.x[t]
+        p, w, x = self.projection, self.weights, self.x[t]
         if self.latents and p.q_rank:
-            x = normed(w["projection.query_latent.weight"] @ x, w["projection.query_norm.weight"], p.norm_eps)
-        q = w["projection.query.weight"][rows] @ x
+            x = normed(self.maps["query_latent"] @ x, w["projection.query_norm.weight"], p.norm_eps)
+        query = w["projection.query.weight"] if self.latents and p.q_rank else self.maps["query"]
+        q = query[h * p.qk_dim : (h + 1) * p.qk_dim] @ x
         if self.latents:
             return torch.cat((q[: p.head_dim], rotated(q[p.head_dim :], t, p.rope_theta)))
         if p.qk_norm:
@@ -54,13 +67,12 @@ class Loops:
         if self.latents:
             width, head = p.kv_rank // p.n_latent_heads, g // (p.n_kv_heads // p.n_latent_heads)
             rows = slice(head * width, (head + 1) * width)
-            c = normed(w["projection.latent.weight"][rows] @ x, w["projection.latent_norm.weight"][rows], p.norm_eps)
-            return {"latent": c, "rope_key": w["projection.rope_key.weight"] @ x}
-        name = f"projection.key_value.{which}"
-        key = w[f"{name}.key.weight"].view(p.n_kv_heads, -1, len(x))[g] @ x
+            c = normed(self.maps["latent"][rows] @ x, w["projection.latent_norm.weight"][rows], p.norm_eps)
+            return {"latent": c, "rope_key": self.maps["rope_key"] @ x}
+        key, value = (self.maps[f"{name}{which}"].view(p.n_kv_heads, -1, len(x))[g] @ x for name in ("key", "value"))
         if p.qk_norm:
-            key = normed(key, w[f"{name}.key_norm.weight"], p.norm_eps)
-        return {"key": key, "value": w[f"{name}.value.weight"].view(p.n_kv_heads, -1, len(x))[g] @ x}
+            key = normed(key, w[f"projection.key_norms.{which}.weight"], p.norm_eps)
+        return {"key": key, "value": value}
 
     def rotate(self, entries, position):
         name = "rope_key" if self.latents else "key"

@@ -21,13 +21,13 @@ def copy_weights(block, theirs, interleaved: bool):
     ours, data = block.projection, {name: p.data for name, p in theirs.named_parameters()}
     query = data["q_proj.weight"] if "q_proj.weight" in data else data["q_b_proj.weight"]
     content, rope = query.unflatten(0, (HEADS, -1)).split([CONTENT, ROPE], dim=1)
-    ours.query.weight.data.copy_(torch.cat((content, rope[:, order]), 1).flatten(0, 1))
+    query = torch.cat((content, rope[:, order]), 1).flatten(0, 1)
     if "q_a_proj.weight" in data:
-        ours.query_latent.weight.data.copy_(data["q_a_proj.weight"])
+        ours.query.weight.data.copy_(query)
         ours.query_norm.weight.data.copy_(data["q_a_layernorm.weight"])
+        query = data["q_a_proj.weight"]
     latent, rope = data["kv_a_proj_with_mqa.weight"].split([RANK, ROPE])
-    ours.latent.weight.data.copy_(latent)
-    ours.rope_key.weight.data.copy_(rope[order])
+    ours.input.weight.data.copy_(torch.cat((query, latent, rope[order])))
     ours.latent_norm.weight.data.copy_(data["kv_a_layernorm.weight"])
     key, value = data["kv_b_proj.weight"].unflatten(0, (HEADS, -1)).split([CONTENT, VALUE], dim=1)
     ours.key_up.weight.data.copy_(key.flatten(0, 1))
@@ -70,8 +70,8 @@ def test_absorbed_attention_over_the_cached_entries_is_the_same(make, noise):
     block = make({"kind": "mla", "n_heads": 4, "head_dim": 6, "rope_dim": 4, "kv_rank": 8})
     x_BTC, context = noise(1, 9, 24), Context.for_tokens(1, 9)
     projection = block.projection
-    queries = projection.queries(x_BTC, context)
-    cached = projection.rotate(projection.entries(x_BTC)[0], context)
+    queries, (raw,) = projection(x_BTC, context)
+    cached = projection.rotate(raw, context)
     assert {name: tuple(x.shape[2:]) for name, x in cached.items()} == block.config.projection.entries()
     latent_TR = cached["latent"][0, :, 0]
     key_up, value_up = (up.weight.unflatten(0, (4, -1)) for up in (projection.key_up, projection.value_up))

@@ -18,8 +18,8 @@ KINDS = {
 def test_window_equals_a_masked_softmax(kind, window, make, noise):
     block, x_BTC = make(KINDS[kind] | {"window": window}), noise(1, 30, 24)
     context = Context.for_tokens(1, 30, documents=Documents.from_starts((torch.arange(30) % 19 == 0)[None]))
-    queries = block.projection.queries(x_BTC, context)
-    keys = block.projection.expand(block.projection.rotate(block.projection.entries(x_BTC)[0], context))
+    queries, (raw,) = block.projection(x_BTC, context)
+    keys = block.projection.expand(block.projection.rotate(raw, context))
     groups = 4 // keys.k.shape[2]
     scores_HTS = torch.einsum("thd,shd->hts", queries.q[0], keys.k[0].repeat_interleave(groups, 1))
     if keys.rope is not None:

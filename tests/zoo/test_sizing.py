@@ -11,6 +11,7 @@ import torch
 from zoo import cli, fused
 from zoo.blocks import base, patterns
 from zoo.blocks.base import Context
+from zoo.blocks.projections.latent import PerHeadLinear
 from zoo.cost import model_cost
 from zoo.model import Layer
 from zoo.recipe import ModelConfig, load_recipe
@@ -81,6 +82,8 @@ def kept_bytes(layer: Layer, x: torch.Tensor, context: Context) -> int:
     """Bytes of the storages that autograd keeps, without weights, their casts and the rotary tables."""
     weights = {parameter.shape for parameter in layer.parameters() if parameter.ndim == 2}
     weights |= {shape[::-1] for shape in weights}
+    ups = [module for module in layer.modules() if isinstance(module, PerHeadLinear)]  # multiplied as [J, R, rows]
+    weights |= {(up.n_latent_heads, up.in_features, up.out_features // up.n_latent_heads) for up in ups}
     kept: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -133,9 +136,7 @@ def test_parts_by_hand():
     size, parameters = step_size(recipe, 8192, 2, H200), model_cost(recipe.model, 8192).parameters["total"]
     assert (size.weights, size.gradients, size.optimiser) == (4 * parameters, 4 * parameters, 8 * parameters)
     assert size.copies == 2 * (parameters - 32000 * 1024 - 49 * 1024)
-    per_token = 24 * (
-        2 * 4 * 1024 + 2 * (2 * 1024 + 3 * 2816) + 3 * 2 * 1024 + 2 * (16 + 4 + 4) * 64 + 16 * (2 * 64 + 4)
-    )
+    per_token = 24 * (2 * 4 * 1024 + 2 * (2 * 1024 + 3 * 2816) + 2 * 1024 + 2 * (16 + 4 + 4) * 64 + 16 * (2 * 64 + 4))
     assert size.activations == 2 * 8192 * per_token
     forward = model_cost(recipe.model, 8192).flops_per_token
     assert size.compute_s == pytest.approx(3 * forward * 2 * 8192 / 989e12)

@@ -37,7 +37,7 @@ class UnitValues(nn.Module):
     def __init__(self, projection: nn.Module, seq_len: int, tile: int):
         super().__init__()
         self.inner, self.seq_len, self.tile = projection, seq_len, tile
-        self.queries, self.entries, self.rotate = projection.queries, projection.entries, projection.rotate
+        self.forward, self.rotate = projection.forward, projection.rotate
 
     def tile_of(self, n_keys: int) -> int:
         """How many of so many keys share a unit vector."""

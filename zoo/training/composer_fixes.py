@@ -20,7 +20,7 @@ import os
 import pickle
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import composer.utils.checkpoint as composer_checkpoint
@@ -66,14 +66,27 @@ def refuse_code(path: str | Path) -> None:
         raise _refusal(path, f"it asks for {', '.join(sorted(strange))}")
 
 
-def read_safely(path: str | Path, map_location: str = "cpu"):
+def read_safely(path: str | Path, map_location: str = "cpu", mmap: bool = False):
     """Read a checkpoint of tensors and plain values; raises ZooError for any other, as `refuse_code`."""
     refuse_code(path)
     try:
         with torch.serialization.safe_globals(_ALLOWED):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise _refusal(path, str(error).splitlines()[0]) from error
+
+
+def refuse_other_weights(path: Path, expected: Collection[str]) -> None:
+    """Raise ZooError unless a checkpoint has weights of these names; Composer would end in a traceback of torch's."""
+    found = read_safely(path, mmap=True)["state"]["model"]
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} is not part of the model" for name in found if name not in expected]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ZooError(
+            f"{path}: not the weights of this version's model: {wrong[0]}{more}. "
+            f"Continue the run with the version that began it, or remove {path.parents[1]} to start over"
+        )
 
 
 def _refusal(path: str | Path, found: str) -> ZooError:

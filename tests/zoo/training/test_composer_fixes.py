@@ -39,6 +39,18 @@ def test_what_composer_saves_is_read(tmp_path):
     assert composer_fixes.read_safely(path)["state"]["w"].tolist() == [1, 1]
 
 
+def test_a_checkpoint_of_other_weights_is_one_clear_error(tmp_path):
+    path = tmp_path / "run" / "checkpoints" / "ep0-ba1-rank0.pt"
+    path.parent.mkdir(parents=True)
+    torch.save({"state": {"model": {"query": torch.ones(2), "output": torch.ones(2)}}}, path)
+    composer_fixes.refuse_other_weights(path, ["output", "query"])
+    said = (
+        r"ba1-rank0\.pt: not the weights of this version's model: input is missing \(and 1 more\)\. .*remove .*run to"
+    )
+    with pytest.raises(ZooError, match=said):
+        composer_fixes.refuse_other_weights(path, ["input", "output"])
+
+
 def test_a_write_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "ep0-ba1-rank0.pt"
 

@@ -2,22 +2,33 @@
 
 Triton finds the compiled kernel anew at each launch, from the types, values and alignments of some forty arguments:
 about 40 us, when a kernel of attention takes 20 to 300 us at 8K tokens. `launch` remembers what it found by those same
-properties, and starts it in about 12 us.
+properties, and hands numbers to Triton's launcher in C: pointers too, which it would otherwise ask each tensor for and
+the driver about.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from copy import copy
 from functools import cache
 
 import torch
+import triton
+from triton.runtime import driver
 from triton.runtime.errors import OutOfResources
+
+try:
+    from triton.knobs import runtime as _hooks
+except ImportError:  # Triton 3.3
+    from triton.compiler import CompiledKernel as _hooks
 
 Tile = dict[str, int]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_COMPILED = 4096  # entries kept: one for each kernel and set of shapes
+_KNOWN = torch.version.hip is None and triton.__version__.startswith(("3.3.", "3.4.", "3.5.", "3.6."))  # its launchers
 _first_that_fits: dict[tuple, int] = {}
+_n_tensors: dict[int, int] = {}
 _compiled: dict[tuple, tuple] = {}
 
 
@@ -26,52 +37,89 @@ def launch(
 ) -> None:
     """Run kernel[grid(tile)](*arguments, **constants, **tile) on `device`, with the first of `tiles` that fits it.
 
-    arguments: tensors, numbers or None, in the order of the kernel's parameters; constants follow them.
+    arguments: tensors, or None in their place, and then numbers, in the order of the kernel's parameters; constants
+    follow them.
     tiles: constants and launch options, each list kept alive by its maker; each needs less shared memory than the one
     before.  Raises triton's OutOfResources if none fits.
     """
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
+    index = device.index
+    if INTERPRETED or index is None:  # no GPU
+        return _find(kernel, grid, arguments, constants, tiles, device)
+    if index != torch.cuda.current_device():
         with torch.cuda.device(device):
             return launch(kernel, grid, arguments, constants, tiles, device)
+    # What Triton compiles for: dtypes, pointers aligned to 16 bytes, and integers, of which it looks at 1s and at
+    # multiples of 16; all of a number is in the key.
+    n = _n_tensors.get(id(kernel)) or _count_tensors(kernel, arguments)
+    tensors, numbers = arguments[:n], arguments[n:]
+    pointers = [0 if x is None else x.data_ptr() for x in tensors]
+    key = (
+        id(kernel),
+        index,
+        *[None if x is None else x.dtype for x in tensors],
+        *[pointer & 15 for pointer in pointers],
+        *numbers,
+        *constants.values(),
+        *tiles[0].values(),
+    )
+    known = _compiled.get(key)
+    if known is not None:
+        compiled, start, options, constexprs, tile = known
+        grid = (*grid(tile), 1, 1)[:3]
+        if start is None or _is_watched():
+            compiled[grid](*arguments, *constexprs)
+        else:
+            stream = driver.active.get_current_stream(index)
+            start(*grid, stream, compiled.function, *options, *pointers, *numbers, *constexprs)
+        return
+    compiled, constexprs, tile = _find(kernel, grid, arguments, constants, tiles, device)
+    if len(_compiled) >= MAX_COMPILED:
+        _compiled.clear()
+    _compiled[key] = compiled, *_direct_start(compiled), constexprs, tile
+
+
+def _find(kernel, grid: Callable, arguments: tuple, constants: dict, tiles: list[Tile], device: torch.device) -> tuple:
+    """Run the kernel as Triton does. Returns what it compiled, the constants that follow the arguments, the tile."""
     key = (id(kernel), device.index, *constants.values(), *tiles[0].values())
     for i in range(_first_that_fits.get(key, 0), len(tiles)):
         try:
-            return _start(kernel, grid(tiles[i]), arguments, constants, tiles[i], device)
+            compiled = kernel[grid(tiles[i])](*arguments, **constants, **tiles[i])
         except OutOfResources:
             if i + 1 == len(tiles):
                 raise
             _first_that_fits[key] = i + 1
+            continue
+        values = {**constants, **tiles[i]}
+        names = () if compiled is None else kernel.arg_names[len(arguments) :]  # the interpreter compiles nothing
+        return compiled, tuple(values[name] for name in names), tiles[i]
 
 
-def _start(kernel, grid: tuple, arguments: tuple, constants: dict, tile: Tile, device: torch.device) -> None:
-    if INTERPRETED or device.type != "cuda":
-        kernel[grid](*arguments, **constants, **tile)
-        return
-    # What Triton compiles for: dtypes, pointers aligned to 16 bytes, and integers, of which it looks at 1s and at
-    # multiples of 16; all of an integer is in the key. A float is passed at run time.
-    key = (
-        id(kernel),
-        device.index,
-        *[x if x.__class__ is int else _kind(x) for x in arguments],
-        *constants.values(),
-        *tile.values(),
-    )
-    known = _compiled.get(key)
-    if known is not None:
-        compiled, constexprs = known
-        compiled[(*grid, 1, 1)[:3]](*arguments, *constexprs)
-        return
-    compiled = kernel[grid](*arguments, **constants, **tile)
-    if len(_compiled) >= MAX_COMPILED:
-        _compiled.clear()
-    values = {**constants, **tile}
-    _compiled[key] = compiled, tuple(values[name] for name in kernel.arg_names[len(arguments) :])
+def _count_tensors(kernel, arguments: tuple) -> int:
+    are_tensors = [x is None or isinstance(x, torch.Tensor) for x in arguments]
+    n = _n_tensors[id(kernel)] = [*are_tensors, False].index(False)
+    assert not any(isinstance(x, torch.Tensor) for x in arguments[n:]), "tensors go before numbers"
+    return n
 
 
-def _kind(x: torch.Tensor | float | None) -> object:
-    if isinstance(x, torch.Tensor):
-        return x.dtype, x.data_ptr() % 16 == 0
-    return float if x.__class__ is float else x
+def _direct_start(compiled) -> tuple:
+    """Triton's launcher in C, and what it is given between the kernel and its arguments; (None, ()) if not known.
+
+    The launcher in Python around it takes 2 us, to see that a kernel needs no scratch memory.
+    """
+    launcher = compiled.run
+    if not _KNOWN or launcher.global_scratch_size or getattr(launcher, "profile_scratch_size", 0):
+        return None, ()
+    given = []
+    asked = copy(launcher)
+    asked.launch = lambda *arguments: given.extend(arguments)
+    asked(1, 1, 1, 0, 0, compiled.packed_metadata, None, None, None)  # no metadata for hooks, and no hooks
+    return launcher.launch, tuple(given[5:])
+
+
+def _is_watched() -> bool:
+    """Whether a profiler wants to hear of launches; before Triton 3.5 there is one hook, or None, and no list."""
+    enter, leave = _hooks.launch_enter_hook, _hooks.launch_exit_hook
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
 def cdiv(a: int, b: int) -> int:

@@ -1,5 +1,7 @@
 """Checks shared by the public functions: what a caller gets wrong comes out as one clear ValueError."""
 
+from functools import lru_cache
+
 import torch
 
 from zoo.kernels.documents import Documents, n_groups, n_slots
@@ -11,29 +13,38 @@ def sizes(op: str, **tensors: torch.Tensor | None) -> dict[str, int]:
     Returns the size of each letter; tensors that are None are skipped. Also holds all floating tensors to one dtype
     (statistics named lse apart), and everything to one device.
     """
+    described = tuple([(name, x.shape, x.dtype, x.device) for name, x in tensors.items() if x is not None])
+    if torch.compiler.is_compiling():  # shapes may be symbols, which have no hash
+        return _sizes(op, described)
+    return _sizes_seen(op, described).copy()
+
+
+def _sizes(op: str, described: tuple[tuple[str, torch.Size, torch.dtype, torch.device], ...]) -> dict[str, int]:
     known: dict[str, tuple[int, str]] = {}
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    first_name, first = next(iter(given.items()))
-    for name, tensor in given.items():
+    first_name, _, first_dtype, first_device = described[0]
+    for name, shape, dtype, device in described:
         suffix = name.rsplit("_", 1)[1]
-        if tensor.dim() != len(suffix):
-            raise ValueError(f"{op}: {name} must have {len(suffix)} axes; found shape {list(tensor.shape)}.")
-        for letter, size in zip(suffix, tensor.shape, strict=True):
+        if len(shape) != len(suffix):
+            raise ValueError(f"{op}: {name} must have {len(suffix)} axes; found shape {list(shape)}.")
+        for letter, size in zip(suffix, shape, strict=True):
             expected, source = known.setdefault(letter, (size, name))
             if size != expected:
                 raise ValueError(
-                    f"{op}: {name} must have {letter} = {expected}, as {source}; found shape {list(tensor.shape)}."
+                    f"{op}: {name} must have {letter} = {expected}, as {source}; found shape {list(shape)}."
                 )
-        if tensor.device != first.device:
-            raise ValueError(f"{op}: {name} is on {tensor.device}, but {first_name} on {first.device}.")
-        if tensor.is_floating_point() and tensor.dtype != first.dtype and not name.startswith("lse"):
-            raise ValueError(f"{op}: {name} is {tensor.dtype}, but {first_name} is {first.dtype}.")
-    if not first.is_floating_point():
-        raise ValueError(f"{op}: {first_name} must be a floating-point tensor; found {first.dtype}.")
+        if device != first_device:
+            raise ValueError(f"{op}: {name} is on {device}, but {first_name} on {first_device}.")
+        if dtype.is_floating_point and dtype != first_dtype and not name.startswith("lse"):
+            raise ValueError(f"{op}: {name} is {dtype}, but {first_name} is {first_dtype}.")
+    if not first_dtype.is_floating_point:
+        raise ValueError(f"{op}: {first_name} must be a floating-point tensor; found {first_dtype}.")
     for letter, (size, source) in known.items():
         if size < 1:
             raise ValueError(f"{op}: {source} must not be empty; found {letter} = {size}.")
     return {letter: size for letter, (size, _) in known.items()}
+
+
+_sizes_seen = lru_cache(1024)(_sizes)  # the shapes of a training step are those of the last one
 
 
 def attention(op: str, tensors: dict, documents: Documents | None, scale: float | None) -> dict:

@@ -63,20 +63,28 @@ def call(op: str, impl: str, *tensors, **options):
     Autocast is off inside: the dtype of the inputs decides, and scores and accumulators stay float32 as promised.
     """
     choice = choose(op, impl, *tensors, **options)
+    device = _first(tensors).device.type
     if _plan is not None:
         _plan.append((op, choice))
         choice = Choice("reference", "")  # for the shapes: it runs on tensors that hold no data
     elif impl == "auto":
-        _note(op, choice, _first(tensors).device.type)
-    with torch.autocast(_first(tensors).device.type, enabled=False):
-        _load(op, choice.impl)
-        function = _find(op, choice.impl).loaded[0]
-        if torch.compiler.is_compiling() or impl != "auto" or choice.why.startswith("asked for"):
-            return function(*tensors, **options)
-        try:
-            return function(*tensors, **options)
-        except Exception as error:
-            _give_up(op, choice.impl, error)
+        _note(op, choice, device)
+    _load(op, choice.impl)
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device):  # asked first: the context takes 3 us
+        with torch.autocast(device, enabled=False):
+            return _run(op, impl, choice, *tensors, **options)
+    return _run(op, impl, choice, *tensors, **options)
+
+
+def _run(op: str, impl: str, choice: Choice, *tensors, **options):
+    """Run the choice; if it asks for more than this GPU has, and was not asked for, the next one."""
+    function = _find(op, choice.impl).loaded[0]
+    if torch.compiler.is_compiling() or impl != "auto" or choice.why.startswith("asked for"):
+        return function(*tensors, **options)
+    try:
+        return function(*tensors, **options)
+    except Exception as error:
+        _give_up(op, choice.impl, error)
     return call(op, impl, *tensors, **options)
 
 

@@ -30,6 +30,9 @@ def differentiable(
     op = opaque(name, forward, fake)
     op.register_autograd(partial(backward, compiling=True), setup_context=setup_context)
 
+    gradient = partial(backward, compiling=False)
+    once = once_differentiable(gradient)
+
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *inputs):
@@ -38,9 +41,9 @@ def differentiable(
             return output
 
         @staticmethod
-        @once_differentiable
         def backward(ctx, *output_grads):
-            return backward(ctx, *output_grads, compiling=False)
+            # Gradients of gradients are refused; where none can be asked for, the guard is 2 us for nothing.
+            return (once if torch.is_grad_enabled() else gradient)(ctx, *output_grads)
 
     def call(*inputs):
         return op(*inputs) if torch.compiler.is_compiling() else Eager.apply(*inputs)

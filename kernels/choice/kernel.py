@@ -103,7 +103,7 @@ def _store_importances(
 @triton.jit
 def _importance_kernel(
     q, k, q_rope, k_rope, lse, first, start, importance, peak,
-    q_b, q_t, q_h, k_b, k_n, k_h, qr_b, qr_t, qr_h, kr_b, kr_n,
+    q_b, q_t, q_h, k_b, k_n, k_h, qr_b, qr_t, qr_h, kr_b, kr_n, lse_b, lse_t, lse_h,
     T, N, n_groups, g_begin, g_count, width, scale_log2,
     K: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECTION_BLOCK: tl.constexpr,
     QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
@@ -130,13 +130,13 @@ def _importance_kernel(
     o_d, o_e = tl.arange(0, DP), tl.arange(0, RP)
     p_q = q + i_b * q_b + t_c[:, None] * q_t + i_k * G * q_h + o_d[None, :]
     p_qr = q_rope + i_b * qr_b + t_c[:, None] * qr_t + i_k * G * qr_h + o_e[None, :]
-    p_lse = lse + (i_b * T + t_c) * (K * G) + i_k * G
+    p_lse = lse + i_b * lse_b + t_c * lse_t + i_k * G * lse_h
     p_k, p_kr = k + i_b * k_b + i_k * k_h, k_rope + i_b * kr_b if R > 0 else k
     p_row = importance + ((i_b * K + i_k) * g_count + o_g).to(tl.int64)[None, :] * width
     p_peak = peak + ((i_b * K + i_k) * g_count + o_g).to(tl.int64)[None, :] * (width // CHUNK)
     if G <= HEADS:
         b_q = tl.load(p_q + o_h[:, None] * q_h, mask=(o_h[:, None] < G) & (o_d[None, :] < D), other=0.0)
-        b_lse = tl.load(p_lse + o_h, mask=o_h < G, other=float("inf")) * 1.4426950408889634
+        b_lse = tl.load(p_lse + o_h * lse_h, mask=o_h < G, other=float("inf")) * 1.4426950408889634
         b_qr = b_q
         if R > 0:
             b_qr = tl.load(p_qr + o_h[:, None] * qr_h, mask=(o_h[:, None] < G) & (o_e[None, :] < R), other=0.0)
@@ -154,7 +154,7 @@ def _importance_kernel(
             for h0 in tl.static_range(0, G, HEADS):
                 m_h = h0 + o_h < G
                 b_q = tl.load(p_q + (h0 + o_h)[:, None] * q_h, mask=m_h[:, None] & (o_d[None, :] < D), other=0.0)
-                b_lse = tl.load(p_lse + h0 + o_h, mask=m_h, other=float("inf")) * 1.4426950408889634
+                b_lse = tl.load(p_lse + (h0 + o_h) * lse_h, mask=m_h, other=float("inf")) * 1.4426950408889634
                 b_qr = b_q
                 if R > 0:
                     b_qr = tl.load(p_qr + (h0 + o_h)[:, None] * qr_h, mask=m_h[:, None] & (o_e[None, :] < R), other=0.0)
@@ -388,7 +388,6 @@ def _choose(
     runs = _runs(count, B * K, query_group / stride, N + pieces, first is not None)
     chosen = torch.empty(B, count, K, S, device=q.device, dtype=torch.int32)
     importance = torch.empty(B * K * max(n * width for _, n, width in runs), device=q.device, dtype=torch.float32)
-    lse = lse.contiguous()
     tiles = importance_tiles(G, next_power_of_2(D) * q.element_size())
     widths = dict(G=G, D=D, DP=max(16, next_power_of_2(D)), R=R, RP=max(16, next_power_of_2(R)))
     shared = dict(K=K, BLOCK=block, STRIDE=stride, SELECTION_BLOCK=selection_block, QUERY_GROUP=query_group)
@@ -404,7 +403,7 @@ def _choose(
         arguments = (
             q, k, q if q_rope is None else q_rope, k_rope, lse, first, start, importance, peak,
             *q.stride()[:3], *k.stride()[:3], *(q_rope.stride()[:3] if R else (0, 0, 0)),
-            *(k_rope.stride()[:2] if R else (0, 0)), T, N, count, g, n, width, scale * math.log2(math.e),
+            *(k_rope.stride()[:2] if R else (0, 0)), *lse.stride(), T, N, count, g, n, width, scale * math.log2(math.e),
         )  # fmt: skip
         launch(
             _importance_kernel, lambda tile, n=n: (B * K, cdiv(n, tile["GROUPS"])), arguments,

@@ -1,7 +1,7 @@
 """Mean of each compression block, fused: tokens in, slots out, without the [slots, block] tensor in between.
 
-x is read as [B, T, C], with C all channels of a token. Forward gathers the tokens of a slot; backward gathers the slots
-of a token (block / stride of them), so nothing is added atomically.
+x is read as [B, T, C], with C all channels of a token, side by side. Forward gathers the tokens of a slot; backward
+gathers the slots of a token (block / stride of them), so nothing is added atomically.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from zoo.kernels.registration import differentiable, opaque
 def mean_pool(x: torch.Tensor, *, block: int, stride: int, documents: Documents | None) -> torch.Tensor:
     """x [B, T, ...] to [B, N, ...]; empty slots are zeros."""
     start_BT = None if documents is None else documents.start_BT.contiguous()
-    x_BTC = x.flatten(2)
-    x_BTC = x_BTC if x_BTC.stride(-1) == 1 else x_BTC.contiguous()
-    return _mean_pool(x_BTC, start_BT, block, stride).unflatten(2, x.shape[2:])
+    return _mean_pool(x, start_BT, block, stride)
 
 
 @triton.jit
@@ -81,34 +79,41 @@ def _bwd_kernel(
 
 
 def _forward(x: torch.Tensor, start: torch.Tensor | None, block: int, stride: int) -> torch.Tensor:
-    batch, seq_len, channels = x.shape
-    out = x.new_empty(batch, n_slots(seq_len, stride), channels)
+    x = _dense_channels(x)
+    out = _forward_fake(x, start, block, stride)
+    channels = x.shape[2:].numel()
     p_start = x if start is None else start  # a pointer that is not followed
     constants = dict(STRIDE=stride, BLOCK=block, HAS_DOCUMENTS=start is not None)
     constants["STRIDE_PADDED"] = next_power_of_2(stride)
-    arguments = (x, out, p_start, *x.stride()[:2], seq_len, out.shape[1], channels)
+    arguments = (x, out, p_start, *x.stride()[:2], x.shape[1], out.shape[1], channels)
     launch(_fwd_kernel, _grid(out, "SLOTS"), arguments, constants, _tiles("SLOTS", channels), x.device)
     return out
 
 
 def _forward_fake(x, start, block, stride):
-    return x.new_empty(x.shape[0], n_slots(x.shape[1], stride), x.shape[2])
+    return x.new_empty(x.shape[0], n_slots(x.shape[1], stride), *x.shape[2:])
 
 
 def _backward(dout: torch.Tensor, start: torch.Tensor | None, seq_len: int, block: int, stride: int) -> torch.Tensor:
-    dout = dout if dout.stride(-1) == 1 else dout.contiguous()
-    batch, n, channels = dout.shape
-    dx = dout.new_empty(batch, seq_len, channels)
+    dout = _dense_channels(dout)
+    dx = _backward_fake(dout, start, seq_len, block, stride)
+    channels = dx.shape[2:].numel()
     p_start = dout if start is None else start
     constants = dict(STRIDE=stride, BLOCK=block, HAS_DOCUMENTS=start is not None)
-    arguments = (dout, dx, p_start, *dout.stride()[:2], seq_len, n, channels)
+    arguments = (dout, dx, p_start, *dout.stride()[:2], seq_len, dout.shape[1], channels)
     tiles = _tiles("TOKENS", channels)
     launch(_bwd_kernel, _grid(dx, "TOKENS"), arguments, constants, tiles, dout.device)
     return dx
 
 
 def _backward_fake(dout, start, seq_len, block, stride):
-    return dout.new_empty(dout.shape[0], seq_len, dout.shape[2])
+    return dout.new_empty(dout.shape[0], seq_len, *dout.shape[2:])
+
+
+def _dense_channels(x: torch.Tensor) -> torch.Tensor:
+    """x, or a copy where the channels of a token do not lie side by side."""
+    dense = x.stride(-1) == 1 and (x.dim() == 3 or x.stride(2) == x.shape[3])
+    return x if dense else x.contiguous()
 
 
 @cache
@@ -118,7 +123,7 @@ def _tiles(rows: str, channels: int) -> list[dict]:
 
 
 def _grid(out: torch.Tensor, rows: str):
-    batch, length, channels = out.shape
+    batch, length, channels = *out.shape[:2], out.shape[2:].numel()
     return lambda tile: (cdiv(length, tile[rows]), cdiv(channels, tile["CHANNELS"]), batch)
 
 

@@ -444,11 +444,25 @@ def _dkv_kernel(
 
 
 @triton.jit
-def _sum_parts_kernel(parts, out, n, PARTS, SIZE: tl.constexpr):
-    offset = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+def _sum_parts_kernel(
+    part_dk, part_dkr, part_dv, dk, dkr, dv, n_k, n_kr, n_v, PARTS, ROPE_PARTS, SIZE: tl.constexpr
+):  # fmt: skip
+    """dk, dkr and dv, of so many numbers each, as the sums of their parts; SIZE numbers of one of them a program."""
+    i, n_tiles_k, n_tiles_v = tl.program_id(0), tl.cdiv(n_k, SIZE), tl.cdiv(n_v, SIZE)
+    if i < n_tiles_k:
+        _sum_parts(part_dk, dk, i, n_k, PARTS, SIZE)
+    elif i < n_tiles_k + n_tiles_v:
+        _sum_parts(part_dv, dv, i - n_tiles_k, n_v, PARTS, SIZE)
+    else:
+        _sum_parts(part_dkr, dkr, i - n_tiles_k - n_tiles_v, n_kr, ROPE_PARTS, SIZE)
+
+
+@triton.jit
+def _sum_parts(parts, out, i, n, n_parts, SIZE: tl.constexpr):
+    offset = i.to(tl.int64) * SIZE + tl.arange(0, SIZE)
     b_sum = tl.zeros([SIZE], tl.float32)
     p_part = parts + offset
-    for _ in range(PARTS):
+    for _ in range(n_parts):
         b_sum += tl.load(p_part, mask=offset < n, other=0.0)
         p_part += n
     tl.store(out + offset, b_sum.to(out.dtype.element_ty), mask=offset < n)

@@ -136,11 +136,12 @@ def _launch_dkv(problem: Problem, do, lse, delta, grads: tuple, scale: float) ->
         return (problem.key_blocks(tile) * parts,)
 
     launch(kernel._dkv_kernel, grid, arguments, problem.constants, tiles, problem.device)
-    if parts > 1:
-        _sum_parts(part_dk, dk)
-        _sum_parts(part_dv, dv)
-    if rope_parts > 1:
-        _sum_parts(part_dkr, dk_rope)
+    if parts > 1 or rope_parts > 1:
+        n_k, n_v = (dk.numel(), dv.numel()) if parts > 1 else (0, 0)
+        n_kr = dk_rope.numel() if rope_parts > 1 else 0
+        sums = part_dk, part_dkr, part_dv, dk, dk_rope, dv, n_k, n_kr, n_v, parts, rope_parts
+        n_programs = sum(cdiv(n, _SUM_TILES[0]["SIZE"]) for n in (n_k, n_kr, n_v))
+        launch(kernel._sum_parts_kernel, lambda tile: (n_programs,), sums, {}, _SUM_TILES, problem.device)
 
 
 def n_parts(problem: Problem, tile: Tile) -> int:
@@ -157,13 +158,6 @@ def n_parts(problem: Problem, tile: Tile) -> int:
 
 
 _SUM_TILES = [dict(SIZE=1024)]
-
-
-def _sum_parts(parts: torch.Tensor, out: torch.Tensor) -> None:
-    n = out.numel()
-    grid = (cdiv(n, 1024),)
-    arguments = (parts, out, n, parts.shape[0])
-    launch(kernel._sum_parts_kernel, lambda tile: grid, arguments, {}, _SUM_TILES, out.device)
 
 
 def _inner_contiguous(x: torch.Tensor | None) -> torch.Tensor | None:

@@ -3,7 +3,8 @@
 1. An inverted index, built on the device. Each entry of `chosen` gets the number of its list, one list for each
    (row, kv head, block); a stable sort groups them, so a list holds its query groups in row order. Lists are cut into
    chunks: CHUNK entries, or a 32nd of the list if that is more, since every query may have chosen the first block.
-   All shapes are static bounds; nothing waits for the device.
+   List i, which begins at entry e, has chunks e // CHUNK + i and on: no two lists have one in common, and no sum over
+   the lists before it is needed; some chunks are empty. All shapes are static bounds; nothing waits for the device.
 2. One program a chunk walks its rows (entry, token, head), ROWS at a time, across entries, and writes float32 partials.
 3. The chunks of a list are summed in order. No atomics: two runs give the same bits.
 
@@ -19,6 +20,7 @@ thread waits for another's index.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import triton
@@ -47,11 +49,23 @@ def _keys_kernel(chosen, first, base, key, n, T, n_groups, n_slots, n_lists,
 
 
 @triton.jit
-def _entries_kernel(order, first, start, entry, n, T, n_groups,
-                    K: tl.constexpr, S: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
-                    TILE: tl.constexpr):  # fmt: skip
+def _index_kernel(key, order, first, start, entry, begin, list_of, n, T, n_groups, n_lists, steps,
+                  K: tl.constexpr, S: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
+                  CHUNK: tl.constexpr, MAX: tl.constexpr, TILE: tl.constexpr, LISTS: tl.constexpr):  # fmt: skip
+    """The index, from sorted keys: programs for TILE entries each, and after them programs for LISTS lists each."""
+    n_tiles = tl.cdiv(n, TILE)
+    if tl.program_id(0) < n_tiles:
+        i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+        _write_entries(order, first, start, entry, i, n, T, n_groups, K, S, QUERY_GROUP, DOCUMENTS)
+    else:
+        o_l = (tl.program_id(0) - n_tiles) * LISTS + tl.arange(0, LISTS)
+        _write_lists(key, begin, list_of, o_l, n, n_lists, steps, CHUNK, MAX, LISTS)
+
+
+@triton.jit
+def _write_entries(order, first, start, entry, i, n, T, n_groups,
+                   K: tl.constexpr, S: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr):  # fmt: skip
     """The query group of each sorted entry, packed: first token * 32 + number of tokens."""
-    i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     i_bg = tl.load(order + i, mask=i < n, other=0) // (S * K)
     i_b = i_bg // n_groups
     t0, n_tokens, _ = group_of(first, start, i_b, (i_bg % n_groups).to(tl.int32), T, n_groups, QUERY_GROUP, DOCUMENTS)
@@ -59,10 +73,13 @@ def _entries_kernel(order, first, start, entry, n, T, n_groups,
 
 
 @triton.jit
-def _lists_kernel(key, begin, n_chunks, n, steps, n_lists, CHUNK: tl.constexpr, MAX: tl.constexpr, TILE: tl.constexpr):
-    """Where each list begins in the sorted keys (n_lists + 1 values, by bisection), and how many chunks it has."""
-    o_l = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    lo, hi = tl.zeros([TILE], tl.int64), tl.zeros([TILE], tl.int64) + n
+def _write_lists(key, begin, list_of, o_l, n, n_lists, steps,
+                 CHUNK: tl.constexpr, MAX: tl.constexpr, LISTS: tl.constexpr):  # fmt: skip
+    """Where lists begin in the sorted keys, by bisection, and the list of each of their chunks, -1 if it is empty.
+
+    List n_lists is that of the empty places; all its chunks are empty.
+    """
+    lo, hi = tl.zeros([LISTS], tl.int64), tl.zeros([LISTS], tl.int64) + n
     lo2, hi2 = lo, hi
     for _ in range(0, steps):
         mid, mid2 = (lo + hi) // 2, (lo2 + hi2) // 2
@@ -70,9 +87,12 @@ def _lists_kernel(key, begin, n_chunks, n, steps, n_lists, CHUNK: tl.constexpr, 
         below2 = (lo2 < hi2) & (tl.load(key + mid2, mask=lo2 < hi2, other=0) < o_l + 1)
         lo, hi = tl.where(below, mid + 1, lo), tl.where(below | (lo >= hi), hi, mid)
         lo2, hi2 = tl.where(below2, mid2 + 1, lo2), tl.where(below2 | (lo2 >= hi2), hi2, mid2)
-    tl.store(begin + o_l, lo.to(tl.int32), mask=o_l <= n_lists)
-    length = (lo2 - lo).to(tl.int32)
-    tl.store(n_chunks + o_l, tl.cdiv(length, chunk_length(length, CHUNK, MAX)), mask=o_l < n_lists)
+    lo, lo2 = lo.to(tl.int32), lo2.to(tl.int32)
+    tl.store(begin + o_l, lo, mask=o_l <= n_lists)
+    n_chunks = tl.where(o_l < n_lists, tl.cdiv(lo2 - lo, chunk_length(lo2 - lo, CHUNK, MAX)), 0)
+    n_places = tl.where(o_l <= n_lists, lo2 // CHUNK - lo // CHUNK + (o_l < n_lists).to(tl.int32), 0)
+    for c in range(0, tl.max(n_places, 0)):
+        tl.store(list_of + lo // CHUNK + o_l + c, tl.where(c < n_chunks, o_l, -1), mask=c < n_places)
 
 
 @triton.jit
@@ -81,20 +101,17 @@ def chunk_length(length, CHUNK: tl.constexpr, MAX: tl.constexpr):
 
 
 @triton.jit
-def _chunks_kernel(end, n_chunks, list_of, n_lists, TILE: tl.constexpr):
-    """The list of each chunk."""
-    o_l = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    n = tl.load(n_chunks + o_l, mask=o_l < n_lists, other=0)
-    begin = tl.load(end + o_l, mask=o_l < n_lists, other=0) - n
-    for c in range(0, tl.max(n, 0)):
-        tl.store(list_of + begin + c, o_l, mask=c < n)
+def chunks_of(begin, i_l, CHUNK: tl.constexpr, MAX: tl.constexpr):
+    """The entries [first, end) of a list, the length of its chunks, and the first of them."""
+    first, end = tl.load(begin + i_l), tl.load(begin + i_l + 1)
+    return first, end, chunk_length(end - first, CHUNK, MAX), first // CHUNK + i_l
 
 
 @triton.jit
 def _selection_bwd_dkdv_kernel(
-    q, k, v, q_rope, k_rope, do, lse, delta, entry, begin, end, n_chunks, list_of, slot_start, part,
+    q, k, v, q_rope, k_rope, do, lse, delta, entry, begin, list_of, slot_start, part,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, qr_b, qr_t, qr_h, kr_b, kr_t, do_b, do_t, do_h,
-    T, n_slots, n_lists, scale, scale_log2,
+    T, n_slots, scale, scale_log2,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
     V: tl.constexpr, VP: tl.constexpr, BLOCK: tl.constexpr, DOCUMENTS: tl.constexpr,
     CHUNK: tl.constexpr, MAX: tl.constexpr, GROUP_ROWS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
@@ -102,12 +119,11 @@ def _selection_bwd_dkdv_kernel(
 ):  # fmt: skip
     """Partial dk | dv | dk_rope of one chunk and KEYS keys of its block."""
     i_c = tl.program_id(0)
-    if i_c >= tl.load(end + n_lists - 1):
-        return
     i_l = tl.load(list_of + i_c)
-    list_begin, list_end = tl.load(begin + i_l), tl.load(begin + i_l + 1)
-    length = chunk_length(list_end - list_begin, CHUNK, MAX)
-    e_begin = list_begin + (i_c - tl.load(end + i_l) + tl.load(n_chunks + i_l)) * length
+    if i_l < 0:
+        return
+    list_begin, list_end, length, first_chunk = chunks_of(begin, i_l, CHUNK, MAX)
+    e_begin = list_begin + (i_c - first_chunk) * length
     e_end = tl.minimum(e_begin + length, list_end)
     i_b, i_k = (i_l // n_slots // K).to(tl.int64), i_l // n_slots % K
     if DOCUMENTS:
@@ -180,15 +196,14 @@ def add_transposed_product(acc, a, b, FLIP: tl.constexpr):
 
 @triton.jit
 def _sum_chunks_kernel(
-    part, end, n_chunks, slot_start, start, out, T, n_slots, offset,
-    K: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PART_WIDTH: tl.constexpr,
-    DOCUMENTS: tl.constexpr, TILE: tl.constexpr,
+    part, begin, slot_start, start, dk, dv, dk_rope, T, n_slots,
+    K: tl.constexpr, D: tl.constexpr, V: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, DOCUMENTS: tl.constexpr,
+    CHUNK: tl.constexpr, MAX: tl.constexpr, TILE_D: tl.constexpr, TILE_V: tl.constexpr, TILE_R: tl.constexpr,
 ):  # fmt: skip
-    """Sum the chunks of a block in order, over HEADS kv heads (1, or all K for the shared rotary key)."""
-    i_b = (tl.program_id(0) // n_slots // (K // HEADS)).to(tl.int64)
-    i_k = tl.program_id(0) // n_slots % (K // HEADS) * HEADS
-    i_m = tl.program_id(0) % n_slots
-    o_n, o_w = tl.arange(0, BLOCK), tl.program_id(1) * TILE + tl.arange(0, TILE)
+    """Sum the chunks of a block in order: a tile of columns of dk, of dv, or of dk_rope, there over all kv heads."""
+    i_b = (tl.program_id(0) // n_slots // K).to(tl.int64)
+    i_k, i_m, i_w = tl.program_id(0) // n_slots % K, tl.program_id(0) % n_slots, tl.program_id(1)
+    o_n = tl.arange(0, BLOCK)
     if DOCUMENTS:
         key0 = tl.load(slot_start + i_b * n_slots + i_m)
         if key0 < 0:
@@ -198,18 +213,41 @@ def _sum_chunks_kernel(
     else:
         key0 = i_m * BLOCK
         m_n = key0 + o_n < T
+    i_l = (i_b * K + i_k) * n_slots + i_m
+    o_row = i_b * T + key0 + o_n
+    TILES_D: tl.constexpr = (D + TILE_D - 1) // TILE_D
+    TILES_V: tl.constexpr = (V + TILE_V - 1) // TILE_V
+    if i_w < TILES_D:
+        _sum_columns(part, begin, i_l, n_slots, dk, o_row * K + i_k, m_n, i_w * TILE_D, 0, D,
+                     1, D + V + R, BLOCK, CHUNK, MAX, TILE_D)  # fmt: skip
+    elif i_w < TILES_D + TILES_V:
+        _sum_columns(part, begin, i_l, n_slots, dv, o_row * K + i_k, m_n, (i_w - TILES_D) * TILE_V, D, V,
+                     1, D + V + R, BLOCK, CHUNK, MAX, TILE_V)  # fmt: skip
+    if R > 0:
+        of_rope = i_w - TILES_D - TILES_V
+        if (of_rope >= 0) & (i_k == 0):
+            _sum_columns(part, begin, i_l, n_slots, dk_rope, o_row, m_n, of_rope * TILE_R, D + V, R,
+                         K, D + V + R, BLOCK, CHUNK, MAX, TILE_R)  # fmt: skip
+
+
+@triton.jit
+def _sum_columns(
+    part, begin, i_l, n_slots, out, o_row, m_n, w0,
+    OFFSET: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, PART_WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, CHUNK: tl.constexpr, MAX: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """out[o_row, w0..] = the sum over HEADS lists, n_slots apart, of columns OFFSET + w0.. of their chunks."""
+    o_w = w0 + tl.arange(0, TILE)
     m = m_n[:, None] & (o_w[None, :] < WIDTH)
     acc = tl.zeros([BLOCK, TILE], tl.float32)
-    for i_h in range(i_k, i_k + HEADS):
-        i_l = (i_b * K + i_h) * n_slots + i_m
-        n = tl.load(n_chunks + i_l)
-        p_part = part + (tl.load(end + i_l) - n).to(tl.int64) * BLOCK * PART_WIDTH + offset
-        p_part += o_n[:, None] * PART_WIDTH + o_w[None, :]
-        for _ in range(0, n):
+    for i_h in range(0, HEADS):
+        first, end, length, first_chunk = chunks_of(begin, i_l + i_h * n_slots, CHUNK, MAX)
+        p_part = part + first_chunk.to(tl.int64) * BLOCK * PART_WIDTH + OFFSET
+        p_part += tl.arange(0, BLOCK)[:, None] * PART_WIDTH + o_w[None, :]
+        for _ in range(0, tl.cdiv(end - first, length)):
             acc += tl.load(p_part, mask=m, other=0.0)
             p_part += BLOCK * PART_WIDTH
-    o_row = ((i_b * T + key0 + o_n) * (K // HEADS) + i_k // HEADS)[:, None] * WIDTH
-    tl.store(out + o_row + o_w[None, :], acc.to(out.dtype.element_ty), mask=m)
+    tl.store(out + o_row[:, None] * WIDTH + o_w[None, :], acc.to(out.dtype.element_ty), mask=m)
 
 
 def block_slots(start: torch.Tensor, block: int, max_documents: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -225,34 +263,26 @@ def block_slots(start: torch.Tensor, block: int, max_documents: int) -> tuple[to
 
 
 def inverted_index(chosen, first, start, base, seq_len, n_slots, query_group, chunk):
-    """entry, begin, end, n_chunks, list_of as the kernels read them, and the bound of the number of chunks."""
+    """entry, begin, list_of as the kernels read them: the last as long as the chunks are many."""
     batch, n_groups, K, S = chosen.shape
     n, n_lists = chosen.numel(), batch * K * n_slots
-    device, tile = chosen.device, 1024
+    device, shared = chosen.device, dict(K=K, S=S, DOCUMENTS=first is not None)
     key = torch.empty(n, device=device, dtype=torch.int16 if n_lists < 2**15 else torch.int32)  # half the passes
-    shared = dict(K=K, S=S, DOCUMENTS=first is not None)
-    numbers = chosen, first, base, key, n, seq_len, n_groups, n_slots, n_lists
-    _launch_flat(_keys_kernel, n, tile, numbers, shared, device)
+    n_tiles, n_programs = cdiv(n, 1024), cdiv(n, 1024) + cdiv(n_lists + 1, 128)
+    arguments = chosen, first, base, key, n, seq_len, n_groups, n_slots, n_lists
+    launch(_keys_kernel, lambda tile: (n_tiles,), arguments, shared, _KEYS_TILES, device)
     key, order = torch.sort(key, stable=True)
     entry = torch.empty(n, device=device, dtype=torch.int32)
-    numbers = order, first, start, entry, n, seq_len, n_groups
-    entries = dict(K=K, S=S, QUERY_GROUP=query_group, DOCUMENTS=first is not None)
-    _launch_flat(_entries_kernel, n, tile, numbers, entries, device)
     begin = torch.empty(n_lists + 1, device=device, dtype=torch.int32)
-    n_chunks = torch.empty(n_lists, device=device, dtype=torch.int32)
-    numbers = key, begin, n_chunks, n, n.bit_length() + 1, n_lists
-    _launch_flat(_lists_kernel, n_lists + 1, 128, numbers, dict(CHUNK=chunk, MAX=MAX_CHUNKS), device)
-    end = n_chunks.cumsum(0, dtype=torch.int32)
-    max_chunks = n // chunk + min(n, n_lists)
-    list_of = torch.empty(max_chunks, device=device, dtype=torch.int32)
-    _launch_flat(_chunks_kernel, n_lists, 128, (end, n_chunks, list_of, n_lists), {}, device)
-    return entry, begin, end, n_chunks, list_of, max_chunks
+    list_of = torch.empty(n // chunk + n_lists, device=device, dtype=torch.int32)
+    arguments = key, order, first, start, entry, begin, list_of, n, seq_len, n_groups, n_lists, n.bit_length() + 1
+    constants = dict(QUERY_GROUP=query_group, CHUNK=chunk, MAX=MAX_CHUNKS, **shared)
+    launch(_index_kernel, lambda tile: (n_programs,), arguments, constants, _INDEX_TILES, device)
+    return entry, begin, list_of
 
 
-def _launch_flat(kernel, length: int, tile: int, arguments: tuple, constants: dict, device: torch.device) -> None:
-    """Run a kernel over `length` numbers, `tile` a program."""
-    grid = (cdiv(length, tile),)
-    launch(kernel, lambda tile: grid, arguments, constants, [dict(TILE=tile)], device)
+_KEYS_TILES = [dict(TILE=1024)]
+_INDEX_TILES = [dict(TILE=1024, LISTS=128)]
 
 
 def key_tiles(size: dict, itemsize: int) -> list[dict]:
@@ -289,29 +319,34 @@ def backward(
     if first is not None:
         base, slot_start = block_slots(start, selection_block, max_documents)
         n_slots = slot_start.shape[1]
-    *index, max_chunks = inverted_index(chosen, first, start, base, T, n_slots, query_group, chunk)
-    part = torch.empty(max_chunks, selection_block, D + V + R, device=q.device, dtype=torch.float32)
+    entry, begin, list_of = inverted_index(chosen, first, start, base, T, n_slots, query_group, chunk)
+    part = torch.empty(len(list_of), selection_block, D + V + R, device=q.device, dtype=torch.float32)
     tiles = key_tiles(size, q.element_size())
     del size["S"], size["QUERY_GROUP"]
     arguments = (
-        q, k, v, q_rope, k_rope, do, lse, delta, *index, slot_start, part,
+        q, k, v, q_rope, k_rope, do, lse, delta, entry, begin, list_of, slot_start, part,
         *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2), *strides(do, 3),
-        T, n_slots, B * K * n_slots, scale, scale * math.log2(math.e),
+        T, n_slots, scale, scale * math.log2(math.e),
     )  # fmt: skip
     launch(
-        _selection_bwd_dkdv_kernel, lambda tile: (max_chunks, selection_block // tile["KEYS"]), arguments,
+        _selection_bwd_dkdv_kernel, lambda tile: (len(list_of), selection_block // tile["KEYS"]), arguments,
         dict(CHUNK=chunk, MAX=MAX_CHUNKS, GROUP_ROWS=group_rows, **size), tiles, q.device,
     )  # fmt: skip
 
-    def summed(shape, offset, width, heads):
-        out = torch.empty(shape, device=q.device, dtype=q.dtype)
-        width_tile = min(64 if selection_block <= 64 else 32, next_power_of_2(width))
-        grid = (B * K // heads * n_slots, cdiv(width, width_tile))
-        arguments = part, index[2], index[3], slot_start, start, out, T, n_slots, offset
-        constants = dict(K=K, HEADS=heads, BLOCK=selection_block, WIDTH=width, PART_WIDTH=D + V + R)
-        constants["DOCUMENTS"] = first is not None
-        launch(_sum_chunks_kernel, lambda tile: grid, arguments, constants, [dict(TILE=width_tile)], q.device)
-        return out
+    dk, dv = (torch.empty(B, T, K, width, device=q.device, dtype=q.dtype) for width in (D, V))
+    dk_rope = torch.empty(k_rope.shape, device=q.device, dtype=q.dtype) if R else None
+    constants = dict(K=K, D=D, V=V, R=R, BLOCK=selection_block, DOCUMENTS=first is not None)
+    constants |= dict(CHUNK=chunk, MAX=MAX_CHUNKS)
+    columns, tiles = sum_tiles(selection_block, D, V, R)
+    arguments = part, begin, slot_start, start, dk, dv, dk_rope, T, n_slots
+    launch(_sum_chunks_kernel, lambda tile: (B * K * n_slots, columns), arguments, constants, tiles, q.device)
+    return dk, dv, dk_rope
 
-    dk, dv = summed((B, T, K, D), 0, D, 1), summed((B, T, K, V), D, V, 1)
-    return dk, dv, summed(k_rope.shape, D + V, R, K) if R else None
+
+@cache
+def sum_tiles(selection_block: int, *widths: int) -> tuple[int, list[dict]]:
+    """How many tiles of columns cover dk, dv and dk_rope, and how wide they are: 64, less where blocks are long."""
+    most = 64 if selection_block <= 64 else 32
+    tile = [min(most, next_power_of_2(max(1, width))) for width in widths]
+    columns = sum(cdiv(width, columns) for width, columns in zip(widths, tile, strict=True))
+    return columns, [dict(zip(("TILE_D", "TILE_V", "TILE_R"), tile, strict=True))]

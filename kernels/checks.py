@@ -89,11 +89,17 @@ def compression_grid(op: str, block: int, stride: int) -> None:
         )
 
 
-def pooling(op: str, x: torch.Tensor, block: int, stride: int, documents: Documents | None) -> None:
+def pooling(op: str, xs: list[torch.Tensor], block: int, stride: int, documents: Documents | None) -> None:
     compression_grid(op, block, stride)
-    if x.dim() not in (3, 4) or 0 in x.shape or not x.is_floating_point():
-        raise ValueError(f"{op}: x must be floating [B, T, K, D] or [B, T, D]; found {x.dtype} {list(x.shape)}.")
-    documents_fit(op, documents, *x.shape[:2], x.device)
+    if not xs:
+        raise ValueError(f"{op}: x must be a tensor, or a sequence of at least one; found none.")
+    for x in xs:
+        if x.dim() not in (3, 4) or 0 in x.shape or not x.is_floating_point():
+            raise ValueError(f"{op}: x must be floating [B, T, K, D] or [B, T, D]; found {x.dtype} {list(x.shape)}.")
+        if x.shape[:2] != xs[0].shape[:2] or x.device != xs[0].device:
+            found = [(list(x.shape), str(x.device)) for x in xs]
+            raise ValueError(f"{op}: tensors pooled together must have one B, T and device; found {found}.")
+    documents_fit(op, documents, *xs[0].shape[:2], xs[0].device)
 
 
 def slots_fit(op: str, n: int, seq_len: int, stride: int) -> None:

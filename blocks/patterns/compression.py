@@ -152,7 +152,7 @@ class CompressionPattern(nn.Module):
         block, stride = self.grid
         grid = {"block": block, "stride": stride, "documents": context.documents}
         if not self.pool:
-            return {name: mean_pool(x, **grid) for name, x in entries.items()}
+            return dict(zip(entries, mean_pool(list(entries.values()), **grid), strict=True))
         if context.documents is None and block % stride == 0:
             return {name: self.pool[name](x, stride) for name, x in entries.items()}
         return {name: self.pool[name](gather_blocks(x, **grid)) for name, x in entries.items()}

@@ -1,5 +1,7 @@
 """Attention over pooled blocks of keys and values, and the pooling."""
 
+from collections.abc import Sequence
+
 import torch
 
 from zoo.kernels import checks, dispatch, intervals
@@ -29,19 +31,27 @@ def gather_blocks(
     (tokens a + j s .. a + j s + l - 1, all in the document) lies in slot a // s + j; N = n_slots(T, s).
     Raises ValueError if block < stride, or documents are of another shape or device.
     """
-    checks.pooling("gather_blocks", x_BTKD, block, stride, documents)
+    checks.pooling("gather_blocks", [x_BTKD], block, stride, documents)
     return dispatch.call("gather_blocks", impl, x_BTKD, block=block, stride=stride, documents=documents)
 
 
 def mean_pool(
-    x_BTKD: torch.Tensor, *, block: int, stride: int, documents: Documents | None = None, impl: str = "auto"
-) -> torch.Tensor:
+    x_BTKD: torch.Tensor | Sequence[torch.Tensor],
+    *,
+    block: int,
+    stride: int,
+    documents: Documents | None = None,
+    impl: str = "auto",
+) -> torch.Tensor | list[torch.Tensor]:
     """The mean of every compression block: x_BNKD in the dtype of x, zeros where a slot is empty.
 
     Blocks, slots and errors as in `gather_blocks`; [B, T, D] gives x_BND. Sums are float32 (float64 for float64 input).
+    A sequence of tensors of one batch, as the keys and values of a layer, gives a list, and takes one launch.
     """
-    checks.pooling("mean_pool", x_BTKD, block, stride, documents)
-    return dispatch.call("mean_pool", impl, x_BTKD, block=block, stride=stride, documents=documents)
+    xs = [x_BTKD] if isinstance(x_BTKD, torch.Tensor) else list(x_BTKD)
+    checks.pooling("mean_pool", xs, block, stride, documents)
+    pooled = dispatch.call("mean_pool", impl, xs, block=block, stride=stride, documents=documents)
+    return pooled[0] if isinstance(x_BTKD, torch.Tensor) else pooled
 
 
 def compression_attention(

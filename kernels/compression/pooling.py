@@ -12,7 +12,11 @@ def gather_blocks(x_BTKD: torch.Tensor, *, block: int, stride: int, documents: D
     return x_BNDL.masked_fill(~_over(filled_BN, x_BNDL), 0.0).movedim(-1, 2)
 
 
-def mean_pool(x_BTKD: torch.Tensor, *, block: int, stride: int, documents: Documents | None) -> torch.Tensor:
+def mean_pool(xs: list[torch.Tensor], *, block: int, stride: int, documents: Documents | None) -> list[torch.Tensor]:
+    return [_mean_pool(x_BTKD, block, stride, documents) for x_BTKD in xs]
+
+
+def _mean_pool(x_BTKD: torch.Tensor, block: int, stride: int, documents: Documents | None) -> torch.Tensor:
     x_BNDL, filled_BN = _blocks(wide(x_BTKD), block, stride, documents)
     mean_BND = x_BNDL.mean(-1)
     return mean_BND.masked_fill(~_over(filled_BN, mean_BND), 0.0).to(x_BTKD.dtype)

@@ -63,6 +63,13 @@ def test_pooling(pool, options, message):
         getattr(kernels, pool)(k[..., 0, 0], block=4, stride=2)
 
 
+def test_pooling_several_tensors():
+    with pytest.raises(ValueError, match=r"mean_pool: tensors pooled together must have one B, T and device; found .*"):
+        kernels.mean_pool([k, k[:, 1:]], block=4, stride=2)
+    with pytest.raises(ValueError, match="mean_pool: x must be a tensor, or a sequence of at least one; found none"):
+        kernels.mean_pool([], block=4, stride=2)
+
+
 def test_slots():
     with pytest.raises(ValueError, match="compression_attention: T = 8 tokens at stride 4 have 2 slots; found N = 8"):
         kernels.compression_attention(q, k, v, block=4, stride=4)

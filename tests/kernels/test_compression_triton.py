@@ -48,6 +48,21 @@ def test_pooling_interpreted(T, block, stride, packed, randn, pack, agree):
     agree(function, [randn(2, T, 3, 24)])
 
 
+@pytest.mark.interp
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("used", [(0, 1, 2, 3), (1,), (0, 2)])
+def test_pooling_several_tensors_is_pooling_each(used, packed, randn, pack):
+    """Those that nothing differentiates get no gradient."""
+    grid = {"block": 8, "stride": 4, "documents": pack([[30, 1, 39], [3, 67]]) if packed else None, "impl": "triton"}
+    xs = [randn(2, 70, *shape).float().requires_grad_() for shape in [(3, 48), (1, 16), (20,), (2, 8)]]
+    together, alone = mean_pool(xs, **grid), [mean_pool(x, **grid) for x in xs]
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    losses = [sum((outs[i] * outs[i].detach()).sum() for i in used) for outs in (together, alone)]
+    grads = [torch.autograd.grad(loss, xs, allow_unused=True) for loss in losses]
+    assert [i for i, grad in enumerate(grads[0]) if grad is not None] == list(used)
+    assert all(torch.equal(grads[0][i], grads[1][i]) for i in used)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("sizes", "block", "stride"),

@@ -11,6 +11,7 @@ def launching(monkeypatch):
     from zoo.kernels import launching
 
     monkeypatch.setattr(launching, "_first_that_fits", {})
+    monkeypatch.setattr(launching, "_n_tensors", {})
     return launching
 
 
@@ -46,6 +47,19 @@ def test_the_first_tile_that_fits_is_taken_and_remembered(launching):
 def test_nothing_fits(launching):
     with pytest.raises(triton.runtime.errors.OutOfResources, match="shared memory"):
         launch(launching, Kernel(most=8))
+
+
+def test_tensors_go_before_numbers(launching):
+    x = torch.zeros(1)
+    assert launching._count_tensors(Kernel(1), (x, None, x, 3, 1.0)) == 3
+    with pytest.raises(AssertionError, match="tensors go before numbers"):
+        launching._count_tensors(Kernel(1), (x, 3, x))
+
+
+def test_a_profiler_that_hooks_launches_is_seen(launching, monkeypatch):
+    assert not launching._is_watched()
+    monkeypatch.setattr(launching._hooks, "launch_enter_hook", print)
+    assert launching._is_watched()
 
 
 def test_whole_number_helpers_are_tritons(launching):

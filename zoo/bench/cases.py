@@ -78,7 +78,8 @@ class Tensors:
 
     def pooled(self) -> list[torch.Tensor | None]:
         """k, v and k_rope averaged over the compression grid."""
-        return [x if x is None else kernels.mean_pool(x, **self._grid()) for x in (self.k, self.v, self.k_rope)]
+        pooled = kernels.mean_pool([x for x in (self.k, self.v, self.k_rope) if x is not None], **self._grid())
+        return pooled if self.k_rope is not None else [*pooled, None]
 
     def full(self) -> torch.Tensor:
         return kernels.full_attention(self.q, self.k, self.v, q_rope=self.q_rope, k_rope=self.k_rope)

@@ -18,6 +18,7 @@ touched once or twice; ranking all of them in one program took three quarters of
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import triton
@@ -344,6 +345,7 @@ def _rank_kernel(
     tl.store(p_row + o_s, forced, mask=(o_s < n_init) | ((o_s >= n_before) & (o_s < S)))
 
 
+@cache
 def importance_tiles(G: int, row_bytes: int) -> list[dict]:
     """128 columns of (head, group), 64 where a row of a query is long; more heads than fit take several steps.
 
@@ -424,6 +426,7 @@ def _choose(
     return chosen
 
 
+@cache
 def _runs(count: int, rows: int, slots_per_group: float, slots: int, documents: bool) -> list[tuple[int, int, int]]:
     """(first group, groups, width of a row) of runs that fit the workspace; early rows are short, so runs are longer.
 

@@ -171,7 +171,8 @@ def _outputs(q: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 def _gradients(q, k, v, q_rope, k_rope) -> tuple[torch.Tensor, ...]:
     """Memory for the gradients of q, k, v, q_rope, k_rope, contiguous; empty where there is no rotary part."""
-    return tuple(q.new_empty(0 if x is None else x.shape) for x in (q, k, v, q_rope, k_rope))
+    tensors, layout = (q, k, v, q_rope, k_rope), torch.contiguous_format
+    return tuple([q.new_empty(0) if x is None else torch.empty_like(x, memory_format=layout) for x in tensors])
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -61,8 +61,7 @@ def _backward(
     inputs = (q, k, v, q_rope, k_rope, chosen.contiguous(), first, start)
     dq, dq_rope, delta = kernel_by_query.backward(*inputs, o, lse, do, block, query_group, scale)
     dk, dv, dk_rope = kernel_by_key.backward(*inputs, lse, delta, do, max_documents, block, query_group, scale)
-    empty = q.new_empty(0)
-    return dq, dk, dv, dq_rope if q_rope is not None else empty, dk_rope if q_rope is not None else empty.clone()
+    return (dq, dk, dv, q.new_empty(0), q.new_empty(0)) if q_rope is None else (dq, dk, dv, dq_rope, dk_rope)
 
 
 def _backward_fake(do, o, lse, q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale):

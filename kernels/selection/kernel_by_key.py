@@ -287,15 +287,20 @@ _INDEX_TILES = [dict(TILE=1024, LISTS=128)]
 
 def key_tiles(size: dict, itemsize: int) -> list[dict]:
     """Tile and launch options of the kernel that runs by key block: as measured on an H200, then for less memory."""
-    keys, widest = min(64, size["BLOCK"]), max(size["DP"], size["VP"])
+    rows = size["QUERY_GROUP"] * size["G"]
+    return _key_tiles(min(64, size["BLOCK"]), max(size["DP"], size["VP"]), size["R"] > 0, rows >= 4, itemsize)
+
+
+@cache
+def _key_tiles(keys: int, widest: int, rotary: bool, scalar: bool, itemsize: int) -> list[dict]:
+    """scalar: entries have four rows or more, so that a tile has up to 16 of them."""
     small = dict(ROWS=16, KEYS=16, FLIP=False, FLIP_S=False, SCALAR=False, num_warps=4, num_stages=1)
     if itemsize == 4 or widest > 128:
         return [dict(small, KEYS=min(16 if itemsize == 4 else 32, keys)), small]
     if keys < 32:
         return [dict(ROWS=128, KEYS=keys, FLIP=False, FLIP_S=True, SCALAR=False, num_warps=2, num_stages=2), small]
-    if keys == 64 and widest <= 64 and not size["R"]:
+    if keys == 64 and widest <= 64 and not rotary:
         return [dict(ROWS=128, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=False, num_warps=4, num_stages=2), small]
-    scalar = size["QUERY_GROUP"] * size["G"] >= 4  # up to 16 entries a tile
     return [dict(ROWS=64, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=scalar, num_warps=4, num_stages=2), small]
 
 
@@ -322,24 +327,25 @@ def backward(
     entry, begin, list_of = inverted_index(chosen, first, start, base, T, n_slots, query_group, chunk)
     part = torch.empty(len(list_of), selection_block, D + V + R, device=q.device, dtype=torch.float32)
     tiles = key_tiles(size, q.element_size())
-    del size["S"], size["QUERY_GROUP"]
+    constants = {name: n for name, n in size.items() if name not in ("S", "QUERY_GROUP")}
+    constants |= dict(CHUNK=chunk, MAX=MAX_CHUNKS, GROUP_ROWS=group_rows)
     arguments = (
         q, k, v, q_rope, k_rope, do, lse, delta, entry, begin, list_of, slot_start, part,
         *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2), *strides(do, 3),
         T, n_slots, scale, scale * math.log2(math.e),
     )  # fmt: skip
     launch(
-        _selection_bwd_dkdv_kernel, lambda tile: (len(list_of), selection_block // tile["KEYS"]), arguments,
-        dict(CHUNK=chunk, MAX=MAX_CHUNKS, GROUP_ROWS=group_rows, **size), tiles, q.device,
+        _selection_bwd_dkdv_kernel, lambda tile: (len(list_of), selection_block // tile["KEYS"]), arguments, constants,
+        tiles, q.device,
     )  # fmt: skip
 
     dk, dv = (torch.empty(B, T, K, width, device=q.device, dtype=q.dtype) for width in (D, V))
-    dk_rope = torch.empty(k_rope.shape, device=q.device, dtype=q.dtype) if R else None
+    dk_rope = torch.empty_like(k_rope, memory_format=torch.contiguous_format) if R else None
     constants = dict(K=K, D=D, V=V, R=R, BLOCK=selection_block, DOCUMENTS=first is not None)
     constants |= dict(CHUNK=chunk, MAX=MAX_CHUNKS)
-    columns, tiles = sum_tiles(selection_block, D, V, R)
+    n_tiles, tiles = sum_tiles(selection_block, D, V, R)
     arguments = part, begin, slot_start, start, dk, dv, dk_rope, T, n_slots
-    launch(_sum_chunks_kernel, lambda tile: (B * K * n_slots, columns), arguments, constants, tiles, q.device)
+    launch(_sum_chunks_kernel, lambda tile: (B * K * n_slots, n_tiles), arguments, constants, tiles, q.device)
     return dk, dv, dk_rope
 
 
@@ -347,6 +353,6 @@ def backward(
 def sum_tiles(selection_block: int, *widths: int) -> tuple[int, list[dict]]:
     """How many tiles of columns cover dk, dv and dk_rope, and how wide they are: 64, less where blocks are long."""
     most = 64 if selection_block <= 64 else 32
-    tile = [min(most, next_power_of_2(max(1, width))) for width in widths]
-    columns = sum(cdiv(width, columns) for width, columns in zip(widths, tile, strict=True))
-    return columns, [dict(zip(("TILE_D", "TILE_V", "TILE_R"), tile, strict=True))]
+    tiles = [min(most, next_power_of_2(max(1, width))) for width in widths]
+    n = sum(cdiv(width, tile) for width, tile in zip(widths, tiles, strict=True))
+    return n, [dict(zip(("TILE_D", "TILE_V", "TILE_R"), tiles, strict=True))]

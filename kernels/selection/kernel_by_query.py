@@ -12,6 +12,7 @@ is the whole rule.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import triton
@@ -225,14 +226,18 @@ def padded(width: int) -> int:
     return max(16, next_power_of_2(width))
 
 
-def sizes(q, k, v, q_rope, chosen, selection_block: int, query_group: int, documents) -> dict:
-    """The constants every kernel of the operation is compiled for."""
-    rope = q_rope.shape[-1] if q_rope is not None else 0
-    D, V, S = q.shape[-1], v.shape[-1], chosen.shape[-1]
+def sizes(q, k, v, q_rope, chosen, selection_block: int, query_group: int, documents: bool) -> dict:
+    """The constants every kernel of the operation is compiled for. Not to be changed."""
+    R = q_rope.shape[-1] if q_rope is not None else 0
+    widths = q.shape[3], R, v.shape[3], chosen.shape[3]
+    return _sizes(k.shape[2], q.shape[2], *widths, selection_block, query_group, documents)
+
+
+@cache
+def _sizes(K, H, D, R, V, S, selection_block, query_group, documents) -> dict:
     return dict(
-        K=k.shape[2], G=q.shape[2] // k.shape[2], D=D, DP=padded(D), R=rope, RP=padded(rope), V=V, VP=padded(V),
-        S=S, BLOCK=selection_block, QUERY_GROUP=query_group,
-        DOCUMENTS=documents,
+        K=K, G=H // K, D=D, DP=padded(D), R=R, RP=padded(R), V=V, VP=padded(V),
+        S=S, BLOCK=selection_block, QUERY_GROUP=query_group, DOCUMENTS=documents,
     )  # fmt: skip
 
 
@@ -246,18 +251,22 @@ def statistics_shape(q: torch.Tensor, k: torch.Tensor) -> tuple[int, ...]:
 
 
 def query_tiles(size: dict, itemsize: int, backward: bool) -> list[dict]:
-    """Tile and launch options of the kernels that run by query group, best first, then one for small shared memory.
+    """Tile and launch options of the kernels that run by query group, best first, then one for small shared memory."""
+    rows, slots = size["QUERY_GROUP"] * size["G"], size["S"] * size["BLOCK"]
+    return _query_tiles(padded(rows), max(size["DP"], size["VP"]), padded(slots), itemsize, backward)
 
-    Measured on an H200: up to 16 rows one warp wins, for little shared memory a program lets more programs run and
+
+@cache
+def _query_tiles(rows: int, widest: int, slots: int, itemsize: int, backward: bool) -> list[dict]:
+    """Measured on an H200: up to 16 rows one warp wins, for little shared memory a program lets more programs run and
     hide each other's waiting; 64 rows take the wide matrix instruction and its four warps.
     """
-    rows = min(64, padded(size["QUERY_GROUP"] * size["G"]))
-    widest = max(size["DP"], size["VP"])
+    rows = min(64, rows)
     small = dict(ROWS=16, KEYS=16, num_warps=4, num_stages=1)
     if itemsize == 4 or widest > 128:  # float32 has no matrix instruction of full precision: correct, not fast
         return [small if itemsize == 4 else dict(small, ROWS=min(rows, 32)), small]
     wide = rows == 64 or (rows == 32 and backward and widest > 64)
-    keys = min(64 if wide else 32, padded(size["S"] * size["BLOCK"]))
+    keys = min(64 if wide else 32, slots)
     registers = dict(maxnreg=168) if backward and rows == 16 and widest <= 64 else {}
     stages = 2 if backward or rows == 32 else 3
     best = dict(ROWS=rows, KEYS=keys, num_warps=rows // 16 if wide else 1, num_stages=stages, **registers)
@@ -291,7 +300,7 @@ def backward(q, k, v, q_rope, k_rope, chosen, first, start, o, lse, do, selectio
     B, T, H, D = q.shape
     size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
     dq = torch.empty(B, T, H, D, device=q.device, dtype=q.dtype)
-    dq_rope = torch.empty(q_rope.shape, device=q.device, dtype=q.dtype) if q_rope is not None else None
+    dq_rope = None if q_rope is None else torch.empty_like(q_rope, memory_format=torch.contiguous_format)
     delta = torch.empty_like(lse)
     n_groups = chosen.shape[1]
     arguments = (

@@ -10,12 +10,8 @@ import torch
 
 from zoo.kernels import checks, dispatch
 
-MAX_TOKENS = 16  # queries of a row that the Triton kernels take at once
-
 
 def _triton_supports(q, k, v, *others, q_rope=None, **options) -> str | None:
-    if q.shape[1] > MAX_TOKENS:
-        return f"it takes up to {MAX_TOKENS} new tokens of a row, not {q.shape[1]}"
     if max(x.shape[-1] for x in (q, v) if x is not None) > 512 or (q_rope is not None and q_rope.shape[-1] > 128):
         return "its heads are up to 512 wide, their rotary parts up to 128"
     return dispatch.triton_supports(q)

@@ -1,13 +1,15 @@
-"""Attention of a few new queries to a cache in Triton, split over the cache so that one row fills the chip.
+"""Attention of new queries to a cache in Triton, split over the cache so that one row fills the chip.
 
-Kernel 1: program (split, query tile, row of the batch) attends to its share of the slots and writes a float32 partial
-with its log-sum-exp. Kernel 2 joins the partials of a query in order, so that two runs give the same bits. How many
-splits there are follows from the memory of the cache and not from what it holds, which only the device knows; each
-takes an equal share of what there is.
+Kernel 1: program (split and query tile, row of the batch) attends to its share of the slots that its queries see, from
+the first to the last, and writes a float32 partial with its log-sum-exp. Kernel 2 joins the partials of a query in
+order, so that two runs give the same bits. How many splits there are follows from the memory of the cache and not from
+what it holds, which only the device knows; each takes an equal share of what there is. Where the queries alone fill the
+chip there is one, which writes the result.
 
 A tile has one (query, head) a row: TOKENS queries of the PER heads that share a head of the cache, PADDED to a power of
-two. With SELECT the slots are the tokens of chosen blocks, and a tile holds one query, whose choice it reads. With
-SAME_KV the values are the keys (latents), which are read once.
+two. With SELECT the slots are the tokens of chosen blocks. A tile of several queries then begins where positions are
+multiples of TOKENS, as groups of queries with one choice do: a tile of one choice goes over its slots once, any other
+once for each of its queries. With SAME_KV the values are the keys (latents), which are read once.
 
 Layouts: q [B, T, H, D], q_rope [B, T, H, R], k [B, N, J, D], k_rope [B, N, R], v [B, N, J, V]: any strides, but 1 in
 the last axis; partials [splits, B, T, H, V] and [splits, B, T, H]. DP, RP, VP are widths padded to powers of two.
@@ -42,28 +44,55 @@ def _slots(n0, chosen, position, S, BLOCK: tl.constexpr, SELECT: tl.constexpr, B
 
 
 @triton.jit
+def _share_a_choice(chosen, o_t, m_t, i_first, S, GROUPS: tl.constexpr, PLACES: tl.constexpr):
+    """Whether the queries o_t, where m_t, have the choice of query i_first; `chosen` points to that of query 0."""
+    o_s = tl.arange(0, PLACES)
+    m_s = m_t[:, None] & (o_s < S)[None, :]
+    b_own = tl.load(chosen + (o_t.to(tl.int64) * GROUPS * S)[:, None] + o_s[None, :], mask=m_s, other=-1)
+    b_first = tl.load(chosen + i_first.to(tl.int64) * GROUPS * S + o_s, mask=o_s < S, other=-1)
+    return tl.sum((m_s & (b_own != b_first[None, :])).to(tl.int32)) == 0
+
+
+@triton.jit
 def split_kernel(
     q, qr, k, kr, v, first, end, chosen, part_o, part_lse, scale_log2, B, T, N, H, S, n_splits,
     q_b, q_t, q_h, qr_b, qr_t, qr_h, k_b, k_n, k_h, kr_b, kr_n, v_b, v_n, v_h,
     GROUPS: tl.constexpr, SHARED: tl.constexpr, PER: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr,
     BLOCK: tl.constexpr, SELECT: tl.constexpr, SAME_KV: tl.constexpr, D: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
-    DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
+    DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr, ROWS: tl.constexpr, PLACES: tl.constexpr,
+    LONG: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """GROUPS of PER query heads; SHARED of them read the same head of the cache."""
-    i_split, i_group, i_b = tl.program_id(0), tl.program_id(1) % GROUPS, tl.program_id(2).to(tl.int64)
-    t0 = tl.program_id(1) // GROUPS * TOKENS
+    SHARE: tl.constexpr = SELECT and TOKENS > 1
+    i_split, i_tile, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    if LONG:  # a grid's second axis ends at 65,535
+        i_split, i_tile = i_split % n_splits, i_split // n_splits
+    i_group, t0 = i_tile % GROUPS, i_tile // GROUPS * TOKENS
+    if SHARE:
+        t0 -= (tl.load(end + i_b * T) % TOKENS).to(tl.int32)
+        if t0 >= T:
+            return
     o_r = tl.arange(0, ROWS)
     o_t, o_h = t0 + o_r // PADDED, i_group * PER + o_r % PADDED
     m_r = (o_r // PADDED < TOKENS) & (o_t < T) & (o_r % PADDED < PER)
+    if SHARE:
+        m_r &= o_t >= 0
     o_t = tl.where(m_r, o_t, 0)
     hi = tl.load(end + i_b * T + o_t, mask=m_r, other=0).to(tl.int32)
-    p_chosen = chosen
+    p_chosen, together, n_pass = chosen, True, 1
     if SELECT:
         hi += 1  # the positions of the queries
     position = tl.max(hi, 0) - 1
     if SELECT:
-        p_chosen = chosen + ((i_b * T + t0) * GROUPS + i_group) * S
         lo, begin, stop = hi * 0, 0, S * BLOCK
+        if SHARE:
+            p_chosen = chosen + (i_b * T * GROUPS + i_group) * S
+            o_q, i_first = t0 + tl.arange(0, TOKENS), tl.maximum(t0, 0)
+            together = _share_a_choice(p_chosen, o_q, (o_q >= 0) & (o_q < T), i_first, S, GROUPS, PLACES)
+            n_pass = tl.cdiv(stop, BN)  # tiles of a choice, 1 or more
+            stop = n_pass * tl.where(together, 1, TOKENS) * BN
+        else:
+            p_chosen = chosen + ((i_b * T + t0) * GROUPS + i_group) * S
     else:
         lo = tl.load(first + i_b * T + o_t, mask=m_r, other=N).to(tl.int32)
         begin, stop = tl.min(lo, 0) // BN, position + 1
@@ -78,13 +107,18 @@ def split_kernel(
     b_qr = b_q
     if R > 0:
         b_qr = _rows(qr + i_b * qr_b + o_t.to(tl.int64) * qr_t + o_h64 * qr_h, m_r, o_e, R, RP)
-    i_j = i_group // SHARED
+    i_j = (i_group // SHARED).to(tl.int64)
     p_k, p_v, p_kr = k + i_b * k_b + i_j * k_h, v + i_b * v_b + i_j * v_h, kr + i_b * kr_b
     b_max = tl.full([ROWS], -float("inf"), tl.float32)
     b_sum = tl.zeros([ROWS], tl.float32)
     b_acc = tl.zeros([ROWS, VP], tl.float32)
     for i in range(begin, stop):
-        o_n = _slots(i * BN, p_chosen, position, S, BLOCK, SELECT, BN)
+        n0, p_places = i * BN, p_chosen
+        if SHARE:
+            i_q = i // n_pass  # of the tile's queries
+            n0 -= i_q * n_pass * BN
+            p_places += tl.minimum(tl.maximum(t0 + i_q, i_first), T - 1).to(tl.int64) * GROUPS * S
+        o_n = _slots(n0, p_places, position, S, BLOCK, SELECT, BN)
         m_n = (o_n >= 0) & (o_n < N)
         o_n64 = tl.where(m_n, o_n, 0).to(tl.int64)
         b_k = _rows(p_k + o_n64 * k_n, m_n, o_d, D, DP)
@@ -93,6 +127,8 @@ def split_kernel(
             b_kr = _rows(p_kr + o_n64 * kr_n, m_n, o_e, R, RP)
             b_s = tl.dot(b_qr, tl.trans(b_kr), b_s, input_precision=PRECISION)
         visible = m_n[None, :] & (o_n[None, :] >= lo[:, None]) & (o_n[None, :] < hi[:, None])
+        if SHARE:
+            visible &= (together | (o_r // PADDED == i_q))[:, None]
         b_s = tl.where(visible, b_s * scale_log2, -float("inf"))
         b_new = tl.maximum(b_max, tl.max(b_s, 1))
         b_shift = tl.where(b_new == -float("inf"), 0.0, b_new)  # keep exp2 away from inf - inf

@@ -1,6 +1,6 @@
-"""The choice of blocks for a few new queries in Triton: importances of every pooled block, then the top n of each row.
+"""The choice of blocks for new queries in Triton: importances of every pooled block, then the top n of each row.
 
-Only the first query of each group is scored; where that one came in an earlier step, the latest choice is copied.
+Only the first query of each group is scored; where that came in an earlier step or run, the latest choice is copied.
 Importances are [B, T, K, N]; a row longer than one tile keeps n candidates of each tile for a last pass, as in
 kernels/choice, whose ranking this is.
 """

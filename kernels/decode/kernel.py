@@ -7,13 +7,17 @@ from functools import cache
 
 import torch
 
+from zoo.kernels.choice.kernel import WORKSPACE_BYTES
 from zoo.kernels.decode import attention_kernel, choice_kernel
 from zoo.kernels.launching import INTERPRETED, Tile, cdiv, launch, n_processors, next_power_of_2
 from zoo.kernels.registration import opaque
 
+FEW = 16  # new tokens of a row: up to so many are decoding, more a long piece
+LEAST_ROWS = 16  # of a matrix instruction
 SLOTS_PER_SPLIT = 128  # at least: less does not pay for its partial
 MAX_SPLITS = 128
 MAX_TILE = 8192  # selection blocks ranked at once
+MAX_GRID = 65_535  # programs along the second and third axis of a grid
 
 
 def cached_attention(q, k, v, first, end, *, q_rope, k_rope_BNR, scale) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,9 +46,11 @@ def _attend(
     R = 0 if q_rope is None else q_rope.shape[-1]
     groups, places, slots = (J, 0, N) if chosen is None else (chosen.shape[2], chosen.shape[3], chosen.shape[3] * block)
     chosen = end if chosen is None else chosen.contiguous()  # a pointer that is not followed; so are q and k below
-    constants = _constants(D, R, V, H // groups, groups, groups // J, block, same, q.dtype)
-    n_tiles = cdiv(T, constants["TOKENS"]) * groups
-    n_splits = _n_splits(slots, B * n_tiles, 1 if constants["SELECT"] else 2, q.device)
+    long, select = T > FEW, block > 0
+    constants = _constants(D, R, V, H // groups, groups, groups // J, block, places, same, long, q.dtype)
+    tokens, tiles = constants["TOKENS"], _tiles(q.dtype, max(constants["DP"], constants["VP"]), select, long)
+    n_tiles = cdiv(T + (tokens - 1 if select else 0), tokens) * groups  # those of queries that select are shifted
+    n_splits = _n_splits(slots, B * n_tiles, 1 if select else 2, long, q.device)
 
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32)
     part_o, part_lse = o, lse
@@ -54,8 +60,7 @@ def _attend(
     tensors = q, q_rope if R else q, k, k_rope if R else k, v, first, end, chosen, part_o, part_lse
     numbers = scale * math.log2(math.e), B, T, N, H, places, n_splits
     strides = *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr, *v.stride()[:3]
-    grid = (n_splits, n_tiles, B)
-    tiles = _tiles(q.dtype, max(constants["DP"], constants["VP"]), constants["SELECT"])
+    grid = (n_splits * n_tiles, 1, B) if long else (n_splits, n_tiles, B)
     launch(attention_kernel.split_kernel, lambda tile: grid, (*tensors, *numbers, *strides), constants, tiles, q.device)
     if n_splits > 1:
         _join(part_o, part_lse, o, lse)
@@ -81,14 +86,26 @@ def _join_tiles(splits: int, width: int) -> list[Tile]:
 
 
 @cache
-def _constants(D, R, V, per, groups, shared, block, same, dtype) -> dict:
-    padded = next_power_of_2(per)
-    tokens = max(1, 16 // padded) if block == 0 else 1
+def _constants(D, R, V, per, groups, shared, block, places, same, long, dtype) -> dict:
+    padded, select = next_power_of_2(per), block > 0
     DP, RP, VP = (max(16, next_power_of_2(width)) for width in (D, R, V))
+    rows = LEAST_ROWS if select or not long else _long_rows(max(DP, VP), dtype)
+    tokens = 1 if select and not long else max(1, rows // padded)
     heads = dict(GROUPS=groups, SHARED=shared, PER=per, PADDED=padded, TOKENS=tokens)
     widths = dict(D=D, R=R, V=V, DP=DP, RP=RP, VP=VP)
-    slots = dict(BLOCK=max(1, block), SELECT=block > 0, SAME_KV=same)
-    return {**heads, **slots, **widths, "ROWS": max(16, tokens * padded), "PRECISION": _precision(dtype)}
+    slots = dict(BLOCK=max(1, block), SELECT=select, SAME_KV=same, PLACES=next_power_of_2(places), LONG=long)
+    return {**heads, **slots, **widths, "ROWS": max(LEAST_ROWS, tokens * padded), "PRECISION": _precision(dtype)}
+
+
+def _long_rows(width: int, dtype: torch.dtype) -> int:
+    """Rows, one for each query and head, of a tile of a long piece.
+
+    Two groups of four warps, 64 rows each, which read a key once for all, and whose sums, 64 x 256 of each, fit their
+    registers. float32 has no matrix instruction that would gain by more rows.
+    """
+    if dtype == torch.float32:
+        return LEAST_ROWS
+    return 128 if width <= 256 else 32
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -96,19 +113,26 @@ def _precision(dtype: torch.dtype) -> str:
 
 
 @cache
-def _n_splits(slots: int, others: int, each: int, device: torch.device) -> int:
-    """Programs that share the slots of a query: enough to fill the processors, each with SLOTS_PER_SPLIT or more."""
-    if INTERPRETED:
-        return min(3, cdiv(slots, 16))  # so that tests with few slots have several
-    wanted = cdiv(each * n_processors(device), others)
+def _n_splits(slots: int, others: int, each: int, long: bool, device: torch.device) -> int:
+    """Programs that share the slots of a query: enough to fill the processors, each with SLOTS_PER_SPLIT or more.
+
+    Programs of a long piece are large and fill a processor each: no more of them, so that partials are few, and none
+    where the queries fill the processors.
+    """
+    if INTERPRETED:  # so that tests with few slots have several
+        return min(3, cdiv(slots, 16)) if not long or others <= 8 else 1
+    wanted = n_processors(device) // others if long else cdiv(each * n_processors(device), others)
     return max(1, min(wanted, cdiv(slots, SLOTS_PER_SPLIT), MAX_SPLITS))
 
 
 @cache
-def _tiles(dtype: torch.dtype, width: int, select: bool) -> list[Tile]:
-    """Slots of a tile, for keys and values so wide, as measured on an H200 (docs/log.md); then less shared memory."""
+def _tiles(dtype: torch.dtype, width: int, select: bool, long: bool) -> list[Tile]:
+    """Slots of a tile, for keys and values so wide; then less shared memory. As measured on an H200 (docs/log.md), but
+    for long pieces, whose tiles are those that fit its registers and two or three times its shared memory."""
     if INTERPRETED:
-        return [dict(BN=16)]
+        return [dict(BN=32 if long else 16)]
+    if long and not select and dtype != torch.float32:
+        return [dict(BN=n, num_warps=8, num_stages=stages) for n, stages in ((64, 3), (64, 2), (32, 2), (16, 1))]
     least = dict(BN=16, num_warps=4, num_stages=1)
     if dtype == torch.float32 or width > 256:
         return [dict(BN=32, num_warps=4, num_stages=2), least]
@@ -131,7 +155,27 @@ def _choose(
     q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, position: torch.Tensor, previous: torch.Tensor,
     q_rope: torch.Tensor | None, k_rope: torch.Tensor | None, sizes: list[int], scale: float,
 ) -> torch.Tensor:  # fmt: skip
+    """Runs of tokens whose importances fit the workspace; a group that goes on in the next run finds its choice there,
+    as the latest."""
     q, k, q_rope, k_rope = (_dense_rows(x) for x in (q, k, q_rope, k_rope))
+    run = _tokens_of_run(q.shape[0] * k.shape[1], previous.shape[1])
+    if q.shape[1] <= run:
+        return _choose_run(q, k, lse, position, previous, q_rope, k_rope, sizes, scale)
+    parts = []
+    for t in range(0, q.shape[1], run):
+        tensors = (x if x is None else x[:, t : t + run] for x in (q, lse, position, q_rope))
+        q_run, lse_run, position_run, rope_run = tensors
+        parts.append(_choose_run(q_run, k, lse_run, position_run, previous, rope_run, k_rope, sizes, scale))
+        previous = parts[-1][:, -1]
+    return torch.cat(parts, 1)
+
+
+def _tokens_of_run(slots: int, groups: int) -> int:
+    """slots: of all rows, of which each token has an importance for each group."""
+    return max(FEW, min(WORKSPACE_BYTES // (4 * slots * groups), MAX_GRID // groups))
+
+
+def _choose_run(q, k, lse, position, previous, q_rope, k_rope, sizes: list[int], scale: float) -> torch.Tensor:
     lse, position, previous = lse.contiguous(), position.contiguous(), previous.contiguous()
     block, stride, _, _, _, query_group = sizes
     (B, T, H, D), (N, J), (K, S) = q.shape, k.shape[1:3], previous.shape[1:]
@@ -148,7 +192,7 @@ def _choose(
     heads["QUERY_GROUP"] = query_group
     launch(
         choice_kernel.importance_kernel, lambda tile: (cdiv(N, tile["BN"]), T * J, B), (*tensors, *numbers),
-        {**heads, **widths}, _tiles(q.dtype, DP, False), q.device,
+        {**heads, **widths}, _tiles(q.dtype, DP, False, False), q.device,
     )  # fmt: skip
     chosen = torch.empty(B, T, K, S, device=q.device, dtype=torch.int32)
     _rank(importance, position, previous, chosen, sizes)

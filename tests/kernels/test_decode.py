@@ -110,12 +110,29 @@ SHAPES = [
     (2, 32, 1, 16, 0, 16),
     (2, 4, 4, 16, 16, 0),
 ]
+LONG = [
+    (17, 4, 2, 16, 24, 0),
+    (40, 6, 1, 24, 0, 16),
+    (100, 4, 4, 20, 0, 8),
+    (100, 16, 2, 16, 16, 0),
+]
 REAL = [
     (1, 16, 1, 224, 0, 32),
     (1, 16, 4, 64, 64, 0),
     (7, 16, 1, 448, 0, 64),
     (16, 16, 1, 224, 0, 32),
     (3, 64, 4, 128, 128, 0),
+]
+
+
+# And the slots; ansa_340m, its latent as 2 heads and 4, full_340m, MLA of DeepSeek's width
+REAL_LONG = [
+    ((300, 16, 1, 224, 0, 32), 8_192),
+    ((1000, 16, 1, 224, 0, 32), 32_768),
+    ((1000, 16, 2, 112, 0, 32), 8_192),
+    ((300, 16, 4, 56, 0, 32), 16_384),
+    ((1000, 16, 4, 64, 64, 0), 32_768),
+    ((300, 16, 1, 448, 0, 64), 8_192),
 ]
 
 
@@ -179,6 +196,15 @@ def test_attention_interpreted(shape, randn, poisoned):
 
 
 @pytest.mark.interp
+@pytest.mark.parametrize("shape", LONG)
+def test_attention_of_long_pieces_interpreted(shape, randn, poisoned):
+    """In float16, whose tiles have up to 128 rows; in float32, where they have 16."""
+    check_attention(shape, 150, randn, poisoned, torch.float16, bound=1e-3)
+    if shape[0] < 100:
+        check_attention(shape, 90, randn, poisoned)
+
+
+@pytest.mark.interp
 @pytest.mark.parametrize(("grid", "places"), GRIDS)
 @pytest.mark.parametrize("shape", SHAPES[:3])
 def test_choice_interpreted(shape, grid, places, randn, poisoned):
@@ -199,17 +225,41 @@ def test_choice_of_several_tiles_interpreted(randn, poisoned, monkeypatch):
 
 
 @pytest.mark.interp
+@pytest.mark.parametrize(("shape", "n", "i_grid"), [(LONG[0], 45, 0), ((33, 2, 1, 16, 0, 0), 50, 2)])
+def test_choice_of_long_pieces_interpreted(shape, n, i_grid, randn, poisoned, monkeypatch):
+    """In runs of 16 tokens, which begin within a group of queries in some rows."""
+    from zoo.kernels.decode import kernel
+
+    monkeypatch.setattr(kernel, "WORKSPACE_BYTES", 4)
+    grid, places = GRIDS[i_grid]
+    found, expected = check_choice(shape, n, grid, randn, poisoned, shape[2], places)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.interp
 @pytest.mark.parametrize("shape", [*SHAPES[:3], (1, *SHAPES[3][1:]), SHAPES[4]])
 def test_selection_interpreted(shape, randn, poisoned):
     check_selection(shape, 60, 16, 2, randn, poisoned)
 
 
-def check_selection(shape, n, block, places, randn, poisoned, dtype=torch.float32, device="cpu", bound=1e-5):
+@pytest.mark.interp
+@pytest.mark.parametrize(
+    ("shape", "query_group"), [(LONG[0], 4), (LONG[1], 1), (LONG[1], 2), ((100, 4, 1, 20, 0, 8), 4)]
+)
+def test_selection_of_long_pieces_interpreted(shape, query_group, randn, poisoned):
+    check_selection(shape, shape[0] + 60, 16, 2, randn, poisoned, query_group)
+
+
+def check_selection(
+    shape, n, block, places, randn, poisoned, query_group=1, dtype=torch.float32, device="cpu", bound=1e-5
+):
     q, k, v, q_rope, k_rope = cache_of(shape, n, randn, dtype, device)
     T, groups = shape[0], max(shape[2], shape[1] // 4)
     at = torch.tensor([[0], [n - T], [n // 3]], device=device) + torch.arange(T, device=device)
     ranked = randn(3, T, groups, -(-n // block)).argsort(-1)[..., :places].to(device)
     chosen = ranked.where(ranked * block <= at[..., None, None], -1).sort(-1, descending=True).values.int()
+    first_BT = (torch.arange(T, device=device) - at % query_group).clamp(min=0)
+    chosen = chosen.gather(1, first_BT[..., None, None].expand_as(chosen))
     ropes = {"q_rope": q_rope, "k_rope_BNR": k_rope}
     wide = {name: x if x is None else x.double() for name, x in ropes.items()}
     inputs = q.double(), k.double(), v.double(), chosen, at
@@ -232,6 +282,56 @@ def test_real(shape, randn, poisoned):
     ):
         found, expected = check_choice(shape, 2000, grid, randn, poisoned, max(4, shape[2]), places, **bf16)
         assert (found != expected).any(-1).float().mean() < 0.05
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("shape", "n"), REAL_LONG)
+def test_long_pieces_real(shape, n, randn, poisoned):
+    bf16 = {"dtype": torch.bfloat16, "device": "cuda"}
+    check_attention(shape, n, randn, poisoned, **bf16, bound=4e-3)
+    check_selection(shape, 8_192, 16, 64, randn, poisoned, query_group=4, **bf16, bound=4e-3)
+    check_selection(shape, 8_192, 64, 16, randn, poisoned, **bf16, bound=4e-3)
+    grid = {"compression_block": 16, "compression_stride": 16, "selection_block": 16, "query_group": 4}
+    found, expected = check_choice(shape, n // 16, grid, randn, poisoned, max(4, shape[2]), 64, **bf16)
+    assert (found != expected).any(-1).float().mean() < 0.05
+
+
+def peak(call):
+    """What it returns, and the most bytes that it takes of a GPU, its outputs included."""
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = call()
+    torch.cuda.synchronize()
+    return found, torch.cuda.max_memory_allocated() - before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seq_len", [300, 1000])
+def test_memory_of_long_pieces(seq_len, randn, monkeypatch):
+    from zoo.kernels.decode import kernel
+
+    shape, n = (seq_len, 16, 1, 224, 0, 32), 32_768
+    q, k, _, q_rope, k_rope = cache_of(shape, n, randn, torch.bfloat16, "cuda")
+    at = torch.arange(n - seq_len, n, device="cuda").expand(3, -1).contiguous()
+    ropes = {"q_rope": q_rope, "k_rope_BNR": k_rope, "impl": "triton"}
+    (o, lse), most = peak(lambda: cached_attention(q, k, k, at * 0, at + 1, **ropes))
+    assert most <= 2 * (o.nbytes + lse.nbytes) + 2**20
+
+    grid = {"compression_block": 16, "compression_stride": 16, "selection_block": 16, "query_group": 4}
+    pooled = q, k[:, : n // 16], lse, at, torch.zeros(3, 4, 64, device="cuda", dtype=torch.int32)
+    ropes["k_rope_BNR"] = k_rope[:, : n // 16]
+    chosen, most = peak(lambda: cached_choose_blocks(*pooled, **grid, **ropes))
+    assert most <= kernel.WORKSPACE_BYTES + 4 * chosen.nbytes
+    monkeypatch.setattr(kernel, "WORKSPACE_BYTES", 2**24)
+    again, most = peak(lambda: cached_choose_blocks(*pooled, **grid, **ropes))
+    assert torch.equal(again, chosen)
+    assert most <= 2**24 + 4 * chosen.nbytes + 2**20
+
+    ropes["k_rope_BNR"] = k_rope
+    o, most = peak(lambda: cached_selection_attention(q, k, k, chosen, at, selection_block=16, **ropes))
+    assert most <= 2 * o.nbytes
 
 
 @pytest.mark.gpu

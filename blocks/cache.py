@@ -18,6 +18,7 @@ from zoo.blocks.config import AttentionConfig
 from zoo.blocks.cost import kept_tokens, n_slots
 from zoo.blocks.parts import Context, Entries, Keys
 from zoo.kernels import write_slots
+from zoo.kernels.decode.writing import over
 
 
 @dataclass(eq=False)
@@ -87,7 +88,7 @@ class Slots:
         token_BN = position_BN - start_B[:, None]
         for name, kept in self.tensors.items():
             x = new[name][self._rows_B1, token_BN.clamp(min=0)].to(kept.dtype)
-            kept.copy_(torch.where(_over(token_BN >= 0, x), x, kept))
+            kept.copy_(torch.where(over(token_BN >= 0, x), x, kept))
 
     def append(self, new: Entries, step: Step) -> None:
         """Put the entries of the tokens of a step."""
@@ -261,7 +262,3 @@ class LayerCache:
         row_B = torch.arange(len(chosen_BGKS), device=chosen_BGKS.device)
         latest_BKS = chosen_BGKS[row_B, (step.n_new_B - 1).clamp(min=0) // query_group]
         self.chosen_BKS.copy_(torch.where((step.n_new_B > 0)[:, None, None], latest_BKS, self.chosen_BKS))
-
-
-def _over(wanted_BT: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return wanted_BT.view(*wanted_BT.shape, *[1] * (x.dim() - 2))

@@ -9,20 +9,31 @@ from zoo.kernels import dispatch
 CHANNELS = 512  # of a program of the kernels
 
 
-def _triton_supports(kept, new, *others, **options) -> str | None:
+def _triton_writes(kept, *others, **options) -> str | None:
     if len(kept) > 2:
         return f"it writes one or two tensors, not {len(kept)}"
+    if not all(map(_side_by_side, kept)):
+        return "the channels of an entry must lie side by side in the cache"
     return dispatch.triton_supports(kept)
+
+
+def _triton_pools(kept, pooled, *others, **options) -> str | None:
+    return _triton_writes(pooled) or _triton_writes(kept)
+
+
+def _side_by_side(x: torch.Tensor) -> bool:
+    """Whether x [B, N, C] or [B, N, heads, width] is [B, N, channels] in the same memory."""
+    return x.stride(-1) == 1 and (x.dim() == 3 or x.shape[2] == 1 or x.stride(2) == x.shape[3])
 
 
 dispatch.register(
     "write_slots",
-    dispatch.Implementation("triton", "zoo.kernels.decode.writing:_write_triton", _triton_supports),
+    dispatch.Implementation("triton", "zoo.kernels.decode.writing:_write_triton", _triton_writes),
     dispatch.Implementation("reference", "zoo.kernels.decode.writing:_write_reference"),
 )
 dispatch.register(
     "pool_slots",
-    dispatch.Implementation("triton", "zoo.kernels.decode.writing:_pool_triton", _triton_supports),
+    dispatch.Implementation("triton", "zoo.kernels.decode.writing:_pool_triton", _triton_pools),
     dispatch.Implementation("reference", "zoo.kernels.decode.writing:_pool_reference"),
 )
 
@@ -74,7 +85,7 @@ def _write_reference(kept, new, position_BT, wanted_BT) -> None:
     for to, x in zip(kept, new, strict=True):
         slot_BT, x = position_BT % to.shape[1], x.to(to.dtype)
         if wanted_BT is not None:
-            x = torch.where(_over(wanted_BT, x), x, to[row_B1, slot_BT])
+            x = torch.where(over(wanted_BT, x), x, to[row_B1, slot_BT])
         to[row_B1, slot_BT] = x
 
 
@@ -99,7 +110,8 @@ def completed(
     return block_BM, block_BM * stride + block <= end_B[:, None]
 
 
-def _over(wanted_BT: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def over(wanted_BT: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """wanted_BT with as many axes as x [B, T, ...], those after T of size 1."""
     return wanted_BT.view(*wanted_BT.shape, *[1] * (x.dim() - 2))
 
 
@@ -124,8 +136,9 @@ def _pool_triton(kept, pooled, start_B, n_new_B, *, seq_len, block, stride) -> N
     pairs = [x for pair in zip(kept, pooled, strict=True) for x in pair]
     constants = {**_channels(kept, 128), "BLOCK": block, "BLOCK_PADDED": next_power_of_2(block), "STRIDE": stride}
     constants["HAS_N_NEW"] = n_new_B is not None
-    n_new = start_B if n_new_B is None else n_new_B
-    _launch(pool_kernel, len(start_B) * n_blocks, pairs, (start_B, n_new, seq_len, n_blocks, N), constants)
+    start = start_B.contiguous()
+    n_new = start if n_new_B is None else n_new_B.contiguous()
+    _launch(pool_kernel, len(start) * n_blocks, pairs, (start, n_new, seq_len, n_blocks, N), constants)
 
 
 def _launch(kernel, programs: int, pairs: list[torch.Tensor], numbers: tuple, constants: dict) -> None:
@@ -150,5 +163,5 @@ def _channels(kept: list[torch.Tensor], most: int = CHANNELS) -> dict[str, int]:
 
 
 def _flat(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """[B, N, channels], which for a cache must be a view."""
+    """[B, N, channels]; of a cache it is a view."""
     return [x.flatten(2) if x.dim() > 3 else x for x in tensors]

@@ -48,6 +48,18 @@ def test_writing_of_any_strides_interpreted(randn):
     assert torch.equal(found, expected)
 
 
+def test_a_cache_whose_channels_are_apart_is_left_to_the_reference(randn):
+    """[B, heads, N, width] in memory: a kernel that sees channels side by side would write to a copy."""
+    apart, new, at = torch.zeros(2, 3, 5, 4).transpose(1, 2), randn(2, 1, 3, 4).float(), torch.tensor([[2]])
+    with pytest.raises(ValueError, match="channels of an entry must lie side by side in the cache"):
+        write_slots([apart], [new], at, impl="triton")
+    write_slots([apart], [new], at)
+    assert torch.equal(apart[:, 2], new[:, 0])
+    start = torch.tensor([1, 1])
+    with pytest.raises(ValueError, match="side by side"):
+        pool_slots([apart], [torch.zeros(2, 2, 3, 4)], start, None, 1, block=2, stride=2, impl="triton")
+
+
 def test_more_new_tokens_than_slots_are_refused(randn):
     with pytest.raises(ValueError, match="T must be at most the 4 slots; found 5"):
         write_slots([randn(1, 4, 2)], [randn(1, 5, 2)], torch.arange(5)[None])

@@ -51,20 +51,23 @@ def _fwd_kernel(
         b_first = tl.where(o_n * STRIDE + BLOCK <= T, o_n * STRIDE, -1)
     tiles0, tiles1 = tl.cdiv(C0, CHANNELS), tl.cdiv(C1, CHANNELS)
     if i_c < tiles0:
-        _pool(x0 + i_b * x0_b, x0_t, out0 + i_b * N * C0, C0, i_c, b_first, o_n, N, BLOCK, CHANNELS)
+        _pool(x0 + i_b * x0_b, x0_t, out0 + i_b * N * C0, C0, i_c, b_first, o_n, N, BLOCK, SLOTS, CHANNELS)
     elif i_c < tiles0 + tiles1:
-        _pool(x1 + i_b * x1_b, x1_t, out1 + i_b * N * C1, C1, i_c - tiles0, b_first, o_n, N, BLOCK, CHANNELS)
+        _pool(x1 + i_b * x1_b, x1_t, out1 + i_b * N * C1, C1, i_c - tiles0, b_first, o_n, N, BLOCK, SLOTS, CHANNELS)
     else:
-        _pool(x2 + i_b * x2_b, x2_t, out2 + i_b * N * C2, C2, i_c - tiles0 - tiles1, b_first, o_n, N, BLOCK, CHANNELS)
+        i_c -= tiles0 + tiles1
+        _pool(x2 + i_b * x2_b, x2_t, out2 + i_b * N * C2, C2, i_c, b_first, o_n, N, BLOCK, SLOTS, CHANNELS)
 
 
 @triton.jit
-def _pool(x, x_t, out, C, i_c, b_first, o_n, N, BLOCK: tl.constexpr, CHANNELS: tl.constexpr):
+def _pool(
+    x, x_t, out, C, i_c, b_first, o_n, N, BLOCK: tl.constexpr, SLOTS: tl.constexpr, CHANNELS: tl.constexpr
+):  # fmt: skip
     """The slots o_n, whose blocks begin at tokens b_first (-1: empty), of the i_c-th tile of channels."""
     o_c = i_c * CHANNELS + tl.arange(0, CHANNELS)
     mask = (b_first >= 0)[:, None] & (o_c < C)[None, :]
     p_x = x + b_first.to(tl.int64)[:, None] * x_t + o_c[None, :]
-    b_sum = tl.zeros([o_n.shape[0], CHANNELS], tl.float32)
+    b_sum = tl.zeros([SLOTS, CHANNELS], tl.float32)
     for i in range(BLOCK):
         b_sum += tl.load(p_x + i * x_t, mask=mask, other=0.0).to(tl.float32)
     p_out = out + o_n.to(tl.int64)[:, None] * C + o_c[None, :]
@@ -83,19 +86,20 @@ def _bwd_kernel(
     tiles0, tiles1 = tl.cdiv(C0, CHANNELS), tl.cdiv(C1, CHANNELS)
     if i_c < tiles0:
         _spread(dout0 + i_b * d0_b, d0_n, dx0 + i_b * T * C0, C0, i_c, start, o_t, T,
-                STRIDE, BLOCK, HAS_DOCUMENTS, CHANNELS)  # fmt: skip
+                STRIDE, BLOCK, HAS_DOCUMENTS, TOKENS, CHANNELS)  # fmt: skip
     elif i_c < tiles0 + tiles1:
         _spread(dout1 + i_b * d1_b, d1_n, dx1 + i_b * T * C1, C1, i_c - tiles0, start, o_t, T,
-                STRIDE, BLOCK, HAS_DOCUMENTS, CHANNELS)  # fmt: skip
+                STRIDE, BLOCK, HAS_DOCUMENTS, TOKENS, CHANNELS)  # fmt: skip
     else:
         _spread(dout2 + i_b * d2_b, d2_n, dx2 + i_b * T * C2, C2, i_c - tiles0 - tiles1, start, o_t, T,
-                STRIDE, BLOCK, HAS_DOCUMENTS, CHANNELS)  # fmt: skip
+                STRIDE, BLOCK, HAS_DOCUMENTS, TOKENS, CHANNELS)  # fmt: skip
 
 
 @triton.jit
 def _spread(
     dout, d_n, dx, C, i_c, start, o_t, T,
-    STRIDE: tl.constexpr, BLOCK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, CHANNELS: tl.constexpr,
+    STRIDE: tl.constexpr, BLOCK: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
+    TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of tokens o_t, in the i_c-th tile of channels: that of the blocks which hold them."""
     o_c = i_c * CHANNELS + tl.arange(0, CHANNELS)
@@ -103,7 +107,7 @@ def _spread(
     if HAS_DOCUMENTS:
         b_start = tl.load(start + o_t, mask=o_t < T, other=0)
     b_position = o_t - b_start
-    b_sum = tl.zeros([o_t.shape[0], CHANNELS], tl.float32)
+    b_sum = tl.zeros([TOKENS, CHANNELS], tl.float32)
     for i in range((BLOCK + STRIDE - 1) // STRIDE):
         b_block = b_position // STRIDE - i
         b_last = b_start + b_block * STRIDE + BLOCK - 1

@@ -12,7 +12,7 @@ from torch import nn
 
 from zoo.blocks.fields import RopeFields
 from zoo.blocks.rope import RopeTable, rope_table
-from zoo.kernels import Documents, mean_pool
+from zoo.kernels import Documents, mean_pool, rms_norm
 
 
 @dataclass(eq=False)
@@ -109,11 +109,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.shape[:-1] == () and x.dtype == self.weight.dtype:  # one kernel, which sums in float32 as well
-            return nn.functional.rms_norm(x, self.shape, self.weight, self.eps)
-        wide = x if x.dtype == torch.float64 else x.float()
-        normed = nn.functional.rms_norm(wide, self.shape[-1:], eps=self.eps)
-        return (normed * self.weight.view(self.shape)).to(x.dtype)
+        if torch.is_grad_enabled():
+            x = x.contiguous()  # kept for the backward pass, where a view would hold the whole product it is a piece of
+        return rms_norm(x, self.weight.view(self.shape), eps=self.eps)
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:

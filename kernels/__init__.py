@@ -20,6 +20,7 @@ OPERATIONS = {  # operation -> the module that registers its implementations
     "selection_attention": "zoo.kernels.selection",
     "gated_sum": "zoo.kernels.combine",
     "rotate": "zoo.kernels.rotary",
+    "rms_norm": "zoo.kernels.norm",
     "cached_attention": "zoo.kernels.decode",
     "cached_choose_blocks": "zoo.kernels.decode",
     "cached_selection_attention": "zoo.kernels.decode",

@@ -24,7 +24,7 @@ class WindowPattern(nn.Module):
     def cached(self, queries: Queries, source: CachedSource, step: Step) -> torch.Tensor:
         """By slots where all tokens are kept, or where the ring holds just the window of the one new token; otherwise
         by the tokens before the new ones, laid out in order."""
-        cache, window, end_BT = source.cache, self.window, step.positions_BT + 1
+        cache, window = source.cache, self.window
         if not cache.ring:
             keys, end_BT = source.keys, source.end_BT
             first_BT = step.once(("window", window), lambda: (end_BT - window).clamp(min=0))
@@ -33,6 +33,7 @@ class WindowPattern(nn.Module):
         else:
             keys = source.projection.cached_keys(source.recent(window - 1))
             origin_B1 = step.start_B[:, None] - (window - 1)
+            end_BT = step.positions_BT + 1
             first_BT, end_BT = (end_BT - window).clamp(min=0) - origin_B1, end_BT - origin_B1
         parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, "scale": queries.scale}
         return cached_attention(queries.q, keys.k, keys.v, first_BT, end_BT, **parts)[0]

@@ -27,7 +27,6 @@ from zoo.recipe import load_recipe
 
 STEPS = 30  # timed, of which the median counts
 ROOM = 64  # tokens of the cache beyond the context: for these steps, and those that warm up
-SHORT_S = 2.0  # a prefill below this is timed again, without what its first run compiles and plans
 USABLE = 0.95  # share of the free memory that a measurement may be expected to fill
 
 
@@ -128,20 +127,16 @@ def _measured(model: Decoder, context: int, batch: int, rows_at_once: int, say: 
 
 
 def _prefill_s(model: Decoder, cache: ModelCache, prompts_BT: torch.Tensor) -> float:
-    """Seconds from prompts on the device to the logits after them; the shorter of two runs unless one takes long."""
+    """Seconds from prompts on the device to the logits after them: of the second run, since the first one compiles."""
     tokens_BT = prompts_BT.to(cache.length_B.device)
-    short = model.new_cache(1, 512)
-    model.next_logits(tokens_BT[:1, :512], short)  # compiles and loads what any length needs
-    del short
-    times: list[float] = []
-    while len(times) < 2 and sum(times) < SHORT_S:
+    for _ in range(2):
         cache.reset()
         _wait(cache.length_B)
         start = time.perf_counter()
         model.next_logits(tokens_BT, cache)
         _wait(cache.length_B)
-        times.append(time.perf_counter() - start)
-    return min(times)
+        seconds = time.perf_counter() - start
+    return seconds
 
 
 def _repeat_rows(cache: ModelCache, n_rows: int) -> None:

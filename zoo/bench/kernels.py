@@ -1,8 +1,9 @@
 """`zoo bench kernels`: the time of every attention operation beside full attention and this GPU's own ceilings.
 
-Medians of `triton.testing.do_bench`, in eager mode: what a training step without torch.compile pays. With `graph`, also
-forward and backward captured as one CUDA graph and replayed, ours and the baseline alike: a short row waits for Python
-otherwise. The ceilings, a dense bf16 product and a copy, are measured in the same run.
+Medians of `triton.testing.do_bench`, in eager mode: what a training step without torch.compile pays; backward runs on
+the calling thread, as in `zoo train`. With `graph`, also forward and backward captured as one CUDA graph and replayed,
+ours and the baseline alike: a short row waits for Python otherwise. The ceilings, a dense bf16 product and a copy, are
+measured in the same run.
 """
 
 import datetime
@@ -39,6 +40,15 @@ def measure(
     if not torch.cuda.is_available():
         raise ZooError("bench kernels: needs a CUDA GPU; torch finds none here.")
     report = {"machine": machine(), "command": command, "ceilings": _ceilings(), "rows": [], "pair": [], "memory": []}
+    with torch.autograd.set_multithreading_enabled(False):
+        _fill(report, configs, seq_lens, peers, graph, say)
+    return report
+
+
+def _fill(
+    report: dict, configs: list[str], seq_lens: list[int], peers: bool, graph: bool, say: Callable[[str], None]
+) -> None:
+    """Add every measurement to the report."""
     for name in configs:
         for seq_len in seq_lens:
             say(f"{name} at {seq_len:,} tokens")
@@ -51,7 +61,6 @@ def measure(
     if PAIR in configs:
         say("memory")
         report["memory"] = [memory_row(seq_len) for seq_len in MEMORY_LENGTHS]
-    return report
 
 
 def machine() -> dict[str, str]:

@@ -66,7 +66,8 @@ def measure(recipe, seq_len: int) -> dict[str, Any]:
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
             loss = model.loss(inputs_BT, labels_BT)
-        loss.backward()
+        with torch.autograd.set_multithreading_enabled(False):  # as in `zoo train`
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

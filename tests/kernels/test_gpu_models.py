@@ -82,13 +82,19 @@ def test_activation_checkpointing_changes_nothing(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nsa", "ansa"])
 def test_training_agrees_with_the_reference(name):
-    """200 steps on the bytes of Python files: the last losses by kernels and by the reference are within 1%."""
+    """200 steps on the bytes of Python files: the loss by kernels is within 1% of that by the reference, at the end and
+    on the way.
+
+    The learning rate is one at which the reference agrees with itself: of runs whose first weights differ by 1e-5 of
+    themselves, the last losses spread over 0.5% at 5e-4, and over 1.8% at 2e-3 (docs/log.md).
+    """
     text = b"".join(sorted(Path(torch.__file__).parent.glob("*.py"))[i].read_bytes() for i in range(12))
     data = torch.tensor(list(text[:400_000]))
 
-    def train(impl: str) -> float:
+    def train(impl: str) -> torch.Tensor:
+        """The loss of each 20 steps."""
         model = build(name)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.1)
         generator = torch.Generator().manual_seed(11)
         losses = []
         with use_implementation(impl):
@@ -101,9 +107,33 @@ def test_training_agrees_with_the_reference(name):
                 loss.backward()
                 optimiser.step()
                 losses.append(loss.detach())
-        return torch.stack(losses)[-20:].mean().item()
+        return torch.stack(losses).view(10, 20).mean(1).cpu()
 
     by_kernels, by_reference = train("auto"), train("reference")
-    print(f"{name}: {by_kernels:.4f} by kernels, {by_reference:.4f} by the reference")
-    assert by_reference < 3.2  # it has learnt something: chance is 5.5
-    assert abs(by_kernels / by_reference - 1) < 0.01
+    print(f"{name}: {by_kernels[-1]:.4f} by kernels, {by_reference[-1]:.4f} by the reference")
+    assert by_reference[-1] < 2.5  # it has learnt something: chance is 5.5
+    assert (by_kernels / by_reference - 1).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("name", ["nsa", "ansa"])
+def test_gradients_are_as_exact_as_the_reference(name):
+    """Of a whole model in bf16 autocast, beside float32: kernels may be a fifth further off than the reference is, all
+    weights together, and half as far again in any one."""
+    model = build(name)
+    rows_BT = tokens(4, 300)
+
+    def gradients(impl: str, autocast: bool) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        with use_implementation(impl), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            model.loss(rows_BT[:, :-1], rows_BT[:, 1:]).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    exact = gradients("reference", False)
+
+    def errors(impl: str) -> torch.Tensor:
+        found = gradients(impl, True)
+        return torch.stack([(found[name] - x).norm() / x.norm() for name, x in exact.items()])
+
+    ratios = errors("auto") / errors("reference")
+    assert ratios.log().mean().exp() < 1.2
+    assert ratios.max() < 1.5

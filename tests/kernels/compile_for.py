@@ -1,0 +1,91 @@
+"""Compile every kernel for a GPU that is not there: compile_for.py CAPABILITY SHARED_BYTES DTYPE.
+
+Each call of an operation goes the usual way, to the tile that fits the shared memory; nothing is run, so what comes out
+means nothing. Prints for each kernel how many tiles served and how many were too large. test_compiles.py runs it.
+"""
+
+import os
+import sys
+from collections import Counter
+from importlib import import_module
+from pkgutil import walk_packages
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.errors import OutOfResources
+from triton.runtime.jit import JITFunction
+
+import zoo
+from zoo import kernels
+
+CAPABILITY, SHARED, DTYPE = int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3])
+served, too_large = Counter(), Counter()
+
+
+class Driver:
+    """What Triton asks a driver for when it compiles."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", CAPABILITY, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def compile_only(self, *arguments, grid, warmup, **constants):
+    found = run(self, *arguments, grid=grid, warmup=True, **constants)
+    if found.metadata.shared > SHARED:
+        too_large[self.__name__] += 1
+        raise OutOfResources(found.metadata.shared, SHARED, "shared memory")
+    served[self.__name__] += 1
+    return found
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=DTYPE).requires_grad_()
+
+
+def layer(H: int, K: int, D: int, R: int, block: int, stride: int, selected: int, query_group: int) -> None:
+    """Every operation of training, forward and backward."""
+    T = 2048
+    q, k, v = noise(1, T, H, D), noise(1, T, K, D), noise(1, T, K, D)
+    q_rope, k_rope = (noise(1, T, H, R), noise(1, T, R)) if R else (None, None)
+    near = kernels.window_attention(q, k, v, window=512, q_rope=q_rope, k_rope=k_rope)
+    pooled_k, pooled_v = kernels.mean_pool([k, v], block=block, stride=stride)
+    pooled_rope = kernels.mean_pool(k_rope, block=block, stride=stride) if R else None
+    rotary = {"q_rope": q_rope, "k_rope_BNR": pooled_rope}
+    far, lse = kernels.compression_attention(q, pooled_k, pooled_v, block=block, stride=stride, **rotary)
+    grid = {"compression_block": block, "compression_stride": stride, "selection_block": selected}
+    chosen = kernels.choose_blocks(
+        q, pooled_k, lse.detach(), n_selected=16, query_group=query_group, **grid, **rotary
+    ).zero_()  # memory that nobody wrote
+    named = kernels.selection_attention(
+        q, k, v, chosen, selection_block=selected, query_group=query_group, q_rope=q_rope, k_rope=k_rope
+    )
+    kernels.gated_sum([near, far, named], noise(1, T, H, 3)).sum().backward()
+
+
+def decoding(name: str) -> None:
+    """One new token, and a long piece, after a prompt."""
+    model = zoo.build_model(zoo.load_recipe(f"recipes/tiny/{name}.yaml")).to(DTYPE)
+    cache = model.new_cache(2, 256)
+    for seq_len in (100, 1, 40):
+        model.next_logits(torch.zeros(2, seq_len, dtype=torch.int64), cache)
+
+
+driver.set_active(Driver())
+run, JITFunction.run = JITFunction.run, compile_only
+for module in walk_packages(kernels.__path__, "zoo.kernels."):  # all, before Triton is told to interpret
+    import_module(module.name)
+os.environ["TRITON_INTERPRET"] = "1"  # from here on, for dispatch: it takes tensors of a CPU
+with kernels.use_implementation("triton"):
+    layer(16, 4, 64, 32, 16, 16, 16, 4)  # ansa.global at 340M
+    layer(16, 2, 128, 0, 32, 16, 64, 1)  # as NSA publishes it
+    decoding("ansa")
+    decoding("nsa")
+for name in sorted(served):
+    print(name, served[name], too_large[name])

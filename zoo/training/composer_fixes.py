@@ -32,6 +32,7 @@ from composer.utils import dist, reproducibility
 from zoo.errors import ZooError
 from zoo.files import replace_durably
 from zoo.training.checkpoints import TEMPORARY
+from zoo.training.composer_model import PREFIX
 from zoo.training.screen import tell_terminal
 
 EXPECTED_WARNINGS = (
@@ -77,10 +78,13 @@ def read_safely(path: str | Path, map_location: str = "cpu", mmap: bool = False)
 
 
 def refuse_other_weights(path: Path, expected: Collection[str]) -> None:
-    """Raise ZooError unless a checkpoint has weights of these names; Composer would end in a traceback of torch's."""
-    found = read_safely(path, mmap=True)["state"]["model"]
+    """Raise ZooError unless a checkpoint has the decoder's weights of these names.
+
+    Composer would end in a traceback of torch's.
+    """
+    found = {name.removeprefix(PREFIX) for name in read_safely(path, mmap=True)["state"]["model"]}
     wrong = [f"{name} is missing" for name in expected if name not in found]
-    wrong += [f"{name} is not part of the model" for name in found if name not in expected]
+    wrong += [f"{name} is not part of the model" for name in sorted(found) if name not in expected]
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise ZooError(

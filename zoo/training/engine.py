@@ -14,13 +14,7 @@ from zoo.kernels.dispatch import use_implementation
 from zoo.model import build_model
 from zoo.training import checkpoints
 from zoo.training.callbacks import ClipGradients, LearningRate, Metrics, StopIfNotFinite
-from zoo.training.composer_fixes import (
-    RestoreRandomState,
-    StopOnSignal,
-    end_process_groups,
-    fixed,
-    refuse_other_weights,
-)
+from zoo.training.composer_fixes import RestoreRandomState, StopOnSignal, end_process_groups, fixed
 from zoo.training.composer_model import LanguageModel
 from zoo.training.device import peak_flops
 from zoo.training.export import export, full_state_dict
@@ -65,8 +59,6 @@ class Engine:
         decoder.max_documents = setup.prepared.max_documents
         self.n_parameters = sum(parameter.numel() for parameter in decoder.parameters())
         model = LanguageModel(decoder)
-        if setup.checkpoint:
-            refuse_other_weights(setup.checkpoint.path, model.state_dict())
         if not device.sharded:  # before the optimiser, which asks where the weights are
             model = get_device(device.name).module_to_device(model)
         self.stopper, restore = StopOnSignal(), RestoreRandomState()

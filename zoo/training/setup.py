@@ -9,9 +9,10 @@ from composer.utils import dist
 from zoo import data
 from zoo.errors import Problem, RecipeError
 from zoo.files import write_text
+from zoo.model import build_model
 from zoo.training import checkpoints
 from zoo.training.checkpoints import Checkpoint
-from zoo.training.composer_fixes import name_node_rank, refuse_code
+from zoo.training.composer_fixes import name_node_rank, refuse_code, refuse_other_weights
 from zoo.training.composer_model import count_tokens
 from zoo.training.device import resolve_micro_batch, resolve_precision, rows_per_device
 from zoo.training.environment import record_environment
@@ -111,6 +112,8 @@ class Setup:
         if setup.from_batch > plan.total:
             message = f"the run has done {setup.from_batch} batches, and {recipe.train.duration} is {plan.total}"
             raise RecipeError([Problem(message, key="train.duration")])
+        if checkpoint:  # before a complete run loses its summary
+            refuse_other_weights(checkpoint.path, build_model(recipe, device="meta").state_dict())
         if device.rank == 0:
             setup.write_down(changes)
         return setup

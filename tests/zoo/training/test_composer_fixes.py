@@ -42,7 +42,8 @@ def test_what_composer_saves_is_read(tmp_path):
 def test_a_checkpoint_of_other_weights_is_one_clear_error(tmp_path):
     path = tmp_path / "run" / "checkpoints" / "ep0-ba1-rank0.pt"
     path.parent.mkdir(parents=True)
-    torch.save({"state": {"model": {"query": torch.ones(2), "output": torch.ones(2)}}}, path)
+    held = {f"summed_loss.decoder.{name}": torch.ones(2) for name in ("query", "output")}
+    torch.save({"state": {"model": held}}, path)
     composer_fixes.refuse_other_weights(path, ["output", "query"])
     said = (
         r"ba1-rank0\.pt: not the weights of this version's model: input is missing \(and 1 more\)\. .*remove .*run to"

@@ -238,6 +238,22 @@ def test_a_longer_duration_continues_a_complete_run(recipe, tmp_path, capsys):
         train(recipe("train.duration=5ba"), run)
 
 
+def test_a_complete_run_of_other_weights_is_refused_untouched(uninterrupted, recipe, tmp_path):
+    """As those of an earlier version are: the model is built with one map more than the checkpoint has."""
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], run)
+    newest = listed(run / "checkpoints")[-1].path
+    kept = torch.load(newest, weights_only=False)
+    name = next(name for name in kept["state"]["model"] if name.endswith("0.attention.output.weight"))
+    del kept["state"]["model"][name]
+    torch.save(kept, newest)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.suffix in (".json", ".yaml")}
+    with pytest.raises(ZooError, match=r"version's model: layers\.0\.attention\.output\.weight is missing\. Continue"):
+        train(recipe("train.duration=14ba"), run)
+    assert "summary.json" in before
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
 def test_another_recipe_may_not_continue_the_run(uninterrupted, recipe):
     run, _ = uninterrupted
     changed = recipe("model.d_model=32", "data.validation_fraction=0.4", "train.optimizer.lr=1e-4", "eval.batches=3")

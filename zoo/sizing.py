@@ -148,8 +148,8 @@ def attention_bytes(point: AttentionConfig, d_model: int, seq_len: int) -> int:
     latent = projection.kind != "gqa"
     maps = 1 + (n_patterns > 1)  # that of the projection, and the gate
     per_token = BF16 * d_model * maps
-    if latent and projection.q_rank:  # the query latent's norm works in float32
-        per_token += projection.q_rank * (2 * FLOAT + BF16)
+    if latent and projection.q_rank:  # the query latent before its norm and after
+        per_token += projection.q_rank * 2 * BF16
     per_token += _query_and_key_bytes(point)
     per_token += n_patterns * heads * (BF16 * projection.v_head_dim + FLOAT)  # each pattern's output and log-sum-exp
     if n_patterns > 1:  # the gates, and the sum that the output map reads
@@ -166,11 +166,11 @@ def _query_and_key_bytes(point: AttentionConfig) -> int:
     if projection.kind == "gqa":
         keys = BF16 * projection.n_kv_heads * (projection.head_dim + projection.v_head_dim) * point.n_kv_sets
         normed = projection.n_heads + projection.n_kv_heads * point.n_kv_sets
-        return queries + keys + (2 * FLOAT * projection.head_dim * normed if projection.qk_norm else 0)
+        return queries + keys + (BF16 * projection.head_dim * normed if projection.qk_norm else 0)
     keys = BF16 * (projection.n_kv_heads * (projection.head_dim + projection.v_head_dim) + projection.rope_dim)
     if point.pattern("full"):  # one product over both parts: the rotary key is copied to every key head
         keys += BF16 * (projection.n_kv_heads - 1) * projection.rope_dim
-    return queries + keys + projection.kv_rank * (2 * FLOAT + BF16)  # the latent's norm works in float32
+    return queries + keys + projection.kv_rank * 2 * BF16  # the latent before its norm and after
 
 
 def _pooled_bytes(point: AttentionConfig, seq_len: int) -> int:

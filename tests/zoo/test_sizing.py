@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zoo import cli, fused
-from zoo.blocks import base, patterns
+from zoo.blocks import base, parts, patterns
 from zoo.blocks.base import Context
 from zoo.blocks.projections.latent import PerHeadLinear
 from zoo.cost import model_cost
@@ -40,7 +40,7 @@ class Kept(torch.autograd.Function):
 
 def like_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """On this CPU, keep what the CUDA implementations keep: Triton's attention its inputs, output and log-sum-exp,
-    scaled_dot_product_attention the joined rotary parts, liger's norm and SwiGLU their inputs."""
+    scaled_dot_product_attention the joined rotary parts, the norm of heads, liger's norm and SwiGLU their inputs."""
 
     def attention(q, k, v, rope, k_rope, *more):
         output, lse = q.new_zeros(*q.shape[:3], v.shape[-1]), q.new_zeros(q.shape[:3], dtype=torch.float32)
@@ -74,6 +74,7 @@ def like_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns.selection, "choose_blocks", choose)
     monkeypatch.setattr(patterns.selection, "selection_attention", selection)
     monkeypatch.setattr(base, "gated_sum", gated_sum)
+    monkeypatch.setattr(parts, "rms_norm", lambda x, weight, eps: Kept.apply(x, False, x))
     monkeypatch.setattr(fused, "rms_norm", lambda x, weight, eps: Kept.apply(x, False, x))
     monkeypatch.setattr(fused, "swiglu", lambda gate, up: Kept.apply(gate, False, gate, up))
 

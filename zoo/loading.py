@@ -143,7 +143,9 @@ def _check_tensors(path: Path, expected: dict) -> None:
             wrong.append(f"{name} is {_show(found[name])}, the recipe says {_show(wanted)}")
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise LoadError(f"{path}: not the weights of this recipe: {'; '.join(wrong[:3])}{more}")
+        raise LoadError(
+            f"{path}: weights of another recipe, or of another version of the zoo: {'; '.join(wrong[:3])}{more}"
+        )
 
 
 _DTYPES = {"torch.float32": "F32", "torch.float64": "F64", "torch.bfloat16": "BF16", "torch.float16": "F16"}

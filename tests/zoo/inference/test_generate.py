@@ -4,6 +4,7 @@ from itertools import islice
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import zoo
 from zoo.errors import ZooError
@@ -181,6 +182,20 @@ def test_the_tokenizer_is_in_the_run_folder(run, bpe, tmp_path):
     (tmp_path / "model.yaml").write_text(text.replace("kind: bpe", "kind: morse"))
     with pytest.raises(LoadError, match=r"tokenizer\.kind must be byte, bpe or huggingface; found 'morse'"):
         zoo.load_tokenizer(tmp_path)
+
+
+def test_weights_of_other_maps_are_one_line(run, tmp_path):
+    folder = run()
+    weights = load_file(folder / "model.safetensors")
+    weights["layers.0.attention.projection.query.weight"] = weights.pop("layers.0.attention.projection.input.weight")
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "model.yaml").write_bytes((folder / "model.yaml").read_bytes())
+    message = (
+        r"model\.safetensors: weights of another recipe, or of another version of the zoo: layers\.0\S+input\.weight "
+        r"is missing; layers\.0\S+query\.weight is not part of the model$"
+    )
+    with pytest.raises(LoadError, match=message):
+        zoo.generate(tmp_path, "a")
 
 
 def test_a_default_tokenizer_is_written_down(run):

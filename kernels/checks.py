@@ -59,7 +59,7 @@ def attention(op: str, tensors: dict, documents: Documents | None, scale: float 
             f"{op}: query heads must be a multiple of key/value heads; found H={found['H']}, K={found['K']}."
         )
     documents_fit(op, documents, found["B"], found["T"], tensors["q_BTHD"].device)
-    scale = (found["D"] + found.get("R", 0)) ** -0.5 if scale is None else scale
+    scale = (found["D"] + found.get("R", 0)) ** -0.5 if scale is None else float(scale)
     return {**found, "scale": scale, "device": tensors["q_BTHD"].device}
 
 
@@ -161,7 +161,7 @@ def cached_choice(op: str, tensors: dict, previous_BKS: torch.Tensor, scale: flo
     if previous_BKS.device != device:
         raise ValueError(f"{op}: previous_BKS is on {previous_BKS.device}, but q_BTHD on {device}.")
     _heads_share(op, found["H"], shape[1], found["J"])
-    scale = (found["D"] + found.get("R", 0)) ** -0.5 if scale is None else scale
+    scale = (found["D"] + found.get("R", 0)) ** -0.5 if scale is None else float(scale)
     return {**found, "scale": scale, "device": device}
 
 

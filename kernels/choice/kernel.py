@@ -113,7 +113,7 @@ def _importance_kernel(
 ):  # fmt: skip
     """Importances of GROUPS query groups, KEYS at a time."""
     i_g = (tl.num_programs(1) - 1 - tl.program_id(1)) * GROUPS  # the longest rows first, of all heads
-    i_b, i_k = (tl.program_id(0) // K).to(tl.int64), tl.program_id(0) % K
+    i_b, i_k = (tl.program_id(0) // K).to(tl.int64), (tl.program_id(0) % K).to(tl.int64)
     PIECES: tl.constexpr = SELECTION_BLOCK // STRIDE
     o_g = i_g + tl.arange(0, GROUPS)
     t, origin = _first_tokens(first, start, i_b, g_begin + o_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
@@ -125,7 +125,7 @@ def _importance_kernel(
     all_see = low if DOCUMENTS else tl.min(tl.where(m_g, seen_end, width), 0) // KEYS * KEYS
 
     o_c = tl.arange(0, HEADS * GROUPS)
-    o_h = o_c // GROUPS
+    o_h = (o_c // GROUPS).to(tl.int64)
     t_c, _ = _first_tokens(first, start, i_b, g_begin + i_g + o_c % GROUPS, T, n_groups, QUERY_GROUP, DOCUMENTS)
     t_c = tl.maximum(t_c, 0).to(tl.int64)
     o_d, o_e = tl.arange(0, DP), tl.arange(0, RP)

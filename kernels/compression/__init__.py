@@ -7,12 +7,17 @@ import torch
 from zoo.kernels import checks, dispatch, intervals
 from zoo.kernels.documents import Documents
 
+
+def _triton_pools(xs, **options) -> str | None:
+    return next((reason for x in xs if (reason := dispatch.triton_supports(x))), None)
+
+
 dispatch.register(
     "gather_blocks", dispatch.Implementation("reference", "zoo.kernels.compression.pooling:gather_blocks")
 )
 dispatch.register(
     "mean_pool",
-    dispatch.Implementation("triton", "zoo.kernels.compression.pool_kernel:mean_pool", dispatch.triton_supports),
+    dispatch.Implementation("triton", "zoo.kernels.compression.pool_kernel:mean_pool", _triton_pools),
     dispatch.Implementation("reference", "zoo.kernels.compression.pooling:mean_pool"),
 )
 dispatch.register(

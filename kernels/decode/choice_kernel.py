@@ -36,7 +36,7 @@ def importance_kernel(
     Rows are (group, head), the PER heads of a group padded to a power of two.
     """
     HEADS_KEPT: tl.constexpr = GROUPS // SHARED
-    i_t, i_j = tl.program_id(1) // HEADS_KEPT, tl.program_id(1) % HEADS_KEPT
+    i_t, i_j = tl.program_id(1) // HEADS_KEPT, (tl.program_id(1) % HEADS_KEPT).to(tl.int64)
     i_b = tl.program_id(2).to(tl.int64)
     at = tl.load(position + i_b * T + i_t).to(tl.int32)
     o_n = tl.program_id(0) * BN + tl.arange(0, BN)

@@ -49,13 +49,17 @@ def write_slots(
 ) -> None:
     """kept[b, position_BT[b, t] mod N] = new[b, t], in place, for each pair of kept [B, N, ...] and new [B, T, ...].
 
-    position_BT: int64 [B or 1, T], consecutive in a row, T at most N.  wanted_BT: bool; the rest is left alone.
-    Raises ValueError if T is above N.
+    position_BT: int64 [B or 1, T], consecutive in a row, T at most N.  wanted_BT: bool [B or 1, T]; the rest is left
+    alone.
+    Raises ValueError if T is above N, or the devices differ.
     """
     slots, seq_len = kept[0].shape[1], new[0].shape[1]
     if seq_len > slots:
         raise ValueError(f"write_slots: T must be at most the {slots} slots; found {seq_len}.")
-    dispatch.call("write_slots", impl, kept, new, position_BT.expand(len(kept[0]), -1), wanted_BT)
+    _on_one_device("write_slots", kept[0], *new, position_BT, wanted_BT)
+    rows = len(kept[0])
+    wanted_BT = None if wanted_BT is None else wanted_BT.expand(rows, -1)
+    dispatch.call("write_slots", impl, kept, new, position_BT.expand(rows, -1), wanted_BT)
 
 
 @torch.no_grad()
@@ -75,9 +79,18 @@ def pool_slots(
     kept: [B, N, ...], position p in slot p mod N; it holds the new tokens and the block - 1 before them.
     start_B: int64, tokens held before them.  n_new_B: int64, how many of seq_len are real; None: all.
     Sums are float32 (float64 for float64 input).
+    Raises ValueError if the devices differ.
     """
+    _on_one_device("pool_slots", kept[0], *pooled, start_B, n_new_B)
     options = {"seq_len": seq_len, "block": block, "stride": stride}
     dispatch.call("pool_slots", impl, kept, pooled, start_B, n_new_B, **options)
+
+
+def _on_one_device(op: str, kept: torch.Tensor, *others: torch.Tensor | None) -> None:
+    """A launch that is remembered hands on pointers that nobody looks at any more."""
+    for x in others:
+        if x is not None and x.device != kept.device:
+            raise ValueError(f"{op}: all tensors must be on {kept.device}, as the cache; found one on {x.device}.")
 
 
 def _write_reference(kept, new, position_BT, wanted_BT) -> None:

@@ -31,8 +31,7 @@ def rotate(x_BTHD: torch.Tensor, cos_BTR: torch.Tensor, sin_BTR: torch.Tensor, *
         raise ValueError(
             f"rotate: x must be [B, T, (heads,) D] and cos [B or 1, T, D/2]; found {list(x_BTHD.shape)}, {found}."
         )
-    if sin_BTR.shape != cos_BTR.shape or cos_BTR.device != x_BTHD.device:
-        raise ValueError(
-            f"rotate: sin and cos must be alike and on {x_BTHD.device}; found {list(sin_BTR.shape)}, {found}."
-        )
+    if sin_BTR.shape != cos_BTR.shape or not sin_BTR.device == cos_BTR.device == x_BTHD.device:
+        sine, cosine = f"{list(sin_BTR.shape)} on {sin_BTR.device}", f"{found} on {cos_BTR.device}"
+        raise ValueError(f"rotate: sin and cos must be alike and on {x_BTHD.device}; found {sine}, {cosine}.")
     return dispatch.call("rotate", impl, x_BTHD, cos_BTR, sin_BTR)

@@ -125,7 +125,7 @@ def _selection_bwd_dkdv_kernel(
     list_begin, list_end, length, first_chunk = chunks_of(begin, i_l, CHUNK, MAX)
     e_begin = list_begin + (i_c - first_chunk) * length
     e_end = tl.minimum(e_begin + length, list_end)
-    i_b, i_k = (i_l // n_slots // K).to(tl.int64), i_l // n_slots % K
+    i_b, i_k = (i_l // n_slots // K).to(tl.int64), (i_l // n_slots % K).to(tl.int64)
     if DOCUMENTS:
         key0 = tl.load(slot_start + i_b * n_slots + i_l % n_slots)
     else:

@@ -105,7 +105,7 @@ def _selection_fwd_kernel(
     TILES: tl.constexpr = (QUERY_GROUP * G + ROWS - 1) // ROWS
     i_g = tl.program_id(0) // TILES
     i_b = (tl.program_id(1) // K).to(tl.int64)
-    i_k = tl.program_id(1) % K
+    i_k = (tl.program_id(1) % K).to(tl.int64)
     t0, n_tokens, origin = group_of(first, start, i_b, i_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
     o_r = (tl.program_id(0) % TILES) * ROWS + tl.arange(0, ROWS)
     m_r = o_r // G < n_tokens
@@ -168,7 +168,7 @@ def _selection_bwd_dq_kernel(
     TILES: tl.constexpr = (QUERY_GROUP * G + ROWS - 1) // ROWS
     i_g = tl.program_id(0) // TILES
     i_b = (tl.program_id(1) // K).to(tl.int64)
-    i_k = tl.program_id(1) % K
+    i_k = (tl.program_id(1) % K).to(tl.int64)
     t0, n_tokens, origin = group_of(first, start, i_b, i_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
     o_r = (tl.program_id(0) % TILES) * ROWS + tl.arange(0, ROWS)
     m_r = o_r // G < n_tokens

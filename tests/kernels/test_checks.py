@@ -70,6 +70,13 @@ def test_pooling_several_tensors():
         kernels.mean_pool([], block=4, stride=2)
 
 
+def test_a_whole_number_as_scale_is_a_float():
+    """What a kernel was compiled for is remembered by the value of its numbers, and 2 == 2.0."""
+    from zoo.kernels import checks
+
+    assert isinstance(checks.attention("op", {"q_BTHD": q, "k_BTKD": k, "v_BTKV": v}, None, 2)["scale"], float)
+
+
 def test_slots():
     with pytest.raises(ValueError, match="compression_attention: T = 8 tokens at stride 4 have 2 slots; found N = 8"):
         kernels.compression_attention(q, k, v, block=4, stride=4)

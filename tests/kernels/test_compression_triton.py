@@ -49,6 +49,12 @@ def test_pooling_interpreted(T, block, stride, packed, randn, pack, agree):
 
 
 @pytest.mark.interp
+def test_a_tensor_of_doubles_among_others_is_not_summed_in_float32(randn):
+    with pytest.raises(ValueError, match=r"not torch\.float64"):
+        mean_pool([randn(1, 8, 4).float(), randn(1, 8, 4)], block=4, stride=4, impl="triton")
+
+
+@pytest.mark.interp
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("used", [(0, 1, 2, 3), (1,), (0, 2)])
 def test_pooling_several_tensors_is_pooling_each(used, packed, randn, pack):

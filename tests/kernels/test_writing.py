@@ -60,6 +60,23 @@ def test_a_cache_whose_channels_are_apart_is_left_to_the_reference(randn):
         pool_slots([apart], [torch.zeros(2, 2, 3, 4)], start, None, 1, block=2, stride=2, impl="triton")
 
 
+@pytest.mark.interp
+def test_one_row_of_wanted_serves_all(randn):
+    new, at, wanted = randn(3, 4, 7).float(), torch.arange(4)[None], torch.tensor([[True, False, True, False]])
+    found, expected = torch.zeros(3, 5, 7), torch.zeros(3, 5, 7)
+    write_slots([found], [new], at, wanted, impl="triton")
+    write_slots([expected], [new], at, wanted.expand(3, -1), impl="reference")
+    assert torch.equal(found, expected)
+
+
+def test_another_device_is_refused(randn):
+    kept, new, at = torch.zeros(1, 5, 7), randn(1, 2, 7).float(), torch.arange(2)[None]
+    with pytest.raises(ValueError, match="write_slots: all tensors must be on cpu, as the cache; found one on meta"):
+        write_slots([kept], [new], at, (at > 0).to("meta"))
+    with pytest.raises(ValueError, match="pool_slots: all tensors must be on cpu, as the cache; found one on meta"):
+        pool_slots([kept], [kept.clone()], torch.tensor([0]).to("meta"), None, 2, block=2, stride=2)
+
+
 def test_more_new_tokens_than_slots_are_refused(randn):
     with pytest.raises(ValueError, match="T must be at most the 4 slots; found 5"):
         write_slots([randn(1, 4, 2)], [randn(1, 5, 2)], torch.arange(5)[None])

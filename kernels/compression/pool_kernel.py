@@ -177,7 +177,8 @@ def _dense_channels(x: torch.Tensor) -> torch.Tensor:
 @cache
 def _tiles(rows: str, channels: int) -> list[dict]:
     width = min(128, next_power_of_2(channels))
-    return [{rows: max(16, 2048 // width), "CHANNELS": width, "num_warps": 4}]
+    n = 2048 // max(16, width)  # a slot reads where the documents of its tokens begin: 2,048 of 64 compile for 40 s
+    return [{rows: n, "CHANNELS": width, "num_warps": 4}]
 
 
 def _setup_context(ctx, inputs, output) -> None:

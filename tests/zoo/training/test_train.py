@@ -23,6 +23,7 @@ from zoo.training.screen import Screen, log_to, stop_log
 
 composer_model = pytest.importorskip("zoo.training.composer_model")
 engine = pytest.importorskip("zoo.training.engine")
+setup = pytest.importorskip("zoo.training.setup")
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")
 
 
@@ -148,12 +149,13 @@ def test_random_state_goes_on_where_it_stopped(recipe, tmp_path, monkeypatch, du
     """With dropout, in the middle of the first epoch and of a later one, and exactly at the end of an epoch."""
     build = engine.build_model
 
-    def with_dropout(*arguments):
-        decoder = build(*arguments)
+    def with_dropout(*arguments, **options):
+        decoder = build(*arguments, **options)
         decoder.embedding = Dropout(decoder.embedding)
         return decoder
 
-    monkeypatch.setattr(engine, "build_model", with_dropout)
+    for module in (engine, setup):
+        monkeypatch.setattr(module, "build_model", with_dropout)
     monkeypatch.setattr(engine, "export", lambda folder, recipe, state, _: torch.save(state, folder.weights) or "")
     settings = [f"train.duration={duration}", "train.batch_size=16", "train.checkpoint.keep=all"]
     train(recipe(*settings), tmp_path / "straight")

@@ -9,7 +9,11 @@ from zoo.kernels.documents import Documents
 
 
 def _triton_pools(xs, **options) -> str | None:
-    return next((reason for x in xs if (reason := dispatch.triton_supports(x))), None)
+    for x in xs:
+        reason = dispatch.triton_supports(x)
+        if reason:
+            return reason
+    return None
 
 
 dispatch.register(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zoo.kernels import Documents, compression_attention, mean_pool, n_slots
+from zoo.kernels import Documents, compression_attention, mean_pool, n_slots, rms_norm
 
 # B, T, H, K, D, R, V, block, stride, documents
 SHAPES = [
@@ -52,6 +52,25 @@ def test_pooling_interpreted(T, block, stride, packed, randn, pack, agree):
 def test_a_tensor_of_doubles_among_others_is_not_summed_in_float32(randn):
     with pytest.raises(ValueError, match=r"not torch\.float64"):
         mean_pool([randn(1, 8, 4).float(), randn(1, 8, 4)], block=4, stride=4, impl="triton")
+
+
+@pytest.mark.interp
+def test_pooling_compiled_as_one_graph(randn):
+    """Of three tensors, one of which nothing differentiates; the norm behind it."""
+    xs = [randn(*shape).float().requires_grad_() for shape in [(2, 20, 3, 8), (2, 20, 5), (2, 20, 1, 6), (3, 8)]]
+
+    def function(a, b, c, weight):
+        pooled = mean_pool([a, b, c], block=8, stride=4, impl="triton")
+        return rms_norm(pooled[0], weight, eps=1e-6, impl="triton").sin(), pooled[1], pooled[2].sin()
+
+    def results(f):
+        outs = f(*xs)
+        grads = torch.autograd.grad(outs[0].square().sum() + outs[2].sum(), xs, allow_unused=True)
+        assert grads[1] is None
+        return [*outs, *(grad for grad in grads if grad is not None)]
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert all(torch.equal(a, b) for a, b in zip(results(function), results(compiled), strict=True))
 
 
 @pytest.mark.interp

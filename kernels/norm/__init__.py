@@ -31,4 +31,4 @@ def rms_norm(x_BTHD: torch.Tensor, weight: torch.Tensor, *, eps: float, impl: st
             f"rms_norm: x must be [B, T, (heads,) D] and weight [(heads,) D] on its device; found {list(x_BTHD.shape)} "
             f"on {x_BTHD.device}, {list(weight.shape)} on {weight.device}."
         )
-    return dispatch.call("rms_norm", impl, x_BTHD, weight, eps=eps)
+    return dispatch.call("rms_norm", impl, x_BTHD, weight, eps=float(eps))

@@ -96,7 +96,7 @@ def _write_transformers(model, tokenizer, folder: Path, dtype: str) -> None:
         dtype=DTYPES[dtype],
         **end,
     )
-    made.save_pretrained(folder)
+    made.to_json_file(folder / "config.json")  # save_pretrained adds our module, if this process has loaded an export
     shutil.copyfile(modeling_zoo.__file__, folder / "modeling_zoo.py")
     settings = {}
     if tokenizer is not None:

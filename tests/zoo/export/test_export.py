@@ -163,6 +163,12 @@ def test_what_is_in_the_folder(run, exported):
     assert json.loads((folder / "generation_config.json").read_text())["suppress_tokens"] == list(range(257, 264))
 
 
+def test_an_export_after_a_load_in_the_same_process_is_the_same(run, exported, tmp_path):
+    again = export(run, tmp_path / "again")
+    assert [path.name for path in again] == sorted(path.name for path in exported[0].iterdir())
+    assert (tmp_path / "again" / "config.json").read_text() == (exported[0] / "config.json").read_text()
+
+
 def test_the_weights_alone(run, tmp_path):
     from safetensors.torch import load_file
 

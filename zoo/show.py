@@ -15,6 +15,7 @@ from zoo.blocks.config import BlockConfig
 from zoo.cache_sizes import cache_sizes
 from zoo.cost import model_cost
 from zoo.errors import Problem, RecipeError, unknown
+from zoo.field_rows import field_rows
 from zoo.recipe import ModelConfig, Recipe
 
 CONTEXTS = (8192, 32768)
@@ -172,9 +173,9 @@ def blocks_as_text(kind: str | None, width: int | None = None) -> str:
             table.add_row(name, " ".join(config.parts) or "", first_line(config))
         return rendered([table, Text(), Text("The fields of one: zoo blocks NAME")], width)
     config = _known(kind)
-    table = plain_table("field", "type", "default", "description")
-    for name, field in _fields(config).items():
-        table.add_row(name, field["type"], field["default"], field["description"])
+    table, schema = plain_table("field", "type", "default", "description"), config.model_json_schema()
+    for row in field_rows(schema, schema.get("$defs", {})):
+        table.add_row(row.name, ", ".join(filter(None, (row.types, row.bounds))), row.default, row.description)
     about = Text(_reflowed(config.__doc__ or ""))
     parts = [Text(f"parts: {', '.join(f'{kind}.{part}' for part in config.parts)}"), Text()] if config.parts else []
     return rendered([Text(kind, style="bold"), about, Text(), *parts, table], width)
@@ -207,52 +208,6 @@ def _known(kind: str) -> type[BlockConfig]:
     if kind not in known:
         raise RecipeError([Problem(unknown("block kind", kind, known))])
     return known[kind]
-
-
-def _fields(config: type[BlockConfig]) -> dict[str, dict[str, str]]:
-    """Name -> type (with bounds), default and description, read off the JSON Schema of a config."""
-    schema = config.model_json_schema()
-    required = set(schema.get("required", ()))
-    rows = {}
-    for name, field in schema["properties"].items():
-        if name == "kind":
-            continue
-        default = "required" if name in required else json.dumps(field.get("default"))
-        text = field.get("description") or _first_description(field)
-        rows[name] = {
-            "type": _type(field, schema),
-            "default": "" if default == "null" else default,
-            "description": text,
-        }
-    return rows
-
-
-def _first_description(field: dict) -> str:
-    return next((text for option in field.get("anyOf", ()) if (text := option.get("description"))), "")
-
-
-def _type(field: dict, schema: dict) -> str:
-    if "$ref" in field:
-        name = field["$ref"].rsplit("/", 1)[-1]
-        return schema["$defs"][name].get("title", name)
-    if "anyOf" in field or "oneOf" in field:
-        options = field.get("anyOf") or field["oneOf"]
-        return " or ".join(_type(option, schema) for option in options if option.get("type") != "null")
-    if "enum" in field or "const" in field:
-        return " | ".join(map(str, field.get("enum") or [field["const"]]))
-    if field.get("type") == "array":
-        return f"list of {_type(field['items'], schema)}" if isinstance(field.get("items"), dict) else "list"
-    return f"{field.get('type', 'value')}{_bounds(field)}"
-
-
-def _bounds(field: dict) -> str:
-    low, high = field.get("minimum"), field.get("maximum")
-    if low is not None and high is not None:
-        return f" {low}..{high}"
-    if low is not None:
-        return f" >= {low}"
-    above = field.get("exclusiveMinimum")
-    return f" > {above}" if above is not None else (f" <= {high}" if high is not None else "")
 
 
 def plain_table(*headings: str) -> Table:

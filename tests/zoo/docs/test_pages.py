@@ -172,7 +172,7 @@ def test_a_kind_of_another_package_gets_a_page_the_same_way(shout):
     assert "[arXiv 2401.00001](https://arxiv.org/abs/2401.00001)" in page
     assert "width: of &lt;everything&gt;." in page
     assert "This kind is not made of patterns" in page
-    assert r"| `width` | whole number | ≥ 1 | `8` | Width \| of it. |" in page
+    assert r"| `width` | whole number | >= 1 | `8` | Width \| of it. |" in page
     assert r"| map | $D \, \text{width}$ | 2,048 |" in page
     assert "| other |  | 3 |" in page
     assert "| held |  | 7 |" in page

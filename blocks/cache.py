@@ -18,7 +18,7 @@ from zoo.blocks.config import AttentionConfig
 from zoo.blocks.cost import kept_tokens, n_slots
 from zoo.blocks.parts import Context, Entries, Keys
 from zoo.kernels import write_slots
-from zoo.kernels.decode.writing import over
+from zoo.kernels.layout import over
 
 
 @dataclass(eq=False)

@@ -26,6 +26,7 @@ import triton.language as tl
 
 from zoo.kernels.documents import Documents, n_groups
 from zoo.kernels.launching import cdiv, launch, next_power_of_2
+from zoo.kernels.layout import dense_rows
 from zoo.kernels.registration import opaque
 
 WORKSPACE_BYTES = 1 << 28
@@ -380,7 +381,7 @@ def _choose(
     q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
     first: torch.Tensor | None, start: torch.Tensor | None, count: int, sizes: list[int], scale: float,
 ) -> torch.Tensor:  # fmt: skip
-    q, k, q_rope, k_rope = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (q, k, q_rope, k_rope))
+    q, k, q_rope, k_rope = (dense_rows(x) for x in (q, k, q_rope, k_rope))
     block, stride, selection_block, S, n_init, n_local, query_group = sizes
     B, T, H, D = q.shape
     N, K = k.shape[1:3]

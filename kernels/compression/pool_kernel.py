@@ -15,6 +15,7 @@ import triton.language as tl
 
 from zoo.kernels.documents import Documents, n_slots
 from zoo.kernels.launching import cdiv, launch, next_power_of_2
+from zoo.kernels.layout import is_flat
 from zoo.kernels.registration import differentiable, opaque
 
 _MOST = 3
@@ -155,7 +156,7 @@ def _backward_fake(dout0, dout1, dout2, start, seq_len, block, stride):
 
 def _launch(kernel, xs: tuple, outs: tuple, start, seq_len: int, constants: dict, rows: str) -> None:
     """rows: the axis of `outs` that programs share, as its tile is named: SLOTS of forward, TOKENS of backward."""
-    xs = [x if x is None else _dense_channels(x) for x in xs]
+    xs = [x if x is None or is_flat(x) else x.contiguous() for x in xs]
     i = next(i for i, x in enumerate(xs) if x is not None)
     some, (batch, length) = xs[i], outs[i].shape[:2]
     channels = [0 if x is None else x.shape[2:].numel() for x in xs]
@@ -166,12 +167,6 @@ def _launch(kernel, xs: tuple, outs: tuple, start, seq_len: int, constants: dict
     arguments = (*xs, *outs, some if start is None else start, *strides, *channels, seq_len, n_slots)
     n_tiles = sum(cdiv(n, tiles[0]["CHANNELS"]) for n in channels)
     launch(kernel, lambda tile: (cdiv(length, tile[rows]), n_tiles, batch), arguments, constants, tiles, some.device)
-
-
-def _dense_channels(x: torch.Tensor) -> torch.Tensor:
-    """x, or a copy where the channels of a token do not lie side by side."""
-    dense = x.stride(-1) == 1 and (x.dim() == 3 or x.stride(2) == x.shape[3])
-    return x if dense else x.contiguous()
 
 
 @cache

@@ -5,11 +5,12 @@ import torch.nn.functional as F
 
 from zoo.kernels.attend import wide
 from zoo.kernels.documents import Documents, n_slots
+from zoo.kernels.layout import over
 
 
 def gather_blocks(x_BTKD: torch.Tensor, *, block: int, stride: int, documents: Documents | None) -> torch.Tensor:
     x_BNDL, filled_BN = _blocks(x_BTKD, block, stride, documents)
-    return x_BNDL.masked_fill(~_over(filled_BN, x_BNDL), 0.0).movedim(-1, 2)
+    return x_BNDL.masked_fill(~over(filled_BN, x_BNDL), 0.0).movedim(-1, 2)
 
 
 def mean_pool(xs: list[torch.Tensor], *, block: int, stride: int, documents: Documents | None) -> list[torch.Tensor]:
@@ -19,7 +20,7 @@ def mean_pool(xs: list[torch.Tensor], *, block: int, stride: int, documents: Doc
 def _mean_pool(x_BTKD: torch.Tensor, block: int, stride: int, documents: Documents | None) -> torch.Tensor:
     x_BNDL, filled_BN = _blocks(wide(x_BTKD), block, stride, documents)
     mean_BND = x_BNDL.mean(-1)
-    return mean_BND.masked_fill(~_over(filled_BN, mean_BND), 0.0).to(x_BTKD.dtype)
+    return mean_BND.masked_fill(~over(filled_BN, mean_BND), 0.0).to(x_BTKD.dtype)
 
 
 def _blocks(x: torch.Tensor, block: int, stride: int, documents: Documents | None):
@@ -34,7 +35,3 @@ def _blocks(x: torch.Tensor, block: int, stride: int, documents: Documents | Non
     token_BNL = first_BN.clamp(min=0)[..., None] + torch.arange(block, device=x.device)
     row_B11 = torch.arange(batch, device=x.device)[:, None, None]
     return padded[row_B11, token_BNL].movedim(2, -1), first_BN >= 0
-
-
-def _over(filled_BN: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return filled_BN.view(*filled_BN.shape, *[1] * (x.dim() - 2))

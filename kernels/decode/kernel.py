@@ -10,6 +10,7 @@ import torch
 from zoo.kernels.choice.kernel import WORKSPACE_BYTES
 from zoo.kernels.decode import attention_kernel, choice_kernel
 from zoo.kernels.launching import INTERPRETED, Tile, cdiv, launch, n_processors, next_power_of_2
+from zoo.kernels.layout import dense_rows
 from zoo.kernels.registration import opaque
 
 FEW = 16  # new tokens of a row: up to so many are decoding, more a long piece
@@ -39,7 +40,7 @@ def _attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """o_BTHV and lse_BTH; v None: the keys are the values.  With `chosen`, over those blocks of `block` tokens, up to
     the query's own, for which `first` and `end` are the positions."""
-    q, k, v, q_rope, k_rope = (_dense_rows(x) for x in (q, k, v, q_rope, k_rope))
+    q, k, v, q_rope, k_rope = (dense_rows(x) for x in (q, k, v, q_rope, k_rope))
     same, v = v is None, k if v is None else v
     first, end = first.contiguous(), end.contiguous()
     (B, T, H, D), (N, J, V) = q.shape, (*k.shape[1:3], v.shape[3])
@@ -157,7 +158,7 @@ def _choose(
 ) -> torch.Tensor:  # fmt: skip
     """Runs of tokens whose importances fit the workspace; a group that goes on in the next run finds its choice there,
     as the latest."""
-    q, k, q_rope, k_rope = (_dense_rows(x) for x in (q, k, q_rope, k_rope))
+    q, k, q_rope, k_rope = (dense_rows(x) for x in (q, k, q_rope, k_rope))
     run = _tokens_of_run(q.shape[0] * k.shape[1], previous.shape[1])
     if q.shape[1] <= run:
         return _choose_run(q, k, lse, position, previous, q_rope, k_rope, sizes, scale)
@@ -226,11 +227,6 @@ def _rank(importance, position, previous, chosen, sizes: list[int]) -> None:
 @cache
 def _rank_tiles(tile: int) -> list[Tile]:
     return [dict(TILE=tile, num_warps=max(1, min(16, tile // 512)))]
-
-
-def _dense_rows(x: torch.Tensor | None) -> torch.Tensor | None:
-    """The kernels take any strides but need the last axis contiguous."""
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
 _attend_op = opaque("cached_attention", _attend, _attend_fake)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from zoo.kernels import dispatch
+from zoo.kernels.layout import dense_rows, is_flat, over
 
 CHANNELS = 512  # of a program of the kernels
 
@@ -12,18 +13,13 @@ CHANNELS = 512  # of a program of the kernels
 def _triton_writes(kept, *others, **options) -> str | None:
     if len(kept) > 2:
         return f"it writes one or two tensors, not {len(kept)}"
-    if not all(map(_side_by_side, kept)):
+    if not all(map(is_flat, kept)):
         return "the channels of an entry must lie side by side in the cache"
     return dispatch.triton_supports(kept)
 
 
 def _triton_pools(kept, pooled, *others, **options) -> str | None:
     return _triton_writes(pooled) or _triton_writes(kept)
-
-
-def _side_by_side(x: torch.Tensor) -> bool:
-    """Whether x [B, N, C] or [B, N, heads, width] is [B, N, channels] in the same memory."""
-    return x.stride(-1) == 1 and (x.dim() == 3 or x.shape[2] == 1 or x.stride(2) == x.shape[3])
 
 
 dispatch.register(
@@ -123,16 +119,11 @@ def completed(
     return block_BM, block_BM * stride + block <= end_B[:, None]
 
 
-def over(wanted_BT: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """wanted_BT with as many axes as x [B, T, ...], those after T of size 1."""
-    return wanted_BT.view(*wanted_BT.shape, *[1] * (x.dim() - 2))
-
-
 def _write_triton(kept, new, position_BT, wanted_BT) -> None:
     from zoo.kernels.decode.writing_kernel import write_kernel
 
     (B, T), N = new[0].shape[:2], kept[0].shape[1]
-    kept, new = _flat(kept), [x if x.stride(-1) == 1 else x.contiguous() for x in _flat(new)]
+    kept, new = _flat(kept), [dense_rows(x) for x in _flat(new)]
     position = position_BT.contiguous()
     wanted = position if wanted_BT is None else wanted_BT.contiguous()
     pairs = [x for pair in zip(kept, new, strict=True) for x in pair]

@@ -9,6 +9,7 @@ import torch
 from zoo.kernels.intervals import kernel
 from zoo.kernels.intervals.tiles import dkv_tiles, dq_tiles, fwd_tiles
 from zoo.kernels.launching import Tile, cdiv, launch, n_processors, next_power_of_2
+from zoo.kernels.layout import dense_rows
 from zoo.kernels.registration import differentiable, opaque
 
 
@@ -20,7 +21,7 @@ def interval_attention(
     Both outputs carry gradients. A query that sees no key gets zeros and lse = -inf.
     """
     start_BT = None if documents is None else documents.start_BT.contiguous()
-    tensors = [_inner_contiguous(x) for x in (q_BTHD, k_BNKD, v_BNKV, q_rope, k_rope)]
+    tensors = [dense_rows(x) for x in (q_BTHD, k_BNKD, v_BNKV, q_rope, k_rope)]
     return _attention(*tensors, start_BT, scale, stride, block, window)
 
 
@@ -99,7 +100,7 @@ def _backward(
     block: int,
     window: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    do = do.contiguous() if 0 in do.stride() else _inner_contiguous(do)  # a sum's gradient is one number, expanded
+    do = do.contiguous() if 0 in do.stride() else dense_rows(do)  # a sum's gradient is one number, expanded
     problem = Problem(q, k, v, q_rope, k_rope, start, do, stride, block, window)
     grads = _gradients(q, k, v, q_rope, k_rope)
     lse = lse.transpose(1, 2).contiguous()  # as the forward kernel laid it out, unless it was moved since
@@ -158,10 +159,6 @@ def n_parts(problem: Problem, tile: Tile) -> int:
 
 
 _SUM_TILES = [dict(SIZE=1024)]
-
-
-def _inner_contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
 def _outputs(q: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.launching import Tile, cdiv, launch, n_processors, next_power_of_2
+from zoo.kernels.layout import dense_rows
 from zoo.kernels.registration import differentiable, opaque
 
 
@@ -72,7 +73,7 @@ def _bwd_kernel(
 
 
 def _forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    x, weight = _dense_rows(x), weight.contiguous()
+    x, weight = dense_rows(x), weight.contiguous()
     B, T, H, D = x.shape
     out = x.new_empty(x.shape)
     arguments = x, weight, out, B * T, T, H, eps, *x.stride()[:3], _head_stride(weight)
@@ -84,7 +85,7 @@ def _forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def _backward(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    x, dy, weight = _dense_rows(x), _dense_rows(dy), weight.contiguous()
+    x, dy, weight = dense_rows(x), dense_rows(dy), weight.contiguous()
     B, T, H, D = x.shape
     tiles, constants = _tiles(D)
     programs = min(cdiv(B * T, tiles[0]["ROWS"]), cdiv(4 * n_processors(x.device), H))
@@ -105,10 +106,6 @@ def _tiles(width: int) -> tuple[list[Tile], dict]:
 
 def _head_stride(weight: torch.Tensor) -> int:
     return weight.stride(0) if weight.dim() == 2 else 0
-
-
-def _dense_rows(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _forward_fake(x, weight, eps):

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.launching import Tile, cdiv, launch, next_power_of_2
+from zoo.kernels.layout import dense_rows
 from zoo.kernels.registration import differentiable, opaque
 
 
@@ -45,7 +46,7 @@ def _rotate_kernel(
 
 
 def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, back: bool) -> torch.Tensor:
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = dense_rows(x)
     B, T, H, D = x.shape
     out = x.new_empty(x.shape)
     table_b = cos.stride(0) if cos.shape[0] > 1 else 0

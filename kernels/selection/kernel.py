@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from zoo.kernels.documents import Documents
+from zoo.kernels.layout import dense_rows
 from zoo.kernels.registration import differentiable, opaque
 from zoo.kernels.selection import kernel_by_key, kernel_by_query
 
@@ -38,7 +39,7 @@ def _forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
     chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    q, k, v, q_rope, k_rope = _dense_rows(q, k, v, q_rope, k_rope)
+    q, k, v, q_rope, k_rope = (dense_rows(x) for x in (q, k, v, q_rope, k_rope))
     block, query_group, _ = sizes
     return kernel_by_query.forward(
         q, k, v, q_rope, k_rope, chosen.contiguous(), first, start, block, query_group, scale
@@ -56,7 +57,7 @@ def _backward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
     chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    do, q, k, v, q_rope, k_rope = _dense_rows(do, q, k, v, q_rope, k_rope)
+    do, q, k, v, q_rope, k_rope = (dense_rows(x) for x in (do, q, k, v, q_rope, k_rope))
     block, query_group, max_documents = sizes
     inputs = (q, k, v, q_rope, k_rope, chosen.contiguous(), first, start)
     dq, dq_rope, delta = kernel_by_query.backward(*inputs, o, lse, do, block, query_group, scale)
@@ -83,11 +84,6 @@ def _gradient(ctx, do, _, *, compiling: bool):
     if tensors[3] is None:
         dq_rope = dk_rope = None
     return dq, dk, dv, dq_rope, dk_rope, *(None,) * 5
-
-
-def _dense_rows(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """The kernels take any strides but need the last axis contiguous."""
-    return [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
 
 _backward_op = opaque("selection_attention_backward", _backward, _backward_fake)

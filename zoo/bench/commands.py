@@ -28,6 +28,15 @@ def _plottable(path: Path | None) -> Path | None:
     return _writable(path)
 
 
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", callback=_writable, help="Write the report as JSON.")
+]
+PlotFile = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE", callback=_plottable, help="Plot the report: .png, .svg or .pdf."),
+]
+
+
 @app.command()
 def kernels(
     config: Annotated[
@@ -39,12 +48,8 @@ def kernels(
     ] = None,
     peers: Annotated[bool, typer.Option("--peers", help="Time torch's flash and flex attention as well.")] = False,
     graph: Annotated[bool, typer.Option("--graph", help="Time everything as CUDA graphs as well.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", callback=_writable, help="Write the report as JSON.")
-    ] = None,
-    plot_file: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", callback=_plottable, help="Plot time against tokens.")
-    ] = None,
+    json_file: JsonFile = None,
+    plot_file: PlotFile = None,
 ) -> None:
     """Time every attention operation on the GPU, forward and backward, and print the tables as Markdown."""
     from zoo.bench.kernels import measure
@@ -69,12 +74,8 @@ def decode(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every recipe. Repeatable.")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", callback=_writable, help="Write the report as JSON.")
-    ] = None,
-    plot_file: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", callback=_plottable, help="Plot speed and cache.")
-    ] = None,
+    json_file: JsonFile = None,
+    plot_file: PlotFile = None,
 ) -> None:
     """Time prefill and decoding with a cache, with the memory they take, and print the tables as Markdown."""
     contexts, batches = _numbers("--context", context), _numbers("--batch", batch)
@@ -99,9 +100,7 @@ def decode(
 def decode_pair(
     context: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens in the cache.")] = "32768,131072",
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Rows that are decoded together.")] = "1,32",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", callback=_writable, help="Write the rows as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Time the attention of one pair of ansa layers for one new token, beside the time to read their caches."""
     contexts, batches = _numbers("--context", context), _numbers("--batch", batch)

@@ -1,0 +1,18 @@
+"""How tensors lie in memory, where a kernel has a wish, and masks over them."""
+
+import torch
+
+
+def dense_rows(x: torch.Tensor | None) -> torch.Tensor | None:
+    """x, or a copy where its last axis is not contiguous: all that most kernels ask for. None passes through."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def is_flat(x: torch.Tensor) -> bool:
+    """Whether the channels of a token of x [B, T, C] or [B, T, heads, width] lie side by side."""
+    return x.stride(-1) == 1 and (x.dim() == 3 or x.shape[2] == 1 or x.stride(2) == x.shape[3])
+
+
+def over(mask_BT: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """mask_BT with as many axes as x [B, T, ...], those after T of size 1."""
+    return mask_BT.view(*mask_BT.shape, *[1] * (x.dim() - 2))

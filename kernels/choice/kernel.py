@@ -4,6 +4,9 @@
    per (head, group), heads outermost, so that the sum over the heads of a group stays inside a thread.
    They go to a workspace [B, K, groups of the run, width] of bounded size; runs follow one another, so memory grows
    with N and not with T x N. A row is written at least as far as the query's own block: zeros for what is not seen.
+   Where PIECES = 4 .. 16 compression blocks begin in a selection block, and no documents move its bounds, a row holds
+   two sums instead of them, which is less to write and to read: of the pieces of each selection block, as far as they
+   lie in it, and of those of its last pieces that reach into the next one. `row` is how long a row is in either case.
 2. Peaks: the highest importance of every CHUNK = 8 blocks of a row. Where a compression block is a selection block the
    first kernel has it at hand; else a kernel sums the compression blocks that overlap each selection block.
 3. Chunks: the n chunks of the highest peaks. Every block of another chunk has n before it, one of each of these, so
@@ -87,15 +90,24 @@ def _head_sum(b_s, b_lse, scale_log2, KEYS: tl.constexpr, HEADS: tl.constexpr, G
 
 @triton.jit
 def _store_importances(
-    p_row, p_peak, total, i_n, m_g, slot0, seen_end,
-    KEYS: tl.constexpr, GROUPS: tl.constexpr, PEAKS: tl.constexpr, MASKED: tl.constexpr,
+    p_row, p_peak, total, i_n, m_g, slot0, seen_end, row, KEYS: tl.constexpr, GROUPS: tl.constexpr,
+    PEAKS: tl.constexpr, SUMMED: tl.constexpr, PIECES: tl.constexpr, SPAN: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Write a tile and its peaks; MASKED: some group does not see all of it; zeros there."""
+    """Write a tile, or its sums, and its peaks; MASKED: some group does not see all of it; zeros there."""
     o_n = i_n + tl.arange(0, KEYS)
     total = tl.maximum(total, 0.0)  # NaN, of a model that diverged, counts as nothing: its bits would break the order
     if MASKED:
         total = tl.where((o_n[:, None] >= slot0[None, :]) & (o_n[:, None] < seen_end[None, :]), total, 0.0)
-    tl.store(p_row + o_n[:, None], total, mask=m_g[None, :])
+    if SUMMED:
+        o_m, o_p = i_n // PIECES + tl.arange(0, KEYS // PIECES), tl.arange(0, PIECES)[None, :]
+        o_w = tl.arange(0, 2)[:, None]  # the two sums
+        weight = tl.where(o_w == 0, tl.minimum(PIECES - o_p, SPAN), tl.maximum(o_p + SPAN - PIECES, 0))
+        total = tl.minimum(total, 1e30)  # finite, also where there is no group
+        b_piece = tl.reshape(total, [1, KEYS // PIECES, PIECES, GROUPS]) * weight.to(tl.float32)[:, None, :, None]
+        p_sum = p_row[:, None, :] + (o_w * (row // 2) + o_m[None, :])[:, :, None]
+        tl.store(p_sum, tl.sum(b_piece, 2), mask=m_g[None, None, :])
+    else:
+        tl.store(p_row + o_n[:, None], total, mask=m_g[None, :])
     if PEAKS:
         b_peak = tl.max(tl.reshape(total, [KEYS // CHUNK, CHUNK, GROUPS]), 1)
         o_p = tl.arange(0, KEYS // CHUNK) + i_n // CHUNK
@@ -106,16 +118,17 @@ def _store_importances(
 def _importance_kernel(
     q, k, q_rope, k_rope, lse, first, start, importance, peak,
     q_b, q_t, q_h, k_b, k_n, k_h, qr_b, qr_t, qr_h, kr_b, kr_n, lse_b, lse_t, lse_h,
-    T, N, n_groups, g_begin, g_count, width, scale_log2,
+    T, N, n_groups, g_begin, g_count, width, row, scale_log2,
     K: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECTION_BLOCK: tl.constexpr,
     QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
     G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, PEAKS: tl.constexpr,
-    GROUPS: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
+    SUMMED: tl.constexpr, GROUPS: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Importances of GROUPS query groups, KEYS at a time."""
     i_g = (tl.num_programs(1) - 1 - tl.program_id(1)) * GROUPS  # the longest rows first, of all heads
     i_b, i_k = (tl.program_id(0) // K).to(tl.int64), (tl.program_id(0) % K).to(tl.int64)
     PIECES: tl.constexpr = SELECTION_BLOCK // STRIDE
+    SPAN: tl.constexpr = BLOCK // STRIDE
     o_g = i_g + tl.arange(0, GROUPS)
     t, origin = _first_tokens(first, start, i_b, g_begin + o_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
     m_g = (o_g < g_count) & (t >= 0)
@@ -134,7 +147,7 @@ def _importance_kernel(
     p_qr = q_rope + i_b * qr_b + t_c[:, None] * qr_t + i_k * G * qr_h + o_e[None, :]
     p_lse = lse + i_b * lse_b + t_c * lse_t + i_k * G * lse_h
     p_k, p_kr = k + i_b * k_b + i_k * k_h, k_rope + i_b * kr_b if R > 0 else k
-    p_row = importance + ((i_b * K + i_k) * g_count + o_g).to(tl.int64)[None, :] * width
+    p_row = importance + ((i_b * K + i_k) * g_count + o_g).to(tl.int64)[None, :] * row
     p_peak = peak + ((i_b * K + i_k) * g_count + o_g).to(tl.int64)[None, :] * (width // CHUNK)
     if G <= HEADS:
         b_q = tl.load(p_q + o_h[:, None] * q_h, mask=(o_h[:, None] < G) & (o_d[None, :] < D), other=0.0)
@@ -145,11 +158,15 @@ def _importance_kernel(
         for i_n in range(low, all_see, KEYS):
             b_s = _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D, DP, R, RP, KEYS, False)
             total = _head_sum(b_s, b_lse, scale_log2, KEYS, HEADS, GROUPS)
-            _store_importances(p_row, p_peak, total, i_n, m_g, slot0, seen_end, KEYS, GROUPS, PEAKS, False)
+            _store_importances(
+                p_row, p_peak, total, i_n, m_g, slot0, seen_end, row, KEYS, GROUPS, PEAKS, SUMMED, PIECES, SPAN, False
+            )  # fmt: skip
         for i_n in range(all_see, high, KEYS):
             b_s = _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D, DP, R, RP, KEYS, True)
             total = _head_sum(b_s, b_lse, scale_log2, KEYS, HEADS, GROUPS)
-            _store_importances(p_row, p_peak, total, i_n, m_g, slot0, seen_end, KEYS, GROUPS, PEAKS, True)
+            _store_importances(
+                p_row, p_peak, total, i_n, m_g, slot0, seen_end, row, KEYS, GROUPS, PEAKS, SUMMED, PIECES, SPAN, True
+            )  # fmt: skip
     else:
         for i_n in range(low, high, KEYS):
             total = tl.zeros([KEYS, GROUPS], tl.float32)
@@ -162,14 +179,21 @@ def _importance_kernel(
                     b_qr = tl.load(p_qr + (h0 + o_h)[:, None] * qr_h, mask=m_h[:, None] & (o_e[None, :] < R), other=0.0)
                 b_s = _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D, DP, R, RP, KEYS, True)
                 total += _head_sum(b_s, b_lse, scale_log2, KEYS, HEADS, GROUPS)
-            _store_importances(p_row, p_peak, total, i_n, m_g, slot0, seen_end, KEYS, GROUPS, PEAKS, True)
+            _store_importances(
+                p_row, p_peak, total, i_n, m_g, slot0, seen_end, row, KEYS, GROUPS, PEAKS, SUMMED, PIECES, SPAN, True
+            )  # fmt: skip
 
 
 @triton.jit
-def _block_values(p_row, slot0, o_m, m_candidate, PIECES: tl.constexpr, SPAN: tl.constexpr):
+def _block_values(
+    p_row, slot0, o_m, m_candidate, row, PIECES: tl.constexpr, SPAN: tl.constexpr, SUMMED: tl.constexpr
+):  # fmt: skip
     """Importance of selection blocks o_m of rows, where m_candidate: p_slc of their SPAN + PIECES - 1 slots."""
     slot = slot0 + o_m * PIECES
-    if PIECES == 1:
+    if SUMMED:
+        value = tl.load(p_row + o_m, mask=m_candidate, other=0.0)
+        value += tl.load(p_row + row // 2 + o_m - 1, mask=m_candidate & (o_m > 0), other=0.0)
+    elif PIECES == 1:
         value = tl.load(p_row + slot, mask=m_candidate, other=0.0)
     else:
         # the PIECES that begin in block m, each times the stride-sized pieces that it shares with m
@@ -178,17 +202,18 @@ def _block_values(p_row, slot0, o_m, m_candidate, PIECES: tl.constexpr, SPAN: tl
         weight = tl.minimum(PIECES - o_p, SPAN).to(tl.float32)
         piece = tl.load(p, mask=tl.expand_dims(m_candidate, -1) & (o_p >= 0), other=0.0)
         value = tl.sum(piece * weight, len(p.shape) - 1)
-    for before in tl.static_range(1, SPAN):  # and those before it that reach into it
-        reaches = m_candidate & (o_m * PIECES >= before)
-        value += min(PIECES, SPAN - before) * tl.load(p_row + slot - before, mask=reaches, other=0.0)
+    if not SUMMED:
+        for before in tl.static_range(1, SPAN):  # and those before it that reach into it
+            reaches = m_candidate & (o_m * PIECES >= before)
+            value += min(PIECES, SPAN - before) * tl.load(p_row + slot - before, mask=reaches, other=0.0)
     return value
 
 
 @triton.jit
 def _peak_kernel(
-    importance, peak, first, start, T, n_groups, g_begin, g_count, width, n_chunks,
+    importance, peak, first, start, T, n_groups, g_begin, g_count, row, n_chunks,
     K: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECTION_BLOCK: tl.constexpr,
-    QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr, CHUNKS: tl.constexpr,
+    QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr, SUMMED: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """The highest importance of each of CHUNKS chunks of a row."""
     i_b, i_k, i_g = (tl.program_id(1) // K).to(tl.int64), tl.program_id(1) % K, tl.program_id(0)
@@ -198,8 +223,9 @@ def _peak_kernel(
         return
     o_m = tl.program_id(2) * CHUNKS * CHUNK + tl.arange(0, CHUNKS * CHUNK)
     i_row = ((i_b * K + i_k) * g_count + i_g).to(tl.int64)
-    p_row = importance + i_row * width
-    value = _block_values(p_row, origin // STRIDE, o_m, o_m <= own, SELECTION_BLOCK // STRIDE, BLOCK // STRIDE)
+    p_row = importance + i_row * row
+    SPAN: tl.constexpr = BLOCK // STRIDE
+    value = _block_values(p_row, origin // STRIDE, o_m, o_m <= own, row, SELECTION_BLOCK // STRIDE, SPAN, SUMMED)
     value = tl.where(o_m <= own, value, -1.0)
     o_p = tl.program_id(2) * CHUNKS + tl.arange(0, CHUNKS)
     tl.store(peak + i_row * n_chunks + o_p, tl.max(tl.reshape(value, [CHUNKS, CHUNK]), 1), mask=o_p < n_chunks)
@@ -305,11 +331,11 @@ def _chunks_kernel(
 
 @triton.jit
 def _rank_kernel(
-    importance, chunks, first, start, chosen, T, n_groups, g_begin, g_count, width, n_chunks,
+    importance, chunks, first, start, chosen, T, n_groups, g_begin, g_count, row, n_chunks,
     K: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECTION_BLOCK: tl.constexpr,
     QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
     S: tl.constexpr, S_PADDED: tl.constexpr, BY_SLOT: tl.constexpr, N_INIT: tl.constexpr, N_LOCAL: tl.constexpr,
-    LISTED: tl.constexpr, TILE: tl.constexpr,
+    SUMMED: tl.constexpr, LISTED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """The chosen blocks of a query group, from the TILE chunks that `chunks` names (or all, not LISTED)."""
     i_b, i_k, i_g = (tl.program_id(1) // K).to(tl.int64), tl.program_id(1) % K, tl.program_id(0)
@@ -326,11 +352,12 @@ def _rank_kernel(
     slot = tl.max_contiguous(tl.multiple_of(tl.maximum(i_c, 0) * CHUNK + o_x % CHUNK, 8), 8)
     o_m = slot - slot0 if BY_SLOT else slot
     free = (i_c >= 0) & (o_m >= n_init) & (o_m < local)
-    p_row = importance + i_row * width
+    p_row = importance + i_row * row
+    SPAN: tl.constexpr = BLOCK // STRIDE
     if BY_SLOT:  # a chunk lies wholly in the row, written or not
         value = tl.load(p_row + slot)
     else:
-        value = _block_values(p_row, slot0, o_m, free, SELECTION_BLOCK // STRIDE, BLOCK // STRIDE)
+        value = _block_values(p_row, slot0, o_m, free, row, SELECTION_BLOCK // STRIDE, SPAN, SUMMED)
     key = tl.where(free, value.to(tl.int32, bitcast=True), -1)
     floor = _least_peak(tl.reshape(key, [TILE, CHUNK]), 1)
     taken = _in_top_from(key, S - n_init - (own + 1 - local), floor)
@@ -388,15 +415,18 @@ def _choose(
     R = q_rope.shape[-1] if q_rope is not None else 0
     G, pieces = H // K, selection_block // stride
     by_slot = pieces == 1 and block == stride  # a compression block is a selection block
-    runs = _runs(count, B * K, query_group / stride, N + pieces, first is not None)
+    summed = first is None and pieces in (4, 8, 16) and block // stride <= pieces + 1
+    shrink = pieces // 2 if summed else 1
+    runs = _runs(count, B * K, query_group / stride, N + pieces, first is not None, WORKSPACE_BYTES * shrink)
     chosen = torch.empty(B, count, K, S, device=q.device, dtype=torch.int32)
-    importance = torch.empty(B * K * max(n * width for _, n, width in runs), device=q.device, dtype=torch.float32)
+    importance = q.new_empty(B * K * max(n * width // shrink for _, n, width in runs), dtype=torch.float32)
     tiles = importance_tiles(G, next_power_of_2(D) * q.element_size())
     widths = dict(G=G, D=D, DP=max(16, next_power_of_2(D)), R=R, RP=max(16, next_power_of_2(R)))
     shared = dict(K=K, BLOCK=block, STRIDE=stride, SELECTION_BLOCK=selection_block, QUERY_GROUP=query_group)
     shared["DOCUMENTS"] = first is not None
     ranks = dict(S=S, S_PADDED=next_power_of_2(S), BY_SLOT=by_slot)
     for g, n, width in runs:
+        row = width // shrink
         last_token = T if first is not None else min(T, (g + n) * query_group)
         n_chunks = width // 8 if by_slot else cdiv(cdiv(last_token, selection_block), 8)
         seen_chunks = min(n_chunks, cdiv(last_token, 8 * selection_block))
@@ -406,34 +436,37 @@ def _choose(
         arguments = (
             q, k, q if q_rope is None else q_rope, k_rope, lse, first, start, importance, peak,
             *q.stride()[:3], *k.stride()[:3], *(q_rope.stride()[:3] if R else (0, 0, 0)),
-            *(k_rope.stride()[:2] if R else (0, 0)), *lse.stride(), T, N, count, g, n, width, scale * math.log2(math.e),
+            *(k_rope.stride()[:2] if R else (0, 0)), *lse.stride(), T, N, count, g, n, width, row,
+            scale * math.log2(math.e),
         )  # fmt: skip
         launch(
             _importance_kernel, lambda tile, n=n: (B * K, cdiv(n, tile["GROUPS"])), arguments,
-            {**shared, **widths, "PEAKS": by_slot and not short}, tiles, q.device,
+            {**shared, **widths, "PEAKS": by_slot and not short, "SUMMED": summed}, tiles, q.device,
         )  # fmt: skip
         where = T, count, g, n
         if not short:
             if not by_slot:
-                _find_peaks(importance, peak, first, start, where, width, shared)
+                _find_peaks(importance, peak, first, start, where, row, {**shared, "SUMMED": summed})
             _choose_chunks(peak, chunks, first, start, where, seen_chunks, shared, ranks)
         listed = next_power_of_2(seen_chunks if short else S)
         tile = dict(LISTED=not short, TILE=listed, num_warps=rank_warps(8 * listed))
         launch(
             _rank_kernel, lambda tile, n=n: (n, B * K),
-            (importance, chunks, first, start, chosen, *where, width, n_chunks),
-            {**shared, **ranks, "N_INIT": n_init, "N_LOCAL": n_local}, [tile], q.device,
+            (importance, chunks, first, start, chosen, *where, row, n_chunks),
+            {**shared, **ranks, "N_INIT": n_init, "N_LOCAL": n_local, "SUMMED": summed}, [tile], q.device,
         )  # fmt: skip
     return chosen
 
 
 @cache
-def _runs(count: int, rows: int, slots_per_group: float, slots: int, documents: bool) -> list[tuple[int, int, int]]:
+def _runs(
+    count: int, rows: int, slots_per_group: float, slots: int, documents: bool, workspace: int
+) -> list[tuple[int, int, int]]:
     """(first group, groups, width of a row) of runs that fit the workspace; early rows are short, so runs are longer.
 
     rows: of each group.  slots: of the last group.  Widths are whole tiles of keys.
     """
-    limit, found, g = WORKSPACE_BYTES // (4 * rows), [], 0
+    limit, found, g = workspace // (4 * rows), [], 0
     while g < count:
         seen = slots if documents else min(slots, g * slots_per_group + 128)  # n more groups see slots_per_group n more
         growth = 0 if documents else slots_per_group
@@ -446,9 +479,9 @@ def _runs(count: int, rows: int, slots_per_group: float, slots: int, documents: 
     return found
 
 
-def _find_peaks(importance, peak, first, start, where: tuple, width: int, shared: dict) -> None:
+def _find_peaks(importance, peak, first, start, where: tuple, row: int, shared: dict) -> None:
     n, n_chunks = where[3], peak.shape[1]
-    arguments = importance, peak, first, start, *where, width, n_chunks
+    arguments = importance, peak, first, start, *where, row, n_chunks
     tile = min(128, next_power_of_2(n_chunks))
     grid = n, peak.shape[0] // n, cdiv(n_chunks, tile)
     tiles = [dict(CHUNKS=tile, num_warps=max(1, tile // 32))]

@@ -43,6 +43,10 @@ LONG = {
     "blocks of one size": Case(rows=((250,),), block=4, stride=4, selection_block=4, query_group=4, n_selected=5),
     "overlap": Case(rows=((330,),), block=8, stride=4, selection_block=8, query_group=8, n_selected=4),
     "overlap of blocks alike": Case(rows=((200,),), block=8, stride=4, selection_block=4, query_group=4, n_selected=3),
+    "sums of four": Case(rows=((500,), (500,)), H=4, K=2, block=4, stride=2, selection_block=8, query_group=4),
+    "sums of eight, overlap of four": Case(rows=((900,),), block=8, stride=2, selection_block=16, query_group=8),
+    "sums of four, overlap of five": Case(rows=((500,),), H=3, block=10, stride=2, selection_block=8, query_group=4),
+    "sums of sixteen": Case(rows=((900,),), block=1, stride=1, selection_block=16, query_group=8, n_selected=3),
     "documents": Case(
         rows=((179, 1, 20), (200,)), block=4, stride=4, selection_block=4, query_group=4, n_selected=5, H=4, K=2
     ),
@@ -122,7 +126,7 @@ def test_runs_cover_all_groups_and_fit_the_workspace():
         (1 << 20, 4, 1 / 16, (1 << 16) + 4, False), (3, 1, 0.25, 2, False),
     ]:  # fmt: skip
         at = 0
-        for g, n, width in kernel._runs(count, rows, per_group, slots, documents):
+        for g, n, width in kernel._runs(count, rows, per_group, slots, documents, kernel.WORKSPACE_BYTES):
             assert g == at
             assert width % 64 == 0
             assert width >= (slots if documents else min(slots, (g + n) * per_group + 1))

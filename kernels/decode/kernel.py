@@ -49,9 +49,10 @@ def _attend(
     chosen = end if chosen is None else chosen.contiguous()  # a pointer that is not followed; so are q and k below
     long, select = T > FEW, block > 0
     constants = _constants(D, R, V, H // groups, groups, groups // J, block, places, same, long, q.dtype)
-    tokens, tiles = constants["TOKENS"], _tiles(q.dtype, max(constants["DP"], constants["VP"]), select, long)
+    tokens, width = constants["TOKENS"], max(constants["DP"], constants["VP"])
     n_tiles = cdiv(T + (tokens - 1 if select else 0), tokens) * groups  # those of queries that select are shifted
-    n_splits = _n_splits(slots, B * n_tiles, 1 if select else 2, long, q.device)
+    n_splits = _n_splits(slots, B * n_tiles, width, select, long, q.device)
+    tiles = _tiles(q.dtype, width, select, long, n_splits == MAX_SPLITS)
 
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32)
     part_o, part_lse = o, lse
@@ -114,22 +115,30 @@ def _precision(dtype: torch.dtype) -> str:
 
 
 @cache
-def _n_splits(slots: int, others: int, each: int, long: bool, device: torch.device) -> int:
+def _n_splits(slots: int, others: int, width: int, select: bool, long: bool, device: torch.device) -> int:
     """Programs that share the slots of a query: enough to fill the processors, each with SLOTS_PER_SPLIT or more.
 
-    Programs of a long piece are large and fill a processor each: no more of them, so that partials are few, and none
-    where the queries fill the processors.
+    As many in all as run at once, two on each processor where keys are wide, else four, and rather fewer: the few that
+    would follow take as long as all before them. Programs of a long piece are large and fill a processor each: no more
+    of them, so that partials are few, and none where the queries fill the processors. Those that select are short.
     """
     if INTERPRETED:  # so that tests with few slots have several
         return min(3, cdiv(slots, 16)) if not long or others <= 8 else 1
-    wanted = n_processors(device) // others if long else cdiv(each * n_processors(device), others)
+    if select and not long:
+        wanted = cdiv(n_processors(device), others)
+    else:
+        at_once = 1 if long else 2 if width > 128 else 4
+        wanted = at_once * n_processors(device) // others
     return max(1, min(wanted, cdiv(slots, SLOTS_PER_SPLIT), MAX_SPLITS))
 
 
 @cache
-def _tiles(dtype: torch.dtype, width: int, select: bool, long: bool) -> list[Tile]:
+def _tiles(dtype: torch.dtype, width: int, select: bool, long: bool, few: bool) -> list[Tile]:
     """Slots of a tile, for keys and values so wide; then less shared memory. As measured on an H200 (docs/log.md), but
-    for long pieces, whose tiles are those that fit its registers and two or three times its shared memory."""
+    for long pieces, whose tiles are those that fit its registers and two or three times its shared memory.
+
+    few: there are no more splits to have, of a row or two: a program is alone on its processor, or nearly so.
+    """
     if INTERPRETED:
         return [dict(BN=32 if long else 16)]
     if long and not select and dtype != torch.float32:
@@ -137,9 +146,21 @@ def _tiles(dtype: torch.dtype, width: int, select: bool, long: bool) -> list[Til
     least = dict(BN=16, num_warps=4, num_stages=1)
     if dtype == torch.float32 or width > 256:
         return [dict(BN=32, num_warps=4, num_stages=2), least]
-    if select:
-        return [dict(BN=128, num_warps=8, num_stages=2), dict(BN=64, num_warps=4, num_stages=2), least]
-    return [dict(BN=64, num_warps=4, num_stages=3), dict(BN=64, num_warps=4, num_stages=2), least]
+    smaller = [dict(BN=64, num_warps=4, num_stages=2), least]
+    if few and not select:
+        return [dict(BN=64, num_warps=4, num_stages=3), *smaller]
+    return [dict(BN=128, num_warps=8 if select else 4, num_stages=2), *smaller]
+
+
+@cache
+def _importance_tiles(dtype: torch.dtype, width: int) -> list[Tile]:
+    """Slots of a tile of importances, for keys so wide; then less shared memory. As measured on an H200."""
+    if INTERPRETED:
+        return [dict(BN=16)]
+    least = dict(BN=16, num_warps=4, num_stages=1)
+    if dtype == torch.float32 or width > 256:
+        return [dict(BN=32, num_warps=4, num_stages=2), least]
+    return [dict(BN=64, num_warps=4, num_stages=stages) for stages in (3, 2)] + [least]
 
 
 def cached_choose_blocks(
@@ -193,7 +214,7 @@ def _choose_run(q, k, lse, position, previous, q_rope, k_rope, sizes: list[int],
     heads["QUERY_GROUP"] = query_group
     launch(
         choice_kernel.importance_kernel, lambda tile: (cdiv(N, tile["BN"]), T * J, B), (*tensors, *numbers),
-        {**heads, **widths}, _tiles(q.dtype, DP, False, False), q.device,
+        {**heads, **widths}, _importance_tiles(q.dtype, DP), q.device,
     )  # fmt: skip
     chosen = torch.empty(B, T, K, S, device=q.device, dtype=torch.int32)
     _rank(importance, position, previous, chosen, sizes)

@@ -349,3 +349,23 @@ def test_a_long_cache(randn, poisoned):
     first, end = torch.tensor([[n - 300]], device="cuda"), torch.tensor([[n]], device="cuda")
     found = cached_attention(q, k, k, first, end, impl="triton")[0]
     near(found, cached_attention(q, k[:, -300:], k[:, -300:], first * 0, first * 0 + 300, impl="reference")[0], 4e-3)
+
+
+@pytest.mark.parametrize(
+    ("slots", "others", "width", "select", "long", "expected"),
+    [
+        (131_072, 32, 256, False, False, 8),  # mla, 32 rows: 256 programs, where 264 run at once
+        (131_072, 64, 128, False, False, 8),  # gla
+        (32_768, 128, 64, False, False, 4),  # full attention, four heads
+        (1024, 128, 128, True, False, 2),  # blocks that were chosen: 256 short programs
+        (32_768, 40, 256, False, True, 3),  # a long piece
+        (131_072, 400, 256, False, True, 1),
+        (300, 1, 256, False, False, 3),  # a short cache
+        (1 << 20, 1, 64, False, False, 128),
+    ],
+)
+def test_splits_fill_the_processors_once(slots, others, width, select, long, expected, monkeypatch):
+    kernel = pytest.importorskip("zoo.kernels.decode.kernel")
+    monkeypatch.setattr(kernel, "INTERPRETED", False)
+    monkeypatch.setattr(kernel, "n_processors", lambda device: 132)
+    assert kernel._n_splits.__wrapped__(slots, others, width, select, long, torch.device("cuda")) == expected

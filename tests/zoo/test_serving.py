@@ -9,7 +9,8 @@ import torch
 import zoo
 from zoo import cli, serving
 from zoo.bench import report
-from zoo.bench.cases import GLOBAL, SETTINGS, Setting, Tensors, cases
+from zoo.bench.cases import GLOBAL, SETTINGS, Inputs, Setting, Tensors, cases
+from zoo.bench.peers import peer_cases
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
@@ -45,7 +46,7 @@ def test_commands_without_a_gpu(capsys):
     assert cli.run(["bench", "kernels"]) == 1
     assert capsys.readouterr().err == "bench kernels: needs a CUDA GPU; torch finds none here.\n"
     assert cli.run(["bench", "kernels", "--config", "Q"]) == 1
-    assert "unknown setting 'Q'; known: P, P4, A64" in capsys.readouterr().err
+    assert "unknown setting 'Q'; known: P, P64, P4, A64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_commands_without_a_gpu(capsys):
 )
 def test_cases_run_and_count(setting):
     """FLOPs by hand at 64 tokens; every case differentiates into its leaves."""
-    found = {case.operation: case for case in cases(setting, 64, "cpu")}
+    found = {case.operation: case for case in cases(Inputs(setting, 64, "cpu"))}
     qk, v = setting.head_dim + setting.rope_dim, setting.head_dim
     pairs = 64 * 65 // 2
     assert found["full"].flops == (
@@ -73,11 +74,39 @@ def test_cases_run_and_count(setting):
 
 def test_the_committed_tables_are_those_of_their_json(tmp_path):
     folder = RECIPES.parent / "docs/benchmarks"
-    for path in (folder / "kernels_nsa.json", folder / "kernels_ansa.json"):
-        found = json.loads(path.read_text())
-        assert report.as_markdown(found) in path.with_suffix(".md").read_text()
-    report.plot(found, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    for name in ("kernels_nsa", "kernels_ansa", "kernels_peers"):
+        found = json.loads((folder / f"{name}.json").read_text())
+        assert report.as_markdown(found) in (folder / f"{name}.md").read_text()
+        report.plot(found, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_peers_are_counted_as_what_they_stand_beside():
+    """fla takes groups of 16, 32, ... heads, and its compression has the grid of selection; none has a rotary part."""
+    pytest.importorskip("fla")
+
+    def peers(*sizes: int) -> dict[str, str]:
+        inputs = Inputs(Setting(*sizes), 64, "cpu")
+        ours = {case.operation: case for case in cases(inputs)}
+        found = peer_cases(inputs)
+        for case in found:
+            assert case.flops == ours[case.peer_of].flops
+            assert case.bytes == ours[case.peer_of].bytes
+        return {case.operation.partition(" 0.")[0]: case.peer_of for case in found}
+
+    torchs = {"full, torch flash": "full", "window, torch flex": "window"}
+    fla = {f"{name}, fla": name for name in ("selection", "compression", "choice")}
+    assert peers(32, 2, 16, 0, 16, 16, 16, 3) == {**torchs, **fla}
+    assert peers(32, 2, 16, 0, 16, 16, 16, 3, 4) == {**torchs, "selection, fla": "selection"}
+    assert peers(32, 2, 16, 0, 16, 8, 16, 3) == {**torchs, "selection, fla": "selection"}
+    assert peers(24, 2, 16, 0, 16, 16, 16, 3) == peers(8, 2, 16, 0, 16, 16, 16, 3) == torchs
+    assert peers(32, 2, 16, 8, 16, 16, 16, 3) == {}
+
+
+def test_a_pair_alone_can_be_plotted(tmp_path):
+    found = json.loads((RECIPES.parent / "docs/benchmarks/kernels_ansa.json").read_text())
+    report.plot({**found, "rows": []}, tmp_path / "pair.png")
+    assert (tmp_path / "pair.png").stat().st_size > 10_000
 
 
 def test_tables_with_graphs():

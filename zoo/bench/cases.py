@@ -32,6 +32,7 @@ class Setting:
 
 SETTINGS = {
     "P": Setting(64, 4, 128),
+    "P64": Setting(64, 4, 128, compression_block=64, compression_stride=64),  # the grid of flash-linear-attention
     "P4": Setting(64, 4, 128, query_group=4),
     "A64": Setting(16, 4, 64),
     "A64q4": Setting(16, 4, 64, query_group=4),
@@ -126,96 +127,92 @@ class Tensors:
         return {"selection_block": self.setting.selection_block, "query_group": self.setting.query_group}
 
 
-def cases(setting: Setting, seq_len: int, device: str, peers: bool = False) -> list[Case]:
-    """Every operation of a setting at one length, and, where asked for, what else torch has for it."""
-    tensors = Tensors(setting, seq_len, device)
-    with torch.no_grad():
-        detached = tensors.pooled()
-        compressed, lse = tensors.compression(detached)
-        chosen = tensors.choice(detached, lse)
-        selected = tensors.selection(chosen)
-    pooled = [x if x is None else x.detach().requires_grad_() for x in detached]
-    outputs = [x.detach().requires_grad_() for x in (compressed, selected)]
-    slots = [x for x in pooled if x is not None]
-    queries = [x for x in (tensors.q, tensors.q_rope) if x is not None]
+class Inputs:
+    """What every operation of a setting reads at one length; pooled entries and branches as leaves of their own."""
+
+    def __init__(self, setting: Setting, seq_len: int, device: str):
+        self.setting, self.tensors = setting, Tensors(setting, seq_len, device)
+        with torch.no_grad():
+            pooled = self.tensors.pooled()
+            compressed, self.lse = self.tensors.compression(pooled)
+            self.chosen = self.tensors.choice(pooled, self.lse)
+            selected = self.tensors.selection(self.chosen)
+        self.pooled = [x if x is None else x.detach().requires_grad_() for x in pooled]
+        self.branches = [x.detach().requires_grad_() for x in (compressed, selected)]
+        block, stride = setting.compression_block, setting.compression_stride
+        self.pairs = {
+            "full": window_pairs(seq_len, seq_len),
+            "window": window_pairs(seq_len, setting.window),
+            "compression": compression_pairs(seq_len, block, stride),
+            "choice": compression_pairs(seq_len, block, stride, setting.query_group),
+            "selection": selection_pairs(seq_len, setting.selection_block, setting.n_selected),
+        }
+
+    @property
+    def slots(self) -> list[torch.Tensor]:
+        """Pooled keys, values and rotary keys."""
+        return [x for x in self.pooled if x is not None]
+
+    @property
+    def queries(self) -> list[torch.Tensor]:
+        return [x for x in (self.tensors.q, self.tensors.q_rope) if x is not None]
+
+    def attention(self, operation: str, call: Callable, leaves: list, peer_of: str | None = None) -> Case:
+        """A case of full, window, compression or selection attention, or, with `peer_of`, of its alternative."""
+        setting = self.setting
+        qk, v = setting.head_dim + setting.rope_dim, setting.head_dim
+        products = 2.0 * setting.n_heads * self.pairs[peer_of or operation]
+        read, q = _size(leaves), leaves[0]
+        written = q.shape[1] * setting.n_heads * (v * q.element_size() + 4)  # o, and the log-sum-exp in float32
+        flops = products * (qk + v), products * (3 * qk + 2 * v)
+        return Case(operation, call, leaves, flops, (read + written, 2.0 * read + 2 * written), peer_of)
+
+    def choice(self, operation: str, call: Callable, peer_of: str | None = None) -> Case:
+        """A case of the choice of blocks, or, with `peer_of`, of its alternative."""
+        setting = self.setting
+        flops = 2.0 * setting.n_heads * self.pairs["choice"] * (setting.head_dim + setting.rope_dim)
+        keys = [x for x in (self.pooled[0], self.pooled[2]) if x is not None]
+        read = _size([*self.queries, *keys, self.lse]) / setting.query_group
+        return Case(operation, call, [], (flops, 0), (read + self.chosen.numel() * 4, 0), peer_of)
+
+    def moved(self, operation: str, call: Callable, read: list, written: list) -> Case:
+        """A case that only moves: what it reads forward is written backward, and the reverse."""
+        return Case(operation, call, read, (0, 0), (_size(read) + _size(written),) * 2)
+
+
+def cases(inputs: Inputs) -> list[Case]:
+    """Every operation of a setting at one length."""
+    tensors, pooled, lse, chosen = inputs.tensors, inputs.pooled, inputs.lse, inputs.chosen
     raw = [x for x in (tensors.k, tensors.v, tensors.k_rope) if x is not None]
-    pairs = _pairs(setting, seq_len)
-    own, grid = tensors.leaves, (setting, pairs)
-    found = [
-        _attention("full", tensors.full, own, *grid),
-        _attention("window", tensors.window, own, *grid),
-        Case("pooling", lambda: _joined(tensors.pooled()), raw, (0, 0), _moved(raw, slots)),
-        _attention("compression", lambda: tensors.compression(pooled)[0], queries + slots, *grid),
-        _choice(lambda: tensors.choice(detached, lse), [*queries, *slots, lse], chosen, *grid),
-        _attention("selection", lambda: tensors.selection(chosen), own, *grid),
-        Case("gated sum", lambda: tensors.gated(outputs), [*outputs, tensors.logits], (0, 0), _gated_bytes(outputs)),
-    ]
-    return found + (_peers(tensors, *grid) if peers else [])
 
+    def choice() -> torch.Tensor:
+        with torch.no_grad():
+            return tensors.choice(pooled, lse)
 
-def _joined(tensors: list) -> torch.Tensor:
-    return torch.cat([x.flatten() for x in tensors if x is not None])
+    def pooling() -> torch.Tensor:
+        return torch.cat([x.flatten() for x in tensors.pooled() if x is not None])
 
+    def gated() -> torch.Tensor:
+        return tensors.gated(inputs.branches)
 
-def _pairs(setting: Setting, seq_len: int) -> dict[str, int]:
-    block, stride = setting.compression_block, setting.compression_stride
-    return {
-        "full": window_pairs(seq_len, seq_len),
-        "window": window_pairs(seq_len, setting.window),
-        "compression": compression_pairs(seq_len, block, stride),
-        "choice": compression_pairs(seq_len, block, stride, setting.query_group),
-        "selection": selection_pairs(seq_len, setting.selection_block, setting.n_selected),
-    }
-
-
-def _attention(name: str, call: Callable, leaves: list, setting: Setting, pairs: dict, peer_of: str | None = None):
-    qk, v = setting.head_dim + setting.rope_dim, setting.head_dim
-    products = 2.0 * setting.n_heads * pairs[peer_of or name]
-    read = sum(x.numel() * x.element_size() for x in leaves)
-    q = leaves[0]
-    written = q.shape[1] * setting.n_heads * (v * q.element_size() + 4)  # o, and the log-sum-exp in float32
-    flops = products * (qk + v), products * (3 * qk + 2 * v)
-    return Case(name, call, leaves, flops, (read + written, 2.0 * read + 2 * written), peer_of)
-
-
-def _choice(call: Callable, leaves: list, chosen: torch.Tensor, setting: Setting, pairs: dict) -> Case:
-    flops = 2.0 * setting.n_heads * pairs["choice"] * (setting.head_dim + setting.rope_dim)
-    read = sum(x.numel() * x.element_size() for x in leaves if x is not None) / setting.query_group
-    return Case("choice", call, [], (flops, 0), (read + chosen.numel() * 4, 0))
-
-
-def _moved(inputs: list, outputs: list) -> tuple[float, float]:
-    total = sum(x.numel() * x.element_size() for x in (*inputs, *outputs))
-    return total, total
-
-
-def _gated_bytes(outputs: list) -> tuple[float, float]:
-    size = outputs[0].numel() * outputs[0].element_size()
-    return size * (len(outputs) + 1.0), size * (2 * len(outputs) + 1.0)
-
-
-def _peers(tensors: Tensors, setting: Setting, pairs: dict) -> list[Case]:
-    """torch's flash attention for full, compiled FlexAttention for the window; both of equal widths only."""
-    if setting.rope_dim:
-        return []
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    q, k, v = (x.transpose(1, 2) for x in (tensors.q, tensors.k, tensors.v))
-    length, window = tensors.seq_len, setting.window
-    mask = create_block_mask(
-        lambda b, h, i, j: (j <= i) & (j > i - window), None, None, length, length, device=str(q.device)
-    )
-    compiled = torch.compile(flex_attention)
-
-    def flash() -> torch.Tensor:
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-
-    def flex() -> torch.Tensor:
-        return compiled(q, k, v, block_mask=mask, enable_gqa=True)
-
+    size = _size(inputs.branches[:1])
+    count = len(inputs.branches)
     return [
-        _attention("full, torch flash", flash, tensors.leaves, setting, pairs, "full"),
-        _attention("window, torch flex", flex, tensors.leaves, setting, pairs, "window"),
+        inputs.attention("full", tensors.full, tensors.leaves),
+        inputs.attention("window", tensors.window, tensors.leaves),
+        inputs.moved("pooling", pooling, raw, inputs.slots),
+        inputs.attention("compression", lambda: tensors.compression(pooled)[0], inputs.queries + inputs.slots),
+        inputs.choice("choice", choice),
+        inputs.attention("selection", lambda: tensors.selection(chosen), tensors.leaves),
+        Case(
+            "gated sum",
+            gated,
+            [*inputs.branches, tensors.logits],
+            (0, 0),
+            (size * (count + 1.0), size * (2 * count + 1.0)),
+        ),
     ]
+
+
+def _size(tensors: list[torch.Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)

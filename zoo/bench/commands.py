@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -41,12 +42,20 @@ PlotFile = Annotated[
 def kernels(
     config: Annotated[
         list[str] | None,
-        typer.Option(help="P, P4, A64, A64q4, A, or pair (a pair of ansa layers); repeatable.  [default: A64 A pair]"),
+        typer.Option(
+            help="P, P64, P4, A64, A64q4, A, or pair (a pair of ansa layers); repeatable.  [default: A64 A pair]"
+        ),
     ] = None,
     seq_len: Annotated[
         list[int] | None, typer.Option(min=256, help="Tokens of the row; repeatable.  [default: 8192 32768 65536]")
     ] = None,
-    peers: Annotated[bool, typer.Option("--peers", help="Time torch's flash and flex attention as well.")] = False,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers",
+            help="Time torch's flash and flex attention as well, and flash-linear-attention's NSA if installed.",
+        ),
+    ] = False,
     graph: Annotated[bool, typer.Option("--graph", help="Time everything as CUDA graphs as well.")] = False,
     json_file: JsonFile = None,
     plot_file: PlotFile = None,
@@ -58,9 +67,8 @@ def kernels(
     configs, lengths = config or ["A64", "A", "pair"], seq_len or [8192, 32768, 65536]
     command = ["zoo bench kernels", *(f"--config {name}" for name in configs), *(f"--seq-len {n}" for n in lengths)]
     command += ["--peers"] * peers + ["--graph"] * graph
-    report = measure(configs, lengths, peers=peers, graph=graph, command=" ".join(command), say=_say)
-    if json_file:
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    settings = {"peers": peers, "graph": graph, "command": " ".join(command), "say": _say, "save": _saver(json_file)}
+    report = measure(configs, lengths, **settings)
     if plot_file:
         plot(report, plot_file)
     print(as_markdown(report))
@@ -84,12 +92,7 @@ def decode(
 
     command = ["zoo bench decode", *map(str, recipes), f"--context {context}", f"--batch {batch}"]
     command += [f"--set {override}" for override in overrides or []]
-
-    def save(report: dict) -> None:
-        if json_file:
-            json_file.write_text(json.dumps(report, indent=1) + "\n")
-
-    settings = {"overrides": overrides or [], "command": " ".join(command), "say": _say, "save": save}
+    settings = {"overrides": overrides or [], "command": " ".join(command), "say": _say, "save": _saver(json_file)}
     report = measure(map(str, recipes), contexts, batches, **settings)
     if plot_file:
         plot(report, plot_file)
@@ -110,8 +113,7 @@ def decode_pair(
     rows = room.measure(contexts, batches, say=_say)
     command = f"zoo bench decode-pair --context {context} --batch {batch}"
     report = {"machine": machine(), "command": command, "rows": rows}
-    if json_file:
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    _saver(json_file)(report)
     print(room.as_markdown(report))
 
 
@@ -121,6 +123,16 @@ def _numbers(option: str, text: str) -> list[int]:
     if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
         raise typer.BadParameter(f"must be whole numbers from 1, such as 1,8,32; found {text!r}.", param_hint=option)
     return list(dict.fromkeys(int(part) for part in parts))
+
+
+def _saver(json_file: Path | None) -> Callable[[dict], None]:
+    """What writes a report to the file; called after every part, so that a run cut short leaves what it has."""
+
+    def save(report: dict) -> None:
+        if json_file:
+            json_file.write_text(json.dumps(report, indent=1) + "\n")
+
+    return save
 
 
 def _say(text: str) -> None:

@@ -8,11 +8,12 @@ measured in the same run.
 
 import datetime
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from zoo.bench.cases import FULL, GLOBAL, LOCAL, SETTINGS, Case, Tensors, cases
+from zoo.bench.cases import FULL, GLOBAL, LOCAL, SETTINGS, Case, Inputs, Tensors, cases
+from zoo.bench.peers import peer_cases
 from zoo.errors import ZooError
 
 PAIR = "pair"
@@ -28,10 +29,12 @@ def measure(
     command: str,
     graph: bool = False,
     say: Callable[[str], None] = print,
+    save: Callable[[dict], object] = lambda report: None,
 ) -> dict:
     """Time the settings at the lengths.  Returns the report as plain data: see `zoo.bench.report`.
 
-    say: told what is being measured.  Raises ZooError without a GPU or for an unknown setting.
+    say: told what is being measured.  save: given the report after every setting and length.
+    Raises ZooError without a GPU or for an unknown setting.
     """
     configs, seq_lens = list(configs), list(seq_lens)
     for name in configs:
@@ -41,26 +44,31 @@ def measure(
         raise ZooError("bench kernels: needs a CUDA GPU; torch finds none here.")
     report = {"machine": machine(), "command": command, "ceilings": _ceilings(), "rows": [], "pair": [], "memory": []}
     with torch.autograd.set_multithreading_enabled(False):
-        _fill(report, configs, seq_lens, peers, graph, say)
+        for _ in _fill(report, configs, seq_lens, peers, graph, say):
+            save(report)
     return report
 
 
 def _fill(
     report: dict, configs: list[str], seq_lens: list[int], peers: bool, graph: bool, say: Callable[[str], None]
-) -> None:
-    """Add every measurement to the report."""
+) -> Iterator[None]:
+    """Add every measurement to the report; yields after each setting and length."""
     for name in configs:
         for seq_len in seq_lens:
             say(f"{name} at {seq_len:,} tokens")
             if name == PAIR:
                 report["pair"].append(pair_row(seq_len, graph))
             else:
-                found = cases(SETTINGS[name], seq_len, "cuda", peers)
+                inputs = Inputs(SETTINGS[name], seq_len, "cuda")
+                found = cases(inputs) + (peer_cases(inputs) if peers else [])
                 report["rows"] += [_row(name, seq_len, case, graph) for case in found]
+                del inputs, found
             torch.cuda.empty_cache()
+            yield
     if PAIR in configs:
         say("memory")
         report["memory"] = [memory_row(seq_len) for seq_len in MEMORY_LENGTHS]
+        yield
 
 
 def machine() -> dict[str, str]:
@@ -116,6 +124,9 @@ def _row(setting: str, seq_len: int, case: Case, graph: bool) -> dict:
         grad = torch.randn_like(output)
         backward_ms = _median_ms(lambda: torch.autograd.grad(output, case.leaves, grad, retain_graph=True))
         del output, grad
+    graph_ms = None
+    if graph and case.peer_of is None:  # not all peers can be captured
+        graph_ms = _graph_ms(_step(case.call, case.leaves) if case.leaves else case.call)
     return {
         "setting": setting,
         "seq_len": seq_len,
@@ -123,7 +134,7 @@ def _row(setting: str, seq_len: int, case: Case, graph: bool) -> dict:
         "peer_of": case.peer_of,
         "forward_ms": forward_ms,
         "backward_ms": backward_ms,
-        "graph_ms": _graph_ms(_step(case.call, case.leaves) if case.leaves else case.call) if graph else None,
+        "graph_ms": graph_ms,
         "flops": list(case.flops),
         "bytes": list(case.bytes),
     }

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999")
+COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999", "#332288", "#882255", "#000")
 
 
 def as_markdown(report: dict) -> str:
@@ -96,28 +96,39 @@ def _memory_table(rows: list[dict]) -> Iterable[str]:
 
 
 def plot(report: dict, path: Path) -> None:
-    """Time of forward and backward against tokens, one panel a setting, both axes logarithmic."""
+    """Time of forward and backward against tokens, one panel a setting, both axes logarithmic.
+
+    An operation has one colour in all panels; a peer has that of what it is the alternative of, dotted.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     panels = _panels(report)
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 4), squeeze=False, sharey=True)
+    peer_of = {row["operation"]: row["peer_of"] for row in report["rows"] if row["peer_of"]}
+    alike = {**peer_of, "two full": "full"}
+    ours = dict.fromkeys(alike.get(name, name) for series in panels.values() for name in series)
+    colours = dict(zip(ours, COLOURS * len(ours), strict=False))
+    width = 4.2 * len(panels) + 2
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(width, 4), squeeze=False, sharey=True, layout="constrained")
+    lines = {}
     for axis, (title, series) in zip(axes[0], panels.items(), strict=True):
-        for (name, points), colour in zip(series.items(), COLOURS * len(series), strict=False):
-            style = "--" if name.startswith(("full", "two full")) else "-"
-            axis.plot(*zip(*sorted(points), strict=True), style, marker="o", color=colour, label=name)
+        for name, points in series.items():
+            style = ":" if name in peer_of else "--" if name in ("full", "two full") else "-"
+            points = zip(*sorted(points), strict=True)
+            (lines[name],) = axis.plot(*points, style, marker="o", color=colours[alike.get(name, name)])
         axis.set(xscale="log", yscale="log", title=title, xlabel="tokens")
         lengths = sorted({x for points in series.values() for x, _ in points})
         axis.set_xticks(lengths, [f"{length // 1024}K" for length in lengths])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
     axes[0][0].set_ylabel("forward + backward, ms")
+    figure.legend(lines.values(), lines, loc="outside right center", fontsize=8)
     machine = report["machine"]
-    figure.suptitle(f"{machine['gpu']}, torch {machine['torch']}, triton {machine['triton']}, {machine['date']}")
-    figure.tight_layout()
+    figure.suptitle(
+        f"{machine['gpu']}, torch {machine['torch']}, triton {machine['triton']}, {machine['date']}", size=10
+    )
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 

@@ -45,6 +45,8 @@ def test_commands_without_a_gpu(capsys):
     assert "ansa.local  (layers 0, 2)" in shown
     assert cli.run(["bench", "kernels"]) == 1
     assert capsys.readouterr().err == "bench kernels: needs a CUDA GPU; torch finds none here.\n"
+    assert cli.run(["bench", "kernels", "--help"]) == 0
+    assert "(A64, A, pair)" in capsys.readouterr().out
     assert cli.run(["bench", "kernels", "--config", "Q"]) == 1
     assert "unknown setting 'Q'; known: P, P64, P4, A64" in capsys.readouterr().err
 

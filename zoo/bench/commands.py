@@ -43,11 +43,13 @@ def kernels(
     config: Annotated[
         list[str] | None,
         typer.Option(
-            help="P, P64, P4, A64, A64q4, A, or pair (a pair of ansa layers); repeatable.  [default: A64 A pair]"
+            help="P, P64, P4, A64, A64q4, A, or pair (a pair of ansa layers); repeatable.",
+            show_default="A64, A, pair",
         ),
     ] = None,
     seq_len: Annotated[
-        list[int] | None, typer.Option(min=256, help="Tokens of the row; repeatable.  [default: 8192 32768 65536]")
+        list[int] | None,
+        typer.Option(min=256, help="Tokens of the row; repeatable.", show_default="8192, 32768, 65536"),
     ] = None,
     peers: Annotated[
         bool,

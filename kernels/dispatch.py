@@ -16,7 +16,7 @@ from importlib import import_module
 
 import torch
 
-from zoo.kernels import OPERATIONS
+from zoo.kernels import OPERATIONS, registration
 
 log = logging.getLogger("zoo.kernels")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # found, not imported
@@ -48,7 +48,7 @@ _registered: dict[str, tuple[Implementation, ...]] = {}
 _last: dict[str, Choice] = {}
 _told: set[tuple[str, str]] = set()
 _failed: dict[tuple[str, str], str] = {}  # implementations that did not run on this machine, and why
-_forced: str | None = None
+_forced: tuple[str, str] | None = None  # a name, and who asked for it
 _plan: list[tuple[str, Choice]] | None = None
 
 
@@ -81,10 +81,13 @@ def _run(op: str, impl: str, choice: Choice, *tensors, **options):
     function = _find(op, choice.impl).loaded[0]
     if torch.compiler.is_compiling() or impl != "auto" or choice.why.startswith("asked for"):
         return function(*tensors, **options)
+    registration.serving = op
     try:
         return function(*tensors, **options)
     except Exception as error:
-        _give_up(op, choice.impl, error)
+        give_up(op, choice.impl, error)
+    finally:
+        registration.serving = None
     return call(op, impl, *tensors, **options)
 
 
@@ -110,12 +113,13 @@ class use_implementation:
     """Take `name` wherever a call says `auto`, from now on, or for the length of a `with`; "auto" undoes it.
 
     Goes before ZOO_KERNELS. Activation checkpointing runs functions again in backward: keep the same setting there.
+    by: who asks, for messages.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, by: str = "use_implementation()"):
         global _forced
         self.before = _forced
-        _forced = name
+        _forced = name, by
 
     def __enter__(self) -> None:
         return None
@@ -145,7 +149,7 @@ def explain(function: Callable[[], object] | None = None) -> str:
     With a function of no arguments: the operations it calls, what would serve each, and why, as `plan`.
     """
     if function is not None:
-        return "\n".join(f"{op:<22} {choice.impl:<10} {choice.why}" for op, choice in plan(function))
+        return "\n".join(f"{op:<26} {choice.impl:<10} {choice.why}" for op, choice in plan(function))
     wanted, asked_by = _wanted()
     lines = [
         f"auto means {wanted!r}, by {asked_by}" if wanted != "auto" else "auto takes the first that supports a call"
@@ -154,7 +158,7 @@ def explain(function: Callable[[], object] | None = None) -> str:
         import_module(module)
         names = ", ".join(implementation.name for implementation in _registered[op])
         last = f"last: {_last[op].impl} ({_last[op].why})" if op in _last else "not called yet"
-        lines.append(f"{op:<22} {names:<24} {last}")
+        lines.append(f"{op:<26} {names:<24} {last}")
     return "\n".join(lines)
 
 
@@ -172,7 +176,7 @@ def triton_supports(*tensors, **options) -> str | None:
 
 def _wanted() -> tuple[str, str]:
     if _forced is not None:
-        return _forced, "use_implementation()"
+        return _forced
     return os.environ.get("ZOO_KERNELS") or "auto", "ZOO_KERNELS"
 
 
@@ -208,7 +212,7 @@ def _too_old(device: torch.device) -> str | None:
 _too_old._dynamo_marked_constant = True  # as _load below
 
 
-def _give_up(op: str, name: str, error: Exception) -> None:
+def give_up(op: str, name: str, error: Exception) -> None:
     """Leave an implementation alone from now on, if it asks for more than this GPU has; raise any other error."""
     if type(error).__name__ != "OutOfResources" or name == "reference":
         raise error
@@ -216,12 +220,15 @@ def _give_up(op: str, name: str, error: Exception) -> None:
 
 
 def _note(op: str, choice: Choice, device: str) -> None:
-    """Say once what `auto` takes: as a warning where a GPU gets the slow reference though there are kernels."""
+    """Say once what `auto` takes: as a warning where a GPU gets the slow reference though there are kernels, or where a
+    kernel did not fit.
+    """
     _last[op] = choice
     if (op, choice.impl) not in _told and not torch.compiler.is_compiling():
         _told.add((op, choice.impl))
         slow = device == "cuda" and choice.impl == "reference" and choice.why.startswith("not ")
-        log.log(logging.WARNING if slow else logging.INFO, "%s runs as %s (%s)", op, choice.impl, choice.why)
+        failed = any(failed_op == op for failed_op, _ in _failed)
+        log.log(logging.WARNING if slow or failed else logging.INFO, "%s runs as %s (%s)", op, choice.impl, choice.why)
 
 
 def _load(op: str, name: str) -> bool:

@@ -12,12 +12,37 @@ from functools import partial
 import torch
 from torch.autograd.function import once_differentiable
 
+# The operation that is being served, if another implementation may take over; set by `dispatch`.
+serving: str | None = None
+
 
 def opaque(name: str, function: Callable, fake: Callable) -> Callable:
     """`function` as the op zoo::name, which the compiler does not look into; fake allocates what it returns."""
     op = torch.library.custom_op(f"zoo::{name}", function, mutates_args=())
     op.register_fake(fake)
     return op
+
+
+def gradients_instead(ctx, error: Exception, reference: Callable, inputs: tuple, grad_output: torch.Tensor) -> tuple:
+    """Gradients of reference(*inputs), one tensor, where a backward kernel asks for more than this GPU has.
+
+    The next call of the operation takes another implementation, and says so.  Raises `error` if it is any other, if the
+    implementation was asked for by name, and under torch.compile.
+    """
+    from zoo.kernels import dispatch
+
+    if getattr(ctx, "serving", None) is None:
+        raise error
+    dispatch.give_up(ctx.serving, "triton", error)
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() if _has_gradient(x) else x for x in inputs]
+        output = reference(*leaves)
+    grads = iter(torch.autograd.grad(output, [x for x in leaves if _has_gradient(x)], grad_output))
+    return tuple([next(grads) if _has_gradient(x) else None for x in inputs])
+
+
+def _has_gradient(x: object) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
 
 
 def differentiable(
@@ -38,6 +63,7 @@ def differentiable(
         def forward(ctx, *inputs):
             output = forward(*inputs)
             setup_context(ctx, inputs, output)
+            ctx.serving = serving
             return output
 
         @staticmethod

@@ -5,12 +5,17 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+from triton.runtime.errors import OutOfResources
 
+from zoo.kernels.compression.reference import compression_attention
+from zoo.kernels.documents import Documents
+from zoo.kernels.full.reference import full_attention
 from zoo.kernels.intervals import kernel
 from zoo.kernels.intervals.tiles import dkv_tiles, dq_tiles, fwd_tiles
 from zoo.kernels.launching import Tile, cdiv, launch, n_processors, next_power_of_2
 from zoo.kernels.layout import dense_rows
-from zoo.kernels.registration import differentiable, opaque
+from zoo.kernels.registration import differentiable, gradients_instead, opaque
+from zoo.kernels.window.reference import window_attention
 
 
 def interval_attention(
@@ -184,10 +189,27 @@ def _gradient(ctx, do, dlse, *, compiling: bool):
         return (None,) * 10
     do = torch.zeros_like(o) if do is None else do
     backward = _backward_op if compiling else _backward
-    dq, dk, dv, dq_rope, dk_rope = backward(do, dlse, *inputs, o, lse, *ctx.numbers)
+    try:
+        dq, dk, dv, dq_rope, dk_rope = backward(do, dlse, *inputs, o, lse, *ctx.numbers)
+    except OutOfResources as error:
+        if dlse is not None:  # no operation asks for it
+            raise
+        return gradients_instead(ctx, error, _reference, (*inputs, *ctx.numbers), do)
     if inputs[3] is None:
         dq_rope = dk_rope = None
     return dq, dk, dv, dq_rope, dk_rope, *(None,) * 5
+
+
+def _reference(q, k, v, q_rope, k_rope, start, scale, stride, block, window) -> torch.Tensor:
+    """What the kernels compute, by the reference of the operation that this is; without the log-sum-exp."""
+    documents = None if start is None else Documents(start, q.shape[1])
+    shared = {"q_rope": q_rope, "scale": scale, "documents": documents}
+    if stride > 1 or block > 1:
+        o, _ = compression_attention(q, k, v, k_rope_BNR=k_rope, block=block, stride=stride, **shared)
+        return o
+    if window:
+        return window_attention(q, k, v, k_rope=k_rope, window=window, **shared)
+    return full_attention(q, k, v, k_rope=k_rope, **shared)
 
 
 _backward_op = opaque("interval_attention_backward", _backward, _backward_fake)

@@ -7,11 +7,12 @@ not return None, so an absent rotary gradient is an empty tensor.
 from __future__ import annotations
 
 import torch
+from triton.runtime.errors import OutOfResources
 
 from zoo.kernels.documents import Documents
 from zoo.kernels.layout import dense_rows
-from zoo.kernels.registration import differentiable, opaque
-from zoo.kernels.selection import kernel_by_key, kernel_by_query
+from zoo.kernels.registration import differentiable, gradients_instead, opaque
+from zoo.kernels.selection import kernel_by_key, kernel_by_query, reference
 
 
 def selection_attention(
@@ -80,10 +81,21 @@ def _gradient(ctx, do, _, *, compiling: bool):
     if do is None:
         return (None,) * 10
     backward = _backward_op if compiling else _backward
-    dq, dk, dv, dq_rope, dk_rope = backward(do, o, lse, *tensors, ctx.sizes, ctx.scale)
+    try:
+        dq, dk, dv, dq_rope, dk_rope = backward(do, o, lse, *tensors, ctx.sizes, ctx.scale)
+    except OutOfResources as error:
+        return gradients_instead(ctx, error, _reference, (*tensors, ctx.sizes, ctx.scale), do)
     if tensors[3] is None:
         dq_rope = dk_rope = None
     return dq, dk, dv, dq_rope, dk_rope, *(None,) * 5
+
+
+def _reference(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale) -> torch.Tensor:
+    """What the kernels compute."""
+    block, query_group, max_documents = sizes
+    options = {"selection_block": block, "query_group": query_group, "scale": scale}
+    options["documents"] = None if start is None else Documents(start, max_documents)
+    return reference.selection_attention(q, k, v, chosen, q_rope=q_rope, k_rope=k_rope, **options)
 
 
 _backward_op = opaque("selection_attention_backward", _backward, _backward_fake)

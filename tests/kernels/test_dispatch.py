@@ -158,7 +158,7 @@ def test_auto_never_takes_tritons_interpreter(randn, monkeypatch):
 def test_explain_of_a_function(operation, randn):
     q = randn(1, 4, 2, 4)
     table = dispatch.explain(lambda: kernels.window_attention(q, q, q, window=2))
-    assert table.startswith("window_attention       reference")
+    assert table.startswith("window_attention           reference")
     assert dispatch.plan(lambda: None) == []
 
 

@@ -1,0 +1,80 @@
+"""A backward kernel that does not fit the GPU: that pass is computed by PyTorch, and later calls do without it."""
+
+import logging
+
+import pytest
+import torch
+
+from zoo.kernels import Documents, compression_attention, dispatch, selection_attention, window_attention
+from zoo.kernels.full import full_attention
+
+SEQ_LEN = 48
+CALLS = {
+    "full": lambda q, k, v, **rest: full_attention(q, k, v, **rest),
+    "window": lambda q, k, v, **rest: window_attention(q, k, v, window=9, **rest),
+    "compression": lambda q, k, v, k_rope, **rest: compression_attention(
+        q, k[:, :12], v[:, :12], k_rope_BNR=k_rope[:, :12], block=8, stride=4, **rest
+    )[0],
+    "selection": lambda q, k, v, **rest: selection_attention(q, k, v, CHOSEN, selection_block=16, **rest),
+}
+CHOSEN = torch.tensor([0, -1], dtype=torch.int32).expand(1, SEQ_LEN, 1, 2)
+
+
+@pytest.fixture
+def too_little(monkeypatch):
+    """Triton for tensors of the CPU, on a GPU that has no room for the kernels of dk and dv."""
+    errors = pytest.importorskip("triton.runtime.errors")
+    from zoo.kernels.intervals import op
+    from zoo.kernels.selection import kernel_by_key
+
+    def fails(*arguments):
+        raise errors.OutOfResources(200_000, 101_376, "shared memory")
+
+    monkeypatch.setattr(op, "_launch_dkv", fails)
+    monkeypatch.setattr(kernel_by_key, "launch", fails)
+    monkeypatch.setattr(dispatch, "_too_slow", lambda *tensors: None)
+    monkeypatch.setattr(dispatch, "_failed", {})
+    monkeypatch.setattr(dispatch, "_told", set())
+    monkeypatch.delenv("ZOO_KERNELS", raising=False)
+
+
+def inputs(randn, documents: bool) -> tuple[list[torch.Tensor], dict]:
+    leaves = [randn(1, SEQ_LEN, *shape).float().requires_grad_() for shape in ((2, 16), (1, 16), (1, 16), (2, 8), (8,))]
+    cuts = torch.tensor([0, 20, SEQ_LEN])
+    return leaves, {"documents": Documents.from_cu_seqlens(cuts, 1, SEQ_LEN) if documents else None}
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+def test_gradients_are_those_of_the_reference(name, documents, randn, too_little, monkeypatch, caplog):
+    (q, k, v, q_rope, k_rope), options = inputs(randn, documents)
+    leaves = (q, k, v, q_rope, k_rope)
+
+    def gradients(**more):
+        o = CALLS[name](q, k, v, q_rope=q_rope, k_rope=k_rope, **options, **more)
+        return torch.autograd.grad(o, leaves, torch.linspace(-1, 1, o.numel()).view_as(o))
+
+    op = f"{name}_attention"
+    monkeypatch.setitem(dispatch._registered, op, [i for i in dispatch._registered[op] if i.name != "sdpa"])
+    expected = gradients(impl="reference")
+    with caplog.at_level(logging.INFO, "zoo.kernels"):
+        torch.testing.assert_close(gradients(), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(gradients(), expected)
+        gradients()
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith(f"{op} runs as triton")
+    assert second.startswith(f"{op} runs as reference (not triton: this GPU has too little for it (out of resource")
+    assert caplog.records[1].levelno == logging.WARNING
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("name", CALLS)
+def test_a_named_implementation_raises(name, randn, too_little):
+    (q, k, v, q_rope, k_rope), _ = inputs(randn, False)
+    from triton.runtime.errors import OutOfResources
+
+    o = CALLS[name](q, k, v, q_rope=q_rope, k_rope=k_rope, impl="triton")
+    with pytest.raises(OutOfResources, match="shared memory"):
+        o.sum().backward()
+    assert dispatch._failed == {}

@@ -256,7 +256,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(version: Version = False) -> None:
-    pass
+    wanted = os.environ.get("ZOO_KERNELS") or "auto"
+    if wanted not in ("auto", "reference"):  # as `train.kernels`; told before anything is read or prepared
+        raise typer.BadParameter(f"must be auto or reference; found {wanted!r}.", param_hint="ZOO_KERNELS")
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ def kernels_of(recipe: Recipe) -> list[dict]:
     """
     wanted = recipe.train.kernels
     found: dict[tuple, dict] = {}
-    with nullcontext() if wanted == "auto" else use_implementation(wanted):
+    with nullcontext() if wanted == "auto" else use_implementation(wanted, "train.kernels"):
         for layer in recipe.model.expanded():
             key = (layer.config, layer.part)
             if key not in found:
@@ -64,7 +64,7 @@ def as_text(recipe: Recipe) -> str:
     lines = [f"{recipe.name}: one row of {model.max_seq_len:,} tokens{packed}; {machine}", ""]
     for entry in kernels_of(recipe):
         lines.append(f"{entry['block']}  (layers {_ranges(entry['layers'])})")
-        lines += [f"  {op:<22} {impl:<10} {why}" for op, impl, why in entry["operations"]]
+        lines += [f"  {op:<26} {impl:<10} {why}" for op, impl, why in entry["operations"]]
     return "\n".join(lines) + "\n"
 
 

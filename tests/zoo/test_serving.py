@@ -34,7 +34,7 @@ def test_the_recipe_key_forces_the_reference():
     recipe = zoo.load_recipe(RECIPES / "tiny/full.yaml", overrides=["train.kernels=reference"])
     operations = [operation for entry in serving.kernels_of(recipe) for operation in entry["operations"]]
     assert "full_attention" in [operation for operation, _, _ in operations]
-    assert {(impl, why) for _, impl, why in operations} == {("reference", "asked for by use_implementation()")}
+    assert {(impl, why) for _, impl, why in operations} == {("reference", "asked for by train.kernels")}
 
 
 @no_gpu
@@ -49,6 +49,13 @@ def test_commands_without_a_gpu(capsys):
     assert "(A64, A, pair)" in capsys.readouterr().out
     assert cli.run(["bench", "kernels", "--config", "Q"]) == 1
     assert "unknown setting 'Q'; known: P, P64, P4, A64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["show", "quickstart.yaml"], ["train", "quickstart.yaml"], ["bench", "kernels"]])
+def test_a_wrong_environment_variable_is_told_at_once(arguments, monkeypatch, capsys):
+    monkeypatch.setenv("ZOO_KERNELS", "refrence")
+    assert cli.run(arguments) == 2
+    assert "Invalid value for ZOO_KERNELS: must be auto or reference; found 'refrence'." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class Interrupted(ZooError):
 def run(recipe, folder: RunFolder, screen: Screen, changes: list[str]) -> Summary:
     """Train to the recipe's duration, from the newest good checkpoint if there is one; write weights and summary."""
     kernels = recipe.train.kernels
-    with fixed(), contextlib.nullcontext() if kernels == "auto" else use_implementation(kernels):
+    with fixed(), contextlib.nullcontext() if kernels == "auto" else use_implementation(kernels, "train.kernels"):
         setup = Setup.make(recipe, folder, screen, changes)
         try:
             with contextlib.closing(Engine(setup)) as engine:

@@ -160,12 +160,53 @@ def test_importances_that_are_no_numbers(wrong):
         assert len(taken) == min(4, own + 1)
 
 
+@pytest.fixture
+def importances(monkeypatch):
+    """importances() is what the reference ranked in the last call: [B, G, K, M], float64."""
+    from zoo.kernels.choice import reference
+
+    seen, rank = [], reference.rank_blocks
+
+    def record(importance, *rest):
+        seen.append(importance)
+        return rank(importance, *rest)
+
+    monkeypatch.setattr(reference, "rank_blocks", record)
+    return lambda: torch.cat(seen, 2).transpose(1, 2)
+
+
+def swapped_among_equals(found, expected, importance) -> torch.Tensor:
+    """Whether each row took no block, in the place of an expected one, that counts for less by more than rounding."""
+
+    def chosen(blocks):
+        places = torch.where(blocks < 0, importance.shape[-1], blocks).long()
+        return importance.new_zeros(*importance.shape[:-1], importance.shape[-1] + 1).scatter(-1, places, 1)[..., :-1]
+
+    taken, wanted = chosen(found) > 0, chosen(expected) > 0
+    gained = importance.masked_fill(~taken | wanted, math.inf).min(-1).values
+    lost = importance.masked_fill(taken | ~wanted, -math.inf).max(-1).values
+    return gained >= lost * (1 - 1e-4)
+
+
+@pytest.mark.interp
+def test_a_swap_among_unequal_blocks_is_seen(importances):
+    (q, k, lse), options = inputs(LONG["overlap"])
+    expected = choose(LONG["overlap"], (q.double(), k.double(), lse), options, "reference")
+    value, row = importances(), expected[0, -1, 0]
+    candidates = [m for m in range(1, int(row[-1]) - 1) if m not in row.tolist()]
+    wrong = expected.clone()
+    wrong[0, -1, 0, 1] = min(candidates, key=lambda m: value[0, -1, 0, m])
+    assert swapped_among_equals(expected, expected, value).all()
+    assert swapped_among_equals(wrong, expected, value).flatten().tolist() == [True] * (expected.shape[1] - 1) + [False]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", REAL.values(), ids=REAL.keys())
-def test_real(case, poisoned):
+def test_real(case, poisoned, importances):
     """Where the choice differs from float64's, it is between blocks of nearly the same importance: in few rows."""
     found, expected = both(case, poisoned, "cuda", torch.bfloat16)
     assert (found != expected).any(-1).float().mean() < 1e-3
+    assert swapped_among_equals(found, expected, importances()).all()
     taken = found >= 0
     ordered = found.masked_fill(~taken, 1 << 30)
     assert (ordered.diff(dim=-1)[taken[..., 1:]] > 0).all()

@@ -32,6 +32,8 @@ SMALL = {
     "blocks of 64": Case(rows=((131,),), block=64, query_group=4),
     "blocks of 128": Case(rows=((140,),), block=128, query_group=8),
     "documents": Case(rows=((9, 28), (37,)), H=4, K=2, R=16, V=32, n_selected=2, query_group=2),
+    "heads 256 wide": Case(rows=((40,),), H=4, D=256, V=192, R=32, query_group=4),
+    "more places than blocks": Case(rows=((260,),), n_selected=128, query_group=16),
     "short documents": Case(rows=((1, 1, 5, 3, 17, 1, 9), (30, 1, 6)), H=3, query_group=4),
 }
 REAL = {

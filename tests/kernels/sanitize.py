@@ -1,0 +1,88 @@
+"""One pass over every kernel, for `compute-sanitizer --tool memcheck python tests/kernels/sanitize.py RECIPE...`.
+
+Each operation of training, forward and backward, at the widths of ansa and of NSA, with and without documents; and of
+each recipe a step of training and decoding, with pieces of several lengths. Results are not looked at: tests do that.
+"""
+
+import os
+import sys
+from functools import partial
+
+os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # so that memory ends where a tensor does
+
+import torch
+
+import zoo
+from zoo.kernels import (
+    Documents,
+    choose_blocks,
+    compression_attention,
+    full_attention,
+    gated_sum,
+    mean_pool,
+    selection_attention,
+    use_implementation,
+    window_attention,
+)
+
+DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+SEQ_LEN = 333
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, device=DEVICE, dtype=DTYPE, requires_grad=True)
+
+
+def layer(T, H, K, D, R, block, stride, selected, n, query_group, batch=1, documents=None) -> None:
+    """Every operation of training: H query heads, K of keys, widths D + R, n blocks of `selected` tokens."""
+    q, k, v, logits = noise(batch, T, H, D), noise(batch, T, K, D), noise(batch, T, K, D), noise(batch, T, H, 4)
+    q_rope, k_rope = (noise(batch, T, H, R), noise(batch, T, R)) if R else (None, None)
+    rotary = {"q_rope": q_rope, "k_rope": k_rope, "documents": documents}
+    pool = partial(mean_pool, block=block, stride=stride, documents=documents)
+    pooled_k, pooled_v = pool([k, v])
+    pooled = {"q_rope": q_rope, "k_rope_BNR": pool(k_rope) if R else None, "documents": documents}
+    far, lse = compression_attention(q, pooled_k, pooled_v, block=block, stride=stride, **pooled)
+    grid = {"compression_block": block, "compression_stride": stride, "selection_block": selected}
+    chosen = choose_blocks(q, pooled_k, lse.detach(), n_selected=n, query_group=query_group, **grid, **pooled)
+    named = selection_attention(q, k, v, chosen, selection_block=selected, query_group=query_group, **rotary)
+    near, whole = window_attention(q, k, v, window=64, **rotary), full_attention(q, k, v, **rotary)
+    gated_sum([near, far, named, whole], logits).sum().backward()
+
+
+def model(path: str) -> None:
+    """A step of training; then a prompt of two lengths, single tokens, and pieces of up to 70."""
+    built = zoo.build_model(zoo.load_recipe(path), device=DEVICE).to(DTYPE)
+    tokens = torch.randint(built.config.vocab_size, (2, 200), device=DEVICE)
+    built.loss(tokens, tokens).backward()
+    cache = built.new_cache(2, 420)
+    with torch.no_grad():
+        built.next_logits(tokens, cache, torch.tensor([200, 131], device=DEVICE))
+        for n in (1, 1, 5, 16, 1, 40, 70):
+            built.next_logits(tokens[:, :n], cache, torch.tensor([n, max(n - 1, 1)], device=DEVICE))
+
+
+def main(recipes: list[str]) -> None:
+    torch.manual_seed(17)
+    starts = torch.zeros(2, SEQ_LEN, dtype=torch.bool)
+    for row, tokens in enumerate(([5, 6, 40, 130, 300], [17, 128])):
+        starts[row, tokens] = True
+    documents = Documents.from_starts(starts.to(DEVICE), 8)
+    with use_implementation("triton"):
+        for settings in (
+            (16, 4, 64, 32, 16, 16, 16, 64, 4),  # ansa.global at 340M
+            (64, 4, 128, 0, 32, 16, 64, 16, 1),  # as NSA publishes it
+            (64, 4, 128, 0, 32, 16, 64, 16, 4),
+        ):
+            for seq_len in (SEQ_LEN, 2048) if DEVICE == "cuda" else (40,):
+                layer(seq_len, *settings)
+                print("ok", seq_len, *settings, flush=True)
+        layer(SEQ_LEN, 16, 4, 64, 32, 16, 16, 16, 16, 4, batch=2, documents=documents)
+        layer(SEQ_LEN, 8, 2, 128, 0, 32, 16, 64, 8, 1, batch=2, documents=documents)
+        print("ok, documents", flush=True)
+    for path in recipes:
+        model(path)
+        print("ok", path, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

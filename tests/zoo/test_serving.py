@@ -8,9 +8,11 @@ import torch
 
 import zoo
 from zoo import cli, serving
+from zoo.bench import kernels as bench_kernels
 from zoo.bench import report
 from zoo.bench.cases import GLOBAL, SETTINGS, Inputs, Setting, Tensors, cases
 from zoo.bench.peers import peer_cases
+from zoo.errors import ZooError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
@@ -47,8 +49,10 @@ def test_commands_without_a_gpu(capsys):
     assert capsys.readouterr().err == "bench kernels: needs a CUDA GPU; torch finds none here.\n"
     assert cli.run(["bench", "kernels", "--help"]) == 0
     assert "(A64, A, pair)" in capsys.readouterr().out
-    assert cli.run(["bench", "kernels", "--config", "Q"]) == 1
-    assert "unknown setting 'Q'; known: P, P64, P4, A64" in capsys.readouterr().err
+    assert cli.run(["bench", "kernels", "--config", "Q"]) == 2
+    assert "must be one of P, P64, P4, A64," in capsys.readouterr().err
+    with pytest.raises(ZooError, match="unknown setting 'Q'; known: P, P64, P4, A64"):
+        bench_kernels.measure(["Q"], [256], peers=False, command="")
 
 
 @pytest.mark.parametrize("arguments", [["show", "quickstart.yaml"], ["train", "quickstart.yaml"], ["bench", "kernels"]])

@@ -63,10 +63,13 @@ def kernels(
     plot_file: PlotFile = None,
 ) -> None:
     """Time every attention operation on the GPU, forward and backward, and print the tables as Markdown."""
-    from zoo.bench.kernels import measure
+    from zoo.bench.kernels import CONFIGS, measure
     from zoo.bench.report import as_markdown, plot
 
     configs, lengths = config or ["A64", "A", "pair"], seq_len or [8192, 32768, 65536]
+    for name in configs:
+        if name not in CONFIGS:
+            raise typer.BadParameter(f"must be one of {', '.join(CONFIGS)}; found {name!r}.", param_hint="--config")
     command = ["zoo bench kernels", *(f"--config {name}" for name in configs), *(f"--seq-len {n}" for n in lengths)]
     command += ["--peers"] * peers + ["--graph"] * graph
     settings = {"peers": peers, "graph": graph, "command": " ".join(command), "say": _say, "save": _saver(json_file)}

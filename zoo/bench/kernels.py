@@ -36,7 +36,7 @@ def measure(
     say: told what is being measured.  save: given the report after every setting and length.
     Raises ZooError without a GPU or for an unknown setting.
     """
-    configs, seq_lens = list(configs), list(seq_lens)
+    configs, seq_lens = list(dict.fromkeys(configs)), list(dict.fromkeys(seq_lens))
     for name in configs:
         if name not in CONFIGS:
             raise ZooError(f"bench kernels: unknown setting {name!r}; known: {', '.join(CONFIGS)}.")

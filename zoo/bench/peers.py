@@ -3,9 +3,7 @@
 None of it is a dependency of the zoo. A peer that is not installed, or refuses a setting, has no row.
 """
 
-import importlib.util
 import warnings
-from importlib.metadata import version
 
 import torch
 
@@ -16,7 +14,7 @@ def peer_cases(inputs: Inputs) -> list[Case]:
     """Peers of the operations of `inputs`; all of them want keys without a rotary part."""
     if inputs.setting.rope_dim:
         return []
-    return (_fla(inputs) if importlib.util.find_spec("fla") else []) + _torch(inputs)
+    return _fla(inputs) + _torch(inputs)
 
 
 def _torch(inputs: Inputs) -> list[Case]:
@@ -58,12 +56,16 @@ def _fla(inputs: Inputs) -> list[Case]:
     group = setting.n_heads // setting.n_kv_heads
     if group < 16 or group & (group - 1):
         return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what it could be quicker with
-        from fla.ops.nsa.compression import parallel_nsa_compression
-        from fla.ops.nsa.parallel import parallel_nsa, parallel_nsa_topk
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it could be quicker with
+            import fla
+            from fla.ops.nsa.compression import parallel_nsa_compression
+            from fla.ops.nsa.parallel import parallel_nsa, parallel_nsa_topk
+    except ImportError:  # not installed, or a version without them
+        return []
 
-    name, length, block = f"fla {version('fla-core')}", tensors.seq_len, setting.selection_block
+    name, length, block = f"fla {fla.__version__}", tensors.seq_len, setting.selection_block
     blocks = inputs.chosen.long().repeat_interleave(setting.query_group, 1)[:, :length].contiguous()
 
     def selection() -> torch.Tensor:

@@ -13,7 +13,8 @@ def as_markdown(report: dict) -> str:
         f"One {machine['gpu']}, torch {machine['torch']}, triton {machine['triton']}, CUDA {machine['cuda']}, "
         f"Python {machine['python']}, {machine['date']}. bf16, one row, random inputs, eager mode, medians.",
         f"Ceilings measured in this run: {ceilings['tflops']:.0f} TFLOP/s dense bf16 product, "
-        f"{ceilings['tb_s']:.2f} TB/s copy (read plus written).",
+        f"{ceilings['tb_s']:.2f} TB/s copy (read plus written). They are measured once, before the rest, "
+        "and move by several percent, so that a share may pass 100%, and shares of two runs do not compare.",
         "",
         f"    {report['command']}",
         "",
@@ -23,7 +24,8 @@ def as_markdown(report: dict) -> str:
     for setting in dict.fromkeys(row["setting"] for row in report["rows"]):
         lines += [f"## {setting}", "", *_table([r for r in report["rows"] if r["setting"] == setting], ceilings), ""]
     if report["pair"]:
-        lines += ["## A layer pair, forward and backward", "", *_pair_table(report["pair"]), ""]
+        about = "On the GPU: time within kernels, by torch's profiler in steps of their own, without what lies between."
+        lines += ["## A layer pair, forward and backward", "", about, "", *_pair_table(report["pair"]), ""]
     if report["memory"]:
         lines += ["## Peak memory of forward and backward, bytes a token", "", *_memory_table(report["memory"]), ""]
     return "\n".join(lines)
@@ -70,7 +72,7 @@ def _fractions(row: dict, index: int, time_ms: float, ceilings: dict) -> str:
 def _pair_table(rows: list[dict]) -> Iterable[str]:
     """With up to three speed-ups: as it runs in eager mode, as CUDA graphs, and by the time that the GPU computes."""
     graph = any("pair_graph_ms" in row for row in rows)
-    head = "| tokens | local ms (on the GPU) | global ms (on the GPU) | two full layers ms | speed-up | on the GPU |"
+    head = "| tokens | local ms (on the GPU) | global ms (on the GPU) | two full layers ms | speed-up | (on the GPU) |"
     yield head + " graphs: local, global, two full ms | speed-up |" * graph
     yield "|---:|---:|---:|---:|---:|---:|" + "---:|---:|" * graph
     for row in rows:
@@ -120,7 +122,7 @@ def plot(report: dict, path: Path) -> None:
             (lines[name],) = axis.plot(*points, style, marker="o", color=colours[alike.get(name, name)])
         axis.set(xscale="log", yscale="log", title=title, xlabel="tokens")
         lengths = sorted({x for points in series.values() for x, _ in points})
-        axis.set_xticks(lengths, [f"{length // 1024}K" for length in lengths])
+        axis.set_xticks(lengths, [f"{n // 1024}K" if n % 1024 == 0 else f"{n:,}" for n in lengths])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("forward + backward, ms")

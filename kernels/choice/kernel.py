@@ -102,7 +102,7 @@ def _store_importances(
         o_m, o_p = i_n // PIECES + tl.arange(0, KEYS // PIECES), tl.arange(0, PIECES)[None, :]
         o_w = tl.arange(0, 2)[:, None]  # the two sums
         weight = tl.where(o_w == 0, tl.minimum(PIECES - o_p, SPAN), tl.maximum(o_p + SPAN - PIECES, 0))
-        total = tl.minimum(total, 1e30)  # finite, also where there is no group
+        total = tl.minimum(total, 1e30)  # of a model that diverged: infinity times a weight of 0 would be NaN
         b_piece = tl.reshape(total, [1, KEYS // PIECES, PIECES, GROUPS]) * weight.to(tl.float32)[:, None, :, None]
         p_sum = p_row[:, None, :] + (o_w * (row // 2) + o_m[None, :])[:, :, None]
         tl.store(p_sum, tl.sum(b_piece, 2), mask=m_g[None, None, :])
@@ -417,7 +417,7 @@ def _choose(
     by_slot = pieces == 1 and block == stride  # a compression block is a selection block
     summed = first is None and pieces in (4, 8, 16) and block // stride <= pieces + 1
     shrink = pieces // 2 if summed else 1
-    runs = _runs(count, B * K, query_group / stride, N + pieces, first is not None, WORKSPACE_BYTES * shrink)
+    runs = _runs(count, B * K, query_group / stride, N + pieces, pieces, first is not None, WORKSPACE_BYTES * shrink)
     chosen = torch.empty(B, count, K, S, device=q.device, dtype=torch.int32)
     importance = q.new_empty(B * K * max(n * width // shrink for _, n, width in runs), dtype=torch.float32)
     tiles = importance_tiles(G, next_power_of_2(D) * q.element_size())
@@ -460,11 +460,12 @@ def _choose(
 
 @cache
 def _runs(
-    count: int, rows: int, slots_per_group: float, slots: int, documents: bool, workspace: int
+    count: int, rows: int, slots_per_group: float, slots: int, pieces: int, documents: bool, workspace: int
 ) -> list[tuple[int, int, int]]:
     """(first group, groups, width of a row) of runs that fit the workspace; early rows are short, so runs are longer.
 
-    rows: of each group.  slots: of the last group.  Widths are whole tiles of keys.
+    rows: of each group.  slots: of the last group.  pieces: slots of a selection block, to whose end a row is written.
+    Widths are whole tiles of keys.
     """
     limit, found, g = workspace // (4 * rows), [], 0
     while g < count:
@@ -473,7 +474,7 @@ def _runs(
         n = int(limit / seen) if growth == 0 else int(((seen**2 + 4 * growth * limit) ** 0.5 - seen) / (2 * growth))
         n = max(MIN_RUN, n // 64 * 64)
         n = count - g if count - g <= n + n // 8 else n  # rather a little more memory than a run of a few groups
-        width = slots if documents else min(slots, int((g + n) * slots_per_group) + 64)
+        width = slots if documents else min(slots, int((g + n) * slots_per_group) + max(64, pieces))
         found.append((g, n, cdiv(width, 64) * 64))
         g += n
     return found

@@ -50,6 +50,9 @@ LONG = {
     "documents": Case(
         rows=((179, 1, 20), (200,)), block=4, stride=4, selection_block=4, query_group=4, n_selected=5, H=4, K=2
     ),
+    "documents, four to a block": Case(rows=((179, 1, 120), (300,)), block=4, stride=2, selection_block=8),
+    "overlap of more than a block and one": Case(rows=((500,),), block=16, stride=2, selection_block=8, query_group=4),
+    "thirty-two to a block": Case(rows=((900,),), block=1, stride=1, selection_block=32, query_group=8, n_selected=3),
     "documents, overlap": Case(
         rows=((179, 1, 20), (7, 193)), block=8, stride=2, selection_block=4, query_group=4, n_selected=4
     ),
@@ -121,15 +124,16 @@ def test_long_rows_by_chunks_in_several_runs(case, monkeypatch, poisoned):
 
 def test_runs_cover_all_groups_and_fit_the_workspace():
     kernel = pytest.importorskip("zoo.kernels.choice.kernel")
-    for count, rows, per_group, slots, documents in [
-        (16384, 4, 0.25, 4097, False), (65536, 4, 1 / 16, 4100, False), (65536, 8, 1 / 16, 4100, True),
-        (1 << 20, 4, 1 / 16, (1 << 16) + 4, False), (3, 1, 0.25, 2, False),
+    for count, rows, per_group, slots, pieces, documents in [
+        (16384, 4, 0.25, 4097, 1, False), (65536, 4, 1 / 16, 4100, 4, False), (65536, 8, 1 / 16, 4100, 4, True),
+        (1 << 20, 4, 1 / 16, (1 << 16) + 4, 4, False), (3, 1, 0.25, 2, 1, False), (131072, 4, 1 / 32, 4352, 256, False),
     ]:  # fmt: skip
         at = 0
-        for g, n, width in kernel._runs(count, rows, per_group, slots, documents, kernel.WORKSPACE_BYTES):
+        for g, n, width in kernel._runs(count, rows, per_group, slots, pieces, documents, kernel.WORKSPACE_BYTES):
             assert g == at
             assert width % 64 == 0
-            assert width >= (slots if documents else min(slots, (g + n) * per_group + 1))
+            own_block = int((g + n - 1) * per_group) // pieces  # of the last group of the run: written to its end
+            assert width >= (slots if documents else min(slots, (own_block + 1) * pieces))
             assert n <= kernel.MIN_RUN or 4 * rows * n * width <= 1.3 * kernel.WORKSPACE_BYTES
             at += n
         assert at == count

@@ -48,6 +48,7 @@ _registered: dict[str, tuple[Implementation, ...]] = {}
 _last: dict[str, Choice] = {}
 _told: set[tuple[str, str]] = set()
 _failed: dict[tuple[str, str], str] = {}  # implementations that did not run on this machine, and why
+_pending: dict[tuple[str, str], str] = {}  # those that a backward pass found out about, until it is over
 _forced: tuple[str, str] | None = None  # a name, and who asked for it
 _plan: list[tuple[str, Choice]] | None = None
 
@@ -99,6 +100,9 @@ def choose(op: str, impl: str, *tensors, **options) -> Choice:
         if reason:
             raise ValueError(f"{op}: {wanted!r} (asked for by {asked_by}) cannot serve this call: {reason}.")
         return Choice(wanted, f"asked for by {asked_by}")
+    if _pending and not _in_backward():
+        _failed.update(_pending)
+        _pending.clear()
     passed_over = []
     for candidate in _registered[op]:
         reason = _failed.get((op, candidate.name)) or _too_slow(candidate, *tensors)
@@ -213,22 +217,28 @@ _too_old._dynamo_marked_constant = True  # as _load below
 
 
 def give_up(op: str, name: str, error: Exception) -> None:
-    """Leave an implementation alone from now on, if it asks for more than this GPU has; raise any other error."""
+    """Leave an implementation alone from now on, if it asks for more than this GPU has; raise any other error.
+
+    During a backward pass: once it is over. What checkpointing computes again in it has to be what was computed before.
+    """
     if type(error).__name__ != "OutOfResources" or name == "reference":
         raise error
-    _failed[op, name] = f"this GPU has too little for it ({error})"
+    if (op, name) not in _failed and (op, name) not in _pending:
+        log.warning("%s no longer runs as %s: this GPU has too little for it (%s)", op, name, error)
+    (_pending if _in_backward() else _failed)[op, name] = f"this GPU has too little for it ({error})"
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 def _note(op: str, choice: Choice, device: str) -> None:
-    """Say once what `auto` takes: as a warning where a GPU gets the slow reference though there are kernels, or where a
-    kernel did not fit.
-    """
+    """Say once what `auto` takes: as a warning where a GPU gets the slow reference though there are kernels."""
     _last[op] = choice
     if (op, choice.impl) not in _told and not torch.compiler.is_compiling():
         _told.add((op, choice.impl))
         slow = device == "cuda" and choice.impl == "reference" and choice.why.startswith("not ")
-        failed = any(failed_op == op for failed_op, _ in _failed)
-        log.log(logging.WARNING if slow or failed else logging.INFO, "%s runs as %s (%s)", op, choice.impl, choice.why)
+        log.log(logging.WARNING if slow else logging.INFO, "%s runs as %s (%s)", op, choice.impl, choice.why)
 
 
 def _load(op: str, name: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from traceback import clear_frames
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -26,18 +27,21 @@ def opaque(name: str, function: Callable, fake: Callable) -> Callable:
 def gradients_instead(ctx, error: Exception, reference: Callable, inputs: tuple, grad_output: torch.Tensor) -> tuple:
     """Gradients of reference(*inputs), one tensor, where a backward kernel asks for more than this GPU has.
 
-    The next call of the operation takes another implementation, and says so.  Raises `error` if it is any other, if the
-    implementation was asked for by name, and under torch.compile.
+    From the next forward pass on the operation takes another implementation; a warning says so.
+    Raises `error` if it is any other, if the implementation was asked for by name, and under torch.compile.
     """
     from zoo.kernels import dispatch
 
     if getattr(ctx, "serving", None) is None:
         raise error
     dispatch.give_up(ctx.serving, "triton", error)
-    with torch.enable_grad():
+    clear_frames(error.__traceback__)  # which hold the memory of the pass that failed
+    off = torch.autocast(grad_output.device.type, enabled=False)  # the dtype of the inputs decides, as in `dispatch`
+    with off, torch.enable_grad():
         leaves = [x.detach().requires_grad_() if _has_gradient(x) else x for x in inputs]
         output = reference(*leaves)
-    grads = iter(torch.autograd.grad(output, [x for x in leaves if _has_gradient(x)], grad_output))
+        found = torch.autograd.grad(output, [x for x in leaves if _has_gradient(x)], grad_output)
+    grads = iter(found)
     return tuple([next(grads) if _has_gradient(x) else None for x in inputs])
 
 

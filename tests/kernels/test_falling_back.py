@@ -4,8 +4,16 @@ import logging
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from zoo.kernels import Documents, compression_attention, dispatch, selection_attention, window_attention
+from zoo.kernels import (
+    Documents,
+    compression_attention,
+    dispatch,
+    selection_attention,
+    use_implementation,
+    window_attention,
+)
 from zoo.kernels.full import full_attention
 
 SEQ_LEN = 48
@@ -34,6 +42,7 @@ def too_little(monkeypatch):
     monkeypatch.setattr(kernel_by_key, "launch", fails)
     monkeypatch.setattr(dispatch, "_too_slow", lambda *tensors: None)
     monkeypatch.setattr(dispatch, "_failed", {})
+    monkeypatch.setattr(dispatch, "_pending", {})
     monkeypatch.setattr(dispatch, "_told", set())
     monkeypatch.delenv("ZOO_KERNELS", raising=False)
 
@@ -62,10 +71,55 @@ def test_gradients_are_those_of_the_reference(name, documents, randn, too_little
         torch.testing.assert_close(gradients(), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(gradients(), expected)
         gradients()
-    first, second = (record.getMessage() for record in caplog.records)
+    first, warning, last = (record.getMessage() for record in caplog.records)
     assert first.startswith(f"{op} runs as triton")
-    assert second.startswith(f"{op} runs as reference (not triton: this GPU has too little for it (out of resource")
+    assert warning.startswith(f"{op} no longer runs as triton: this GPU has too little for it (out of resource")
     assert caplog.records[1].levelno == logging.WARNING
+    assert last.startswith(f"{op} runs as reference (not triton: this GPU has too little for it (out of resource")
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_layers_fall_back_after_the_pass(reentrant, randn, too_little, caplog):
+    """What is computed again in the pass that failed is computed as before; and the warning comes though it is known
+    that the reference runs.
+    """
+    (q, k, v, q_rope, k_rope), _ = inputs(randn, False)
+    rotary = {"q_rope": q_rope, "k_rope": k_rope}
+    window_attention(q.double(), k.double(), v.double(), window=9)
+
+    def two_layers(run):
+        first = run(lambda x: window_attention(x, k, v, window=9, **rotary))
+        return run(lambda x: window_attention(x, k, v, window=5, **rotary), first)
+
+    def plain(layer, x=q):
+        return layer(x)
+
+    def checkpointed(layer, x=q):
+        return checkpoint(layer, x, use_reentrant=reentrant)
+
+    def gradients(run):
+        for x in (q, k, v):
+            x.grad = None
+        two_layers(run).square().sum().backward()
+        return [x.grad for x in (q, k, v)]
+
+    with use_implementation("reference"):
+        expected = gradients(plain)
+    torch.testing.assert_close(gradients(checkpointed), expected, atol=1e-4, rtol=1e-4)
+    assert [record.levelno for record in caplog.records].count(logging.WARNING) == 1
+    assert dispatch.choose("window_attention", "auto", q, k, v, window=9).impl == "reference"
+    torch.testing.assert_close(gradients(checkpointed), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.interp
+def test_autocast_does_not_reach_the_reference(randn, too_little):
+    (q, k, v, q_rope, k_rope), _ = inputs(randn, False)
+    call = lambda **more: window_attention(q, k, v, window=9, q_rope=q_rope, k_rope=k_rope, **more)  # noqa: E731
+    (expected,) = torch.autograd.grad(call(impl="reference").square().sum(), q)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(call().square().sum(), q)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.interp

@@ -64,6 +64,7 @@ def attention(op: str, tensors: dict, documents: Documents | None, scale: float 
 
 
 def documents_fit(op: str, documents: Documents | None, batch: int, seq_len: int, device: torch.device) -> None:
+    """Check that documents are for rows [batch, seq_len] on `device`.  Raises ValueError; so do all that follow."""
     if documents is None:
         return
     if tuple(documents.start_BT.shape) != (batch, seq_len):
@@ -76,12 +77,14 @@ def documents_fit(op: str, documents: Documents | None, batch: int, seq_len: int
 
 
 def at_least(op: str, least: int, **numbers: int) -> None:
+    """Check that numbers are whole, and `least` or more."""
     for name, number in numbers.items():
         if not isinstance(number, int) or isinstance(number, bool) or number < least:
             raise ValueError(f"{op}: {name} must be a whole number, at least {least}; found {number!r}.")
 
 
 def compression_grid(op: str, block: int, stride: int) -> None:
+    """Check the tokens of a block and from one block to the next."""
     at_least(op, 1, block=block, stride=stride)
     if block < stride:
         raise ValueError(
@@ -90,6 +93,7 @@ def compression_grid(op: str, block: int, stride: int) -> None:
 
 
 def pooling(op: str, xs: list[torch.Tensor], block: int, stride: int, documents: Documents | None) -> None:
+    """Check tensors [B, T, K, D] or [B, T, D] that are pooled together."""
     compression_grid(op, block, stride)
     if not xs:
         raise ValueError(f"{op}: x must be a tensor, or a sequence of at least one; found none.")
@@ -103,6 +107,7 @@ def pooling(op: str, xs: list[torch.Tensor], block: int, stride: int, documents:
 
 
 def slots_fit(op: str, n: int, seq_len: int, stride: int) -> None:
+    """Check that there are as many pooled entries as `n_slots` says."""
     if n != n_slots(seq_len, stride):
         raise ValueError(
             f"{op}: T = {seq_len} tokens at stride {stride} have {n_slots(seq_len, stride)} slots; found N = {n}."
@@ -110,6 +115,7 @@ def slots_fit(op: str, n: int, seq_len: int, stride: int) -> None:
 
 
 def selection_grid(op: str, selection_block: int, query_group: int) -> None:
+    """Check the tokens of a block, and the queries that choose together."""
     at_least(op, 1, selection_block=selection_block, query_group=query_group)
     if selection_block % query_group:
         raise ValueError(
@@ -119,6 +125,7 @@ def selection_grid(op: str, selection_block: int, query_group: int) -> None:
 
 
 def chosen_fits(op: str, chosen_BGKS, found: dict, query_group: int, documents: Documents | None) -> None:
+    """Check chosen blocks [B, G, K, S] against the sizes that `attention` found."""
     groups = n_groups(found["T"], query_group, documents)
     shape, expected = list(chosen_BGKS.shape), [found["B"], groups, found["K"]]
     if len(shape) != 4 or shape[:3] != expected or shape[3] < 1 or chosen_BGKS.dtype != torch.int32:
@@ -131,6 +138,7 @@ def chosen_fits(op: str, chosen_BGKS, found: dict, query_group: int, documents: 
 
 
 def choice_grid(op, compression_block, compression_stride, selection_block, n_selected, n_init, n_local) -> None:
+    """Check what `choose_blocks` is told: blocks that the strides divide, and places for the forced ones."""
     at_least(op, 0, n_init=n_init, n_local=n_local)
     at_least(op, max(1, n_init + n_local), n_selected=n_selected)
     for name, number in {"compression_block": compression_block, "selection_block": selection_block}.items():
@@ -166,6 +174,7 @@ def cached_choice(op: str, tensors: dict, previous_BKS: torch.Tensor, scale: flo
 
 
 def cached_chosen(op: str, found: dict, chosen_BTKS: torch.Tensor) -> None:
+    """Check chosen blocks [B, T, K, S] of new tokens against the sizes that `attention` found."""
     shape = list(chosen_BTKS.shape)
     if len(shape) != 4 or shape[:2] != [found["B"], found["T"]] or 0 in shape or chosen_BTKS.dtype != torch.int32:
         expected = f"int32 [{found['B']}, {found['T']}, K, S]"

@@ -30,7 +30,7 @@ def gradients_instead(ctx, error: Exception, reference: Callable, inputs: tuple,
     From the next forward pass on the operation takes another implementation; a warning says so.
     Raises `error` if it is any other, if the implementation was asked for by name, and under torch.compile.
     """
-    from zoo.kernels import dispatch
+    from zoo.kernels import dispatch  # which imports this module
 
     if getattr(ctx, "serving", None) is None:
         raise error

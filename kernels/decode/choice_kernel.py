@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from zoo.kernels.choice.kernel import _in_top, _write_in_order
+from zoo.kernels.choice.ranking_kernel import in_top, write_in_order
 from zoo.kernels.decode.attention_kernel import _rows
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -98,16 +98,16 @@ def rank_kernel(
     forced = candidate & ((o_m < N_INIT) | (o_m > own - N_LOCAL))
     key = tl.where(candidate & (forced == 0), value.to(tl.int32, bitcast=True), -1)[None, :]
     forced, o_m = forced[None, :], o_m[None, :]
-    taken = forced | _in_top(key, S - tl.sum(forced.to(tl.int32), 1))
+    taken = forced | in_top(key, S - tl.sum(forced.to(tl.int32), 1))
     m_row = tl.full([1], True, tl.int1)
     row = (i_b * T + i_t) * K + i_k
     if ONE_TILE:
         p_row = chosen + row * S + tl.zeros([1], tl.int64)
-        _write_in_order(p_row, o_m, taken, m_row, S, S_PADDED)
+        write_in_order(p_row, o_m, taken, m_row, S, S_PADDED)
     else:
         o_best = (row * n_tiles + tl.program_id(0)) * S + tl.zeros([1], tl.int64)
-        _write_in_order(best_key + o_best, tl.where(forced, _FORCED, key), taken, m_row, S, S_PADDED)
-        _write_in_order(best_index + o_best, o_m, taken, m_row, S, S_PADDED)
+        write_in_order(best_key + o_best, tl.where(forced, _FORCED, key), taken, m_row, S, S_PADDED)
+        write_in_order(best_index + o_best, o_m, taken, m_row, S, S_PADDED)
 
 
 @triton.jit
@@ -129,4 +129,4 @@ def merge_kernel(
     key = tl.load(best_key + row * n_best + o_c, mask=o_c < n_best, other=-1)
     index = tl.load(best_index + row * n_best + o_c, mask=o_c < n_best, other=-1)
     p_row = chosen + row * S + tl.zeros([1], tl.int64)
-    _write_in_order(p_row, index, _in_top(key, tl.full([1], S, tl.int32)), tl.full([1], True, tl.int1), S, S_PADDED)
+    write_in_order(p_row, index, in_top(key, tl.full([1], S, tl.int32)), tl.full([1], True, tl.int1), S, S_PADDED)

@@ -135,7 +135,7 @@ def _saver(json_file: Path | None) -> Callable[[dict], None]:
 
     def save(report: dict) -> None:
         if json_file:
-            json_file.write_text(json.dumps(report, indent=1) + "\n")
+            json_file.write_text(json.dumps(report, indent=1) + "\n")  # in place: it may be a pipe or /dev/stdout
 
     return save
 

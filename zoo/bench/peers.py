@@ -1,6 +1,7 @@
 """What else there is for an operation, timed beside ours: torch's own attention, and flash-linear-attention's NSA.
 
-None of it is a dependency of the zoo. A peer that is not installed, or refuses a setting, has no row.
+None of it is a dependency of the zoo. A peer that is not installed, or is known to
+refuse a setting, has no row; one that fails while it is timed ends the run.
 """
 
 import warnings

@@ -2,6 +2,7 @@
 
 Each operation of training, forward and backward, at the widths of ansa and of NSA, with and without documents; and of
 each recipe a step of training and decoding, with pieces of several lengths. Results are not looked at: tests do that.
+Without a GPU it wants TRITON_INTERPRET=1, and patience.
 """
 
 import os
@@ -20,6 +21,7 @@ from zoo.kernels import (
     full_attention,
     gated_sum,
     mean_pool,
+    n_slots,
     selection_attention,
     use_implementation,
     window_attention,
@@ -47,6 +49,16 @@ def layer(T, H, K, D, R, block, stride, selected, n, query_group, batch=1, docum
     named = selection_attention(q, k, v, chosen, selection_block=selected, query_group=query_group, **rotary)
     near, whole = window_attention(q, k, v, window=64, **rotary), full_attention(q, k, v, **rotary)
     gated_sum([near, far, named, whole], logits).sum().backward()
+
+
+def long_rows(T, H, K, D, block, stride, selected) -> None:
+    """The choice as rows of more than 64 chunks have it, in several runs, with few tokens."""
+    from zoo.kernels.choice import kernel
+
+    kernel.SHORT, kernel.MIN_RUN, kernel.WORKSPACE_BYTES = 2, 64, 1
+    q, k, lse = noise(1, T, H, D), noise(1, n_slots(T, stride), K, D), torch.full((1, T, H), 4.0, device=DEVICE)
+    grid = {"compression_block": block, "compression_stride": stride, "selection_block": selected}
+    choose_blocks(q.detach(), k.detach(), lse, n_selected=4, query_group=4, **grid)
 
 
 def model(path: str) -> None:
@@ -79,6 +91,9 @@ def main(recipes: list[str]) -> None:
         layer(SEQ_LEN, 16, 4, 64, 32, 16, 16, 16, 16, 4, batch=2, documents=documents)
         layer(SEQ_LEN, 8, 2, 128, 0, 32, 16, 64, 8, 1, batch=2, documents=documents)
         print("ok, documents", flush=True)
+        long_rows(4096 + 3, 16, 4, 64, 32, 16, 64)
+        long_rows(2048 + 3, 16, 4, 64, 16, 16, 16)
+        print("ok, long rows", flush=True)
     for path in recipes:
         model(path)
         print("ok", path, flush=True)

@@ -17,6 +17,9 @@ FEW = 16  # new tokens of a row: up to so many are decoding, more a long piece
 LEAST_ROWS = 16  # of a matrix instruction
 SLOTS_PER_SPLIT = 128  # at least: less does not pay for its partial
 MAX_SPLITS = 128
+MOST_SPLITS = 256  # of rows so long that each has LONG_SPLIT slots
+LONG_SPLIT = 512
+FEW_PROGRAMS = 8  # without splits, of one row or a few
 MAX_TILE = 8192  # selection blocks ranked at once
 MAX_GRID = 65_535  # programs along the second and third axis of a grid
 
@@ -52,7 +55,7 @@ def _attend(
     tokens, width = constants["TOKENS"], max(constants["DP"], constants["VP"])
     n_tiles = cdiv(T + (tokens - 1 if select else 0), tokens) * groups  # those of queries that select are shifted
     n_splits = _n_splits(slots, B * n_tiles, width, select, long, q.device)
-    tiles = _tiles(q.dtype, width, select, long, n_splits == MAX_SPLITS)
+    tiles = _tiles(q.dtype, width, select, long, B * n_tiles <= FEW_PROGRAMS)
 
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32)
     part_o, part_lse = o, lse
@@ -129,7 +132,8 @@ def _n_splits(slots: int, others: int, width: int, select: bool, long: bool, dev
     else:
         at_once = 1 if long else 2 if width > 128 else 4
         wanted = at_once * n_processors(device) // others
-    return max(1, min(wanted, cdiv(slots, SLOTS_PER_SPLIT), MAX_SPLITS))
+    most = min(MOST_SPLITS, max(MAX_SPLITS, slots // LONG_SPLIT))
+    return max(1, min(wanted, cdiv(slots, SLOTS_PER_SPLIT), most))
 
 
 @cache
@@ -137,7 +141,7 @@ def _tiles(dtype: torch.dtype, width: int, select: bool, long: bool, few: bool) 
     """Slots of a tile, for keys and values so wide; then less shared memory. As measured on an H200 (docs/log.md), but
     for long pieces, whose tiles are those that fit its registers and two or three times its shared memory.
 
-    few: there are no more splits to have, as for one or two rows of more than 16K tokens, where 64 slots were quicker.
+    few: one row, or a few, share the processors, and more loads under way count for more than wide ones.
     """
     if INTERPRETED:
         return [dict(BN=32 if long else 16)]

@@ -37,7 +37,7 @@ class Problem:
         self.B, self.T, self.H, D = q.shape
         _, self.N, self.K, V = v.shape
         self.R = 0 if q_rope is None else q_rope.shape[-1]
-        self.device, self.dtype, self.window, self.width = q.device, q.dtype, window, max(D + self.R, V)
+        self.device, self.dtype, self.window = q.device, q.dtype, window
         self.long = window == 0 and start is None
         self.counts = self.T, self.N, self.B, self.H, self.H // self.K
         self.start = q if start is None else start  # a pointer that is not followed; so are q and k below
@@ -46,6 +46,8 @@ class Problem:
         strides_do = () if do is None else do.stride()[:3]
         self.strides = *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr, *v.stride()[:3], *strides_do
         self.constants = _constants(D, self.R, V, stride, block, window > 0, start is not None, q.dtype)
+        padded = {name: self.constants[name] for name in ("DP", "RP", "VP")}
+        self.width = max(padded["DP"] + (padded["RP"] if self.R else 0), padded["VP"])
 
     def query_grid(self, tile: Tile) -> tuple[int]:
         return (cdiv(self.T, tile["BM"]) * self.B * self.H,)
@@ -79,7 +81,7 @@ def _forward(
     o, lse = _outputs(q, v)
 
     arguments = *problem.tensors, o, lse, problem.start, scale, window, *problem.counts, *problem.strides
-    tiles = fwd_tiles(q.dtype, problem.width)
+    tiles = fwd_tiles(q.dtype, problem.width, window > 0)
     launch(kernel._fwd_kernel, problem.query_grid, arguments, problem.constants, tiles, q.device)
     return o, lse.transpose(1, 2)
 
@@ -115,7 +117,7 @@ def _backward(
     results = o, lse, problem.start, do, dlse_BHT, delta, grads[0], grads[3]
     arguments = *problem.tensors, *results, scale, window, *problem.counts, *problem.strides
     constants = {**problem.constants, "HAS_DLSE": dlse is not None}
-    tiles = dq_tiles(q.dtype, problem.width, problem.long)
+    tiles = dq_tiles(q.dtype, problem.width)
     launch(kernel._dq_kernel, problem.query_grid, arguments, constants, tiles, q.device)
     _launch_dkv(problem, do, lse, delta, grads, scale)
     return grads

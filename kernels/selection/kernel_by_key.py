@@ -298,7 +298,10 @@ def _key_tiles(keys: int, widest: int, rotary: bool, scalar: bool, itemsize: int
     if itemsize == 4 or widest > 128:
         return [dict(small, KEYS=min(16 if itemsize == 4 else 32, keys)), small]
     if keys < 32:
-        return [dict(ROWS=128, KEYS=keys, FLIP=False, FLIP_S=True, SCALAR=False, num_warps=2, num_stages=2), small]
+        best = dict(ROWS=128, KEYS=keys, FLIP=False, FLIP_S=True, SCALAR=False, num_warps=2, num_stages=2)
+        if widest <= 64:
+            best |= dict(ROWS=64, num_stages=3, maxnreg=160)
+        return [best, small]
     if keys == 64 and widest <= 64 and not rotary:
         return [dict(ROWS=128, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=False, num_warps=4, num_stages=2), small]
     return [dict(ROWS=64, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=scalar, num_warps=4, num_stages=2), small]

@@ -253,13 +253,16 @@ def statistics_shape(q: torch.Tensor, k: torch.Tensor) -> tuple[int, ...]:
 def query_tiles(size: dict, itemsize: int, backward: bool) -> list[dict]:
     """Tile and launch options of the kernels that run by query group, best first, then one for small shared memory."""
     rows, slots = size["QUERY_GROUP"] * size["G"], size["S"] * size["BLOCK"]
-    return _query_tiles(padded(rows), max(size["DP"], size["VP"]), padded(slots), itemsize, backward)
+    widest = max(size["DP"], size["VP"])
+    return _query_tiles(padded(rows), widest, size["R"] > 0, size["BLOCK"], padded(slots), itemsize, backward)
 
 
 @cache
-def _query_tiles(rows: int, widest: int, slots: int, itemsize: int, backward: bool) -> list[dict]:
-    """Measured on an H200: up to 16 rows one warp wins, for little shared memory a program lets more programs run and
-    hide each other's waiting; 64 rows take the wide matrix instruction and its four warps.
+def _query_tiles(
+    rows: int, widest: int, rotary: bool, block: int, slots: int, itemsize: int, backward: bool
+) -> list[dict]:
+    """Measured on an H200: up to 16 rows one warp wins, for little shared memory and few registers a program let more
+    programs run and hide each other's waiting; 64 rows take the wide matrix instruction and its four warps.
     """
     rows = min(64, rows)
     small = dict(ROWS=16, KEYS=16, num_warps=4, num_stages=1)
@@ -267,7 +270,9 @@ def _query_tiles(rows: int, widest: int, slots: int, itemsize: int, backward: bo
         return [small if itemsize == 4 else dict(small, ROWS=min(rows, 32)), small]
     wide = rows == 64 or (rows == 32 and backward and widest > 64)
     keys = min(64 if wide else 32, slots)
-    registers = dict(maxnreg=168) if backward and rows == 16 and widest <= 64 else {}
+    if not backward and rows == 16 and block == 16:  # one index to read, and a smaller tile
+        keys = 16
+    registers = dict(maxnreg=168 if rotary else 128) if backward and rows == 16 and widest <= 64 else {}
     stages = 2 if backward or rows == 32 else 3
     best = dict(ROWS=rows, KEYS=keys, num_warps=rows // 16 if wide else 1, num_stages=stages, **registers)
     return [best, small]

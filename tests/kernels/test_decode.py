@@ -361,7 +361,9 @@ def test_a_long_cache(randn, poisoned):
         (32_768, 40, 256, False, True, 3),  # a long piece
         (131_072, 400, 256, False, True, 1),
         (300, 1, 256, False, False, 3),  # a short cache
-        (1 << 20, 1, 64, False, False, 128),
+        (32_768, 1, 256, False, False, 128),  # one row: no more of them while they would be short
+        (131_072, 1, 256, False, False, 256),
+        (1 << 20, 1, 64, False, False, 256),
     ],
 )
 def test_splits_fill_the_processors_once(slots, others, width, select, long, expected, monkeypatch):
@@ -369,3 +371,14 @@ def test_splits_fill_the_processors_once(slots, others, width, select, long, exp
     monkeypatch.setattr(kernel, "INTERPRETED", False)
     monkeypatch.setattr(kernel, "n_processors", lambda device: 132)
     assert kernel._n_splits.__wrapped__(slots, others, width, select, long, torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize(("few", "slots"), [(True, 64), (False, 128)])
+def test_few_programs_take_small_tiles(few, slots, monkeypatch):
+    """Each list of tiles ends with one that fits any GPU."""
+    kernel = pytest.importorskip("zoo.kernels.decode.kernel")
+    monkeypatch.setattr(kernel, "INTERPRETED", False)
+    tiles = kernel._tiles.__wrapped__(torch.bfloat16, 256, select=False, long=False, few=few)
+    assert (tiles[0]["BN"], tiles[-1]["BN"]) == (slots, 16)
+    chosen = kernel._tiles.__wrapped__(torch.bfloat16, 256, select=True, long=False, few=few)
+    assert chosen[0]["BN"] == 128

@@ -42,7 +42,8 @@ def measure(
             raise ZooError(f"bench kernels: unknown setting {name!r}; known: {', '.join(CONFIGS)}.")
     if not torch.cuda.is_available():
         raise ZooError("bench kernels: needs a CUDA GPU; torch finds none here.")
-    report = {"machine": machine(), "command": command, "ceilings": _ceilings(), "rows": [], "pair": [], "memory": []}
+    report = {"machine": machine(), "command": command, "ceilings": _ceilings()}
+    report |= {part: [] for part in ("rows", "failed", "pair", "memory")}
     with torch.autograd.set_multithreading_enabled(False):
         for _ in _fill(report, configs, seq_lens, peers, graph, say):
             save(report)
@@ -59,16 +60,29 @@ def _fill(
             if name == PAIR:
                 report["pair"].append(pair_row(seq_len, graph))
             else:
-                inputs = Inputs(SETTINGS[name], seq_len, "cuda")
-                found = cases(inputs) + (peer_cases(inputs) if peers else [])
-                report["rows"] += [_row(name, seq_len, case, graph) for case in found]
-                del inputs, found
+                _time_setting(report, name, seq_len, peers, graph, say)
             torch.cuda.empty_cache()
             yield
     if PAIR in configs:
         say("memory")
         report["memory"] = [memory_row(seq_len) for seq_len in MEMORY_LENGTHS]
         yield
+
+
+def _time_setting(
+    report: dict, setting: str, seq_len: int, peers: bool, graph: bool, say: Callable[[str], None]
+) -> None:
+    """Rows of the report; of a peer that fails, what it said instead: that is no reason to lose the others."""
+    inputs = Inputs(SETTINGS[setting], seq_len, "cuda")
+    report["rows"] += [_row(setting, seq_len, case, graph) for case in cases(inputs)]
+    for case in peer_cases(inputs) if peers else []:
+        try:
+            report["rows"].append(_row(setting, seq_len, case, graph=False))  # not all peers can be captured
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            failed = {"setting": setting, "seq_len": seq_len, "operation": case.operation, "error": said}
+            report["failed"].append(failed)
+            say(f"{case.operation} failed: {said}")
 
 
 def machine() -> dict[str, str]:
@@ -125,7 +139,7 @@ def _row(setting: str, seq_len: int, case: Case, graph: bool) -> dict:
         backward_ms = _median_ms(lambda: torch.autograd.grad(output, case.leaves, grad, retain_graph=True))
         del output, grad
     graph_ms = None
-    if graph and case.peer_of is None:  # not all peers can be captured
+    if graph:
         graph_ms = _graph_ms(_step(case.call, case.leaves) if case.leaves else case.call)
     return {
         "setting": setting,

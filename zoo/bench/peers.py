@@ -1,10 +1,14 @@
-"""What else there is for an operation, timed beside ours: torch's own attention, and flash-linear-attention's NSA.
+"""What else there is for an operation, timed beside ours: torch's own attention, and other people's NSA.
 
-None of it is a dependency of the zoo. A peer that is not installed, or is known to
-refuse a setting, has no row; one that fails while it is timed ends the run.
+That is flash-linear-attention (fla), SF-NSA (github.com/mdy666/Scalable-Flash-Native-Sparse-Attention, the package
+flash_nsa) and X-NSA (github.com/XunhaoLai/native-sparse-attention-triton). None is a dependency of the zoo. A peer that
+cannot be imported, or is known to refuse a setting, has no row; one that fails while it is timed is named in its place.
+
+They know one sequence and a choice for every query: that of a query group is repeated for each of its queries.
 """
 
 import warnings
+from functools import cache
 
 import torch
 
@@ -15,7 +19,7 @@ def peer_cases(inputs: Inputs) -> list[Case]:
     """Peers of the operations of `inputs`; all of them want keys without a rotary part."""
     if inputs.setting.rope_dim:
         return []
-    return _fla(inputs) + _torch(inputs)
+    return _fla(inputs) + _sf_nsa(inputs) + _x_nsa(inputs) + _torch(inputs)
 
 
 def _torch(inputs: Inputs) -> list[Case]:
@@ -50,8 +54,7 @@ def _torch(inputs: Inputs) -> list[Case]:
 def _fla(inputs: Inputs) -> list[Case]:
     """flash-linear-attention's selection of the blocks that ours chose; where it can, its compression and choice.
 
-    It wants groups of 16, 32, 64 ... query heads; compression on the grid of selection, 64 tokens each; every query
-    its own blocks, so that those of a query group are repeated for each of its queries.
+    It wants groups of 16, 32, 64 ... query heads; compression on the grid of selection, 64 tokens each.
     """
     setting, tensors = inputs.setting, inputs.tensors
     group = setting.n_heads // setting.n_kv_heads
@@ -67,7 +70,7 @@ def _fla(inputs: Inputs) -> list[Case]:
         return []
 
     name, length, block = f"fla {fla.__version__}", tensors.seq_len, setting.selection_block
-    blocks = inputs.chosen.long().repeat_interleave(setting.query_group, 1)[:, :length].contiguous()
+    blocks = _of_every_query(inputs)[None].long().contiguous()
 
     def selection() -> torch.Tensor:
         return parallel_nsa(
@@ -91,3 +94,105 @@ def _fla(inputs: Inputs) -> list[Case]:
             inputs.choice(f"choice, {name}", choice, "choice"),
         ]
     return found
+
+
+def _sf_nsa(inputs: Inputs) -> list[Case]:
+    """SF-NSA's selection of the blocks that ours chose, its compression and its choice.
+
+    Its backward pass of blocks under 64 tokens was seen to read where it may not, after which no kernel runs any more.
+    """
+    setting, tensors = inputs.setting, inputs.tensors
+    if setting.selection_block < 64:
+        return []
+    try:
+        from flash_nsa.ops.compress_attn import compress_attn
+        from flash_nsa.ops.select_attn import select_attn
+        from flash_nsa.ops.topk import slc_topk_indices
+        from flash_nsa.utils import NSAHelper
+    except ImportError:
+        return []
+
+    # It keeps its setting and lengths to itself, and remembers them by the lengths alone.
+    NSAHelper.set_hyperparameters(
+        kernel_size=setting.compression_block, stride=setting.compression_stride, block_size=setting.selection_block,
+        window_size=setting.window, top_n=setting.n_selected, num_init_blocks=1, num_local_blocks=2,
+    )  # fmt: skip
+    NSAHelper.x_cu_seqlens = None
+    NSAHelper.init_cu_seqlens(_cu_seqlens(tensors.seq_len, tensors.q.device))
+    n_blocks = -(-tensors.seq_len // setting.selection_block)
+    chosen = _of_every_query(inputs).transpose(0, 1)
+    chosen_KTS = torch.where(chosen < 0, n_blocks, chosen).contiguous()  # what its index takes for an empty place
+    q, k, v = _one_sequence(tensors.q, tensors.k, tensors.v)
+    pooled_k, pooled_v = _whole_slots(inputs)
+
+    @cache
+    def lse() -> torch.Tensor:
+        return compress_attn(q, pooled_k, pooled_v)[1]
+
+    def choice() -> torch.Tensor:
+        with torch.no_grad():
+            options = {"fp32": False, "maybe_efficient_version": True, "scale_slc_p": True}
+            return slc_topk_indices(q, pooled_k, lse(), **options)[0]
+
+    leaves, name = inputs.queries + inputs.slots[:2], "SF-NSA"
+    return [
+        inputs.attention(f"selection, {name}", lambda: select_attn(q, k, v, chosen_KTS), tensors.leaves, "selection"),
+        inputs.attention(
+            f"compression, {name}", lambda: compress_attn(q, pooled_k, pooled_v)[0], leaves, "compression"
+        ),
+        inputs.choice(f"choice, {name}", choice, "choice"),
+    ]
+
+
+def _x_nsa(inputs: Inputs) -> list[Case]:
+    """X-NSA's selection of the blocks that ours chose, and its compression; it takes blocks of 32 to 256 tokens."""
+    setting, tensors = inputs.setting, inputs.tensors
+    if setting.selection_block not in (32, 64, 128, 256):
+        return []
+    try:
+        from native_sparse_attention.ops.triton.compressed_attention import compressed_attention
+        from native_sparse_attention.ops.triton.topk_sparse_attention import topk_sparse_attention
+    except ImportError:
+        return []
+
+    q, k, v = _one_sequence(tensors.q, tensors.k, tensors.v)
+    pooled_k, pooled_v = _whole_slots(inputs)
+    chosen_KTS = _of_every_query(inputs).transpose(0, 1).contiguous()
+    ends, pooled_ends = (_cu_seqlens(len(x), q.device) for x in (q, pooled_k))
+    block, stride = setting.compression_block, setting.compression_stride
+
+    def selection() -> torch.Tensor:
+        return topk_sparse_attention(q, k, v, chosen_KTS, setting.selection_block, ends)
+
+    def compression() -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that 0 blocks are chosen: so it only attends
+            return compressed_attention(
+                q, pooled_k, pooled_v, block, stride, setting.selection_block, 0, ends, pooled_ends
+            )[0]
+
+    return [
+        inputs.attention("selection, X-NSA", selection, tensors.leaves, "selection"),
+        inputs.attention("compression, X-NSA", compression, inputs.queries + inputs.slots[:2], "compression"),
+    ]
+
+
+def _of_every_query(inputs: Inputs) -> torch.Tensor:
+    """[T, K, S] int32: our choice, for each query of its group; -1 in empty places, which come last."""
+    return inputs.chosen[0].repeat_interleave(inputs.setting.query_group, 0)[: inputs.tensors.seq_len]
+
+
+def _one_sequence(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Without the axis of rows, of which there is one."""
+    return [x.squeeze(0) for x in tensors]
+
+
+def _whole_slots(inputs: Inputs) -> list[torch.Tensor]:
+    """Pooled keys and values [n, K, D] of the n blocks that end within the row; ours have a slot for every start."""
+    setting = inputs.setting
+    n = (inputs.tensors.seq_len - setting.compression_block) // setting.compression_stride + 1
+    return [x[:n] for x in _one_sequence(*inputs.slots[:2])]
+
+
+def _cu_seqlens(length: int, device: torch.device) -> torch.Tensor:
+    return torch.tensor([0, length], device=device, dtype=torch.int32)

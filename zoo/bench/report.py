@@ -23,6 +23,8 @@ def as_markdown(report: dict) -> str:
         lines += ["Graph: forward and backward captured together as one CUDA graph and replayed.", ""]
     for setting in dict.fromkeys(row["setting"] for row in report["rows"]):
         lines += [f"## {setting}", "", *_table([r for r in report["rows"] if r["setting"] == setting], ceilings), ""]
+    for row in report.get("failed", []):
+        lines += [f"Failed, {row['setting']} at {row['seq_len']:,} tokens: {row['operation']}: {row['error']}", ""]
     if report["pair"]:
         about = "On the GPU: time within kernels, by torch's profiler in steps of their own, without what lies between."
         lines += ["## A layer pair, forward and backward", "", about, "", *_pair_table(report["pair"]), ""]

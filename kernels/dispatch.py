@@ -21,7 +21,7 @@ from zoo.kernels import OPERATIONS, registration
 log = logging.getLogger("zoo.kernels")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # found, not imported
 MIN_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16 products and asynchronous copies
-_too_old_devices: dict[torch.device, str | None] = {}
+_unfit_devices: dict[torch.device, str | None] = {}
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def triton_supports(*tensors, **options) -> str | None:
         return f"the tensors are on {first.device.type}, not on a CUDA device"
     if first.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the kernels take float32, float16 and bfloat16, not {first.dtype}"
-    return _too_old(first.device)
+    return _unfit(first.device)
 
 
 def _wanted() -> tuple[str, str]:
@@ -202,18 +202,20 @@ def _too_slow(candidate: Implementation, *tensors) -> str | None:
     return f"the tensors are on {device}" if candidate.name == "triton" and device != "cuda" else None
 
 
-def _too_old(device: torch.device) -> str | None:
-    if device not in _too_old_devices:
+def _unfit(device: torch.device) -> str | None:
+    if device not in _unfit_devices:
         reason = None
-        if device.type == "cuda" and torch.version.hip is None:
+        if device.type == "cuda" and torch.version.hip is not None:
+            reason = "this is an AMD GPU, and the kernels are for NVIDIA's"  # their launch options are
+        elif device.type == "cuda":
             capability = torch.cuda.get_device_capability(device)
             if capability < MIN_CAPABILITY:
                 reason = f"this GPU has compute capability {capability[0]}.{capability[1]}, and the kernels need 8.0"
-        _too_old_devices[device] = reason
-    return _too_old_devices[device]
+        _unfit_devices[device] = reason
+    return _unfit_devices[device]
 
 
-_too_old._dynamo_marked_constant = True  # as _load below
+_unfit._dynamo_marked_constant = True  # as _load below
 
 
 def give_up(op: str, name: str, error: Exception) -> None:

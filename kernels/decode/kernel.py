@@ -16,10 +16,10 @@ from zoo.kernels.registration import opaque
 FEW = 16  # new tokens of a row: up to so many are decoding, more a long piece
 LEAST_ROWS = 16  # of a matrix instruction
 SLOTS_PER_SPLIT = 128  # at least: less does not pay for its partial
-MAX_SPLITS = 128
-MOST_SPLITS = 256  # of rows so long that each has LONG_SPLIT slots
+MAX_SHORT_SPLITS = 128  # more, up to MAX_SPLITS, only where each keeps LONG_SPLIT slots
+MAX_SPLITS = 256
 LONG_SPLIT = 512
-FEW_PROGRAMS = 8  # without splits, of one row or a few
+FEW_PROGRAMS = 8  # query tiles of all rows: eight rows of one latent head, two of four heads
 MAX_TILE = 8192  # selection blocks ranked at once
 MAX_GRID = 65_535  # programs along the second and third axis of a grid
 
@@ -132,7 +132,7 @@ def _n_splits(slots: int, others: int, width: int, select: bool, long: bool, dev
     else:
         at_once = 1 if long else 2 if width > 128 else 4
         wanted = at_once * n_processors(device) // others
-    most = min(MOST_SPLITS, max(MAX_SPLITS, slots // LONG_SPLIT))
+    most = min(MAX_SPLITS, max(MAX_SHORT_SPLITS, slots // LONG_SPLIT))
     return max(1, min(wanted, cdiv(slots, SLOTS_PER_SPLIT), most))
 
 
@@ -141,7 +141,7 @@ def _tiles(dtype: torch.dtype, width: int, select: bool, long: bool, few: bool) 
     """Slots of a tile, for keys and values so wide; then less shared memory. As measured on an H200 (docs/log.md), but
     for long pieces, whose tiles are those that fit its registers and two or three times its shared memory.
 
-    few: one row, or a few, share the processors, and more loads under way count for more than wide ones.
+    few: up to FEW_PROGRAMS query tiles share the processors. Three loads of 64 slots under way then beat two of 128.
     """
     if INTERPRETED:
         return [dict(BN=32 if long else 16)]

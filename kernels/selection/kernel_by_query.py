@@ -261,8 +261,11 @@ def query_tiles(size: dict, itemsize: int, backward: bool) -> list[dict]:
 def _query_tiles(
     rows: int, widest: int, rotary: bool, block: int, slots: int, itemsize: int, backward: bool
 ) -> list[dict]:
-    """Measured on an H200: up to 16 rows one warp wins, for little shared memory and few registers a program let more
-    programs run and hide each other's waiting; 64 rows take the wide matrix instruction and its four warps.
+    """Measured on an H200: up to 16 rows one warp wins, for where a program takes little shared memory and few
+    registers more of them run and hide each other's waiting; 64 rows take the wide matrix instruction and its four
+    warps.
+
+    rotary: keys have a rotary part, with which 128 registers do not do.  block: tokens of a chosen block.
     """
     rows = min(64, rows)
     small = dict(ROWS=16, KEYS=16, num_warps=4, num_stages=1)
@@ -270,7 +273,7 @@ def _query_tiles(
         return [small if itemsize == 4 else dict(small, ROWS=min(rows, 32)), small]
     wide = rows == 64 or (rows == 32 and backward and widest > 64)
     keys = min(64 if wide else 32, slots)
-    if not backward and rows == 16 and block == 16:  # one index to read, and a smaller tile
+    if not backward and rows == 16 and block == 16:  # a tile within one block reads one index; timed at 64 channels
         keys = 16
     registers = dict(maxnreg=168 if rotary else 128) if backward and rows == 16 and widest <= 64 else {}
     stages = 2 if backward or rows == 32 else 3

@@ -214,6 +214,13 @@ def test_choice_interpreted(shape, grid, places, randn, poisoned):
 
 
 @pytest.mark.interp
+def test_as_many_splits_as_there_can_be_interpreted(randn, poisoned, monkeypatch):
+    kernel = pytest.importorskip("zoo.kernels.decode.kernel")
+    monkeypatch.setattr(kernel, "_n_splits", lambda *_: kernel.MAX_SPLITS)
+    check_attention((1, 4, 1, 24, 0, 16), 16 * kernel.MAX_SPLITS + 5, randn, poisoned)
+
+
+@pytest.mark.interp
 def test_choice_of_several_tiles_interpreted(randn, poisoned, monkeypatch):
     from zoo.kernels.decode import kernel
 
@@ -362,7 +369,9 @@ def test_a_long_cache(randn, poisoned):
         (131_072, 400, 256, False, True, 1),
         (300, 1, 256, False, False, 3),  # a short cache
         (32_768, 1, 256, False, False, 128),  # one row: no more of them while they would be short
+        (98_304, 1, 256, False, False, 192),
         (131_072, 1, 256, False, False, 256),
+        (131_072, 2, 256, False, False, 132),
         (1 << 20, 1, 64, False, False, 256),
     ],
 )
@@ -375,7 +384,7 @@ def test_splits_fill_the_processors_once(slots, others, width, select, long, exp
 
 @pytest.mark.parametrize(("few", "slots"), [(True, 64), (False, 128)])
 def test_few_programs_take_small_tiles(few, slots, monkeypatch):
-    """Each list of tiles ends with one that fits any GPU."""
+    """Where blocks are selected they are large in any case. Each list ends with a tile that fits any GPU."""
     kernel = pytest.importorskip("zoo.kernels.decode.kernel")
     monkeypatch.setattr(kernel, "INTERPRETED", False)
     tiles = kernel._tiles.__wrapped__(torch.bfloat16, 256, select=False, long=False, few=few)

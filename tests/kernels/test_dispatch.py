@@ -168,3 +168,10 @@ def test_the_examples_of_the_page_run():
     assert len(examples) == 4
     for example in examples:
         exec(compile(example, "docs/kernels.md", "exec"), {})
+
+
+def test_an_amd_gpu_is_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(dispatch, "_unfit_devices", {})
+    assert dispatch._unfit(torch.device("cuda")) == "this is an AMD GPU, and the kernels are for NVIDIA's"
+    assert dispatch._unfit(torch.device("cpu")) is None

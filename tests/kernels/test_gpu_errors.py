@@ -1,5 +1,6 @@
-"""On a GPU, in bfloat16, at the sizes models have: no kernel errs by more than 1.2 times what PyTorch's own products,
-softmax and sums in bfloat16 do, in its output or in any gradient. What both are held to is the same formula in float64.
+"""On a GPU, in bfloat16, at the sizes models have: attention, decoding, pooling and the gated sum err by no more than
+1.2 times what PyTorch's own products, softmax and sums in bfloat16 do, in the output and in every gradient. What both
+are held to is the same formula in float64.
 """
 
 from dataclasses import dataclass
@@ -61,23 +62,25 @@ def plain(sees, scale):
     return attend
 
 
-def errors(function, tensors, dtype, exact=None):
-    """Relative errors of the output and of each gradient, beside `exact`; without it the float64 results themselves."""
+def results(function, tensors, dtype):
+    """The output and the gradient of each tensor, computed in dtype, in float64."""
     leaves = [x.to(dtype).detach().requires_grad_() for x in tensors]
     o = function(*leaves)
     do = torch.randn(o.shape, generator=torch.Generator("cuda").manual_seed(5), device="cuda").bfloat16()
-    found = [x.double() for x in (o, *torch.autograd.grad(o, leaves, do.to(o.dtype)))]
-    if exact is None:
-        return found
-    return [((x - y).norm() / y.norm()).item() for x, y in zip(found, exact, strict=True)]
+    return [x.double() for x in (o, *torch.autograd.grad(o, leaves, do.to(o.dtype)))]
 
 
 def check(ours, theirs, tensors):
-    exact = errors(theirs, tensors, torch.float64)
-    bf16 = errors(theirs, tensors, torch.bfloat16, exact)
-    for i, (found, allowed) in enumerate(zip(errors(ours, tensors, torch.bfloat16, exact), bf16, strict=True)):
-        print(f"result {i}: {found:.2e}, PyTorch {allowed:.2e}")
-        assert found <= FACTOR * allowed, f"result {i}"
+    exact = results(theirs, tensors, torch.float64)
+    found, bf16 = results(ours, tensors, torch.bfloat16), results(theirs, tensors, torch.bfloat16)
+    for i, (x, y, expected) in enumerate(zip(found, bf16, exact, strict=True)):
+        compare(x, y, expected, f"result {i}")
+
+
+def compare(found, bf16, exact, name):
+    error, allowed = (((x.double() - exact).norm() / exact.norm()).item() for x in (found, bf16))
+    print(f"{name}: {error:.2e}, PyTorch {allowed:.2e}")
+    assert error <= FACTOR * allowed, name
 
 
 def noise(*shapes):
@@ -105,9 +108,9 @@ def random_choice(setting: Setting):
     return torch.nn.functional.pad(chosen, (0, n - chosen.shape[-1]), value=-1)[None].int()
 
 
-def seen_by_choice(chosen_SGKS, position_T, group, block, n_keys):
+def seen_by_choice(chosen_BGKS, position_T, group, block, n_keys):
     """bool [K, T, N]: keys in chosen blocks, up to the query."""
-    blocks_KTS = chosen_SGKS[0].repeat_interleave(group, 0)[: len(position_T)].transpose(0, 1)
+    blocks_KTS = chosen_BGKS[0].repeat_interleave(group, 0)[: len(position_T)].transpose(0, 1)
     key_N = torch.arange(n_keys, device="cuda")
     inside = torch.zeros(*blocks_KTS.shape[:2], n_keys, dtype=torch.bool, device="cuda")
     for block_KT in blocks_KTS.unbind(-1):
@@ -168,7 +171,7 @@ def test_mean_pool(block, stride):
 
 @pytest.mark.parametrize("heads", [(16, 1, 224, 32), (16, 4, 64, 0)], ids=["latents", "keys and values"])
 def test_decoding(heads):
-    """The next 4 tokens beside a cache of 5,000, whose end no tile has."""
+    """The last 4 tokens of a cache of 5,000, which is no multiple of any tile."""
     (H, J, D, R), N, T, block, n = heads, 5000, 4, 16, 64
     q, k, v, *rope = noise((1, T, H, D), (1, N, J, D), (1, N, J, D), *[(1, T, H, R), (1, N, R)] * bool(R))
     v = k if R else v
@@ -177,16 +180,13 @@ def test_decoding(heads):
     setting = Setting(N, H, 4, D, R, (16, 16), (block, n), T)
     chosen = random_choice(setting)[:, -1:].expand(-1, T, -1, -1).contiguous()
 
-    def compare(found, sees):
+    def held(found, sees, name):
         exact = plain(sees, scale)(*[x.double() for x in (q, k, v, *rope)])
-        size, bf16 = exact.norm(), plain(sees, scale)(q, k, v, *rope)
-        error, allowed = (((x - exact).norm() / size).item() for x in (found, bf16))
-        print(f"{error:.2e}, PyTorch {allowed:.2e}")
-        assert error <= FACTOR * allowed
+        compare(found, plain(sees, scale)(q, k, v, *rope), exact, name)
 
     whole = (torch.arange(N, device="cuda") <= position[0, :, None])[None]
     ends = position * 0, position + 1
-    compare(cached_attention(q, k, v, *ends, scale=scale, **options, impl="triton")[0], whole)
+    held(cached_attention(q, k, v, *ends, scale=scale, **options, impl="triton")[0], whole, "attention")
     options |= {"scale": scale, "selection_block": block, "impl": "triton"}
     sees = seen_by_choice(chosen[:, :1], position[0], T, block, N)
-    compare(cached_selection_attention(q, k, v, chosen, position, **options), sees)
+    held(cached_selection_attention(q, k, v, chosen, position, **options), sees, "selection")

@@ -55,10 +55,10 @@ def kernels(
         bool,
         typer.Option(
             "--peers",
-            help="Time torch's flash and flex attention as well, and flash-linear-attention's NSA if installed.",
+            help="Time torch's flash and flex attention as well, and fla, SF-NSA and X-NSA if installed.",
         ),
     ] = False,
-    graph: Annotated[bool, typer.Option("--graph", help="Time everything as CUDA graphs as well.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Time all but peers as CUDA graphs as well.")] = False,
     json_file: JsonFile = None,
     plot_file: PlotFile = None,
 ) -> None:

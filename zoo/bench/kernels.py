@@ -33,8 +33,8 @@ def measure(
 ) -> dict:
     """Time the settings at the lengths.  Returns the report as plain data: see `zoo.bench.report`.
 
-    say: told what is being measured.  save: given the report after every setting and length.
-    Raises ZooError without a GPU or for an unknown setting.
+    say: told what is being measured.  save: given the report after every part of it.
+    Raises ZooError without a GPU, for an unknown setting, or where a peer leaves the GPU unusable.
     """
     configs, seq_lens = list(dict.fromkeys(configs)), list(dict.fromkeys(seq_lens))
     for name in configs:
@@ -53,14 +53,14 @@ def measure(
 def _fill(
     report: dict, configs: list[str], seq_lens: list[int], peers: bool, graph: bool, say: Callable[[str], None]
 ) -> Iterator[None]:
-    """Add every measurement to the report; yields after each setting and length."""
+    """Add every measurement to the report; yields after each part that is worth saving."""
     for name in configs:
         for seq_len in seq_lens:
             say(f"{name} at {seq_len:,} tokens")
             if name == PAIR:
                 report["pair"].append(pair_row(seq_len, graph))
             else:
-                _time_setting(report, name, seq_len, peers, graph, say)
+                yield from _time_setting(report, name, seq_len, peers, graph, say)
             torch.cuda.empty_cache()
             yield
     if PAIR in configs:
@@ -71,18 +71,36 @@ def _fill(
 
 def _time_setting(
     report: dict, setting: str, seq_len: int, peers: bool, graph: bool, say: Callable[[str], None]
-) -> None:
-    """Rows of the report; of a peer that fails, what it said instead: that is no reason to lose the others."""
+) -> Iterator[None]:
+    """Add the rows of a setting, ours and then those of each peer; yields after each of these.
+
+    Of a peer that fails there is what it said instead: that is no reason to lose the others.
+    Raises ZooError if no kernel runs after it.
+    """
     inputs = Inputs(SETTINGS[setting], seq_len, "cuda")
     report["rows"] += [_row(setting, seq_len, case, graph) for case in cases(inputs)]
-    for case in peer_cases(inputs) if peers else []:
+    yield
+    for peer, make in peer_cases(inputs) if peers else ():
+        name = peer
         try:
-            report["rows"].append(_row(setting, seq_len, case, graph=False))  # not all peers can be captured
+            for case in make():
+                name = case.operation
+                report["rows"].append(_row(setting, seq_len, case, graph=False))  # not all peers can be captured
         except Exception as error:
             said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            failed = {"setting": setting, "seq_len": seq_len, "operation": case.operation, "error": said}
-            report["failed"].append(failed)
-            say(f"{case.operation} failed: {said}")
+            report["failed"].append({"setting": setting, "seq_len": seq_len, "peer": name, "error": said})
+            say(f"{name} failed: {said}")
+            yield
+            _see_that_kernels_run(name)
+        yield
+
+
+def _see_that_kernels_run(peer: str) -> None:
+    """After an access outside its memory a GPU runs nothing more for this process."""
+    try:
+        torch.ones(1, device="cuda").item()
+    except RuntimeError as error:
+        raise ZooError(f"bench kernels: after {peer} failed no kernel runs any more: {error}") from error
 
 
 def machine() -> dict[str, str]:

@@ -4,10 +4,11 @@ That is flash-linear-attention (fla), SF-NSA (github.com/mdy666/Scalable-Flash-N
 flash_nsa) and X-NSA (github.com/XunhaoLai/native-sparse-attention-triton). None is a dependency of the zoo. A peer that
 cannot be imported, or is known to refuse a setting, has no row; one that fails while it is timed is named in its place.
 
-They know one sequence and a choice for every query: that of a query group is repeated for each of its queries.
+They are given one sequence, and want a choice for every query: that of a query group is repeated for its queries.
 """
 
 import warnings
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
@@ -15,11 +16,14 @@ import torch
 from zoo.bench.cases import Case, Inputs
 
 
-def peer_cases(inputs: Inputs) -> list[Case]:
-    """Peers of the operations of `inputs`; all of them want keys without a rotary part."""
-    if inputs.setting.rope_dim:
-        return []
-    return _fla(inputs) + _sf_nsa(inputs) + _x_nsa(inputs) + _torch(inputs)
+def peer_cases(inputs: Inputs) -> Iterator[tuple[str, Callable[[], list[Case]]]]:
+    """Whose peers there are of the operations of `inputs`, and what makes their cases: one at a time, for it may fail.
+
+    All of them want keys without a rotary part. SF-NSA is last: where it fails, nothing may run after it.
+    """
+    if not inputs.setting.rope_dim:
+        for whose, make in {"fla": _fla, "X-NSA": _x_nsa, "torch": _torch, "SF-NSA": _sf_nsa}.items():
+            yield whose, lambda make=make: make(inputs)
 
 
 def _torch(inputs: Inputs) -> list[Case]:
@@ -123,7 +127,7 @@ def _sf_nsa(inputs: Inputs) -> list[Case]:
     chosen = _of_every_query(inputs).transpose(0, 1)
     chosen_KTS = torch.where(chosen < 0, n_blocks, chosen).contiguous()  # what its index takes for an empty place
     q, k, v = _one_sequence(tensors.q, tensors.k, tensors.v)
-    pooled_k, pooled_v = _whole_slots(inputs)
+    pooled_k, pooled_v = slots = _whole_slots(inputs)
 
     @cache
     def lse() -> torch.Tensor:
@@ -134,14 +138,18 @@ def _sf_nsa(inputs: Inputs) -> list[Case]:
             options = {"fp32": False, "maybe_efficient_version": True, "scale_slc_p": True}
             return slc_topk_indices(q, pooled_k, lse(), **options)[0]
 
-    leaves, name = inputs.queries + inputs.slots[:2], "SF-NSA"
-    return [
-        inputs.attention(f"selection, {name}", lambda: select_attn(q, k, v, chosen_KTS), tensors.leaves, "selection"),
+    found = [
+        inputs.attention("selection, SF-NSA", lambda: select_attn(q, k, v, chosen_KTS), tensors.leaves, "selection"),
         inputs.attention(
-            f"compression, {name}", lambda: compress_attn(q, pooled_k, pooled_v)[0], leaves, "compression"
+            "compression, SF-NSA",
+            lambda: compress_attn(q, pooled_k, pooled_v)[0],
+            inputs.queries + slots,
+            "compression",
         ),
-        inputs.choice(f"choice, {name}", choice, "choice"),
     ]
+    if setting.query_group == 1:  # it chooses for every query
+        found.append(inputs.choice("choice, SF-NSA", choice, "choice"))
+    return found
 
 
 def _x_nsa(inputs: Inputs) -> list[Case]:
@@ -156,7 +164,7 @@ def _x_nsa(inputs: Inputs) -> list[Case]:
         return []
 
     q, k, v = _one_sequence(tensors.q, tensors.k, tensors.v)
-    pooled_k, pooled_v = _whole_slots(inputs)
+    pooled_k, pooled_v = slots = _whole_slots(inputs)
     chosen_KTS = _of_every_query(inputs).transpose(0, 1).contiguous()
     ends, pooled_ends = (_cu_seqlens(len(x), q.device) for x in (q, pooled_k))
     block, stride = setting.compression_block, setting.compression_stride
@@ -167,13 +175,13 @@ def _x_nsa(inputs: Inputs) -> list[Case]:
     def compression() -> torch.Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that 0 blocks are chosen: so it only attends
-            return compressed_attention(
-                q, pooled_k, pooled_v, block, stride, setting.selection_block, 0, ends, pooled_ends
-            )[0]
+            grid = block, stride, setting.selection_block
+            lengths = ends, pooled_ends, len(q), len(pooled_k)
+            return compressed_attention(q, pooled_k, pooled_v, *grid, 0, *lengths)[0]
 
     return [
         inputs.attention("selection, X-NSA", selection, tensors.leaves, "selection"),
-        inputs.attention("compression, X-NSA", compression, inputs.queries + inputs.slots[:2], "compression"),
+        inputs.attention("compression, X-NSA", compression, inputs.queries + slots, "compression"),
     ]
 
 
@@ -188,10 +196,11 @@ def _one_sequence(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _whole_slots(inputs: Inputs) -> list[torch.Tensor]:
-    """Pooled keys and values [n, K, D] of the n blocks that end within the row; ours have a slot for every start."""
+    """Pooled keys and values [n, K, D] of the n blocks that end within the row, as leaves; ours have a slot for every
+    start."""
     setting = inputs.setting
     n = (inputs.tensors.seq_len - setting.compression_block) // setting.compression_stride + 1
-    return [x[:n] for x in _one_sequence(*inputs.slots[:2])]
+    return [x[0, :n].detach().requires_grad_() for x in inputs.slots[:2]]
 
 
 def _cu_seqlens(length: int, device: torch.device) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+MARKERS = "s^Dv<>P*"  # of peers, by whose they are; ours are round
 COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999", "#332288", "#882255", "#000")
 
 
@@ -24,7 +25,7 @@ def as_markdown(report: dict) -> str:
     for setting in dict.fromkeys(row["setting"] for row in report["rows"]):
         lines += [f"## {setting}", "", *_table([r for r in report["rows"] if r["setting"] == setting], ceilings), ""]
     for row in report.get("failed", []):
-        lines += [f"Failed, {row['setting']} at {row['seq_len']:,} tokens: {row['operation']}: {row['error']}", ""]
+        lines += [f"{row['peer']} failed, {row['setting']} at {row['seq_len']:,} tokens: {row['error']}", ""]
     if report["pair"]:
         about = "On the GPU: time within kernels, by torch's profiler in steps of their own, without what lies between."
         lines += ["## A layer pair, forward and backward", "", about, "", *_pair_table(report["pair"]), ""]
@@ -102,7 +103,8 @@ def _memory_table(rows: list[dict]) -> Iterable[str]:
 def plot(report: dict, path: Path) -> None:
     """Time of forward and backward against tokens, one panel a setting, both axes logarithmic.
 
-    An operation has one colour in all panels; a peer has that of what it is the alternative of, dotted.
+    An operation has one colour in all panels; a peer has that of what it is the alternative of, dotted, and a marker of
+    its own.
     """
     import matplotlib
 
@@ -114,6 +116,8 @@ def plot(report: dict, path: Path) -> None:
     alike = {**peer_of, "two full": "full"}
     ours = dict.fromkeys(alike.get(name, name) for series in panels.values() for name in series)
     colours = dict(zip(ours, COLOURS * len(ours), strict=False))
+    whose = dict.fromkeys(name.partition(", ")[2] for name in peer_of)
+    markers = dict(zip(whose, MARKERS * len(whose), strict=False))
     width = 4.2 * len(panels) + 2
     figure, axes = pyplot.subplots(1, len(panels), figsize=(width, 4), squeeze=False, sharey=True, layout="constrained")
     lines = {}
@@ -121,7 +125,8 @@ def plot(report: dict, path: Path) -> None:
         for name, points in series.items():
             style = ":" if name in peer_of else "--" if name in ("full", "two full") else "-"
             points = zip(*sorted(points), strict=True)
-            (lines[name],) = axis.plot(*points, style, marker="o", color=colours[alike.get(name, name)])
+            marker = markers[name.partition(", ")[2]] if name in peer_of else "o"
+            (lines[name],) = axis.plot(*points, style, marker=marker, color=colours[alike.get(name, name)])
         axis.set(xscale="log", yscale="log", title=title, xlabel="tokens")
         lengths = sorted({x for points in series.values() for x, _ in points})
         axis.set_xticks(lengths, [f"{n // 1024}K" if n % 1024 == 0 else f"{n:,}" for n in lengths])

@@ -265,7 +265,7 @@ def _query_tiles(
     registers more of them run and hide each other's waiting; 64 rows take the wide matrix instruction and its four
     warps.
 
-    rotary: keys have a rotary part, with which 128 registers do not do.  block: tokens of a chosen block.
+    rotary: keys have a rotary part, with which 128 registers spill.  block: tokens of a chosen block.
     """
     rows = min(64, rows)
     small = dict(ROWS=16, KEYS=16, num_warps=4, num_stages=1)

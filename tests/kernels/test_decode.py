@@ -221,6 +221,19 @@ def test_as_many_splits_as_there_can_be_interpreted(randn, poisoned, monkeypatch
 
 
 @pytest.mark.interp
+@pytest.mark.parametrize(("rows", "few"), [(4, True), (5, False)])
+def test_rows_of_all_heads_are_few_or_not(rows, few, randn, monkeypatch):
+    """Two latent heads: eight query tiles, and ten."""
+    kernel = pytest.importorskip("zoo.kernels.decode.kernel")
+    tiles, asked = kernel._tiles, []
+    monkeypatch.setattr(kernel, "_tiles", lambda *given: asked.append(given[-1]) or tiles(*given))
+    q, k = randn(rows, 1, 4, 16, dtype=torch.float32), randn(rows, 20, 2, 16, dtype=torch.float32)
+    first = torch.zeros(rows, 1, dtype=torch.int64)
+    cached_attention(q, k, k, first, first + 20, impl="triton")
+    assert asked == [few]
+
+
+@pytest.mark.interp
 def test_choice_of_several_tiles_interpreted(randn, poisoned, monkeypatch):
     from zoo.kernels.decode import kernel
 

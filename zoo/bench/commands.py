@@ -55,7 +55,7 @@ def kernels(
         bool,
         typer.Option(
             "--peers",
-            help="Time torch's flash and flex attention as well, and fla, SF-NSA and X-NSA if installed.",
+            help="Time torch's flash and flex attention as well, and fla, SF-NSA and X-NSA if they can be imported.",
         ),
     ] = False,
     graph: Annotated[bool, typer.Option("--graph", help="Time all but peers as CUDA graphs as well.")] = False,

@@ -34,7 +34,7 @@ def measure(
     """Time the settings at the lengths.  Returns the report as plain data: see `zoo.bench.report`.
 
     say: told what is being measured.  save: given the report after every part of it.
-    Raises ZooError without a GPU, for an unknown setting, or where a peer leaves the GPU unusable.
+    Raises ZooError without a GPU or for an unknown setting.
     """
     configs, seq_lens = list(dict.fromkeys(configs)), list(dict.fromkeys(seq_lens))
     for name in configs:
@@ -44,9 +44,13 @@ def measure(
         raise ZooError("bench kernels: needs a CUDA GPU; torch finds none here.")
     report = {"machine": machine(), "command": command, "ceilings": _ceilings()}
     report |= {part: [] for part in ("rows", "failed", "pair", "memory")}
-    with torch.autograd.set_multithreading_enabled(False):
-        for _ in _fill(report, configs, seq_lens, peers, graph, say):
-            save(report)
+    try:
+        with torch.autograd.set_multithreading_enabled(False):
+            for _ in _fill(report, configs, seq_lens, peers, graph, say):
+                save(report)
+    except GpuLost:
+        report["failed"][-1]["error"] += " (and no kernel runs after it: the rest was not measured)"
+        save(report)
     return report
 
 
@@ -75,32 +79,39 @@ def _time_setting(
     """Add the rows of a setting, ours and then those of each peer; yields after each of these.
 
     Of a peer that fails there is what it said instead: that is no reason to lose the others.
-    Raises ZooError if no kernel runs after it.
+    Raises GpuLost if no kernel runs after it.
     """
     inputs = Inputs(SETTINGS[setting], seq_len, "cuda")
     report["rows"] += [_row(setting, seq_len, case, graph) for case in cases(inputs)]
     yield
     for peer, make in peer_cases(inputs) if peers else ():
-        name = peer
+        name, error = peer, None
         try:
             for case in make():
                 name = case.operation
                 report["rows"].append(_row(setting, seq_len, case, graph=False))  # not all peers can be captured
-        except Exception as error:
-            said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            report["failed"].append({"setting": setting, "seq_len": seq_len, "peer": name, "error": said})
-            say(f"{name} failed: {said}")
-            yield
-            _see_that_kernels_run(name)
+        except ImportError as missing:
+            say(f"{peer} is not timed: {missing}")
+        except Exception as raised:
+            error = f"{type(raised).__name__}: {raised}".strip().splitlines()[0]
+        if error is not None:
+            say(f"{name} failed: {error}")
+            report["failed"].append({"setting": setting, "seq_len": seq_len, "peer": name, "error": error})
+            _see_that_kernels_run()
         yield
 
 
-def _see_that_kernels_run(peer: str) -> None:
-    """After an access outside its memory a GPU runs nothing more for this process."""
+class GpuLost(Exception):
+    """No kernel runs any more in this process."""
+
+
+def _see_that_kernels_run() -> None:
+    """After an access outside its memory a GPU runs nothing more for this process.  Raises GpuLost."""
     try:
+        torch.cuda.empty_cache()
         torch.ones(1, device="cuda").item()
     except RuntimeError as error:
-        raise ZooError(f"bench kernels: after {peer} failed no kernel runs any more: {error}") from error
+        raise GpuLost from error
 
 
 def machine() -> dict[str, str]:

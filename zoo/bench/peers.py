@@ -19,7 +19,8 @@ from zoo.bench.cases import Case, Inputs
 def peer_cases(inputs: Inputs) -> Iterator[tuple[str, Callable[[], list[Case]]]]:
     """Whose peers there are of the operations of `inputs`, and what makes their cases: one at a time, for it may fail.
 
-    All of them want keys without a rotary part. SF-NSA is last: where it fails, nothing may run after it.
+    That raises ImportError where they are not installed. All of them want keys without a rotary part. SF-NSA is last:
+    where it fails, nothing may run after it.
     """
     if not inputs.setting.rope_dim:
         for whose, make in {"fla": _fla, "X-NSA": _x_nsa, "torch": _torch, "SF-NSA": _sf_nsa}.items():
@@ -64,14 +65,11 @@ def _fla(inputs: Inputs) -> list[Case]:
     group = setting.n_heads // setting.n_kv_heads
     if group < 16 or group & (group - 1):
         return []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what it could be quicker with
-            import fla
-            from fla.ops.nsa.compression import parallel_nsa_compression
-            from fla.ops.nsa.parallel import parallel_nsa, parallel_nsa_topk
-    except ImportError:  # not installed, or a version without them
-        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it could be quicker with
+        import fla
+        from fla.ops.nsa.compression import parallel_nsa_compression
+        from fla.ops.nsa.parallel import parallel_nsa, parallel_nsa_topk
 
     name, length, block = f"fla {fla.__version__}", tensors.seq_len, setting.selection_block
     blocks = _of_every_query(inputs)[None].long().contiguous()
@@ -103,18 +101,16 @@ def _fla(inputs: Inputs) -> list[Case]:
 def _sf_nsa(inputs: Inputs) -> list[Case]:
     """SF-NSA's selection of the blocks that ours chose, its compression and its choice.
 
-    Its backward pass of blocks under 64 tokens was seen to read where it may not, after which no kernel runs any more.
+    Its backward pass of blocks of 16 tokens was seen to read where it may not, after which no kernel runs any more: it
+    is given blocks of 64 and more.
     """
     setting, tensors = inputs.setting, inputs.tensors
     if setting.selection_block < 64:
         return []
-    try:
-        from flash_nsa.ops.compress_attn import compress_attn
-        from flash_nsa.ops.select_attn import select_attn
-        from flash_nsa.ops.topk import slc_topk_indices
-        from flash_nsa.utils import NSAHelper
-    except ImportError:
-        return []
+    from flash_nsa.ops.compress_attn import compress_attn
+    from flash_nsa.ops.select_attn import select_attn
+    from flash_nsa.ops.topk import slc_topk_indices
+    from flash_nsa.utils import NSAHelper
 
     # It keeps its setting and lengths to itself, and remembers them by the lengths alone.
     NSAHelper.set_hyperparameters(
@@ -157,11 +153,8 @@ def _x_nsa(inputs: Inputs) -> list[Case]:
     setting, tensors = inputs.setting, inputs.tensors
     if setting.selection_block not in (32, 64, 128, 256):
         return []
-    try:
-        from native_sparse_attention.ops.triton.compressed_attention import compressed_attention
-        from native_sparse_attention.ops.triton.topk_sparse_attention import topk_sparse_attention
-    except ImportError:
-        return []
+    from native_sparse_attention.ops.triton.compressed_attention import compressed_attention
+    from native_sparse_attention.ops.triton.topk_sparse_attention import topk_sparse_attention
 
     q, k, v = _one_sequence(tensors.q, tensors.k, tensors.v)
     pooled_k, pooled_v = slots = _whole_slots(inputs)

@@ -10,7 +10,6 @@ from zoo import kernels
 from zoo.bench import kernels as bench
 from zoo.bench import peers, report
 from zoo.bench.cases import Case, Inputs, Setting
-from zoo.errors import ZooError
 
 SETTING = Setting(4, 2, 16, n_selected=4)
 SHARED = Setting(4, 2, 16, n_selected=4, query_group=4)
@@ -129,12 +128,6 @@ PEERS = {"flash_nsa": peers._sf_nsa, "native_sparse_attention": peers._x_nsa, "f
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_a_peer_that_is_not_installed_has_no_row(name, monkeypatch):
-    monkeypatch.setitem(sys.modules, name, None)
-    assert PEERS[name](Inputs(Setting(16, 1, 16, n_selected=4), T, "cpu")) == []
-
-
-@pytest.mark.parametrize("name", PEERS)
 def test_a_peer_that_refuses_a_setting_is_not_asked(name, monkeypatch):
     """Blocks of 16 tokens, groups of 2 heads: an import would raise."""
     monkeypatch.setattr("builtins.__import__", lambda *_: pytest.fail("was asked"))
@@ -157,7 +150,7 @@ def fails():
 
 
 def test_a_peer_that_fails_is_named_and_the_others_are_timed(monkeypatch):
-    monkeypatch.setattr(bench, "_see_that_kernels_run", lambda peer: None)
+    monkeypatch.setattr(bench, "_see_that_kernels_run", lambda: None)
     theirs = [Case("x", int, [], (1, 0), (1, 0), "ours"), Case("selection, y", fails, [], (1, 0), (1, 0), "ours")]
     found, said, parts = timed(monkeypatch, fails, lambda: theirs, lambda: [Case("z", int, [], (1, 0), (1, 0), "ours")])
     saved = [[row["operation"] for row in found["rows"]] for _ in parts]
@@ -169,14 +162,31 @@ def test_a_peer_that_fails_is_named_and_the_others_are_timed(monkeypatch):
     assert "selection, y failed, P at 64 tokens: RuntimeError: no such tile" in report.as_markdown(found)
 
 
-def test_a_peer_after_which_nothing_runs_ends_the_run(monkeypatch):
-    """Here no CUDA kernel ever runs; what is there is handed out to be saved first."""
-    monkeypatch.setattr(torch, "ones", lambda *_, **options: fails())
-    found, _, parts = timed(monkeypatch, fails, lambda: pytest.fail("was asked"))
-    seen = []
-    with pytest.raises(ZooError, match="after peer 0 failed no kernel runs any more: no such tile"):
-        seen += [len(found["failed"]) for _ in parts]
-    assert found["failed"] == [{"setting": "P", "seq_len": 64, "peer": "peer 0", "error": "RuntimeError: no such tile"}]
+def test_of_a_peer_that_is_not_installed_it_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_nsa", None)
+    inputs = Inputs(SETTING, T, "cpu")
+    found, said, parts = timed(monkeypatch, lambda: peers._sf_nsa(inputs))
+    assert len(list(parts)) == 2
+    assert (found["failed"], len(found["rows"])) == ([], 1)
+    assert len(said) == 1
+    assert said[0].startswith("peer 0 is not timed: ")
+    assert "flash_nsa" in said[0]
+
+
+def test_after_a_peer_that_takes_the_gpu_along_the_report_is_what_there_is(monkeypatch):
+    timed(monkeypatch, fails, lambda: pytest.fail("was asked"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", fails)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(bench, "machine", dict)
+    monkeypatch.setattr(bench, "_ceilings", dict)
+    saved = []
+    found = bench.measure(
+        ["P"], [64], peers=True, command="", say=str, save=lambda report: saved.append(len(report["failed"]))
+    )
+    assert saved == [0, 1]
+    assert [row["operation"] for row in found["rows"]] == ["ours"]
+    said = "RuntimeError: no such tile (and no kernel runs after it: the rest was not measured)"
+    assert found["failed"] == [{"setting": "P", "seq_len": 64, "peer": "peer 0", "error": said}]
 
 
 def test_all_peers_but_where_keys_have_a_rotary_part():

@@ -206,7 +206,7 @@ def _unfit(device: torch.device) -> str | None:
     if device not in _unfit_devices:
         reason = None
         if device.type == "cuda" and torch.version.hip is not None:
-            reason = "this is an AMD GPU, and the kernels are for NVIDIA's"  # their launch options are
+            reason = "this is an AMD GPU, and the kernels are for NVIDIA's"  # so are their launch options
         elif device.type == "cuda":
             capability = torch.cuda.get_device_capability(device)
             if capability < MIN_CAPABILITY:

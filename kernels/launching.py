@@ -26,7 +26,7 @@ except ImportError:  # Triton 3.3
 Tile = dict[str, int]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_COMPILED = 4096  # entries kept: one for each kernel and set of shapes
-_KNOWN = torch.version.hip is None and triton.__version__.startswith(("3.3.", "3.4.", "3.5.", "3.6."))  # its launchers
+_KNOWN = triton.__version__.startswith(("3.3.", "3.4.", "3.5.", "3.6."))  # its launchers
 _first_that_fits: dict[tuple, int] = {}
 _n_tensors: dict[int, int] = {}
 _compiled: dict[tuple, tuple] = {}

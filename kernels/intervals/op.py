@@ -46,8 +46,8 @@ class Problem:
         strides_do = () if do is None else do.stride()[:3]
         self.strides = *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr, *v.stride()[:3], *strides_do
         self.constants = _constants(D, self.R, V, stride, block, window > 0, start is not None, q.dtype)
-        padded = {name: self.constants[name] for name in ("DP", "RP", "VP")}
-        self.width = max(padded["DP"] + (padded["RP"] if self.R else 0), padded["VP"])
+        padded = self.constants
+        self.width = max(padded["DP"] + padded["RP"] * (self.R > 0), padded["VP"])
 
     def query_grid(self, tile: Tile) -> tuple[int]:
         return (cdiv(self.T, tile["BM"]) * self.B * self.H,)

@@ -12,7 +12,7 @@ _INTERPRETED_TILES = [dict(BM=16, BN=32)]  # small, so that tests with few token
 
 
 @cache
-def fwd_tiles(dtype: torch.dtype, width: int, window: bool = False) -> list[Tile]:
+def fwd_tiles(dtype: torch.dtype, width: int, window: bool) -> list[Tile]:
     """width: of keys, content and rotary part, or of values, as tiles hold them; window: a query sees few tiles.
 
     Narrow heads have a cap on registers: 128 let four programs of a window share a processor, and dq's 168 three. Where

@@ -1,0 +1,67 @@
+"""Nothing of others reaches a terminal as a control sequence."""
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zoo import terminal
+
+HOSTILE = {
+    "colour": "\x1b[31mred",
+    "link": "\x1b]8;;http://x\x07here\x1b]8;;\x07",
+    "clipboard": "\x1b]52;c;cm0=\x07",
+    "C1": "\x9b31m\x9d52;",
+    "carriage return": "good\rbad",
+    "backspace": "a\x08b",
+    "bidi": "abc\u202egpj.exe\u2066",
+    "separator": "a\u2028b",
+    "surrogate": "a\udc9bb",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_clean(kind):
+    found = terminal.clean(HOSTILE[kind])
+    assert found.isprintable()
+    assert "\\" in found
+    assert terminal.clean(found) == found
+
+
+def test_line_feeds_stay_and_are_escaped_inside_a_message():
+    assert terminal.clean("a\n\tb é 文 👍🏽") == "a\n\tb é 文 👍🏽"
+    assert terminal.one_line("a\n\tb\x1b") == r"a\n\tb\x1b"
+
+
+def test_out_and_err(capsys):
+    terminal.out("a\x1b[2J")
+    terminal.err("b\x9b", end="")
+    assert capsys.readouterr() == ("a\\x1b[2J\n", "b\\x9b")
+
+
+def test_an_encoding_that_lacks_a_character(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", stream)
+    terminal.out("é\x1b", flush=True)
+    assert stream.buffer.getvalue() == b"?\\x1b\n"
+
+
+def test_log_lines(caplog):
+    record = logging.LogRecord("zoo", logging.INFO, "", 0, "a\x1b[31m%s", ("\r",), None)
+    assert terminal.CleanFormatter("%(message)s").format(record) == r"a\x1b[31m\x0d"
+
+
+def test_rich_text_is_cleaned_and_keeps_its_colours():
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", markup=False, width=60)
+    table = Table()
+    table.add_column(HOSTILE["link"])
+    table.add_row("[link=http://x]name[/link]")
+    table.add_row(Text("linked", style="red link http://y"))
+    console.print(terminal.cleaned(table, console))
+    written = console.file.getvalue()
+    assert "\x1b]8" not in written
+    assert "\x1b[31m" in written
+    assert "[link=http://x]name" in written

@@ -1,0 +1,68 @@
+"""Text of others on a terminal or in a log: control characters are shown as escapes, never sent.
+
+File names, recipes, metrics, documents and messages of libraries can hold sequences that colour, move, hide, link
+(OSC 8), copy to the clipboard (OSC 52), or turn the order of a line around (bidirectional controls).  Everything that
+the zoo prints passes `clean`.
+"""
+
+import contextlib
+import logging
+import re
+import sys
+from typing import Any, TextIO
+
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and line feed, DEL, C1 (0x9b is CSI, 0x9d OSC)
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional controls
+    "\u2028\u2029\ufeff\ufff9-\ufffb"  # line and paragraph separators, byte-order mark, interlinear annotation
+    "\ud800-\udfff"  # bytes of file names that are not UTF-8
+    "\U000e0000-\U000e007f]"  # tags: text that no terminal shows
+)
+
+
+def clean(text: str) -> str:
+    r"""Replace what a terminal would act on by escapes such as `\x1b`; line feeds and tabs stay."""
+    return _UNSAFE.sub(_escape, text)
+
+
+def one_line(text: object) -> str:
+    r"""`clean`, and line feeds and tabs as `\n` and `\t`: for a name inside a message."""
+    return clean(str(text)).replace("\n", r"\n").replace("\t", r"\t")
+
+
+def _escape(match: re.Match) -> str:
+    number = ord(match[0])
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 1 << 16 else f"\\U{number:08x}"
+
+
+def out(text: str = "", end: str = "\n", flush: bool = False) -> None:
+    """Print to standard output.  A character that its encoding lacks becomes a question mark."""
+    _write(sys.stdout, text, end, flush)
+
+
+def err(text: str = "", end: str = "\n") -> None:
+    """Print to standard error; says nothing if nobody reads it."""
+    with contextlib.suppress(BrokenPipeError):
+        _write(sys.stderr, text, end, True)
+
+
+def _write(stream: TextIO | None, text: str, end: str, flush: bool) -> None:
+    if stream is None:
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(clean(text).encode(encoding, "replace").decode(encoding), end=end, file=stream, flush=flush)
+
+
+class CleanFormatter(logging.Formatter):
+    """A log formatter whose lines pass `clean`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record))
+
+
+def cleaned(renderable: Any, console: Any) -> Any:
+    """What rich draws of `renderable`, with the text of every segment cleaned and without hyperlinks."""
+    from rich.segment import Segment, Segments
+
+    lines = console.render(renderable)
+    return Segments([Segment(clean(text), style and style.update_link(None)) for text, style, _ in lines])

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo import blocks, fused
 from zoo.blocks.base import Context
+from zoo.cost import model_cost
 from zoo.errors import ZooError
 from zoo.inference.cache import ModelCache
 from zoo.kernels.documents import Documents
@@ -187,7 +188,7 @@ def build_model(recipe: Recipe | ModelConfig, *, device: str = "cpu", seed: int 
 
     device: where the parameters live; "meta" builds shapes without memory and initialises nothing.
     seed: of the initialisation; default the recipe's `seed`, 0 for a bare model section.
-    Raises ZooError if the device does not exist.
+    Raises ZooError if the device does not exist, or if a block has more or fewer parameters than its config counts.
     """
     config = recipe.model if isinstance(recipe, Recipe) else recipe
     if seed is None:
@@ -198,10 +199,39 @@ def build_model(recipe: Recipe | ModelConfig, *, device: str = "cpu", seed: int 
         raise ZooError(f"cannot build a model on device {device!r}: {str(error).splitlines()[0]}") from error
     if torch.device(device).type == "meta":
         with torch.device("meta"):
-            return Decoder(config)
+            model = Decoder(config)
+        _check_counts(model)
+        return model
     model = Decoder(config)
+    _check_counts(model)
     initialise(model, seed)
     return model.to(device)
+
+
+def _check_counts(model: Decoder) -> None:
+    """Raise ZooError, naming the block and both numbers, unless every part has the parameters that its config counts.
+
+    `zoo show`, `compare` and `cost` state the counted numbers, so a block that differs would make all of them wrong.
+    """
+    config, checked = model.config, set()
+    for layer, built in zip(config.expanded(), model.layers, strict=True):
+        if (layer.config, layer.part) in checked:
+            continue
+        checked.add((layer.config, layer.part))
+        counted = layer.config.cost(config.d_model, config.max_seq_len, layer.part).total_parameters
+        found = _n_parameters(built.attention)
+        if counted != found:
+            raise ZooError(
+                f"model.blocks.{layer.name}: layer {layer.index} ({type(built.attention).__name__}) has {found:,} "
+                f"parameters; the cost of {type(layer.config).__name__} counts {counted:,}; correct its `cost`"
+            )
+    total, built = model_cost(config, config.max_seq_len).parameters["total"], _n_parameters(model)
+    if total != built:
+        raise ZooError(f"model: it has {built:,} parameters; zoo.cost counts {total:,}")
+
+
+def _n_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @torch.no_grad()

@@ -123,7 +123,8 @@ def test_long_rows_by_chunks_in_several_runs(case, monkeypatch, poisoned):
 
 
 def test_runs_cover_all_groups_and_fit_the_workspace():
-    kernel = pytest.importorskip("zoo.kernels.choice.kernel")
+    from zoo.kernels.choice import kernel
+
     for count, rows, per_group, slots, pieces, documents in [
         (16384, 4, 0.25, 4097, 1, False), (65536, 4, 1 / 16, 4100, 4, False), (65536, 8, 1 / 16, 4100, 4, True),
         (1 << 20, 4, 1 / 16, (1 << 16) + 4, 4, False), (3, 1, 0.25, 2, 1, False), (131072, 4, 1 / 32, 4352, 256, False),

@@ -215,7 +215,8 @@ def test_choice_interpreted(shape, grid, places, randn, poisoned):
 
 @pytest.mark.interp
 def test_as_many_splits_as_there_can_be_interpreted(randn, poisoned, monkeypatch):
-    kernel = pytest.importorskip("zoo.kernels.decode.kernel")
+    from zoo.kernels.decode import kernel
+
     monkeypatch.setattr(kernel, "_n_splits", lambda *_: kernel.MAX_SPLITS)
     check_attention((1, 4, 1, 24, 0, 16), 16 * kernel.MAX_SPLITS + 5, randn, poisoned)
 
@@ -224,7 +225,8 @@ def test_as_many_splits_as_there_can_be_interpreted(randn, poisoned, monkeypatch
 @pytest.mark.parametrize(("rows", "few"), [(4, True), (5, False)])
 def test_rows_of_all_heads_are_few_or_not(rows, few, randn, monkeypatch):
     """Two latent heads: eight query tiles, and ten."""
-    kernel = pytest.importorskip("zoo.kernels.decode.kernel")
+    from zoo.kernels.decode import kernel
+
     tiles, asked = kernel._tiles, []
     monkeypatch.setattr(kernel, "_tiles", lambda *given: asked.append(given[-1]) or tiles(*given))
     q, k = randn(rows, 1, 4, 16, dtype=torch.float32), randn(rows, 20, 2, 16, dtype=torch.float32)
@@ -389,7 +391,8 @@ def test_a_long_cache(randn, poisoned):
     ],
 )
 def test_splits_fill_the_processors_once(slots, others, width, select, long, expected, monkeypatch):
-    kernel = pytest.importorskip("zoo.kernels.decode.kernel")
+    from zoo.kernels.decode import kernel
+
     monkeypatch.setattr(kernel, "INTERPRETED", False)
     monkeypatch.setattr(kernel, "n_processors", lambda device: 132)
     assert kernel._n_splits.__wrapped__(slots, others, width, select, long, torch.device("cuda")) == expected
@@ -398,7 +401,8 @@ def test_splits_fill_the_processors_once(slots, others, width, select, long, exp
 @pytest.mark.parametrize(("few", "slots"), [(True, 64), (False, 128)])
 def test_few_programs_take_small_tiles(few, slots, monkeypatch):
     """Where blocks are selected they are large in any case. Each list ends with a tile that fits any GPU."""
-    kernel = pytest.importorskip("zoo.kernels.decode.kernel")
+    from zoo.kernels.decode import kernel
+
     monkeypatch.setattr(kernel, "INTERPRETED", False)
     tiles = kernel._tiles.__wrapped__(torch.bfloat16, 256, select=False, long=False, few=few)
     assert (tiles[0]["BN"], tiles[-1]["BN"]) == (slots, 16)

@@ -135,3 +135,23 @@ def test_an_absent_device_is_one_clear_error():
         pytest.skip("this machine has the device")
     with pytest.raises(ZooError, match="cannot build a model on device 'cuda'"):
         build_model(small({"a": KINDS["full"]}, "a"), device="cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("kind", "part", "layer"), [("full", None, 1), ("ansa", "local", 1), ("ansa", "global", 2)])
+def test_a_block_that_counts_its_parameters_wrongly_is_named(device, kind, part, layer, monkeypatch):
+    """Here the module of one part has a vector that its config does not count."""
+    config = small({"mine": KINDS[kind], "other": KINDS["mla"]}, "other mine*2")
+    cls, build = type(config.blocks["mine"]), type(config.blocks["mine"]).build
+
+    def with_a_vector(self, d_model, part_built=None):
+        block = build(self, d_model, part_built)
+        if part_built == part:
+            block.forgotten = torch.nn.Parameter(torch.zeros(7))
+        return block
+
+    counted = config.blocks["mine"].cost(32, 64, part).total_parameters
+    monkeypatch.setattr(cls, "build", with_a_vector)
+    has = rf"model\.blocks\.mine: layer {layer} \(Attention\) has {counted + 7:,} parameters"
+    with pytest.raises(ZooError, match=rf"{has}; the cost of {cls.__name__} counts {counted:,}; correct its `cost`"):
+        build_model(config, device=device)

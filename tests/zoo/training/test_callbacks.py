@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-callbacks = pytest.importorskip("zoo.training.callbacks")
+from zoo.training import callbacks
 
 
 def after_batch(number, seconds, tokens=100):

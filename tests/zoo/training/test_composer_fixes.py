@@ -5,11 +5,10 @@ import signal
 
 import pytest
 import torch
+from composer.utils import checkpoint as composer_checkpoint
 
 from zoo.errors import ZooError
-
-composer_fixes = pytest.importorskip("zoo.training.composer_fixes")
-composer_checkpoint = pytest.importorskip("composer.utils.checkpoint")
+from zoo.training import composer_fixes
 
 
 class Evil:

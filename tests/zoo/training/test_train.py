@@ -15,15 +15,12 @@ from safetensors.torch import load_file
 import zoo
 from zoo.errors import RecipeError, ZooError
 from zoo.kernels.documents import Documents
-from zoo.training import train
+from zoo.training import composer_model, engine, setup, train
 from zoo.training.checkpoints import listed
 from zoo.training.loggers import read_metrics
 from zoo.training.run_folder import RunFolder
 from zoo.training.screen import Screen, log_to, stop_log
 
-composer_model = pytest.importorskip("zoo.training.composer_model")
-engine = pytest.importorskip("zoo.training.engine")
-setup = pytest.importorskip("zoo.training.setup")
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")
 
 

@@ -9,10 +9,7 @@ A run that finds NAME.building redoes only the pieces that are not marked as don
 
 import json
 import multiprocessing
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +27,7 @@ from zoo.data.shards import merge_indexes, write_shards
 from zoo.data.sources import Piece, pieces
 from zoo.data.synthetic import make_rows
 from zoo.files import sync, write_json
+from zoo.processes import sheltered, stay_with_parent
 
 SYNTHETIC_ROWS_A_PART = 1 << 14
 Numbered = Iterator[tuple[int, Piece]]
@@ -149,7 +147,7 @@ def _pack_all(todo: Numbered, tokenizer: Tokenizer, fraction: float, workers: in
         ) from error
     except BaseException:  # Ctrl-C, an error in another piece: nobody waits for what the workers have begun
         for worker in set(multiprocessing.active_children()) - others:
-            worker.terminate()
+            worker.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -159,7 +157,9 @@ def _pack_in_pool(pool: ProcessPoolExecutor, todo: Numbered, most: int) -> Itera
     pending: dict[Future, int] = {}
     for part, piece in chain(todo, [(-1, None)]):
         if piece is not None:
-            pending[pool.submit(_pack_in_worker, piece)] = part
+            with sheltered():  # the pool starts its processes at the first piece
+                future = pool.submit(_pack_in_worker, piece)
+            pending[future] = part
         while len(pending) >= (most if piece is not None else 1):
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 yield pending.pop(future), future.result()
@@ -170,14 +170,7 @@ _in_worker: dict = {}
 
 def _start_worker(tokenizer: Tokenizer, fraction: float) -> None:
     _in_worker.update(tokenizer=tokenizer, fraction=fraction)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process of a terminal; one of them says so
-
-    def leave_with_parent() -> None:
-        # A worker whose parent was killed would wait for work for ever.
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    stay_with_parent()  # the preparation that started it decides what a signal to the group means
 
 
 def _pack_in_worker(piece: Piece) -> dict[str, Packed]:

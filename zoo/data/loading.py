@@ -26,6 +26,7 @@ from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.shards import hash_name, make_ready, read_index, remove_broken
 from zoo.data.stale import remove_stale
 from zoo.data.synthetic import IGNORED
+from zoo.processes import sheltered, stay_with_parent
 
 
 class RowDataset(StreamingDataset):
@@ -154,15 +155,28 @@ def loader(
             _let_go(memory)
     # The generator: an iterator of a DataLoader draws a number from it, otherwise from the model's random state.
     generator = torch.Generator().manual_seed(seed)
-    batches = DataLoader(
+    batches = _Loader(
         dataset,
         batch_size=batch_size,
         num_workers=num_workers,
         drop_last=training,
         generator=generator,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_begin_reader,
     )
     return DataSpec(batches, get_num_samples_in_batch=_count_rows, get_num_tokens_in_batch=_count_tokens)
+
+
+class _Loader(DataLoader):
+    """A DataLoader whose processes outlive a signal to the group: the run saves first, and ends them then."""
+
+    def _get_iterator(self) -> Any:
+        with sheltered():
+            return super()._get_iterator()
+
+
+def _begin_reader(worker: int) -> None:
+    stay_with_parent()
 
 
 def _count_rows(batch: dict[str, torch.Tensor]) -> int:

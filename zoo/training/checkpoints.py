@@ -70,3 +70,12 @@ def newest_good(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
             f"To start over, remove {folder.parent}"
         )
     return None
+
+
+def where_it_continues(folder: Path) -> str:
+    """A sentence about the newest checkpoint of a folder, by name alone, for messages."""
+    found = listed(folder)
+    if not found:
+        return "no checkpoint has been written yet, so the same command starts again"
+    newest = found[-1]
+    return f"checkpoint of batch {newest.batch} saved in {newest.path}; the same command continues from there"

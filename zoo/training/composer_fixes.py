@@ -5,7 +5,8 @@
 | a kill while a checkpoint is written leaves half of it, by its name   | `write_atomically`                        |
 | checkpoints are read with full pickle: a crafted one runs code        | `read_safely`                             |
 | random state is not restored in a mid-epoch resume                    | `RestoreRandomState`                      |
-| SIGTERM and Ctrl-C end the process without a checkpoint               | `StopOnSignal`                            |
+| SIGTERM and Ctrl-C end the process without a checkpoint               | `StopOnSignal`, interrupts.py              |
+| a validation cannot be stopped                                        | `StoppableTrainer`                        |
 | under torchrun a resume asks for NODE_RANK, which torchrun does not set | `name_node_rank`                         |
 | NCCL process groups are never ended                                   | `end_process_groups`                      |
 | warnings about things that are as they should be                      | `EXPECTED_WARNINGS`                       |
@@ -18,7 +19,6 @@ import contextlib
 import datetime
 import os
 import pickle
-import signal
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -26,14 +26,14 @@ from pathlib import Path
 import composer.utils.checkpoint as composer_checkpoint
 import numpy as np
 import torch
-from composer import Callback
+from composer import Callback, Trainer
 from composer.utils import dist, reproducibility
 
 from zoo.errors import ZooError
 from zoo.files import replace_durably
 from zoo.training.checkpoints import TEMPORARY
 from zoo.training.composer_model import PREFIX
-from zoo.training.screen import tell_terminal
+from zoo.training.interrupts import StopRequests
 
 EXPECTED_WARNINGS = (
     r".*No batches were trained for global rank",  # a resume exactly at the end of an epoch starts on the next one
@@ -149,44 +149,58 @@ class RestoreRandomState(Callback):
             self.state_dicts = None
 
 
-class StopOnSignal(Callback):
-    """On SIGTERM or Ctrl-C finish the batch and let the checkpoint saver write; on a second Ctrl-C stop at once.
+class CutShort(Exception):
+    """Ends a validation at a batch because the run was asked to stop; StoppableTrainer catches it."""
 
-    Use as a context manager around fit: the handlers that were there before come back. `received` is the signal.
-    All ranks stop after the same batch, whichever of them was told.
+
+class StoppableTrainer(Trainer):
+    """A Trainer whose validation can be left in the middle, as if it had not begun: no metric of it is recorded."""
+
+    def _eval_loop(self, *arguments, **options) -> None:
+        state = self.state
+        loader, label, length = state.dataloader, state.dataloader_label, state.dataloader_len
+        try:
+            super()._eval_loop(*arguments, **options)
+        except CutShort:
+            state.set_dataloader(loader, label)
+            if length is not None:
+                state.dataloader_len = length
+
+
+class StopOnSignal(Callback):
+    """Stop at the first batch, of training or of validation, after a signal; the checkpoint saver then writes.
+
+    All ranks stop after the same batch, whichever of them was told.  `stopped`: the run was asked to stop.
+    `cut_short`: that was in a validation, whose loss is not known.
+    saves: whether a checkpoint is due after so many batches; a signal that came while it was written needs no other.
     """
 
-    def __init__(self):
-        self.received: int | None = None
-        self.stopped = False
-        self._pid = os.getpid()
-        self._before: dict = {}
-
-    def __enter__(self) -> "StopOnSignal":
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame) -> None:
-        if os.getpid() != self._pid:  # a data worker, which inherits this handler when it is forked
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
-            return  # Ctrl-C reaches the whole process group; the trainer ends its workers itself
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-        if dist.get_global_rank() == 0:
-            tell_terminal(f"{signal.Signals(number).name}: stops after this batch and saves (Ctrl-C again: at once)")
+    def __init__(self, requests: StopRequests, saves: Callable[[int], bool]):
+        self.requests, self.saves = requests, saves
+        self.stopped = self.cut_short = False
 
     def batch_end(self, state, logger) -> None:
-        told = state.device.tensor_to_device(torch.tensor([int(self.received is not None)]))
-        dist.all_reduce(told, reduce_operation="MAX")
-        if told.item() and not self.stopped:
+        self._stop_if_told(state)
+
+    def batch_checkpoint(self, state, logger) -> None:
+        if self.saves(int(state.timestamp.batch)):
+            self._stop_if_told(state)
+
+    def eval_batch_start(self, state, logger) -> None:
+        if self.cut_short or self._stop_if_told(state):
+            self.cut_short = True
+            raise CutShort
+
+    def _stop_if_told(self, state) -> bool:
+        told = self.requests.received is not None
+        if dist.get_world_size() > 1:
+            anyone = state.device.tensor_to_device(torch.tensor([int(told)]))
+            dist.all_reduce(anyone, reduce_operation="MAX")
+            told = bool(anyone.item())
+        if told and not self.stopped:
             self.stopped = True
             state.stop_training()
+        return told
 
 
 def name_node_rank() -> None:

@@ -3,9 +3,9 @@
 import contextlib
 
 import torch
-from composer import Evaluator, Event, Trainer
+from composer import Evaluator, Event
 from composer.callbacks import CheckpointSaver
-from composer.utils import get_device
+from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config
 
 from zoo import cost
@@ -14,10 +14,12 @@ from zoo.kernels.dispatch import use_implementation
 from zoo.model import build_model
 from zoo.training import checkpoints
 from zoo.training.callbacks import ClipGradients, LearningRate, Metrics, StopIfNotFinite
-from zoo.training.composer_fixes import RestoreRandomState, StopOnSignal, end_process_groups, fixed
+from zoo.training.checkpoints import where_it_continues
+from zoo.training.composer_fixes import RestoreRandomState, StopOnSignal, StoppableTrainer, end_process_groups, fixed
 from zoo.training.composer_model import LanguageModel
 from zoo.training.device import peak_flops
 from zoo.training.export import export, full_state_dict
+from zoo.training.interrupts import Interrupted, StopRequests
 from zoo.training.loggers import JsonLines, TensorBoard, composer_loggers, read_metrics
 from zoo.training.optimizer import make_optimizer
 from zoo.training.run_folder import RunFolder
@@ -26,19 +28,16 @@ from zoo.training.setup import Setup
 from zoo.training.summary import Summary
 
 
-class Interrupted(ZooError):
-    """Training was stopped by a signal; the message says where it continues."""
+def run(recipe, folder: RunFolder, screen: Screen, changes: list[str], requests: StopRequests) -> Summary:
+    """Train to the recipe's duration, from the newest good checkpoint if there is one; write weights and summary.
 
-    exit_code = 130
-
-
-def run(recipe, folder: RunFolder, screen: Screen, changes: list[str]) -> Summary:
-    """Train to the recipe's duration, from the newest good checkpoint if there is one; write weights and summary."""
+    Raises Interrupted if `requests` received a signal, KeyboardInterrupt if it came before the first batch.
+    """
     kernels = recipe.train.kernels
     with fixed(), contextlib.nullcontext() if kernels == "auto" else use_implementation(kernels, "train.kernels"):
-        setup = Setup.make(recipe, folder, screen, changes)
+        setup = Setup.make(recipe, folder, screen, changes, requests)
         try:
-            with contextlib.closing(Engine(setup)) as engine:
+            with contextlib.closing(Engine(setup, requests)) as engine:
                 engine.fit()
                 summary = engine.finish()
         except ZooError:  # every process raises it after the same batch
@@ -51,8 +50,8 @@ def run(recipe, folder: RunFolder, screen: Screen, changes: list[str]) -> Summar
 class Engine:
     """A Trainer with the zoo's callbacks, its state loaded from the checkpoint if there is one."""
 
-    def __init__(self, setup: Setup):
-        self.setup = setup
+    def __init__(self, setup: Setup, requests: StopRequests):
+        self.setup, self.requests = setup, requests
         recipe, train, device = setup.recipe, setup.recipe.train, setup.device
         decoder = build_model(recipe)
         decoder.activation_checkpointing = train.activation_checkpointing
@@ -61,10 +60,10 @@ class Engine:
         model = LanguageModel(decoder)
         if not device.sharded:  # before the optimiser, which asks where the weights are
             model = get_device(device.name).module_to_device(model)
-        self.stopper, restore = StopOnSignal(), RestoreRandomState()
+        self.stopper, restore = StopOnSignal(requests, setup.plan.saves), RestoreRandomState()
         self.loaders = {split: setup.loader(split) for split in ("train", "validation")}
         self.writers, self.evaluator = self._make_writers(), self._make_evaluator()
-        self.trainer = Trainer(
+        self.trainer = StoppableTrainer(
             model=model,
             optimizers=make_optimizer(model, train.optimizer),
             train_dataloader=self.loaders["train"],
@@ -86,27 +85,46 @@ class Engine:
         restore.state_dicts = self.trainer._rng_state
 
     def fit(self) -> None:
-        """Validate once before the first batch, then train. Raises Interrupted if a signal ended it early."""
+        """Train; validate before the first batch, and where an earlier session left that out.
+
+        Raises Interrupted if a signal ended it early.
+        """
         setup = self.setup
-        if setup.from_batch == setup.plan.total:  # killed between the last checkpoint and the weights
+        validates, trains = self._owes_validation(), setup.from_batch < setup.plan.total
+        if not (validates or trains):  # killed between the last checkpoint and the weights
             return
+        self.requests.enter("stops after this batch and saves")
         # Backward on this thread: torch's own thread for a GPU costs short steps a millisecond (docs/log.md).
         try:
-            with self.stopper, torch.autograd.set_multithreading_enabled(False):
-                if setup.from_batch == 0 and self.evaluator is not None:
+            with torch.autograd.set_multithreading_enabled(False):
+                if validates:
                     self.trainer.eval()
-                setup.screen.start(setup.plan, setup.from_batch)
-                self.trainer.fit()
+                if trains and not self.stopper.stopped:
+                    setup.screen.start(setup.plan, setup.from_batch)
+                    self.trainer.fit()
         except KeyboardInterrupt:
             raise Interrupted(f"stopped at once; {self.where_it_continues()}") from None
         finally:
             setup.screen.close()
         done = int(self.trainer.state.timestamp.batch)
-        if done < setup.plan.total:
+        if done < setup.plan.total or self.stopper.cut_short:
             raise Interrupted(f"stopped after batch {done} of {setup.plan.total}; {self.where_it_continues()}")
+
+    def _owes_validation(self) -> bool:
+        """Whether the validation of this session's first batch is missing: a signal cut it short, or none was yet."""
+        setup = self.setup
+        if self.evaluator is None or not (setup.from_batch == 0 or setup.plan.validates(setup.from_batch)):
+            return False
+        owes = [False]
+        if setup.device.rank == 0:
+            records = read_metrics(setup.folder.metrics)
+            owes = [not any("validation_loss" in r and r["batch"] == setup.from_batch for r in records)]
+        dist.broadcast_object_list(owes, src=0)
+        return owes[0]
 
     def finish(self) -> Summary:
         """Write the weights and the summary, and print it. All processes must call this."""
+        self.requests.enter("ends when the weights are written")
         setup, clock = self.setup, self.trainer.state.timestamp
         state = full_state_dict(self.trainer.state.model)
         digest = export(setup.folder, setup.recipe, state, setup.prepared.tokenizer) if setup.device.rank == 0 else ""
@@ -141,11 +159,7 @@ class Engine:
 
     def where_it_continues(self) -> str:
         """A sentence about the newest checkpoint, for messages."""
-        found = checkpoints.listed(self.setup.folder.checkpoints)
-        if not found:
-            return "no checkpoint has been written yet, so the same command starts again"
-        newest = found[-1]
-        return f"checkpoint of batch {newest.batch} saved in {newest.path}; the same command continues from there"
+        return where_it_continues(self.setup.folder.checkpoints)
 
     def _callbacks(self) -> list:
         setup = self.setup

@@ -3,20 +3,19 @@
 import contextlib
 import logging
 import os
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 from zoo.errors import ZooError
+from zoo.processes import start_resource_tracker
+from zoo.training.checkpoints import where_it_continues
+from zoo.training.failures import explain, in_reader
+from zoo.training.interrupts import Interrupted, StopRequests
 from zoo.training.loggers import check_installed
 from zoo.training.run_folder import RunFolder
-from zoo.training.screen import Screen, log_to, stop_log, tell_terminal
+from zoo.training.screen import Screen, log_to, stop_log
 from zoo.training.summary import Summary
 
 log = logging.getLogger("zoo.training")
-
-GOES_ON = "checkpoints are whole whenever they are there, so the same command continues from the newest"
 
 
 def train(recipe, run_dir: str | Path) -> Summary:
@@ -34,32 +33,37 @@ def train(recipe, run_dir: str | Path) -> Summary:
     if done is not None and not any(change.startswith("train.duration:") for change in changes):
         return _complete(done, folder, screen)
     check_installed(recipe.train.loggers)
+    start_resource_tracker()
+    requests = StopRequests(quiet=rank != 0)
     try:
-        with folder.locked() if rank == 0 else contextlib.nullcontext():
-            return _run(recipe, folder, screen, changes, rank)
-    except OSError as error:  # a full disk, or one that went away
-        raise ZooError(f"{folder.path}: training failed: {error}; {GOES_ON}") from error
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        with requests, folder.locked() if rank == 0 else contextlib.nullcontext():
+            return _run(recipe, folder, screen, changes, rank, requests)
+    except KeyboardInterrupt:
+        raise Interrupted(f"{folder.path}: stopped; {where_it_continues(folder.checkpoints)}") from None
+    except Exception as error:
+        told = _explained(error)
+        if told is None:
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
-        less = "a smaller train.micro_batch, or train.activation_checkpointing=true, needs less (zoo cost estimates it)"
-        raise ZooError(f"{folder.path}: training failed: {reason}; {less}; {GOES_ON}") from error
+        stopped = f"after {requests.name()} " if requests.received is not None else ""
+        message = f"{folder.path}: training failed: {stopped}{told}; {where_it_continues(folder.checkpoints)}"
+        raise ZooError(message) from error
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Torch's errors on a GPU and on a CPU, and Composer's when not even one row fits, have no type in common."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text
+def _explained(error: Exception) -> str | None:
+    """One line about an error that is not a bug: of the system, or of a process that reads rows."""
+    if isinstance(error, ZooError):
+        return in_reader(error)
+    return explain(error)
 
 
-def _run(recipe, folder: RunFolder, screen: Screen, changes: list[str], rank: int) -> Summary:
+def _run(recipe, folder: RunFolder, screen: Screen, changes: list[str], rank: int, requests: StopRequests) -> Summary:
     handler = log_to(folder.log) if rank == 0 else None
     try:
-        with _whole_imports():
-            from zoo.training.engine import run  # Composer takes seconds to import
+        from zoo.training.engine import run  # Composer takes seconds to import, and sets handlers of its own
 
-        return run(recipe, folder, screen, changes)
+        requests.listen()
+        requests.check()
+        return run(recipe, folder, screen, changes, requests)
     except Exception as error:
         log.error("%s", error, exc_info=None if isinstance(error, ZooError) else error)
         raise
@@ -67,32 +71,6 @@ def _run(recipe, folder: RunFolder, screen: Screen, changes: list[str], rank: in
         screen.close()
         if handler is not None:
             stop_log(handler)
-
-
-@contextlib.contextmanager
-def _whole_imports() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of an import; a second one does not wait.
-
-    Libraries catch what is raised while they import something, Ctrl-C too, and then fail in strange ways or go on.
-    """
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    if not on_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    received: list[int] = []
-
-    def note(number: int, frame) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        tell_terminal("SIGINT: stops when the engine is imported (Ctrl-C again: at once)")
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if received:
-        raise KeyboardInterrupt
 
 
 def _complete(done: dict, folder: RunFolder, screen: Screen) -> Summary:

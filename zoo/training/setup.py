@@ -16,6 +16,7 @@ from zoo.training.composer_fixes import name_node_rank, refuse_code, refuse_othe
 from zoo.training.composer_model import count_tokens
 from zoo.training.device import resolve_micro_batch, resolve_precision, rows_per_device
 from zoo.training.environment import record_environment
+from zoo.training.interrupts import StopRequests
 from zoo.training.plan import Plan
 from zoo.training.run_folder import RunFolder
 from zoo.training.screen import Screen
@@ -98,14 +99,16 @@ class Setup:
         return DataSpec(made.dataloader, get_num_tokens_in_batch=count_tokens)
 
     @classmethod
-    def make(cls, recipe, folder: RunFolder, screen: Screen, changes: list[str]) -> "Setup":
+    def make(cls, recipe, folder: RunFolder, screen: Screen, changes: list[str], requests: StopRequests) -> "Setup":
         """Prepare the data, plan the batches, find the checkpoint, and write down what is about to happen.
 
         Raises RecipeError or DataError before anything is trained if something of it cannot work.
         """
         seq_len = recipe.data.seq_len or recipe.model.max_seq_len
         device = Device.make(recipe.train, seq_len)
+        requests.enter("ends; prepared pieces of the data are kept", at_once=True)
         prepared = data.prepare_for(recipe)
+        requests.enter("ends when model and data are set up")
         plan = Plan.make(recipe.train, recipe.eval, seq_len, prepared.rows("train"))
         checkpoint = _agreed(folder, screen, device.rank)
         setup = cls(recipe, folder, screen, device, prepared, plan, checkpoint)

@@ -1,7 +1,6 @@
 """Each wrapper around Composer, alone; test_train.py sees them at work together."""
 
 import os
-import signal
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from composer.utils import checkpoint as composer_checkpoint
 
 from zoo.errors import ZooError
 from zoo.training import composer_fixes
+from zoo.training.interrupts import StopRequests
 
 
 class Evil:
@@ -77,25 +77,33 @@ def test_composer_is_as_it_was_afterwards():
     assert before == (composer_checkpoint._write_checkpoint_file, composer_checkpoint._torch_load_with_validation)
 
 
-def test_signals_are_noted_and_a_second_ctrl_c_stops_at_once(capfd):
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with composer_fixes.StopOnSignal() as stopper:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stopper.received == signal.SIGTERM
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
-    assert "SIGTERM: stops after this batch and saves" in capfd.readouterr().err
+class Clock:
+    """What StopOnSignal sees of a state."""
+
+    def __init__(self, batch):
+        self.timestamp, self.ended = type("T", (), {"batch": batch}), 0
+
+    def stop_training(self):
+        self.ended += 1
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_data_workers_die_of_sigterm_and_survive_ctrl_c():
-    with composer_fixes.StopOnSignal() as stopper:
-        child = os.fork()
-        if child == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGTERM)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGTERM
-    assert stopper.received is None
+def test_a_signal_while_a_checkpoint_is_written_needs_no_further_batch():
+    requests = StopRequests()
+    stopper = composer_fixes.StopOnSignal(requests, saves=lambda batch: batch % 4 == 0)
+    for batch, received, ended in [(4, None, 0), (5, 15, 0), (8, 15, 1)]:
+        requests.received, state = received, Clock(batch)
+        stopper.batch_checkpoint(state, None)
+        assert state.ended == ended
+    assert stopper.stopped
+    assert not stopper.cut_short
+
+
+def test_a_validation_is_left_at_its_next_batch():
+    requests = StopRequests()
+    stopper = composer_fixes.StopOnSignal(requests, saves=lambda batch: False)
+    stopper.eval_batch_start(Clock(3), None)
+    requests.received = 15
+    for _ in range(2):
+        with pytest.raises(composer_fixes.CutShort):
+            stopper.eval_batch_start(Clock(3), None)
+    assert stopper.cut_short

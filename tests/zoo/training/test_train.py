@@ -128,6 +128,35 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(
     assert [c.batch for c in listed(run / "checkpoints")] == [8, 12]
 
 
+def validations(run):
+    return {r["batch"]: r["validation_loss"] for r in read_metrics(run / "metrics.jsonl") if "validation_loss" in r}
+
+
+@pytest.mark.parametrize("batch", [0, 6, 12])
+def test_sigterm_ends_a_validation_at_once_and_it_is_made_up_for(uninterrupted, recipe, tmp_path, monkeypatch, batch):
+    """Before the first batch, in the middle and at the end: its loss is not recorded, and known after a resume."""
+    run, forward = tmp_path / "run", composer_model.LanguageModel.eval_forward
+    seen = []
+
+    def eval_forward(self, rows, outputs=None):
+        if max(losses(run), default=0) == batch:
+            seen.append(batch)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, rows, outputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(composer_model.LanguageModel, "eval_forward", eval_forward)
+        with pytest.raises(engine.Interrupted, match=f"stopped after batch {batch} of 12; "):
+            train(recipe(), run)
+    assert seen == [batch]  # the first of two batches
+    assert batch not in validations(run)
+    assert [c.batch for c in listed(run / "checkpoints")] == {0: [], 6: [4, 6], 12: [8, 12]}[batch]
+    train(recipe(), run)
+    assert_same_weights(run, uninterrupted[0])
+    assert losses(run) == losses(uninterrupted[0])
+    assert validations(run) == validations(uninterrupted[0])
+
+
 class Dropout(torch.nn.Module):
     """An embedding followed by dropout, to have a model that draws random numbers while it trains."""
 
@@ -317,7 +346,7 @@ def files_of_at_most(n_bytes):
 
 def test_a_full_disk_ends_in_one_sentence_and_the_same_command_goes_on(uninterrupted, recipe, tmp_path):
     run = tmp_path / "run"
-    message = r"run: training failed: .*File too large: '.*ep0-ba4-rank0\.pt'; .*the same command continues"
+    message = r"run: training failed: .*File too large: '.*ep0-ba4-rank0\.pt'; no checkpoint .*the same command"
     with files_of_at_most(30_000), pytest.raises(ZooError, match=message) as error:
         train(recipe(), run)
     assert error.value.exit_code == 1

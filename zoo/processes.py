@@ -1,0 +1,94 @@
+"""Processes that a run starts to read rows or to tokenise: they outlive a signal to the group, and never the run.
+
+Slurm, systemd, `timeout` and a terminal's Ctrl-C signal every process of a run at once.  The run itself decides what
+that means (zoo/interrupts.py); a helper process that died of it would take the unsaved work along.
+
+    with sheltered():               # in the run: children are born with the stop signals blocked
+        start the processes
+    stay_with_parent()              # in each child, first of all
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
+DUMP_STACKS = signal.SIGUSR2  # from the parent: write the stacks of all threads, and go on
+WATCH_S = 1.0  # how soon a child leaves where the system cannot end it with its parent
+_PR_SET_PDEATHSIG = 1
+
+
+@contextlib.contextmanager
+def sheltered() -> Iterator[None]:
+    """Block the stop signals for the length of a `with`; what is started in it inherits that for life.
+
+    A signal that arrives meanwhile reaches this process at the end of the `with`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        # Started here if it does not run yet, or with the first process: and then it unblocks SIGTERM and SIGINT.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_resource_tracker() -> None:
+    """Start Python's keeper of shared memory, sheltered, before anything else does.
+
+    Python lets it ignore SIGINT and SIGTERM only; SIGHUP or SIGUSR1 to the group would end it.
+    """
+    with sheltered():
+        pass
+
+
+def stay_with_parent(stacks: Path | None = None) -> None:
+    """Tie a child process to its parent: it ends with it, at the latest `WATCH_S` later, and by nobody else's SIGTERM.
+
+    Of the stop signals, which must be blocked (`sheltered`), it obeys SIGTERM from the parent; at `DUMP_STACKS` from
+    the parent it appends its stacks to the file `stacks`.
+    """
+    parent = os.getppid()
+    end_with_parent(signal.SIGKILL)
+    if not hasattr(signal, "sigtimedwait"):  # macOS: the children ignore the signals
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        return
+    threading.Thread(target=_watch, args=(parent, stacks), name="stay-with-parent", daemon=True).start()
+
+
+def end_with_parent(number: int) -> None:
+    """Ask Linux to send this process a signal when the thread that started it ends, as it does with its process."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
+def _watch(parent: int, stacks: Path | None) -> None:
+    while os.getppid() == parent:
+        told = signal.sigtimedwait(STOP_SIGNALS, WATCH_S)
+        if told is None or told.si_pid != parent:
+            continue
+        if told.si_signo == signal.SIGTERM:
+            os._exit(0)
+        if told.si_signo == DUMP_STACKS and stacks is not None:
+            dump_stacks(stacks, f"process {os.getpid()}, which reads rows")
+    os._exit(1)  # the parent was killed
+
+
+def dump_stacks(path: Path, title: str) -> None:
+    """Append the stacks of all threads of this process to a file."""
+    with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
+        file.write(f"--- {title}\n")
+        file.flush()
+        faulthandler.dump_traceback(file, all_threads=True)

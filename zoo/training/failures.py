@@ -1,0 +1,127 @@
+"""What the system did to a training, in one line with a way out: killed readers, full disks, exhausted limits.
+
+The errors of torch, gloo, Streaming and the operating system for these have no type in common, so their text is read.
+"""
+
+import errno
+import os
+import re
+import shutil
+
+from zoo.data.stale import SHARED_MEMORY
+
+_READER = re.compile(
+    r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed by signal: (\w[\w ]*)|exited unexpectedly)"
+)
+_IN_READER = re.compile(r"Caught (\w+) in DataLoader worker process")
+_MEMORY = re.compile(r"out of memory|not enough memory|can'?t allocate memory|cannot allocate memory|bad_?alloc", re.I)
+_SHARED = re.compile(r"shared memory|/torch_\d+|\bshm\b|/dev/shm", re.I)
+_PEER = re.compile(
+    r"connection (?:closed|reset) by peer|connection refused|gloo|socket|NCCL|broken pipe|process group|TCPStore", re.I
+)
+_THREADS = re.compile(
+    r"can'?t start new thread|pthread_create|thread constructor failed|libgomp: Thread creation", re.I
+)
+
+
+def explain(error: BaseException) -> str | None:
+    """What happened and what to do about it, for a failure that is not the zoo's; None for any other error."""
+    text = _text(error)
+    number = _errno(error)
+    if (killed := _READER.search(text)) is not None:
+        return _killed_reader(killed[1].strip(), killed[2])
+    if _SHARED.search(text) and (number == errno.ENOSPC or "No space left" in text or "unable to" in text):
+        return f"{_first_line(text)}; {_shared_memory()}"
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY.search(text):
+        return (
+            f"{_first_line(text) or 'out of memory'}; a smaller train.micro_batch, or train.activation_checkpointing="
+            "true, needs less (zoo cost estimates it); raise a limit on memory (ulimit -v) if there is one"
+        )
+    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:
+        return f"too many open files{_at(error)}; raise the limit (ulimit -n 4096), or set train.workers to 0"
+    if number == errno.EAGAIN or _THREADS.search(text):
+        return (
+            "the system allows no more processes or threads; raise the limit (ulimit -u, or pids.max of the "
+            "container), set OMP_NUM_THREADS to a small number, or train.workers to 0"
+        )
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f"{_os_error(error)}; make room on that disk"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{_os_error(error)}; this user must be able to write there"
+    if isinstance(error, RuntimeError) and _PEER.search(text):
+        lost = "the connection to another process of this run, whose own output says why, was lost"
+        return f"{lost}: {_first_line(text)}"
+    if "No usable temporary directory" in text:
+        return "no folder for temporary files can be written; set TMPDIR to one that can"
+    return _os_error(error) if isinstance(error, OSError) else None
+
+
+def in_reader(error: Exception) -> str | None:
+    """The message alone of an error that came from a process that reads rows: torch sends its traceback along."""
+    text = str(error)
+    if _IN_READER.search(text) is None:
+        return None
+    last = text.strip().splitlines()[-1]
+    return last.split(": ", 1)[1] if ": " in last else last
+
+
+def _killed_reader(pids: str, signal_name: str | None) -> str:
+    if signal_name and "bus error" in signal_name.lower():
+        return f"process {pids}, which reads rows, found {SHARED_MEMORY} full; {_shared_memory()}"
+    how = f"was killed ({signal_name.strip()})" if signal_name else "ended"
+    return (
+        f"process {pids}, which reads rows, {how}; the system does that when memory runs out: lower train.workers, "
+        "or give the job more memory"
+    )
+
+
+def _shared_memory() -> str:
+    try:
+        free = f", where {shutil.disk_usage(SHARED_MEMORY).free / 1e6:,.1f} MB are free,"
+    except OSError:
+        free = ""
+    return (
+        f"{SHARED_MEMORY}{free} is too small for the rows that train.workers hand over: make it larger (docker run "
+        "--shm-size=1g; mount -o remount,size=1g /dev/shm), or set train.workers to 0"
+    )
+
+
+def _text(error: BaseException) -> str:
+    """The error's message, and those it was raised from: torch buries the system's word under its own."""
+    found, seen = [], set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        found.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(found)
+
+
+def _errno(error: BaseException | None) -> int | None:
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _os_error(error: BaseException) -> str:
+    seen = set()
+    inner: BaseException | None = error
+    while inner is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        if isinstance(inner, OSError) and inner.errno is not None:
+            return f"[Errno {inner.errno}] {inner.strerror or os.strerror(inner.errno)}{_at(inner)}"
+        inner = inner.__cause__ or inner.__context__
+    return _first_line(str(error))
+
+
+def _at(error: BaseException) -> str:
+    name = getattr(error, "filename", None)
+    return f": {str(name)!r}" if name else ""
+
+
+def _first_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[0].strip() if lines else ""

@@ -3,7 +3,8 @@
 The config half (config.py, fields.py, cost.py, registry.py, kinds/) imports no torch; `build` imports the torch half.
 """
 
-from zoo.blocks.registry import block_kinds, broken, config_class, load_plugin, register
+from zoo.blocks.plugins import load_plugin
+from zoo.blocks.registry import block_kinds, broken, config_class, register
 
 __all__ = ["block_kinds", "broken", "build", "config_class", "load_plugin", "register"]
 

@@ -9,6 +9,8 @@ from functools import cache
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
+from zoo.blocks.plugins import distributions
+
 if TYPE_CHECKING:
     from zoo.blocks.config import BlockConfig
 
@@ -32,13 +34,23 @@ def _installed() -> tuple[dict[str, str], dict[str, str]]:
     """
     found: dict[str, str] = {}
     refused: dict[str, str] = {}
-    for entry in metadata.entry_points(group=ENTRY_POINTS):
+    for entry in _offered():
         taken = _KINDS.get(entry.name) or found.get(entry.name, entry.value)
         if taken != entry.value:
             refused[entry.name] = f"is offered by {entry.value} and by {taken}; uninstall one"
         else:
             found[entry.name] = entry.value
     return {kind: target for kind, target in found.items() if kind not in refused}, refused
+
+
+def _offered() -> "Iterator[metadata.EntryPoint]":
+    """The entry points of installed packages; of a package that is there twice, those of the first on sys.path."""
+    seen: set[str] = set()
+    for package in distributions():
+        entries = [entry for entry in package.entry_points if entry.group == ENTRY_POINTS]
+        if entries and package.name not in seen:
+            seen.add(package.name)
+            yield from entries
 
 
 def broken() -> dict[str, str]:
@@ -51,17 +63,6 @@ def broken() -> dict[str, str]:
         except ValueError as error:
             reasons[kind] = str(error)
     return reasons
-
-
-def load_plugin(module: str) -> None:
-    """Import a module of another package, which calls `register` for each kind it brings.
-
-    Raises ValueError, with the module's name and what went wrong, if it cannot be imported.
-    """
-    try:
-        import_module(module)
-    except Exception as error:  # a module can raise anything while it is imported
-        raise ValueError(f"plugin {module!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def register(kind: str, target: str) -> None:

@@ -12,6 +12,7 @@ from zoo.yaml_reader import Node
 Path = tuple[str | int, ...]
 Found = tuple[Path, str | Where, str]  # path of the key, "key" | "value" | a place inside the value, what is wrong
 
+MOST_PROBLEMS = 100  # of one recipe that are listed; looking for near names takes time for each
 TAGS = ("kind", "rope_type")  # the fields that say which member of a union a mapping is
 
 _EXPECTED = {
@@ -61,7 +62,10 @@ def translate(
     """
     found: list[Found] = []
     expected: dict[Path, list[str]] = {}
-    for line in error.errors(include_url=False):
+    lines = error.errors(include_url=False)
+    if len(lines) > MOST_PROBLEMS:
+        found.append(((), "value", f"{len(lines):,} problems; the first {MOST_PROBLEMS} follow"))
+    for line in lines[:MOST_PROBLEMS]:
         path, kind, context = clean_path(line["loc"], data, is_block), line["type"], line.get("ctx", {})
         if kind in ("too_short", "too_long") and value_at(data, path) and any(path == f[0][: len(path)] for f in found):
             continue  # pydantic counts only the entries that are valid, and has said what is wrong with the others

@@ -16,7 +16,8 @@ import typer
 import zoo
 from zoo.bench import commands as bench
 from zoo.docs import commands as docs
-from zoo.errors import ZooError
+from zoo.errors import Problem, RecipeError, ZooError
+from zoo.terminal import err, out, out_styled
 
 app = typer.Typer(
     help="Attention architectures as YAML recipes: show what they cost, train them, generate from them.",
@@ -39,6 +40,29 @@ Override = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. --set train.duration=200ba. Repeatable."),
 ]
+
+
+def _import_plugins(modules: list[str] | None) -> list[str] | None:
+    """Import the modules that the user names, before a recipe or a run is read."""
+    from zoo.blocks import load_plugin
+
+    for module in modules or []:
+        try:
+            load_plugin(module)
+        except ValueError as error:
+            raise RecipeError([Problem(str(error), key="--plugin")]) from error
+    return modules
+
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="MODULE",
+        callback=_import_plugins,
+        help="Import this module of block kinds, e.g. one that a run folder names. Repeatable.",
+    ),
+]
 Kind = Annotated[str | None, typer.Argument(help="A kind of block; without it all kinds.", show_default=False)]
 Version = Annotated[bool, typer.Option("--version", callback=lambda wanted: _version(wanted), is_eager=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -52,7 +76,7 @@ def _load(path: Path, overrides: list[str] | None):
 
     recipe = load_recipe(path, overrides=overrides or [])
     for note in recipe.notes:
-        print(f"note: {path}: {note}", file=sys.stderr)
+        err(f"note: {path}: {note}")
     return recipe
 
 
@@ -61,7 +85,7 @@ def _report_broken_kinds() -> None:
     from zoo.blocks import broken
 
     for why in broken().values():
-        print(f"note: {why}", file=sys.stderr)
+        err(f"note: {why}")
 
 
 @app.command()
@@ -72,6 +96,7 @@ def train(
         Path | None,
         typer.Option(help="The run's folder. Default: runs/ and the recipe's name.", show_default=False),
     ] = None,
+    plugins: Plugins = None,
 ) -> None:
     """Train a recipe's model, or go on where its run stopped."""
     loaded = _load(recipe, overrides)
@@ -92,13 +117,14 @@ def show(
     seq_len: Annotated[int | None, typer.Option(help="With --pattern: tokens of the map.", show_default="256")] = None,
     text: Annotated[Path | None, typer.Option(help="With --pattern and a run: what the model reads.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="With --pattern: .svg, .png or .pdf.")] = None,
+    plugins: Plugins = None,
 ) -> None:
     """Show a recipe's layers, parameters, FLOPs and cache, without building it; or draw a layer's attention map."""
     if pattern is not None:
         from zoo.report.patterns import show_pattern
 
         length = 256 if seq_len is None else seq_len
-        print(show_pattern(recipe, overrides or [], pattern, length, text, output), end="")
+        out(show_pattern(recipe, overrides or [], pattern, length, text, output), end="")
         return
     for option, value in (("--seq-len", seq_len), ("--text", text), ("--output", output)):
         if value is not None:
@@ -109,9 +135,9 @@ def show(
     if kernels:
         from zoo import serving
 
-        print(serving.as_text(loaded), end="")
+        out(serving.as_text(loaded), end="")
         return
-    print(room.as_json(loaded) if json else room.as_text(loaded), end="")
+    out_styled(room.as_json(loaded) if json else room.as_text(loaded), end="")
 
 
 @app.command()
@@ -128,12 +154,13 @@ def compare(
     ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where --train keeps its run folders.")] = Path("runs/compare"),
     measure: Annotated[bool, typer.Option("--measure", help="Measure speed and memory on this machine.")] = False,
+    plugins: Plugins = None,
 ) -> None:
     """Compare 2 to 10 architectures: layers, parameters, FLOPs, caches, reach; of runs also losses and speed."""
     from zoo.report.compare import Request, compare
 
     request = Request(sources, overrides or [], seq_len or [], html, json, maps, train, runs_dir, measure)
-    print(compare(request), end="")
+    out_styled(compare(request), end="")
 
 
 @app.command()
@@ -157,6 +184,7 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Say speed and bytes of the cache on standard error.")] = False,
     device: Annotated[str, typer.Option(help="cuda, cpu, ...; auto: a GPU if there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32; auto: bf16 on a GPU, fp32 on a CPU.")] = "auto",
+    plugins: Plugins = None,
 ) -> None:
     """Continue prompts with a trained model: text on standard output as it comes, everything else on standard error."""
     if stdin not in (None, "-"):
@@ -176,11 +204,12 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)],
     format: Annotated[str, typer.Option(metavar="hf|safetensors", help="For transformers; or weights alone.")] = "hf",
     dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
+    plugins: Plugins = None,
 ) -> None:
     """Write a trained model for other libraries, as safetensors."""
     from zoo.export.export import export_command
 
-    print(export_command(run, folder, format, dtype))
+    out(export_command(run, folder, format, dtype))
 
 
 @app.command()
@@ -191,25 +220,26 @@ def cost(
     seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens a row. Default: the recipe's.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of a micro-batch on the GPU.")] = 1,
     json: AsJson = False,
+    plugins: Plugins = None,
 ) -> None:
     """Estimate the memory of a training step on a GPU, the least time it can take, and whether it fits."""
     from zoo import sizing_text as room
 
     loaded = _load(recipe, overrides)
-    print((room.as_json if json else room.as_text)(loaded, gpu, seq_len, rows), end="")
+    out_styled((room.as_json if json else room.as_text)(loaded, gpu, seq_len, rows), end="")
 
 
 @app.command()
-def blocks(name: Kind = None, json: AsJson = False) -> None:
+def blocks(name: Kind = None, json: AsJson = False, plugins: Plugins = None) -> None:
     """List the kinds of block, or the fields of one."""
     from zoo import show as room
 
     _report_broken_kinds()
-    print(room.blocks_as_json(name) if json else room.blocks_as_text(name), end="")
+    out_styled(room.blocks_as_json(name) if json else room.blocks_as_text(name), end="")
 
 
 @app.command()
-def schema() -> None:
+def schema(plugins: Plugins = None) -> None:
     """Print the JSON Schema of recipes, for editors that check while you write.
 
     Save it beside your recipes, zoo schema > recipe.schema.json, and begin each with the line
@@ -220,16 +250,16 @@ def schema() -> None:
     from zoo.schema import recipe_schema
 
     _report_broken_kinds()
-    print(json.dumps(recipe_schema(), indent=2))
+    out(json.dumps(recipe_schema(), indent=2))
 
 
 @data_app.command()
-def prepare(recipe: RecipeFile, overrides: Override = None) -> None:
+def prepare(recipe: RecipeFile, overrides: Override = None, plugins: Plugins = None) -> None:
     """Tokenise and pack a recipe's data into shards, once; later runs find them."""
     loaded = _load(recipe, overrides)
     from zoo import data
 
-    print(data.prepare_command(loaded))
+    out(data.prepare_command(loaded))
 
 
 @data_app.command("show")
@@ -238,6 +268,7 @@ def show_data(
     overrides: Override = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
     split: Annotated[str, typer.Option(metavar="train|validation", help="Which split.")] = "train",
+    plugins: Plugins = None,
 ) -> None:
     """Print a few rows of a recipe's data, decoded, with the places where documents begin."""
     if split not in ("train", "validation"):
@@ -245,12 +276,12 @@ def show_data(
     loaded = _load(recipe, overrides)
     from zoo import data
 
-    print(data.show_command(loaded, rows, split))
+    out(data.show_command(loaded, rows, split))
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"zoo {zoo.__version__}")
+        out(f"zoo {zoo.__version__}")
         raise typer.Exit
 
 
@@ -283,8 +314,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _tell(message: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody reads any more; the exit code still says it
-        print(message, file=sys.stderr)
+    err(message)  # says nothing if nobody reads any more; the exit code still tells
 
 
 def main() -> None:

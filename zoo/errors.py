@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from zoo.terminal import one_line
+
 
 class ZooError(Exception):
     """Something went wrong that the user can understand and act on; `zoo` prints it and exits with `exit_code`."""
@@ -30,8 +32,8 @@ class Problem:
     key: str | None = None
 
     def __str__(self) -> str:
-        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
-        text = ": ".join(part for part in (place, self.key, self.message) if part)
+        place = ":".join(one_line(part) for part in (self.file, self.line, self.column) if part is not None)
+        text = ": ".join(part for part in (place, self.key and one_line(self.key), self.message) if part)
         return text if text.endswith((".", "?", "!")) else text + "."
 
 

@@ -4,11 +4,11 @@ Weights are read from safetensors only, which cannot run code. A folder needs mo
 those two files are also what one gives to somebody else.
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from zoo.errors import ZooError, shorten
+from zoo.errors import RecipeError, ZooError, shorten
 
 
 class LoadError(ZooError):
@@ -71,36 +71,41 @@ def load_tokenizer(run: str | Path):
 
 def _description(folder: Path) -> dict:
     """model.yaml as a mapping."""
+    from zoo.files import present
+
     path = folder / "model.yaml"
     try:
-        is_folder, has_model = folder.is_dir(), path.is_file()
-    except OSError as error:  # a name that is too long, or a folder that may not be entered
-        raise LoadError(f"{shorten(str(folder))}: cannot be read: {error.strerror}") from error
+        is_folder = folder.is_dir()
+        has_model = is_folder and present(path, LoadError)
+    except (OSError, ValueError) as error:  # a name that is too long or has a NUL, or a folder not to be entered
+        problem = getattr(error, "strerror", None) or error
+        raise LoadError(f"{shorten(str(folder))}: cannot be read: {problem}") from error
     if not is_folder:
         raise LoadError(f"{folder}: no such folder; zoo train makes runs/<name>")
     if not has_model:
         training = (folder / "checkpoints").is_dir()
         hint = "this run is not finished; the same `zoo train` continues it" if training else "not a run folder"
         raise LoadError(f"{path}: no such file; {hint}")
+    from zoo.yaml_reader import read_mapping
+
     try:
-        description = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LoadError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LoadError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
-    if not (isinstance(description, dict) and {"model", "weights"} <= set(description)):
+        description = read_mapping(path).plain()
+    except RecipeError as error:
+        raise LoadError(str(error)) from error
+    if not {"model", "weights"} <= set(description):
         raise LoadError(f"{path}: must have the keys model and weights")
     return description
 
 
 def _weights(folder: Path, description: dict) -> Path:
     """The weights' path, which must lie in the folder itself."""
+    from zoo.files import check_file
+
     section = description["weights"]
     name = section.get("file") if isinstance(section, dict) else None
     if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
         raise LoadError(f"{folder / 'model.yaml'}: weights.file must name a .safetensors file here; found {name!r}")
-    if not (folder / name).is_file():
-        raise LoadError(f"{folder / name}: no such file")
+    check_file(folder / name, LoadError)
     return folder / name
 
 
@@ -109,21 +114,27 @@ def _model_config(folder: Path, description: dict):
 
     from zoo.recipe import ModelConfig
 
+    path = folder / "model.yaml"
+    _import_plugins(path, description.get("plugins") or [])
     try:
-        return ModelConfig.model_validate(description["model"])
+        return ModelConfig.model_validate_json(json.dumps(description["model"]), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in ("model", *first["loc"]))
-        raise LoadError(f"{folder / 'model.yaml'}: {key}: {first['msg']}{_about_plugins(description)}") from error
+        raise LoadError(f"{path}: {key}: {first['msg']}; found {shorten(first['input'])}") from error
 
 
-def _about_plugins(description: dict) -> str:
-    """What to do about blocks of other packages: nothing is imported because a file names it."""
-    plugins = description.get("plugins")
-    if not (isinstance(plugins, list) and plugins):
-        return ""
-    calls = "; ".join(f"zoo.blocks.load_plugin({str(name)!r})" for name in plugins)
-    return f" The recipe had blocks of other packages, which loading does not import; if you trust them, first: {calls}"
+def _import_plugins(path: Path, plugins: Any) -> None:
+    """Import the plugins that a model.yaml names, if they are installed or were named by the user."""
+    from zoo.blocks.plugins import load_plugin_of_run
+
+    if not (isinstance(plugins, list) and all(isinstance(name, str) for name in plugins)):
+        raise LoadError(f"{path}: plugins: must be a list of module names; found {shorten(plugins)}")
+    for name in plugins:
+        try:
+            load_plugin_of_run(name)
+        except ValueError as error:
+            raise LoadError(f"{path}: plugins: {error}") from error
 
 
 def _check_tensors(path: Path, expected: dict) -> None:

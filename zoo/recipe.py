@@ -20,12 +20,13 @@ from pydantic import (
     PlainValidator,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from zoo import schedule
-from zoo.blocks import registry
+from zoo.blocks import plugins, registry
 from zoo.blocks.config import BlockConfig
 from zoo.checking import Found, Path, locate, translate
 from zoo.data.config import DataConfig
@@ -80,8 +81,9 @@ Layers = Annotated[
 ]
 
 
-def _load_plugin(name: str) -> str:
-    registry.load_plugin(name)
+def _load_plugin(name: str, info: ValidationInfo) -> str:
+    """Import a plugin: any that the user's own recipe names, of a run folder only what `load_plugin_of_run` allows."""
+    (plugins.load_plugin_of_run if (info.context or {}).get("of_run") else plugins.load_plugin)(name)
     return name
 
 
@@ -252,7 +254,9 @@ class Recipe(Section):
     summary: str = Field("", description="One line on what the recipe is for.")
     seed: int = Field(17, ge=0, le=2**32 - 1, description="Seed of initialisation, data order and dropout.")
     plugins: list[Plugin] = Field(
-        [], description="Modules that bring block kinds of their own; reading the recipe imports them."
+        [],
+        description="Modules that bring block kinds of their own; reading the recipe imports them. Those of a run "
+        "folder are imported only if they are installed or named with --plugin.",
     )
     model: ModelConfig = Field(description="The architecture.")
     data: DataConfig = Field(DataConfig(), description="Where the text comes from, and how it is cut into rows.")
@@ -291,15 +295,19 @@ def _section_problems(
             yield ("train", *path), "value", why
 
 
-def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), *, of_run: bool = False) -> Recipe:
     """Read and check a recipe.  overrides: `key.path=value`, as after `--set`.
 
+    of_run: the file is a run folder's, perhaps of somebody else: its plugins are imported only if they are installed
+    or were named by the user.  The same holds for a file that lies in a run folder (`in_run_folder`).
     Raises RecipeError with every mistake found, each with its place.
     """
     root = read_recipe(path, overrides)
     data = root.plain()
+    named = root.value.get("plugins")
+    of_run = named is not None and (of_run or in_run_folder(named.place.file))
     try:
-        return Recipe.model_validate_json(json.dumps(data), strict=True)
+        return Recipe.model_validate_json(json.dumps(data), strict=True, context={"of_run": of_run})
     except ValidationError as error:
         from zoo import schema
 
@@ -309,6 +317,28 @@ def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = ()) -> Recip
     problems = dict.fromkeys(locate(line, root) for line in found)
     own = os.fspath(path)
     raise RecipeError(sorted(problems, key=lambda p: (p.file != own, p.file or "", p.line or 0, p.column or 0)))
+
+
+# What lies in run folders and exported folders, and hardly beside a recipe that somebody writes.
+_OF_RUNS = (
+    "checkpoints",
+    "environment.json",
+    "metrics.jsonl",
+    "model.safetensors",
+    "model.yaml",
+    "modeling_zoo.py",
+    "summary.json",
+    "tensorboard",
+)
+
+
+def in_run_folder(path: str | os.PathLike) -> bool:
+    """Whether a file lies in a run folder, an exported folder, or a folder inside a run (checkpoints/)."""
+    folders = {os.path.dirname(os.path.abspath(path)), os.path.dirname(os.path.realpath(path))}
+    return any(
+        os.path.basename(folder) in _OF_RUNS or any(os.path.lexists(os.path.join(folder, name)) for name in _OF_RUNS)
+        for folder in folders
+    )
 
 
 def _partial_problems(data: dict) -> list[Found]:

@@ -17,6 +17,7 @@ from zoo.cost import model_cost
 from zoo.errors import Problem, RecipeError, unknown
 from zoo.field_rows import field_rows
 from zoo.recipe import ModelConfig, Recipe
+from zoo.terminal import cleaned
 
 CONTEXTS = (8192, 32768)
 MAX_ROWS = 256  # of the table of layers
@@ -233,8 +234,11 @@ def rendered(parts: Iterable, width: int | None) -> str:
         force_terminal=terminal.is_terminal,
         color_system=terminal.color_system,
         no_color=terminal.no_color,
+        markup=False,
+        emoji=False,
+        highlight=False,
     )
-    console.print(Group(*parts))
+    console.print(cleaned(Group(*parts), console), end="")
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 

@@ -46,11 +46,19 @@ def err(text: str = "", end: str = "\n") -> None:
         _write(sys.stderr, text, end, True)
 
 
+def out_styled(text: str, end: str = "\n") -> None:
+    """Print what `show.rendered` made: its text is clean already, and its colours are escape sequences of ours."""
+    _print(sys.stdout, text, end, False)
+
+
 def _write(stream: TextIO | None, text: str, end: str, flush: bool) -> None:
-    if stream is None:
-        return
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(clean(text).encode(encoding, "replace").decode(encoding), end=end, file=stream, flush=flush)
+    _print(stream, clean(text), end, flush)
+
+
+def _print(stream: TextIO | None, text: str, end: str, flush: bool) -> None:
+    if stream is not None:
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        print(text.encode(encoding, "replace").decode(encoding), end=end, file=stream, flush=flush)
 
 
 class CleanFormatter(logging.Formatter):

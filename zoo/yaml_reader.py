@@ -4,6 +4,7 @@ Only plain data is read: tags and duplicate keys are refused, and what aliases e
 YAML 1.2 (true and false are the booleans; yes and no are text), and `1e-3` is a number.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -14,10 +15,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from zoo.errors import Problem, RecipeError, did_you_mean, shorten
+from zoo.files import FileError, read_bytes
 
 MAX_BYTES = 2_000_000
 MAX_DEPTH = 100
-MAX_NODES = 100_000  # after aliases are expanded; the longest schedule has 10,000 entries
+MAX_NODES = 100_000  # as written, and after aliases are expanded; the longest schedule has 10,000 entries
 MAX_EXTENDS = 20
 _SHAPE = "a recipe is a mapping with the keys name, model, data, train"
 
@@ -106,12 +108,13 @@ def _read_chain(path: str, below: list[str], extends: Node | None = None) -> Nod
         where = Problem(message, path) if extends is None else _problem(extends.place, message, "extends")
         raise RecipeError([where])
 
+    text = _read_file(path, "" if extends is None else f": {path}", refuse)
     real = os.path.realpath(path)
     if real in map(os.path.realpath, below):
         refuse(f"extends in a circle: {' -> '.join([*below, path])}")
     if len(below) > MAX_EXTENDS:
         refuse(f"more than {MAX_EXTENDS} files extend each other")
-    root = read_text(_read_file(path, "" if extends is None else f": {path}", refuse), path)
+    root = read_text(text, path)
     base = root.value.pop("extends", None)
     if base is None:
         return root
@@ -125,16 +128,11 @@ def _read_chain(path: str, below: list[str], extends: Node | None = None) -> Nod
 
 def _read_file(path: str, which: str, refuse: Callable[[str], None]) -> str:
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)  # no more: a device may have no end
-    except FileNotFoundError:
-        folder = Path(path).parent
-        names = [name for name in os.listdir(folder) if name.endswith((".yaml", ".yml"))] if folder.is_dir() else []
-        refuse(f"no such file{which}.{did_you_mean(Path(path).name, names)}")
-    except (OSError, ValueError) as error:
-        refuse(f"cannot be read{which}: {getattr(error, 'strerror', None) or error}")
-    if len(data) > MAX_BYTES:
-        refuse(f"too large for a recipe{which}: more than {MAX_BYTES:,} bytes")
+        data = read_bytes(path, MAX_BYTES)
+    except FileError as error:
+        if isinstance(error.__cause__, FileNotFoundError) and not os.path.islink(path):
+            refuse(f"no such file{which}.{did_you_mean(Path(path).name, _recipes_beside(path))}")
+        refuse(f"{str(error).removeprefix(f'{path}: ')}{which}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -142,6 +140,24 @@ def _read_file(path: str, which: str, refuse: Callable[[str], None]) -> str:
         line, column = before.count(b"\n") + 1, len(before) - before.rfind(b"\n")
         message = f"not UTF-8 text: byte 0x{data[error.start]:02x}; save the file as UTF-8"
         raise RecipeError([Problem(message, path, line, column)]) from error
+
+
+def _recipes_beside(path: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return [name for name in os.listdir(Path(path).parent) if name.endswith((".yaml", ".yml"))]
+    return []
+
+
+def read_mapping(path: str | os.PathLike) -> Node:
+    """Read one YAML file whose top is a mapping, without `extends`, with the limits of a recipe.
+
+    Raises RecipeError with the place of the mistake.
+    """
+
+    def refuse(message: str):
+        raise RecipeError([Problem(message, os.fspath(path))])
+
+    return read_text(_read_file(os.fspath(path), "", refuse), os.fspath(path))
 
 
 def read_text(text: str, file: str, overriding: bool = False) -> Node:
@@ -171,7 +187,9 @@ def read_text(text: str, file: str, overriding: bool = False) -> Node:
 def _check_events(text: str, file: str, overriding: bool):
     """Refuse tags, and nesting that would exhaust a recursive composer, before anything is built."""
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        if count > MAX_NODES:
+            raise RecipeError([Problem(f"more than {MAX_NODES:,} keys and values", file)])
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         place = Place(file) if overriding else _at(file, event.start_mark)
         if depth > MAX_DEPTH:

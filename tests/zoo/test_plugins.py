@@ -123,10 +123,17 @@ assert zoo.load_recipe({str(tmp_path / "resolved.yaml")!r}) == recipe
 """)
 
 
-def test_a_run_with_a_plugin_says_what_to_import_before_it_is_loaded(python, tmp_path):
-    recipe, run = write(tmp_path, "twice", "plugins: [zoo_average.twice]"), tmp_path / "run"
+@pytest.fixture
+def strangers_run(python, tmp_path) -> Path:
+    """A folder with run/ and, beside it, a module that the run names as a plugin; it leaves a mark when imported."""
+    shutil.copyfile(PACKAGE / "zoo_average" / "twice.py", tmp_path / "beside.py")
+    with open(tmp_path / "beside.py", "a") as file:
+        file.write(f"\nopen({str(tmp_path / 'mark')!r}, 'a').write('imported')\n")
+    recipe, run = write(tmp_path, "twice", "plugins: [beside]"), tmp_path / "run"
     run.mkdir()
     python(f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
 import zoo
 from zoo.training.export import export
 from zoo.training.run_folder import RunFolder
@@ -134,17 +141,64 @@ recipe, folder = zoo.load_recipe({recipe!r}), RunFolder({str(run)!r})
 folder.recipe.write_text(recipe.dump())
 export(folder, recipe, zoo.build_model(recipe).state_dict())
 """)
-    python(f"""
-import zoo, zoo.blocks
-from zoo.errors import ZooError
-try:
-    zoo.load({str(run)!r})
-except ZooError as error:
-    assert str(error).endswith("first: zoo.blocks.load_plugin('zoo_average.twice')"), error
-else:
-    raise AssertionError("a module was imported because a file named it")
-zoo.blocks.load_plugin("zoo_average.twice")
-zoo.load({str(run)!r})
+    (tmp_path / "mark").unlink()
+    return run
+
+
+def in_folder(target, folder, *arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": f"{target}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "zoo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+
+
+LOOKS = [
+    ("show", "run/recipe.yaml"),
+    ("compare", "run", "run", "--no-maps"),
+    ("generate", "run", "--prompt", "a", "--max-tokens", "1"),
+]
+
+
+def test_plugins_of_a_strangers_run_are_not_imported(strangers_run, target):
+    folder = strangers_run.parent
+    for command in LOOKS:
+        done = in_folder(target, folder, *command)
+        assert done.returncode == 2, (command, done.stderr)
+        assert "plugin 'beside' of a run folder is not imported" in done.stderr
+        assert "--plugin beside" in done.stderr
+        assert not (folder / "mark").exists(), command
+
+
+def test_plugins_of_a_run_that_the_user_names_are_imported(strangers_run, target):
+    done = in_folder(target, strangers_run.parent, *LOOKS[1], "--plugin", "beside")
+    assert done.returncode == 0, done.stderr
+    assert (strangers_run.parent / "mark").exists()
+
+
+def test_a_folder_that_calls_itself_installed_is_not(strangers_run, target):
+    folder = strangers_run.parent
+    info = folder / "beside-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: beside\nVersion: 1.0\n")
+    (info / "RECORD").write_text("beside.py,,\n")
+    (info / "top_level.txt").write_text("beside\n")
+    (info / "entry_points.txt").write_text("[zoo.blocks]\ntwice = beside:TwiceConfig\n")
+    for command in (LOOKS[0], ("blocks",)):
+        in_folder(target, folder, *command)
+        assert not (folder / "mark").exists(), command
+
+
+def test_a_recipe_of_the_users_own_names_any_module(strangers_run, target, tmp_path):
+    (tmp_path / "own").mkdir()
+    recipe = write(tmp_path / "own", "twice", "plugins: [beside]")
+    assert in_folder(target, strangers_run.parent, "show", recipe).returncode == 0
+
+
+def test_installed_plugins_of_a_run_are_imported(python):
+    python("""
+from zoo.blocks.plugins import is_installed, load_plugin_of_run
+load_plugin_of_run("zoo_average.twice")
+assert is_installed("numpy.linalg")
+assert not any(map(is_installed, ("antigravity", "os", "sys", "pip.__main__", "no_such_module", "tests")))
 """)
 
 

@@ -134,9 +134,9 @@ def test_unreadable_files(tmp_path):
     assert ":2:13: not UTF-8 text: byte 0xe9" in message(tmp_path / "latin.yaml")
     assert "no such file" in message(tmp_path / "latn.yaml")
     assert message(tmp_path / "latn.yaml").endswith("Did you mean 'latin.yaml'?")
-    assert "cannot be read: Is a directory" in message(tmp_path)
-    assert message(tmp_path / "large.yaml").endswith("too large for a recipe: more than 2,000,000 bytes.")
-    assert message("/dev/zero") == "/dev/zero: too large for a recipe: more than 2,000,000 bytes."
+    assert "must be a file; found a folder" in message(tmp_path)
+    assert message(tmp_path / "large.yaml").endswith("too large: more than 2,000,000 bytes.")
+    assert message("/dev/zero") == "/dev/zero: must be a file; found a device."
 
 
 def write(folder, **files):
@@ -199,7 +199,7 @@ def test_set(tmp_path):
 
 def test_set_of_bytes_that_are_no_text(tmp_path):
     write(tmp_path, a="summary: x\n")
-    with pytest.raises(RecipeError, match=r"--set summary=caf.: not UTF-8 text\.$"):
+    with pytest.raises(RecipeError, match=r"--set summary=caf\\udce9: not UTF-8 text\.$"):
         read_recipe(tmp_path / "a.yaml", [os.fsdecode(b"summary=caf\xe9")])
 
 
@@ -218,3 +218,24 @@ def test_set_refusals(tmp_path):
         "--set a.x=!!str 3: tags are not used in recipes; found 'tag:yaml.org,2002:str'.",
     ]
     assert str(refused.value.problems[6]).startswith("--set a.x=[: not valid YAML: ")
+
+
+def test_a_file_of_countless_keys_is_refused(tmp_path):
+    (tmp_path / "many.yaml").write_text("".join(f"k{i}: {i}\n" for i in range(60_000)))
+    with pytest.raises(RecipeError, match="more than 100,000 keys and values"):
+        read_recipe(tmp_path / "many.yaml")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("nowhere", path), os.mkdir])
+def test_what_is_extended_must_be_a_file(tmp_path, make):
+    make(tmp_path / "base.yaml")
+    (tmp_path / "a.yaml").write_text("extends: base.yaml\n")
+    for name in ("a.yaml", "base.yaml"):
+        with pytest.raises(RecipeError, match=r"base\.yaml.*\.$"):
+            read_recipe(tmp_path / name)
+
+
+def test_extending_a_name_with_nul(tmp_path):
+    (tmp_path / "a.yaml").write_text('extends: "a\\0b"\n')
+    with pytest.raises(RecipeError, match=r"a\.yaml:1:10: extends: cannot be read: embedded null byte"):
+        read_recipe(tmp_path / "a.yaml")

@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.progress import Progress
 from zoo.data.sources import documents, fingerprint, source_files, total_bytes
 from zoo.data.tokenizers import Bytes, Subwords, load_huggingface, train_bpe
+from zoo.terminal import err
 
 FORMAT = 2  # part of every cache key: raise it when the same configuration makes other rows, or other counts
 PIECE_BYTES = 1 << 25
@@ -177,7 +177,7 @@ class _Preparation:
 
     def say(self, message: str) -> None:
         if not self.quiet:
-            print(message, file=sys.stderr, flush=True)
+            err(message)
 
     @contextmanager
     def timed(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.inference.errors import GenerationError
+from zoo.terminal import clean, err
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def generate_command(request: Request) -> None:
     else:
         _print(generation, prompts, request.echo)
     if request.stats:
-        print(generation.stats.text(), file=sys.stderr)
+        err(generation.stats.text())
 
 
 def _read(name: str) -> str:
@@ -70,17 +71,19 @@ def _read(name: str) -> str:
 def _print(generation, prompts: Sequence[str], echo: bool) -> None:
     """Each text and a line break. A heading on standard error where there are several.
 
-    A terminal that cannot show a character gets a question mark: a model may write any.
+    A terminal that cannot show a character gets a question mark, and control characters as escapes: a model may write
+    any.  A file or a pipe gets the text as it is.
     """
+    shown = clean if sys.stdout.isatty() else str
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     for index, pieces in enumerate(_in_order(generation, len(prompts))):
         if len(prompts) > 1:
-            print(f"-- prompt {index + 1} of {len(prompts)}", file=sys.stderr, flush=True)
+            err(f"-- prompt {index + 1} of {len(prompts)}")
         if echo:
-            print(prompts[index], end="", flush=True)
+            print(shown(prompts[index]), end="", flush=True)
         for piece in pieces:
-            print(piece.text, end="", flush=True)
+            print(shown(piece.text), end="", flush=True)
         print(flush=True)
 
 
@@ -105,4 +108,4 @@ def _in_order(generation, n_rows: int) -> Iterator[Iterator]:
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr, flush=True)
+    err(f"note: {text}")

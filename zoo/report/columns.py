@@ -8,6 +8,7 @@ from typing import Any
 
 from zoo.errors import ZooError
 from zoo.recipe import Recipe, load_recipe
+from zoo.terminal import one_line
 from zoo.training.run_folder import RunFolder
 
 FEWEST, MOST = 2, 10
@@ -38,7 +39,10 @@ def load_columns(
     """
     columns = [_load(str(source), overrides, duration) for source in sources]
     names = Counter(column.label for column in columns)
-    labels = [column.label if names[column.label] == 1 else f"{column.label} ({column.source})" for column in columns]
+    labels = [
+        column.label if names[column.label] == 1 else f"{column.label} ({one_line(column.source)})"
+        for column in columns
+    ]
     times: Counter[str] = Counter()
     for index, label in enumerate(labels):
         times[label] += 1
@@ -58,9 +62,9 @@ def _load(source: str, overrides: Sequence[str], duration: str | None) -> Column
             raise ZooError(f"{folder.recipe}: no such file; not a run folder")
         if overrides:
             raise ZooError(f"{source}: a run is compared as it was trained; --set is for recipes")
-        return Column(source, path.name or source, load_recipe(folder.recipe), run=folder)
+        return Column(source, one_line(path.name or source), load_recipe(folder.recipe, of_run=True), run=folder)
     except Exception as error:  # a block of another package can raise anything when its fields are checked
-        return Column(source, path.stem or source, error=reason(error))
+        return Column(source, one_line(path.stem or source), error=reason(error))
 
 
 def reason(error: Exception) -> str:

@@ -10,13 +10,13 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from zoo.child import plugin_options, python_module
 from zoo.report.columns import Column
 
 MIN_REPEATS, MIN_SECONDS = 3, 2.0
@@ -31,9 +31,9 @@ def measure_column(column: Column, seq_len: int | None, overrides: Sequence[str]
         return column, None
     source = str(column.run.recipe) if column.run else column.source
     overrides = () if column.run else overrides  # a run's recipe is resolved
-    command = [sys.executable, "-m", "zoo.report.measure", source]
-    command += ["--seq-len", str(seq_len)] if seq_len else []
-    command += [part for override in overrides for part in ("--set", override)]
+    arguments = [source, *(["--seq-len", str(seq_len)] if seq_len else []), *plugin_options()]
+    arguments += [part for override in overrides for part in ("--set", override)]
+    command = python_module("zoo.report.measure", arguments)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return column, json.loads(done.stdout.splitlines()[-1])
@@ -193,6 +193,7 @@ def _time(function: Callable[[], None], on_gpu: bool) -> float:
 
 def main() -> None:
     """Measure the recipe named on the command line and print JSON."""
+    from zoo.blocks import load_plugin
     from zoo.recipe import load_recipe
 
     parser = argparse.ArgumentParser(description="Prefill and training speed and peak memory of one recipe.")
@@ -200,7 +201,10 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=None, help="tokens of the row; default max_seq_len")
     parser.add_argument("--peak", action="store_true", help="on CUDA: the peak of training, and the estimate of it")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE")
     arguments = parser.parse_args()
+    for module in arguments.plugin:
+        load_plugin(module)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     seq_len = arguments.seq_len or recipe.model.max_seq_len
     if not arguments.peak:

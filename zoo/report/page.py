@@ -1,7 +1,7 @@
 """A comparison as one HTML page that needs nothing else: styles, script and drawings are inside. No torch."""
 
+import html
 from collections.abc import Iterator
-from html import escape
 from importlib import resources
 from typing import Any
 
@@ -9,6 +9,7 @@ from zoo import __version__
 from zoo.report.rows import Row, Value, rows
 from zoo.report.text import attentions_of
 from zoo.show import COLOURS, LETTERS, MAX_ROWS
+from zoo.terminal import clean
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 # matplotlib's marker of each curve in turn -> its shape in the legend; ten, for colours and dashes come round before.
@@ -60,6 +61,11 @@ def as_page(found: dict[str, Any], curves: dict[str, str], maps: list[tuple[str,
         f"<title>{escape(labels)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n"
         f"<script>\n{script}</script>\n</body>\n</html>\n"
     )
+
+
+def escape(text: str) -> str:
+    """Text of recipes, names and messages as HTML, in elements and in quoted attributes."""
+    return html.escape(clean(text))
 
 
 def _notes(notes: list[str]) -> str:

@@ -22,7 +22,7 @@ def show_pattern(
     Raises RecipeError for a layer or a length that there is not, LoadError for a run that cannot be loaded.
     """
     is_run = source.is_dir()
-    recipe = load_recipe(source / "recipe.yaml" if is_run else source, [] if is_run else overrides)
+    recipe = load_recipe(source / "recipe.yaml" if is_run else source, [] if is_run else overrides, of_run=is_run)
     layer = _layer(recipe, pattern)
     if not 1 <= seq_len <= LONGEST:
         raise _refusal("--seq-len", f"must be from 1 to {LONGEST}; found {seq_len}")

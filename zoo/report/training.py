@@ -7,7 +7,6 @@ where the first stopped. A live table reads what the runs write down. No torch.
 import contextlib
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from zoo.child import plugin_options, python_module
 from zoo.errors import ZooError, shorten
 from zoo.recipe import Recipe
 from zoo.report.columns import Column, data_read
 from zoo.show import plain_table
+from zoo.terminal import clean
 from zoo.training.loggers import read_metrics
 from zoo.training.run_folder import RunFolder
 
@@ -45,7 +46,7 @@ def train_columns(
     names = [column.recipe.name if _is_trainable(column) else None for column in columns]
     made = [_checked(column, first, names[:index]) for index, column in enumerate(columns)]
     folders = [runs_dir / column.recipe.name if _is_trainable(column) else None for column in made]
-    progress = Progress(made, folders, console or Console(stderr=True, highlight=False))
+    progress = Progress(made, folders, console or Console(stderr=True, highlight=False, markup=False, emoji=False))
     with progress:
         for index, folder in enumerate(folders):
             if folder is not None:
@@ -86,8 +87,9 @@ def sameness(recipe: Recipe) -> dict[str, object]:
 
 def _train(column: Column, folder: Path, overrides: Sequence[str], tell) -> Column:
     """Run `zoo train`; the column as a run, or with the last of what the training said."""
-    command = [sys.executable, "-m", "zoo", "train", column.source, "--run-dir", str(folder)]
-    command += [part for override in overrides for part in ("--set", override)]
+    arguments = ["train", column.source, "--run-dir", str(folder), *plugin_options()]
+    arguments += [part for override in overrides for part in ("--set", override)]
+    command = python_module("zoo", arguments)
     tell("starts")
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
@@ -177,7 +179,7 @@ class Progress:
         if (index, mark) not in self._told and not (state == "trains" and not batches):
             self._told.add((index, mark))
             said = f"{self.columns[index].label}: {done}  loss {loss}  validation {validation}"
-            self.console.print(said if state != "starts" else f"{self.columns[index].label}: starts", markup=False)
+            self.console.print(clean(said if state != "starts" else f"{self.columns[index].label}: starts"))
 
     def total(self, index: int) -> int:
         """Batches of the whole training where the duration says so; 0 where it is in tokens or epochs."""

@@ -60,7 +60,7 @@ class RunFolder:
 
         if not self.recipe.is_file():
             return []
-        before, now = (_flat(r.model_dump(mode="json")) for r in (load_recipe(self.recipe), recipe))
+        before, now = (_flat(r.model_dump(mode="json")) for r in (load_recipe(self.recipe, of_run=True), recipe))
         keys = [*before, *(key for key in now if key not in before)]
         return [(key, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zoo.terminal import CleanFormatter, clean
 from zoo.training.plan import Plan
 
 log = logging.getLogger("zoo.training")
@@ -29,7 +30,7 @@ class _Console(Console):
 def tell_terminal(text: str) -> None:
     """Write to standard error at once, from a signal handler: it may have cut into a print, and the reader be gone."""
     with contextlib.suppress(OSError):
-        os.write(2, f"\n{text}\n".encode())
+        os.write(2, f"\n{clean(text)}\n".encode())
 
 
 class Screen:
@@ -43,8 +44,8 @@ class Screen:
         self._bar: Progress | None = None
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
-        log.info(text)
+        self.console.print(clean(text), markup=False)
+        log.info("%s", text)
 
     def start(self, plan: Plan, from_batch: int) -> None:
         """Begin to show progress."""
@@ -99,7 +100,7 @@ class _LogFile(logging.FileHandler):
 def log_to(path: Path) -> logging.Handler:
     """Send the zoo's messages and the engine's warnings to a file; returns the handler, for `stop_log`."""
     handler = _LogFile(path, encoding="utf-8")
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter = CleanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     logging.getLogger("zoo").setLevel(logging.INFO)

@@ -1,0 +1,115 @@
+"""Modules that bring block kinds: which may be imported, and on whose word. No torch.
+
+Importing a module runs its code.  A recipe that the user wrote may name any module; a run folder may come from somebody
+else, so its plugins are imported only if they are installed or if the user has named them.
+"""
+
+import json
+import os
+import sys
+from functools import cache
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+_named: dict[str, None] = {}
+
+
+def load_plugin(module: str) -> None:
+    """Import a module of another package, which calls `register` for each kind it brings.
+
+    Raises ValueError, with the module's name and what went wrong, if it cannot be imported.
+    """
+    try:
+        import_module(module)
+    except Exception as error:  # a module can raise anything while it is imported
+        raise ValueError(f"plugin {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+    _named[module] = None
+
+
+def load_plugin_of_run(module: str) -> None:
+    """Import a plugin that a run folder names, if it is installed or was named by the user before.
+
+    Raises ValueError that says how to allow it, if neither is so.
+    """
+    if module in _named:
+        return
+    if not is_installed(module):
+        raise ValueError(
+            f"plugin {module!r} of a run folder is not imported, because no installed package has it and importing "
+            f"runs its code; if you trust it, add --plugin {module} "
+            f"(in Python: zoo.blocks.load_plugin({module!r}) first)"
+        )
+    load_plugin(module)
+
+
+def named_plugins() -> list[str]:
+    """The modules that `load_plugin` has imported in this process, for the processes that it starts."""
+    return list(_named)
+
+
+def is_installed(module: str) -> bool:
+    """Whether importing `module` runs the code of an installed package, decided without importing anything.
+
+    What lies in the working directory does not count, even if it calls itself installed (*.dist-info) or has the name
+    of a package.  A `__main__` module does not count: it is a program.
+    """
+    top, *inner = module.split(".")
+    if "__main__" in inner or top in sys.builtin_module_names:
+        return False
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    places = [] if spec is None else [*filter(None, [spec.origin]), *(spec.submodule_search_locations or ())]
+    roots = [root for distribution in _installed_with(top) for root in _roots(distribution)]
+    return bool(places) and all(any(_real(place).is_relative_to(root) for root in roots) for place in places)
+
+
+def distributions() -> list[metadata.Distribution]:
+    """The installed packages, without what the working directory says is one."""
+    here = os.path.realpath(os.getcwd())
+    return list(metadata.distributions(path=[path for path in sys.path if os.path.realpath(path or ".") != here]))
+
+
+@cache
+def _by_module() -> dict[str, list[metadata.Distribution]]:
+    found: dict[str, list[metadata.Distribution]] = {}
+    for distribution in distributions():
+        for name in _top_names(distribution):
+            found.setdefault(name, []).append(distribution)
+    return found
+
+
+def _top_names(distribution: metadata.Distribution) -> set[str]:
+    stated = distribution.read_text("top_level.txt")
+    if stated:
+        return set(stated.split())
+    return {path.parts[0].removesuffix(".py") for path in distribution.files or () if path.suffix == ".py"}
+
+
+def _installed_with(top: str) -> list[metadata.Distribution]:
+    """The distributions that have a top-level module; an editable one may not list its files."""
+    editable = [d for d in distributions() if _editable_root(d) is not None]
+    return [*_by_module().get(top, []), *editable]
+
+
+def _roots(distribution: metadata.Distribution) -> list[Path]:
+    """The folders that a distribution's modules lie in: that of its metadata, or the source of an editable one."""
+    editable = _editable_root(distribution)
+    return [_real(str(distribution.locate_file("")))] if editable is None else [editable]
+
+
+def _editable_root(distribution: metadata.Distribution) -> Path | None:
+    try:
+        stated = json.loads(distribution.read_text("direct_url.json") or "{}")
+        if stated.get("dir_info", {}).get("editable"):
+            return _real(unquote(urlparse(stated["url"]).path))
+    except (ValueError, AttributeError, KeyError):
+        return None
+    return None
+
+
+def _real(path: str) -> Path:
+    return Path(os.path.realpath(path))

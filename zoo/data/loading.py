@@ -1,11 +1,9 @@
 """Rows to batches: a StreamingDataset over prepared rows, and the loader that Composer reads."""
 
-import atexit
-import fcntl
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from composer.core import DataSpec
 from composer.utils import dist
 from streaming import Stream, StreamingDataset
 from streaming.base.dataset import _ShardState
-from streaming.base.shared import prefix
 from streaming.base.shared.memory import SharedMemory
 from torch.utils.data import DataLoader
 
@@ -24,6 +21,7 @@ from zoo.data.errors import DataError
 from zoo.data.mds import check_row, document_starts, token_numbers
 from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.shards import hash_name, make_ready, read_index, remove_broken
+from zoo.data.shared import check_room, let_go, own_number
 from zoo.data.stale import remove_stale
 from zoo.data.synthetic import IGNORED
 from zoo.processes import sheltered, stay_with_parent
@@ -76,7 +74,9 @@ class RowDataset(StreamingDataset):
         parts += [getattr(part, "arr", None) for part in parts]
         for memory in [part if isinstance(part, SharedMemory) else getattr(part, "shm", None) for part in parts]:
             if isinstance(memory, SharedMemory):
-                _let_go(memory)
+                let_go(memory)
+        for path in (self._shared_barrier.filelock_path, self._cache_filelock_path):
+            Path(path).unlink(missing_ok=True)
 
     # Streaming 0.13: when a background thread fails (a shard cannot be fetched), iteration waits for the dead thread
     # for ever, or ends early without a word, and other workers wait for the shard.  The rest of the class raises the
@@ -136,8 +136,11 @@ def loader(
         _check_sockets()
     _check_enough(prepared, split, batch_size)
     _check_shards(prepared.streams[split])
+    if dist.get_local_rank() == 0:
+        remove_stale()
+        check_room(_handed_over(prepared.seq_len, batch_size, num_workers), num_workers)
     try:
-        with _alone_on_this_machine(), _probes() as probes:
+        with own_number():
             dataset = RowDataset(
                 prepared,
                 split,
@@ -150,9 +153,6 @@ def loader(
             )
     except (ValueError, RuntimeError) as error:
         raise DataError(f"{split} rows: {error}") from error
-    for memory in probes:
-        if memory is not dataset._locals_shm:
-            _let_go(memory)
     # The generator: an iterator of a DataLoader draws a number from it, otherwise from the model's random state.
     generator = torch.Generator().manual_seed(seed)
     batches = _Loader(
@@ -200,6 +200,13 @@ def _check_enough(prepared: PreparedData, split: str, batch_size: int) -> None:
         )
 
 
+def _handed_over(seq_len: int, batch_size: int, num_workers: int) -> int:
+    """Bytes of shared memory that loaders of both splits use at most on this machine, their own segments included."""
+    batch = batch_size * seq_len * sum(each.itemsize for each in (torch.int64, torch.int64, torch.bool))
+    ahead = num_workers * (1 + 2)  # the DataLoader asks two batches ahead of each worker
+    return 2 * (ahead * batch * dist.get_local_world_size() + 16 * mmap.PAGESIZE)
+
+
 def _check_sockets() -> None:
     """Processes that read rows hand them over by a socket in the temporary folder, pymp-XXXXXXXX/listener-XXXXXXXX.
 
@@ -226,50 +233,6 @@ def _check_shards(streams: tuple[RowStream, ...]) -> None:
             else:
                 make_ready(stream.folder, stream.remedy)
     dist.barrier()
-
-
-@contextmanager
-def _alone_on_this_machine() -> Iterator[None]:
-    """Let one run of this user at a time make its dataset; the processes of that run make theirs together.
-
-    Streaming 0.13: every process looks for the first free number of shared memory by itself.  Those of one run find
-    the same one only if nothing comes or goes meanwhile, and two runs that start together take the same one, so that
-    the second dies of FileExistsError.
-    """
-    path = Path(tempfile.gettempdir()) / f"attention-zoo-{os.getuid()}.lock"
-    with path.open("a") if dist.get_local_rank() == 0 else nullcontext() as file:
-        if file is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, or the process dies
-            remove_stale()
-        dist.barrier()
-        yield
-        dist.barrier()
-
-
-@contextmanager
-def _probes() -> Iterator[list[SharedMemory]]:
-    """Collect the shared memory that Streaming opens while it looks for a free number.
-
-    Streaming 0.13 opens six segments of every dataset that lives on this machine, and keeps them open.
-    """
-    found: list[SharedMemory] = []
-
-    class Probe(SharedMemory):
-        def __init__(self, *arguments: Any):
-            super().__init__(*arguments)
-            found.append(self)
-
-    prefix.SharedMemory = Probe
-    try:
-        yield found
-    finally:
-        prefix.SharedMemory = SharedMemory
-
-
-def _let_go(memory: SharedMemory) -> None:
-    """Close shared memory, and remove it if this process made it."""
-    atexit.unregister(memory.cleanup)
-    memory.cleanup()
 
 
 def _stream(stream: RowStream) -> Stream:

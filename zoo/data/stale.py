@@ -3,6 +3,7 @@
 Streaming's own `clean_stale_shared_memory` stops at the first unused number and unlinks segments of live runs too.
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -15,20 +16,21 @@ SEGMENT = re.compile(
 )
 LOCK = re.compile(r"^(\d{6})_(barrier|cache)_filelock$")
 SHARED_MEMORY = Path("/dev/shm")
-MIN_AGE_S = 10.0  # a segment younger than this may belong to a process that has not mapped it yet
+LOCK_AGE_S = 3600.0  # a younger lock file may be of a container that shares the temporary folder, but not /dev/shm
 
 
 def remove_stale(shared_memory: Path = SHARED_MEMORY, locks: Path | None = None) -> list[Path]:
-    """Remove this user's segments that no process maps, and lock files of such numbers that nobody holds.
+    """Remove this user's segments that no process holds, and old lock files of such numbers that nobody holds.
 
     Returns what was removed.  Processes that this one cannot see (another container sharing /dev/shm) are not known to
     be alive; sharing /dev/shm between containers is not supported, as it is not by Streaming.
     """
     locks = locks or Path(tempfile.gettempdir())
-    found = [*_mine(shared_memory, SEGMENT), *_mine(locks, LOCK)]
+    old = [path for path in _mine(locks, LOCK) if _age_s(path) > LOCK_AGE_S]
+    found = [*_mine(shared_memory, SEGMENT), *old]
     if not found:
         return []
-    live = _live_numbers(shared_memory) | {p.name[:6] for p in found if _age_s(p) < MIN_AGE_S}
+    live = _live_numbers(shared_memory)  # after the list: who makes a segment holds it open from the first moment
     return [path for path in found if path.name[:6] not in live and _remove(path)]
 
 
@@ -54,15 +56,22 @@ def _age_s(path: Path) -> float:
 
 
 def _live_numbers(shared_memory: Path) -> set[str]:
-    """Numbers of the segments that some process maps.  Reads /proc: psutil reads smaps, which is far slower."""
-    segment = re.compile(rf" {re.escape(str(shared_memory))}/(\d{{6}})_")
+    """Numbers of the segments that some process maps or holds open.  Reads /proc: psutil reads smaps, far slower."""
+    segment = re.compile(rf"(?:^| ){re.escape(str(shared_memory))}/(\d{{6}})_", re.M)
     live: set[str] = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            live.update(segment.findall(maps.read_text(errors="replace")))
-        except OSError:  # the process has ended, or is not ours to look into
-            continue
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # the process has ended, or is not ours to look into
+            live.update(segment.findall((process / "maps").read_text(errors="replace")))
+            opened = [_target(link) for link in (process / "fd").iterdir()]
+            live.update(segment.findall("\n".join(opened)))
     return live
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
 
 
 def _remove(path: Path) -> bool:

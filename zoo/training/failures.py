@@ -56,7 +56,7 @@ def explain(error: BaseException) -> str | None:
     return _os_error(error) if isinstance(error, OSError) else None
 
 
-def in_reader(error: Exception) -> str | None:
+def in_reader(error: BaseException) -> str | None:
     """The message alone of an error that came from a process that reads rows: torch sends its traceback along."""
     text = str(error)
     if _IN_READER.search(text) is None:
@@ -91,7 +91,7 @@ def _text(error: BaseException) -> str:
     found, seen = [], set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        found.append(str(error))
+        found.append(in_reader(error) or str(error))
         error = error.__cause__ or error.__context__
     return "\n".join(found)
 

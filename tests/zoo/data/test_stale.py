@@ -25,10 +25,18 @@ def test_dead_segments_and_locks_go_wherever_the_numbers_start(tmp_path):
     assert set(tmp_path.iterdir()) == set(others)
 
 
-def test_young_files_stay(tmp_path):
+def test_segments_go_at_once_and_lock_files_later(tmp_path):
+    """Lock files of another container may lie in the same temporary folder; they are empty and harm nobody."""
     (tmp_path / "000003_locals").write_bytes(b"x")
-    old(tmp_path / "000003_barrier_filelock")
-    assert remove_stale(tmp_path, tmp_path) == []
+    (tmp_path / "000003_barrier_filelock").write_bytes(b"x")
+    assert remove_stale(tmp_path, tmp_path) == [tmp_path / "000003_locals"]
+
+
+def test_a_segment_that_is_being_made_stays(tmp_path):
+    """Between its making and its first use, it is open but not yet mapped."""
+    with (tmp_path / "000005_locals").open("wb"):
+        assert remove_stale(tmp_path, tmp_path) == []
+    assert remove_stale(tmp_path, tmp_path) == [tmp_path / "000005_locals"]
 
 
 def test_a_lock_that_is_held_stays(tmp_path):

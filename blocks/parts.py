@@ -4,7 +4,6 @@ The legend of the shape suffixes stands in blocks/base.py.
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -86,14 +85,21 @@ class Source:
 
     def __init__(self, projection: nn.Module, raw: Entries, context: Context):
         self.projection, self.raw, self.context = projection, raw, context
+        # Not functools.cached_property: that of Python 3.11 takes a lock, where torch.compile would end its graph.
+        self._cached: Entries | None = None
+        self._keys: Keys | None = None
 
-    @cached_property
+    @property
     def cached(self) -> Entries:
-        return self.projection.rotate(self.raw, self.context)
+        if self._cached is None:
+            self._cached = self.projection.rotate(self.raw, self.context)
+        return self._cached
 
-    @cached_property
+    @property
     def keys(self) -> Keys:
-        return self.projection.expand(self.cached)
+        if self._keys is None:
+            self._keys = self.projection.expand(self.cached)
+        return self._keys
 
 
 class RMSNorm(nn.Module):

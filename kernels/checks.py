@@ -158,6 +158,24 @@ def integers(op: str, found: dict, **tensors: torch.Tensor) -> None:
             raise ValueError(f"{op}: {name} is on {tensor.device}, but q_BTHD on {found['device']}.")
 
 
+def of_tokens(op: str, name: str, x: torch.Tensor, size: tuple[int, int], dtypes: tuple, device: torch.device) -> None:
+    """Check a tensor [B, T], or one row [1, T] for all."""
+    rows, seq_len = size
+    if x.dim() != 2 or x.shape[0] not in (1, rows) or x.shape[1] != seq_len or x.dtype not in dtypes:
+        wanted = " or ".join(str(dtype) for dtype in dtypes)
+        raise ValueError(f"{op}: {name} must be {wanted} [{rows} or 1, {seq_len}]; found {x.dtype} {list(x.shape)}.")
+    if x.device != device:
+        raise ValueError(f"{op}: {name} is on {x.device}, but the cache on {device}.")
+
+
+def of_rows(op: str, name: str, x: torch.Tensor, rows: int, device: torch.device) -> None:
+    """Check one integer for each row."""
+    if list(x.shape) != [rows] or x.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{op}: {name} must be integers [{rows}]; found {x.dtype} {list(x.shape)}.")
+    if x.device != device:
+        raise ValueError(f"{op}: {name} is on {x.device}, but the cache on {device}.")
+
+
 def cached_choice(op: str, tensors: dict, previous_BKS: torch.Tensor, scale: float | None) -> dict:
     """Check queries, pooled keys and the latest choice. Returns sizes, scale, device."""
     if (tensors["q_rope_BTHR"] is None) != (tensors["k_rope_BNR"] is None):
@@ -179,6 +197,8 @@ def cached_chosen(op: str, found: dict, chosen_BTKS: torch.Tensor) -> None:
     if len(shape) != 4 or shape[:2] != [found["B"], found["T"]] or 0 in shape or chosen_BTKS.dtype != torch.int32:
         expected = f"int32 [{found['B']}, {found['T']}, K, S]"
         raise ValueError(f"{op}: chosen_BTKS must be {expected}; found {chosen_BTKS.dtype} {shape}.")
+    if chosen_BTKS.device != found["device"]:
+        raise ValueError(f"{op}: chosen_BTKS is on {chosen_BTKS.device}, but q_BTHD on {found['device']}.")
     _heads_share(op, found["H"], shape[2], found["K"])
 
 

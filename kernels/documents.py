@@ -20,6 +20,8 @@ class Documents:
     start_BT: int32, the row index of the first token of the token's document; its position is t - start_BT[b, t].
     max_documents: an upper bound of the documents in one row. It sizes the list of query groups, so keep it tight
     where it is known, and the same from batch to batch.
+    Raises ValueError if shapes or dtypes are wrong, and, on a CPU, if no documents begin so or they are more. The
+    values of a tensor on a GPU are trusted, because checking them would wait for it.
     """
 
     start_BT: torch.Tensor
@@ -31,6 +33,21 @@ class Documents:
             raise ValueError(f"Documents: start_BT must be int32 [B, T]; found {found}.")
         if self.max_documents < 1:
             raise ValueError(f"Documents: max_documents must be at least 1; found {self.max_documents}.")
+        if type(self.start_BT) is torch.Tensor and self.start_BT.is_cpu and not torch.compiler.is_compiling():
+            self._check_values()
+
+    def _check_values(self) -> None:
+        index_T = torch.arange(self.start_BT.shape[1], dtype=torch.int32)
+        is_start_BT = self.start_BT == index_T
+        if not torch.equal(self.start_BT, _latest(is_start_BT)):
+            row = int((self.start_BT != _latest(is_start_BT)).any(1).nonzero()[0])
+            raise ValueError(
+                "Documents: start_BT must hold, for each token, the index of the first token of its document; row "
+                f"{row} does not: {_short(self.start_BT[row].tolist())}."
+            )
+        most = int(is_start_BT.sum(1).max()) if is_start_BT.numel() else 0
+        if most > self.max_documents:
+            raise ValueError(f"Documents: max_documents is {self.max_documents}, but a row holds {most} documents.")
 
     @staticmethod
     def from_starts(is_start_BT: torch.Tensor, max_documents: int | None = None) -> Documents:
@@ -50,9 +67,7 @@ class Documents:
                     f"Documents.from_starts: max_documents is {max_documents}, but a row holds {inner + 1} documents."
                 )
             max_documents = max_documents or inner + 1
-        index_T = torch.arange(seq_len, device=is_start_BT.device, dtype=torch.int32)
-        start_BT = torch.where(is_start_BT, index_T, 0).cummax(1).values
-        return Documents(start_BT, max_documents or seq_len)
+        return Documents(_latest(is_start_BT), max_documents or seq_len)
 
     @staticmethod
     def from_cu_seqlens(cu_seqlens: torch.Tensor, batch: int, seq_len: int) -> Documents:
@@ -138,6 +153,12 @@ def query_groups(
     first_G = torch.arange(0, seq_len, query_group, device=device, dtype=torch.int32)
     group_T = torch.arange(seq_len, device=device, dtype=torch.int32) // query_group
     return first_G.expand(batch, -1), group_T.expand(batch, -1)
+
+
+def _latest(is_start_BT: torch.Tensor) -> torch.Tensor:
+    """int32 [B, T]: the index of the latest token of the row that begins a document; 0 before the first."""
+    index_T = torch.arange(is_start_BT.shape[1], device=is_start_BT.device, dtype=torch.int32)
+    return torch.where(is_start_BT, index_T, 0).cummax(1).values
 
 
 def _short(numbers: list[int]) -> str:

@@ -77,7 +77,9 @@ def _store_importances(
 ):  # fmt: skip
     """Write a tile, or its sums, and its peaks; MASKED: some group does not see all of it; zeros there."""
     o_n = i_n + tl.arange(0, KEYS)
-    total = tl.maximum(total, 0.0)  # NaN, of a model that diverged, counts as nothing: its bits would break the order
+    total = tl.where(
+        total >= 0, total, 0.0
+    )  # NaN, of a model that diverged, counts as nothing: its bits would break the order
     if MASKED:
         total = tl.where((o_n[:, None] >= slot0[None, :]) & (o_n[:, None] < seen_end[None, :]), total, 0.0)
     if SUMMED:

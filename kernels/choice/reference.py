@@ -47,9 +47,10 @@ def choose_blocks(
 def block_importance(p_BKGN, first_slot_BG, n_blocks: int, pieces: int, overlap: int) -> torch.Tensor:
     """p_slc_BKGM(m) = sum over a < pieces, c < overlap of p(pieces * m + a - c), terms out of range 0.
 
-    pieces: b / s.  overlap: l / s.  first_slot_BG: the slot of block 0 of the query's document.
+    pieces: b / s.  overlap: l / s.  first_slot_BG: the slot of block 0 of the query's document.  A NaN counts as 0.
     """
     n = p_BKGN.shape[-1]
+    p_BKGN = p_BKGN.nan_to_num(0.0, posinf=torch.inf)
     p_BKGN = torch.nn.functional.pad(p_BKGN, (0, 1))  # one more slot, 0, stands for all that are out of range
     block_M = torch.arange(n_blocks, device=p_BKGN.device)
     total = p_BKGN.new_zeros(*p_BKGN.shape[:-1], n_blocks)
@@ -68,6 +69,7 @@ def rank_blocks(importance, own_block, n_selected: int, n_init: int, n_local: in
     importance: [..., M].  own_block: [...], the block of the query; later blocks are no candidates.
     """
     n_blocks = importance.shape[-1]
+    importance = importance.nan_to_num()  # infinity becomes a finite number, below that of forced blocks
     block_M = torch.arange(n_blocks, device=importance.device)
     own = own_block[..., None]
     importance = importance.masked_fill((block_M < n_init) | (block_M > own - n_local), float("inf"))

@@ -52,7 +52,7 @@ def cached_attention(
     scale: float | None = None,
     impl: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of each query to the slots first_BT .. end_BT - 1 of the cache, integers, within 0..N.
+    """Attention of each query to the slots first_BT .. end_BT - 1 of the cache, integers; of those, 0 to N - 1 exist.
 
     Query head h reads cache head h // (H / J); scores and rotary parts as `full_attention`.
     Returns o_BTHV in the input dtype and lse_BTH, float32 (float64 for float64 input). A query whose interval is empty
@@ -86,8 +86,9 @@ def cached_choose_blocks(
     scale: float | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """As `choose_blocks`, for queries at positions position_BT (consecutive in a row) over the pooled slots of a cache.
+    """As `choose_blocks`, for queries at positions position_BT over the pooled slots of a cache.
 
+    position_BT: integers, consecutive in a row; only the first of a row is read.
     previous_BKS: int32, the latest choice of each row, for the queries of a group that began before these.  K, the
     number of groups of heads with a choice of their own, is a multiple of J; S is n_selected.
     Returns chosen_BTKS int32: for each query the choice made for the first query of its group.
@@ -126,7 +127,8 @@ def cached_selection_attention(
 ) -> torch.Tensor:
     """Attention to the tokens of the chosen blocks that are not after the query; slot i of the cache holds token i.
 
-    chosen_BTKS: int32, as `cached_choose_blocks` returns it; query head h reads the choice of group h // (H / K).
+    chosen_BTKS: int32, as `cached_choose_blocks` returns it; query head h reads the choice of group h // (H / K). Any
+    number of a block that the query cannot see is an empty place; a block that is named twice has twice the weight.
     Returns o_BTHV in the input dtype; a query that sees nothing yields zeros.
     Raises ValueError if shapes, dtypes or devices do not agree, or `impl` cannot serve the call.
     """

@@ -39,7 +39,7 @@ def _slots(n0, chosen, position, S, BLOCK: tl.constexpr, SELECT: tl.constexpr, B
     if SELECT:
         block = tl.load(chosen + o_n // BLOCK, mask=o_n < S * BLOCK, other=-1)
         token = block * BLOCK + o_n % BLOCK
-        return tl.where((block >= 0) & (token <= position), token, -1)
+        return tl.where((block >= 0) & (block <= position // BLOCK) & (token <= position), token, -1)
     return o_n
 
 
@@ -69,7 +69,7 @@ def split_kernel(
         i_split, i_tile = i_split % n_splits, i_split // n_splits
     i_group, t0 = i_tile % GROUPS, i_tile // GROUPS * TOKENS
     if SHARE:
-        t0 -= (tl.load(end + i_b * T) % TOKENS).to(tl.int32)
+        t0 -= ((tl.load(end + i_b * T) % TOKENS + TOKENS) % TOKENS).to(tl.int32)
         if t0 >= T:
             return
     o_r = tl.arange(0, ROWS)
@@ -78,7 +78,7 @@ def split_kernel(
     if SHARE:
         m_r &= o_t >= 0
     o_t = tl.where(m_r, o_t, 0)
-    hi = tl.load(end + i_b * T + o_t, mask=m_r, other=0).to(tl.int32)
+    hi = tl.minimum(tl.maximum(tl.load(end + i_b * T + o_t, mask=m_r, other=0), -1), N).to(tl.int32)
     p_chosen, together, n_pass = chosen, True, 1
     if SELECT:
         hi += 1  # the positions of the queries
@@ -94,7 +94,7 @@ def split_kernel(
         else:
             p_chosen = chosen + ((i_b * T + t0) * GROUPS + i_group) * S
     else:
-        lo = tl.load(first + i_b * T + o_t, mask=m_r, other=N).to(tl.int32)
+        lo = tl.minimum(tl.maximum(tl.load(first + i_b * T + o_t, mask=m_r, other=N), 0), N).to(tl.int32)
         begin, stop = tl.min(lo, 0) // BN, position + 1
     n_tiles = tl.maximum(tl.cdiv(stop, BN) - begin, 0)
     each = tl.cdiv(n_tiles, n_splits)

@@ -24,6 +24,18 @@ def _n_visible(position, BLOCK: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @triton.jit
+def _position(position, i_b, i_t, T):
+    """That of token i_t of row i_b. Positions are consecutive, so the first of a row says all."""
+    return tl.load(position + i_b * T).to(tl.int32) + i_t
+
+
+@triton.jit
+def _in_group(at, QUERY_GROUP: tl.constexpr):
+    """How many queries of its group come before the one at a position, which may be negative."""
+    return (at % QUERY_GROUP + QUERY_GROUP) % QUERY_GROUP
+
+
+@triton.jit
 def importance_kernel(
     q, qr, k, kr, lse, position, importance, scale_log2, T, N,
     q_b, q_t, q_h, qr_b, qr_t, qr_h, k_b, k_n, k_h, kr_b, kr_n,
@@ -38,10 +50,10 @@ def importance_kernel(
     HEADS_KEPT: tl.constexpr = GROUPS // SHARED
     i_t, i_j = tl.program_id(1) // HEADS_KEPT, (tl.program_id(1) % HEADS_KEPT).to(tl.int64)
     i_b = tl.program_id(2).to(tl.int64)
-    at = tl.load(position + i_b * T + i_t).to(tl.int32)
+    at = _position(position, i_b, i_t, T)
     o_n = tl.program_id(0) * BN + tl.arange(0, BN)
     n_visible = tl.minimum(_n_visible(at, BLOCK, STRIDE), N)
-    if at % QUERY_GROUP != 0 or tl.program_id(0) * BN >= n_visible:
+    if _in_group(at, QUERY_GROUP) != 0 or tl.program_id(0) * BN >= n_visible:
         return
     o_r, o_d, o_e = tl.arange(0, ROWS), tl.arange(0, DP), tl.arange(0, RP)
     m_r, o_h = (o_r // PADDED < SHARED) & (o_r % PADDED < PER), i_j * SHARED * PER + o_r // PADDED * PER + o_r % PADDED
@@ -72,15 +84,15 @@ def rank_kernel(
     """The choice of one query and group, or the candidates of one of its tiles."""
     i_t, i_k = tl.program_id(1) // K, tl.program_id(1) % K
     i_b = tl.program_id(2).to(tl.int64)
-    at = tl.load(position + i_b * T + i_t).to(tl.int32)
-    i_first = i_t - at % QUERY_GROUP
+    at = _position(position, i_b, i_t, T)
+    i_first = i_t - _in_group(at, QUERY_GROUP)
     o_s = tl.arange(0, S_PADDED)
     if i_first < 0:
         if tl.program_id(0) == 0 and ONE_TILE:
             b_previous = tl.load(previous + (i_b * K + i_k) * S + o_s, mask=o_s < S)
             tl.store(chosen + ((i_b * T + i_t) * K + i_k) * S + o_s, b_previous, mask=o_s < S)
         return
-    at -= at % QUERY_GROUP
+    at -= _in_group(at, QUERY_GROUP)
     n_visible = tl.minimum(_n_visible(at, BLOCK, STRIDE), N)
     o_m = tl.program_id(0) * TILE + tl.arange(0, TILE)
     PIECES: tl.constexpr = SELECTION_BLOCK // STRIDE
@@ -89,12 +101,12 @@ def rank_kernel(
     value = tl.zeros([TILE], tl.float32)
     for offset in tl.static_range(1 - SPAN, PIECES):  # p_slc of block m: its pieces, and those that reach into it
         o_n = o_m * PIECES + offset
-        value += (min(SPAN, PIECES - offset) - max(0, -offset)) * tl.load(
-            p_row + o_n, mask=(o_n >= 0) & (o_n < n_visible), other=0.0
-        )
-    value = tl.minimum(tl.where(value >= 0, value, 0.0), 3e38)  # NaN counts as nothing
-    own = at // SELECTION_BLOCK
-    candidate = o_m <= own
+        p = tl.load(p_row + o_n, mask=(o_n >= 0) & (o_n < n_visible), other=0.0)
+        p = tl.where(p >= 0, p, 0.0)  # NaN counts as nothing
+        value += (min(SPAN, PIECES - offset) - max(0, -offset)) * p
+    value = tl.minimum(value, 3e38)
+    own = tl.where(at >= 0, at // SELECTION_BLOCK, -1)
+    candidate = (o_m <= own) & (o_m < tl.cdiv(N * STRIDE, SELECTION_BLOCK))
     forced = candidate & ((o_m < N_INIT) | (o_m > own - N_LOCAL))
     key = tl.where(candidate & (forced == 0), value.to(tl.int32, bitcast=True), -1)[None, :]
     forced, o_m = forced[None, :], o_m[None, :]
@@ -119,8 +131,7 @@ def merge_kernel(
     i_t, i_k = tl.program_id(0) // K, tl.program_id(0) % K
     i_b = tl.program_id(1).to(tl.int64)
     row = (i_b * T + i_t) * K + i_k
-    at = tl.load(position + i_b * T + i_t).to(tl.int32)
-    if at % QUERY_GROUP > i_t:
+    if _in_group(_position(position, i_b, i_t, T), QUERY_GROUP) > i_t:
         o_s = tl.arange(0, S_PADDED)
         b_previous = tl.load(previous + (i_b * K + i_k) * S + o_s, mask=o_s < S)
         tl.store(chosen + row * S + o_s, b_previous, mask=o_s < S)

@@ -28,6 +28,7 @@ def cached_choose_blocks(
 ):  # fmt: skip
     """Every query makes a choice as if it were the first of its group; those of the first are then handed around."""
     seq_len, n_groups, n_selected = q_BTHD.shape[1], *previous_BKS.shape[1:]
+    position_BT = position_BT[:, :1] + torch.arange(seq_len, device=q_BTHD.device)
     q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope_BNR)
     k_BKND = k.transpose(1, 2).repeat_interleave(n_groups // k.shape[2], 1)
     q_BKTgD, lse_BKTg = by_key_head(q, n_groups), by_key_head(wide(lse_BTH)[..., None], n_groups).squeeze(-1)
@@ -64,7 +65,7 @@ def cached_selection_attention(
         chosen_BKTS = chosen_BTKS[:, lo:hi].transpose(1, 2).long()
         token_BKTn = (chosen_BKTS[..., None] * selection_block + offset_b).flatten(-2)
         visible = (chosen_BKTS >= 0).repeat_interleave(selection_block, -1)
-        visible = visible & (token_BKTn <= position_BT[:, None, lo:hi, None])
+        visible = visible & (token_BKTn <= position_BT[:, None, lo:hi, None]) & (token_BKTn < k.shape[1])
         token_BKTn = token_BKTn.clamp(0, k.shape[1] - 1)
         k_BKTnD, v_BKTnV = (x[row_B111, token_BKTn, head_K11] for x in (k, wide(v_BNJV)))
         q_chunk = q_BKTgD[:, :, lo:hi, None]

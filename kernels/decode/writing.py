@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels import dispatch
+from zoo.kernels import checks, dispatch
 from zoo.kernels.layout import dense_rows, is_flat, over
 
 CHANNELS = 512  # of a program of the kernels
@@ -45,15 +45,19 @@ def write_slots(
 ) -> None:
     """kept[b, position_BT[b, t] mod N] = new[b, t], in place, for each pair of kept [B, N, ...] and new [B, T, ...].
 
-    position_BT: int64 [B or 1, T], consecutive in a row, T at most N.  wanted_BT: bool [B or 1, T]; the rest is left
-    alone.
-    Raises ValueError if T is above N, or the devices differ.
+    position_BT: int64 [B or 1, T], consecutive in a row, T at most N; only the first of a row is read.
+    wanted_BT: bool [B or 1, T]; the rest is left alone.
+    Raises ValueError if shapes, dtypes or devices do not agree, or T is above N.
     """
-    slots, seq_len = kept[0].shape[1], new[0].shape[1]
+    op = "write_slots"
+    _pairs_fit(op, kept, new, "new")
+    rows, slots, seq_len = *kept[0].shape[:2], new[0].shape[1]
     if seq_len > slots:
-        raise ValueError(f"write_slots: T must be at most the {slots} slots; found {seq_len}.")
-    _on_one_device("write_slots", kept[0], *new, position_BT, wanted_BT)
-    rows = len(kept[0])
+        raise ValueError(f"{op}: T must be at most the {slots} slots; found {seq_len}.")
+    whole = (torch.int32, torch.int64)
+    checks.of_tokens(op, "position_BT", position_BT, (rows, seq_len), whole, kept[0].device)
+    if wanted_BT is not None:
+        checks.of_tokens(op, "wanted_BT", wanted_BT, (rows, seq_len), (torch.bool,), kept[0].device)
     wanted_BT = None if wanted_BT is None else wanted_BT.expand(rows, -1)
     dispatch.call("write_slots", impl, kept, new, position_BT.expand(rows, -1), wanted_BT)
 
@@ -74,23 +78,45 @@ def pool_slots(
 
     kept: [B, N, ...], position p in slot p mod N; it holds the new tokens and the block - 1 before them.
     start_B: int64, tokens held before them.  n_new_B: int64, how many of seq_len are real; None: all.
-    Sums are float32 (float64 for float64 input).
-    Raises ValueError if the devices differ.
+    A block that `pooled` has no slot for goes to slot j mod M.  Sums are float32 (float64 for float64 input).
+    Raises ValueError if shapes, dtypes or devices do not agree, seq_len is less than 1, or block less than stride.
     """
-    _on_one_device("pool_slots", kept[0], *pooled, start_B, n_new_B)
+    op = "pool_slots"
+    _pairs_fit(op, kept, pooled, "pooled")
+    checks.at_least(op, 1, seq_len=seq_len)
+    checks.compression_grid(op, block, stride)
+    for name, numbers in {"start_B": start_B, "n_new_B": n_new_B}.items():
+        if numbers is not None:
+            checks.of_rows(op, name, numbers, len(kept[0]), kept[0].device)
     options = {"seq_len": seq_len, "block": block, "stride": stride}
     dispatch.call("pool_slots", impl, kept, pooled, start_B, n_new_B, **options)
 
 
-def _on_one_device(op: str, kept: torch.Tensor, *others: torch.Tensor | None) -> None:
-    """A launch that is remembered hands on pointers that nobody looks at any more."""
-    for x in others:
-        if x is not None and x.device != kept.device:
-            raise ValueError(f"{op}: all tensors must be on {kept.device}, as the cache; found one on {x.device}.")
+def _pairs_fit(op: str, kept: list[torch.Tensor], others: list[torch.Tensor], name: str) -> None:
+    """Check that there is one of `others` [B, any, ...] for each kept [B, N, ...], of its entries' shape, beside it.
+
+    A kernel would write past the end of its tensor, and a launch that is remembered looks at no tensor's device.
+    """
+    if len(kept) != len(others) or not kept:
+        raise ValueError(f"{op}: kept and {name} must be as many, one or more; found {len(kept)} and {len(others)}.")
+    for x, y in zip(kept, others, strict=True):
+        if x.device != kept[0].device or y.device != kept[0].device:
+            raise ValueError(f"{op}: all tensors must be on {kept[0].device}; found one on {x.device}, {y.device}.")
+        entries = x.shape[:1] + x.shape[2:], y.shape[:1] + y.shape[2:]
+        if x.dim() < 3 or x.dim() != y.dim() or entries[0] != entries[1] or 0 in x.shape or 0 in y.shape:
+            raise ValueError(
+                f"{op}: must be kept [B, N, ...] and {name} alike; found {list(x.shape)}, {list(y.shape)}."
+            )
+        if x.shape[:2] != kept[0].shape[:2] or y.shape[:2] != others[0].shape[:2]:
+            found = f"{list(x.shape)}, {list(y.shape)}"
+            raise ValueError(f"{op}: tensors written together must have one B and number of slots; found {found}.")
+        if not (x.is_floating_point() and y.is_floating_point()):
+            raise ValueError(f"{op}: kept and {name} must be floating-point tensors; found {x.dtype}, {y.dtype}.")
 
 
 def _write_reference(kept, new, position_BT, wanted_BT) -> None:
     row_B1 = torch.arange(len(position_BT), device=position_BT.device)[:, None]
+    position_BT = position_BT[:, :1] + torch.arange(position_BT.shape[1], device=position_BT.device)
     for to, x in zip(kept, new, strict=True):
         slot_BT, x = position_BT % to.shape[1], x.to(to.dtype)
         if wanted_BT is not None:
@@ -135,14 +161,14 @@ def _pool_triton(kept, pooled, start_B, n_new_B, *, seq_len, block, stride) -> N
     from zoo.kernels.decode.writing_kernel import pool_kernel
     from zoo.kernels.launching import next_power_of_2
 
-    n_blocks, N = -(-seq_len // stride), kept[0].shape[1]
+    n_blocks, N, n_pooled = -(-seq_len // stride), kept[0].shape[1], pooled[0].shape[1]
     kept, pooled = _flat(kept), _flat(pooled)
     pairs = [x for pair in zip(kept, pooled, strict=True) for x in pair]
     constants = {**_channels(kept, 128), "BLOCK": block, "BLOCK_PADDED": next_power_of_2(block), "STRIDE": stride}
     constants["HAS_N_NEW"] = n_new_B is not None
     start = start_B.contiguous()
     n_new = start if n_new_B is None else n_new_B.contiguous()
-    _launch(pool_kernel, len(start) * n_blocks, pairs, (start, n_new, seq_len, n_blocks, N), constants)
+    _launch(pool_kernel, len(start) * n_blocks, pairs, (start, n_new, seq_len, n_blocks, N, n_pooled), constants)
 
 
 def _launch(kernel, programs: int, pairs: list[torch.Tensor], numbers: tuple, constants: dict) -> None:

@@ -11,6 +11,12 @@ import triton.language as tl
 
 
 @triton.jit
+def _modulo(x, n):
+    """x mod n in 0..n - 1, of a negative x too."""
+    return (x % n + n) % n
+
+
+@triton.jit
 def write_kernel(
     kept0, new0, kept1, new1, position, wanted, T, N,
     kept0_b, kept0_n, new0_b, new0_t, kept1_b, kept1_n, new1_b, new1_t,
@@ -21,7 +27,7 @@ def write_kernel(
     if HAS_WANTED:  # noqa: SIM102 -- decided when the kernel is compiled
         if tl.load(wanted + i_b * T + i_t) == 0:
             return
-    slot = tl.load(position + i_b * T + i_t) % N
+    slot = _modulo(tl.load(position + i_b * T) + i_t, N)
     o_c = tl.program_id(1) * CP + tl.arange(0, CP)
     b_new = tl.load(new0 + i_b * new0_b + i_t * new0_t + o_c, mask=o_c < C0, other=0.0)
     tl.store(kept0 + i_b * kept0_b + slot * kept0_n + o_c, b_new.to(kept0.dtype.element_ty), mask=o_c < C0)
@@ -40,7 +46,7 @@ def _mean(kept, kept_n, first, N, o_c, C: tl.constexpr, BLOCK: tl.constexpr, BLO
 
 @triton.jit
 def pool_kernel(
-    kept0, pooled0, kept1, pooled1, start, n_new, T, M, N,
+    kept0, pooled0, kept1, pooled1, start, n_new, T, M, N, N_POOLED,
     kept0_b, kept0_n, pooled0_b, pooled0_n, kept1_b, kept1_n, pooled1_b, pooled1_n,
     C0: tl.constexpr, C1: tl.constexpr, CP: tl.constexpr, BLOCK: tl.constexpr, BLOCK_PADDED: tl.constexpr,
     STRIDE: tl.constexpr, HAS_N_NEW: tl.constexpr,
@@ -56,9 +62,9 @@ def pool_kernel(
         return
     o_c = tl.program_id(1) * CP + tl.arange(0, CP)
     b_mean = _mean(kept0 + i_b * kept0_b, kept0_n, block * STRIDE, N, o_c, C0, BLOCK, BLOCK_PADDED)
-    p_pooled = pooled0 + i_b * pooled0_b + block * pooled0_n + o_c
+    p_pooled = pooled0 + i_b * pooled0_b + block % N_POOLED * pooled0_n + o_c
     tl.store(p_pooled, b_mean.to(pooled0.dtype.element_ty), mask=o_c < C0)
     if C1 > 0:
         b_mean = _mean(kept1 + i_b * kept1_b, kept1_n, block * STRIDE, N, o_c, C1, BLOCK, BLOCK_PADDED)
-        p_pooled = pooled1 + i_b * pooled1_b + block * pooled1_n + o_c
+        p_pooled = pooled1 + i_b * pooled1_b + block % N_POOLED * pooled1_n + o_c
         tl.store(p_pooled, b_mean.to(pooled1.dtype.element_ty), mask=o_c < C1)

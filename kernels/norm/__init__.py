@@ -23,7 +23,7 @@ def rms_norm(x_BTHD: torch.Tensor, weight: torch.Tensor, *, eps: float, impl: st
 
     x_BTHD: [B, T, heads, D] or [B, T, D], any float dtype.  weight: [D], for all heads, or [heads, D], any float dtype.
     Returns the shape and dtype of x, computed in float32 (float64 in a float64 model).
-    Raises ValueError if shapes or devices do not agree.
+    Raises ValueError if shapes, dtypes or devices do not agree.
     """
     of_heads = [x_BTHD.shape[-1:], x_BTHD.shape[2:]]
     if x_BTHD.dim() not in (3, 4) or weight.shape not in of_heads or x_BTHD.device != weight.device:
@@ -31,4 +31,7 @@ def rms_norm(x_BTHD: torch.Tensor, weight: torch.Tensor, *, eps: float, impl: st
             f"rms_norm: x must be [B, T, (heads,) D] and weight [(heads,) D] on its device; found {list(x_BTHD.shape)} "
             f"on {x_BTHD.device}, {list(weight.shape)} on {weight.device}."
         )
+    if 0 in x_BTHD.shape or not (x_BTHD.is_floating_point() and weight.is_floating_point()):
+        found = f"{x_BTHD.dtype} {list(x_BTHD.shape)}, {weight.dtype}"
+        raise ValueError(f"rms_norm: x and weight must be floating, and x not empty; found {found}.")
     return dispatch.call("rms_norm", impl, x_BTHD, weight, eps=float(eps))

@@ -34,9 +34,13 @@ MAX_CHUNKS = 32  # of one list
 
 
 @triton.jit
-def _keys_kernel(chosen, first, base, key, n, T, n_groups, n_slots, n_lists,
-                 K: tl.constexpr, S: tl.constexpr, DOCUMENTS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """The list of each entry of `chosen`; empty places go to the end, list n_lists."""
+def _keys_kernel(chosen, first, start, base, key, n, T, n_groups, n_slots, n_lists,
+                 K: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr, QUERY_GROUP: tl.constexpr,
+                 DOCUMENTS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """The list of each entry of `chosen`; empty places, and blocks after the group's own, go to the end, list n_lists.
+
+    The list of a block beyond the row would be that of another head or row.
+    """
     i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     m = tl.load(chosen + i, mask=i < n, other=-1)
     i_k = (i // S) % K
@@ -44,7 +48,11 @@ def _keys_kernel(chosen, first, base, key, n, T, n_groups, n_slots, n_lists,
     i_b = i_bg // n_groups
     if DOCUMENTS:
         t0 = tl.load(first + i_bg, mask=i < n, other=-1)
-        m = tl.where((m >= 0) & (t0 >= 0), m + tl.load(base + i_b * T + t0, mask=(i < n) & (t0 >= 0), other=0), -1)
+        m_used = (i < n) & (t0 >= 0)
+        own = (t0 - tl.load(start + i_b * T + t0, mask=m_used, other=0)) // BLOCK
+        m = tl.where(m_used & (m >= 0) & (m <= own), m + tl.load(base + i_b * T + t0, mask=m_used, other=0), -1)
+    else:
+        m = tl.where(m <= (i_bg % n_groups).to(tl.int32) * QUERY_GROUP // BLOCK, m, -1)
     tl.store(key + i, tl.where(m >= 0, (i_b * K + i_k) * n_slots + m, n_lists).to(key.dtype.element_ty), mask=i < n)
 
 
@@ -262,15 +270,16 @@ def block_slots(start: torch.Tensor, block: int, max_documents: int) -> tuple[to
     return base_BT.contiguous(), slot_start_BM.scatter_(1, slot_BT.long(), index_BT)[:, :n_slots].contiguous()
 
 
-def inverted_index(chosen, first, start, base, seq_len, n_slots, query_group, chunk):
+def inverted_index(chosen, first, start, base, seq_len, n_slots, block, query_group, chunk):
     """entry, begin, list_of as the kernels read them: the last as long as the chunks are many."""
     batch, n_groups, K, S = chosen.shape
     n, n_lists = chosen.numel(), batch * K * n_slots
     device, shared = chosen.device, dict(K=K, S=S, DOCUMENTS=first is not None)
     key = torch.empty(n, device=device, dtype=torch.int16 if n_lists < 2**15 else torch.int32)  # half the passes
     n_tiles, n_programs = cdiv(n, 1024), cdiv(n, 1024) + cdiv(n_lists + 1, 128)
-    arguments = chosen, first, base, key, n, seq_len, n_groups, n_slots, n_lists
-    launch(_keys_kernel, lambda tile: (n_tiles,), arguments, shared, _KEYS_TILES, device)
+    arguments = chosen, first, start, base, key, n, seq_len, n_groups, n_slots, n_lists
+    constants = dict(shared, BLOCK=block, QUERY_GROUP=query_group)
+    launch(_keys_kernel, lambda tile: (n_tiles,), arguments, constants, _KEYS_TILES, device)
     key, order = torch.sort(key, stable=True)
     entry = torch.empty(n, device=device, dtype=torch.int32)
     begin = torch.empty(n_lists + 1, device=device, dtype=torch.int32)
@@ -327,10 +336,10 @@ def backward(
     if first is not None:
         base, slot_start = block_slots(start, selection_block, max_documents)
         n_slots = slot_start.shape[1]
-    entry, begin, list_of = inverted_index(chosen, first, start, base, T, n_slots, query_group, chunk)
+    entry, begin, list_of = inverted_index(chosen, first, start, base, T, n_slots, selection_block, query_group, chunk)
     part = torch.empty(len(list_of), selection_block, D + V + R, device=q.device, dtype=torch.float32)
     tiles = key_tiles(size, q.element_size())
-    constants = {name: n for name, n in size.items() if name not in ("S", "QUERY_GROUP")}
+    constants = {name: n for name, n in size.items() if name not in ("S", "SP", "QUERY_GROUP")}
     constants |= dict(CHUNK=chunk, MAX=MAX_CHUNKS, GROUP_ROWS=group_rows)
     arguments = (
         q, k, v, q_rope, k_rope, do, lse, delta, entry, begin, list_of, slot_start, part,

@@ -5,8 +5,8 @@ r % G), so that every key loaded serves all of them; its keys are the tokens of 
 time, several small blocks or a part of a large one. The operation is bound by this gather's traffic through L2:
 T/q * K * n*b * (D + R + V) elements.
 
-Scores are kept in base 2. Keys are masked by position alone: a chosen block lies in the query's document, so key <= t
-is the whole rule.
+Scores are kept in base 2. A place is read only if it names block 0 to the group's own block, `own`; any other number is
+an empty place. So every key that is read lies in the query's document, and key <= t is the whole mask.
 """
 
 from __future__ import annotations
@@ -64,30 +64,34 @@ def scores(a, b, a_rope, b_rope, ROPE: tl.constexpr, FLIP: tl.constexpr):
 
 
 @triton.jit
-def n_tiles(n_tokens, t0, origin, S: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr):
-    """Tiles of keys that can hold a chosen block, known without reading them: early queries have fewer."""
-    n_blocks = tl.minimum((t0 - origin) // BLOCK + 1, S)
-    return tl.where(n_tokens > 0, tl.cdiv(n_blocks * BLOCK, KEYS), 0)
+def n_tiles(p_chosen, n_tokens, own, S: tl.constexpr, SP: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr):
+    """Tiles of keys up to the last place that names a block: early queries have fewer."""
+    o_s = tl.arange(0, SP)
+    m = tl.load(p_chosen + o_s, mask=o_s < S, other=-1)
+    n_places = tl.max(tl.where((m >= 0) & (m <= own), o_s + 1, 0), 0)
+    return tl.where(n_tokens > 0, tl.cdiv(n_places * BLOCK, KEYS), 0)
 
 
 @triton.jit
-def gathered_keys(p_chosen, j, origin, T, S: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr):
+def gathered_keys(p_chosen, j, origin, own, T, S: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr):
     """Token of each of the tile's keys, and the last of them; T, which no query sees, in an empty place."""
     o_n = tl.arange(0, KEYS)
     if KEYS <= BLOCK:
         m = tl.load(p_chosen + j * KEYS // BLOCK)
+        m = tl.where(m <= own, m, -1)
         token = tl.where(m >= 0, origin + m * BLOCK + (j * KEYS) % BLOCK, T) + o_n
         last = tl.where(m >= 0, origin + m * BLOCK + (j * KEYS) % BLOCK + KEYS - 1, T)
     else:
         token = tl.full([KEYS], 0, tl.int32)
+        last = origin * 0
         for i in tl.static_range(KEYS // BLOCK):
             place = j * (KEYS // BLOCK) + i
             m = tl.load(p_chosen + tl.minimum(place, S - 1))
             if S % (KEYS // BLOCK) != 0:
                 m = tl.where(place < S, m, -1)
-            first = tl.where(m >= 0, origin + m * BLOCK, T)
+            first = tl.where((m >= 0) & (m <= own), origin + m * BLOCK, T)
             token = tl.where(o_n // BLOCK == i, first, token)
-            last = first + BLOCK - 1
+            last = tl.maximum(last, first + BLOCK - 1)
         token += o_n % BLOCK
     return token, last
 
@@ -98,7 +102,7 @@ def _selection_fwd_kernel(
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, qr_b, qr_t, qr_h, kr_b, kr_t,
     T, n_groups, scale_log2,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    V: tl.constexpr, VP: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
+    V: tl.constexpr, VP: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, BLOCK: tl.constexpr,
     QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -118,7 +122,7 @@ def _selection_fwd_kernel(
     if R > 0:
         p_qr = q_rope + i_b * qr_b + o_t.to(tl.int64)[:, None] * qr_t + o_h[:, None] * qr_h + o_e[None, :]
         b_qr = tl.load(p_qr, mask=m_r[:, None] & (o_e[None, :] < R), other=0.0)
-    p_chosen = chosen + ((i_b * n_groups + i_g) * K + i_k) * S
+    p_chosen, own = chosen + ((i_b * n_groups + i_g) * K + i_k) * S, (t0 - origin) // BLOCK
     t_seen = tl.where(m_r, o_t, -1)
     t_last = t0 + n_tokens - 1  # keys past it are not seen: read this one instead
 
@@ -127,8 +131,8 @@ def _selection_fwd_kernel(
     b_m = tl.full([ROWS], -1e30, tl.float32)  # finite: a row that sees no key yields 0, not NaN
     b_l = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, VP], tl.float32)
-    for j in range(0, n_tiles(n_tokens, t0, origin, S, BLOCK, KEYS)):
-        o_n, n_last = gathered_keys(p_chosen, j, origin, T, S, BLOCK, KEYS)
+    for j in range(0, n_tiles(p_chosen, n_tokens, own, S, SP, BLOCK, KEYS)):
+        o_n, n_last = gathered_keys(p_chosen, j, origin, own, T, S, BLOCK, KEYS)
         o_n64 = tl.minimum(o_n, t_last).to(tl.int64)[:, None]
         b_k = load_rows(p_k + o_n64 * k_t, o_d, D, DP)
         b_v = load_rows(p_v + o_n64 * v_t, o_v, V, VP)
@@ -160,7 +164,7 @@ def _selection_bwd_dq_kernel(
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, qr_b, qr_t, qr_h, kr_b, kr_t, do_b, do_t, do_h,
     T, n_groups, scale, scale_log2,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    V: tl.constexpr, VP: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
+    V: tl.constexpr, VP: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, BLOCK: tl.constexpr,
     QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -191,15 +195,15 @@ def _selection_bwd_dq_kernel(
         p_qr = q_rope + i_b * qr_b + o_t.to(tl.int64)[:, None] * qr_t + o_h[:, None] * qr_h + o_e[None, :]
         b_qr = tl.load(p_qr, mask=m_r[:, None] & (o_e[None, :] < R), other=0.0)
         acc_r = tl.zeros([ROWS, RP], tl.float32)
-    p_chosen = chosen + ((i_b * n_groups + i_g) * K + i_k) * S
+    p_chosen, own = chosen + ((i_b * n_groups + i_g) * K + i_k) * S, (t0 - origin) // BLOCK
     t_seen = tl.where(m_r, o_t, -1)
     t_last = t0 + n_tokens - 1
 
     p_k = k + i_b * k_b + i_k * k_h + o_d[None, :]
     p_v = v + i_b * v_b + i_k * v_h + o_v[None, :]
     acc = tl.zeros([ROWS, DP], tl.float32)
-    for j in range(0, n_tiles(n_tokens, t0, origin, S, BLOCK, KEYS)):
-        o_n, _ = gathered_keys(p_chosen, j, origin, T, S, BLOCK, KEYS)
+    for j in range(0, n_tiles(p_chosen, n_tokens, own, S, SP, BLOCK, KEYS)):
+        o_n, _ = gathered_keys(p_chosen, j, origin, own, T, S, BLOCK, KEYS)
         o_n64 = tl.minimum(o_n, t_last).to(tl.int64)[:, None]
         b_k = load_rows(p_k + o_n64 * k_t, o_d, D, DP)
         b_v = load_rows(p_v + o_n64 * v_t, o_v, V, VP)
@@ -237,7 +241,7 @@ def sizes(q, k, v, q_rope, chosen, selection_block: int, query_group: int, docum
 def _sizes(K, H, D, R, V, S, selection_block, query_group, documents) -> dict:
     return dict(
         K=K, G=H // K, D=D, DP=padded(D), R=R, RP=padded(R), V=V, VP=padded(V),
-        S=S, BLOCK=selection_block, QUERY_GROUP=query_group, DOCUMENTS=documents,
+        S=S, SP=next_power_of_2(S), BLOCK=selection_block, QUERY_GROUP=query_group, DOCUMENTS=documents,
     )  # fmt: skip
 
 

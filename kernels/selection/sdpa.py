@@ -18,12 +18,11 @@ def selection_attention(
 
     def rows(lo: int, hi: int) -> torch.Tensor:
         tensors = (x if x is None else x[lo:hi] for x in (q_BTHD, k_BTKD, v_BTKV, q_rope, k_rope))
-        visible_BKTT = _visible(chosen_BGKS[lo:hi], seq_len, selection_block, query_group)
-        seen_BKT1 = visible_BKTT.any(-1, keepdim=True)
+        mask_BKTT = _mask(chosen_BGKS[lo:hi], seq_len, selection_block, query_group, q_BTHD.dtype)
+        seen_BKT1 = (mask_BKTT > -torch.inf).any(-1, keepdim=True)
         # A query that sees nothing is let see everything, and its output dropped: softmax over nothing is NaN.
-        mask_BHTT, seen_BHT1 = (
-            x.repeat_interleave(n_heads // x.shape[1], 1) for x in (visible_BKTT | ~seen_BKT1, seen_BKT1)
-        )
+        mask_BKTT = mask_BKTT.masked_fill(~seen_BKT1, 0.0)
+        mask_BHTT, seen_BHT1 = (x.repeat_interleave(n_heads // x.shape[1], 1) for x in (mask_BKTT, seen_BKT1))
         return _sdpa(*tensors, mask_BHTT, scale).masked_fill(~seen_BHT1.transpose(1, 2), 0.0)
 
     return in_chunks(rows, batch, n_heads * seq_len**2, dim=0)
@@ -41,14 +40,17 @@ def _sdpa(q, k, v, q_rope, k_rope, mask_BHTT: torch.Tensor, scale: float) -> tor
     return o.transpose(1, 2)[..., :width]
 
 
-def _visible(chosen_BGKS: torch.Tensor, seq_len: int, selection_block: int, query_group: int) -> torch.Tensor:
-    """bool [B, K, T queries, T keys]."""
+def _mask(
+    chosen_BGKS: torch.Tensor, seq_len: int, selection_block: int, query_group: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """What is added to the scores, [B, K, T queries, T keys]: the logarithm of how many places name the key's block."""
     n_blocks = -(-seq_len // selection_block)
     place_BKGS = chosen_BGKS.transpose(1, 2).long()
-    place_BKGS = place_BKGS.masked_fill(place_BKGS < 0, n_blocks)  # empty places mark a block that is cut off
-    reads_BKGM = F.pad(torch.zeros_like(place_BKGS[..., :1], dtype=torch.bool), (0, n_blocks)).scatter(
-        3, place_BKGS, True
-    )
-    reads_BKTM = reads_BKGM.repeat_interleave(query_group, 2)[:, :, :seq_len, :n_blocks]
-    reads_BKTT = reads_BKTM.repeat_interleave(selection_block, 3)[..., :seq_len]
-    return reads_BKTT & torch.ones(seq_len, seq_len, dtype=torch.bool, device=place_BKGS.device).tril()
+    # Places that name no block of the row mark one that is cut off.
+    place_BKGS = place_BKGS.masked_fill((place_BKGS < 0) | (place_BKGS >= n_blocks), n_blocks)
+    count_BKGM = F.pad(torch.zeros_like(place_BKGS[..., :1], dtype=torch.float32), (0, n_blocks))
+    count_BKGM = count_BKGM.scatter_add(3, place_BKGS, torch.ones_like(place_BKGS, dtype=torch.float32))
+    mask_BKTM = count_BKGM.log().to(dtype).repeat_interleave(query_group, 2)[:, :, :seq_len, :n_blocks]
+    mask_BKTT = mask_BKTM.repeat_interleave(selection_block, 3)[..., :seq_len]
+    future_TT = torch.ones(seq_len, seq_len, dtype=torch.bool, device=place_BKGS.device).triu(1)
+    return mask_BKTT.masked_fill(future_TT, -torch.inf)

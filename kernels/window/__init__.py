@@ -33,5 +33,11 @@ def window_attention(
     tensors = {"q_BTHD": q_BTHD, "k_BTKD": k_BTKD, "v_BTKV": v_BTKV, "q_rope_BTHR": q_rope, "k_rope_BTR": k_rope}
     scale = checks.attention("window_attention", tensors, documents, scale)["scale"]
     checks.at_least("window_attention", 1, window=window)
-    options = {"window": window, "q_rope": q_rope, "k_rope": k_rope, "scale": scale, "documents": documents}
+    options = {
+        "window": min(window, q_BTHD.shape[1]),
+        "q_rope": q_rope,
+        "k_rope": k_rope,
+        "scale": scale,
+        "documents": documents,
+    }
     return dispatch.call("window_attention", impl, q_BTHD, k_BTKD, v_BTKV, **options)

@@ -71,9 +71,9 @@ def test_one_row_of_wanted_serves_all(randn):
 
 def test_another_device_is_refused(randn):
     kept, new, at = torch.zeros(1, 5, 7), randn(1, 2, 7).float(), torch.arange(2)[None]
-    with pytest.raises(ValueError, match="write_slots: all tensors must be on cpu, as the cache; found one on meta"):
+    with pytest.raises(ValueError, match="write_slots: wanted_BT is on meta, but the cache on cpu"):
         write_slots([kept], [new], at, (at > 0).to("meta"))
-    with pytest.raises(ValueError, match="pool_slots: all tensors must be on cpu, as the cache; found one on meta"):
+    with pytest.raises(ValueError, match="pool_slots: start_B is on meta, but the cache on cpu"):
         pool_slots([kept], [kept.clone()], torch.tensor([0]).to("meta"), None, 2, block=2, stride=2)
 
 

@@ -1,0 +1,32 @@
+"""torch.compile makes one graph of a whole model, on every Python that is supported."""
+
+import json
+
+import pytest
+import torch
+
+import zoo
+from zoo.recipe import ModelConfig
+
+SELECTION = {"n_kv_heads": 2, "compression_block": 8, "compression_stride": 8, "selection_block": 8, "n_selected": 3}
+KINDS = {
+    "full": {},
+    "window": {"window": 8},
+    "mla": {},
+    "gla": {},
+    "nsa": {**SELECTION, "window": 8},
+    "ansa": {"n_kv_heads": 2, "rope_dim": 4, "window": 8, "n_selected": 3},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_graph(kind):
+    """functools.cached_property of Python 3.11 takes a lock, which Dynamo cannot enter; that of 3.12 has none."""
+    block = {"kind": kind, "n_heads": 4, **KINDS[kind]}
+    sizes = {"d_model": 32, "vocab_size": 64, "max_seq_len": 64, "ffn": {"d_ff": 32}}
+    text = json.dumps({**sizes, "blocks": {"a": block}, "layers": "a" if kind != "ansa" else "a*2"})
+    model = zoo.build_model(ModelConfig.model_validate_json(text, strict=True))
+    tokens = torch.randint(0, 64, (1, 24), generator=torch.Generator().manual_seed(0))
+    torch._dynamo.reset()
+    found = torch.compile(model, fullgraph=True, backend="eager")(tokens)
+    torch.testing.assert_close(found, model(tokens))

@@ -30,17 +30,16 @@ from zoo.processes import sheltered, stay_with_parent
 class RowDataset(StreamingDataset):
     """Rows of one split as {"input_ids", "labels", "document_starts"}, each [seq_len].
 
-    labels[t] is the target of position t; -100 on padding, on rows' own ignored places and, with
-    `mask_document_starts`, where the target is the first token of another document.  Padding begins a document.
+    labels[t] is the target of position t; -100 on padding and on rows' own ignored places.  The target of the end of a
+    document is the first token of the next one.  Padding begins a document.
     With `mixed` the rows come in one fixed mixed order (for validation, where a run may read only the first batches).
     """
 
-    def __init__(self, prepared: PreparedData, split: str, *, mask_document_starts: bool, mixed: bool, **settings: Any):
+    def __init__(self, prepared: PreparedData, split: str, *, mixed: bool, **settings: Any):
         self._rows_of = prepared.streams[split]
         super().__init__(streams=[_stream(s) for s in self._rows_of], **settings)
         self._seq_len, self._vocab_size = prepared.seq_len, prepared.vocab_size
         self._pad = prepared.tokenizer.end_of_document if prepared.tokenizer else 0
-        self._mask = mask_document_starts
         self._order = np.random.default_rng(0).permutation(self.num_samples) if mixed else None
         self._failure: BaseException | None = None
 
@@ -61,8 +60,6 @@ class RowDataset(StreamingDataset):
         }
         row["input_ids"][:n], row["labels"][:n] = inputs, labels
         row["document_starts"][[0, *starts[starts < n], *([n] if n < self._seq_len else [])]] = True
-        if self._mask:
-            row["labels"][starts[(starts > 0) & (starts <= n)] - 1] = IGNORED
         return {name: torch.from_numpy(values) for name, values in row.items()}
 
     def close(self) -> None:
@@ -122,7 +119,6 @@ def loader(
     shuffle: bool,
     seed: int,
     num_workers: int = 0,
-    mask_document_starts: bool = False,
 ) -> DataSpec:
     """Return batches of `batch_size` rows a device, for Composer.
 
@@ -144,7 +140,6 @@ def loader(
             dataset = RowDataset(
                 prepared,
                 split,
-                mask_document_starts=mask_document_starts,
                 mixed=not training and not any(stream.remote for stream in prepared.streams[split]),
                 batch_size=batch_size,
                 shuffle=shuffle and training,

@@ -58,11 +58,13 @@ class Generation:
         config = model.config
         self._encoded = encode(self._prompts, tokenizer, config)
         self._check(max_tokens, stop)
-        # The token after the last place of the context is still one the model was trained to predict.
+        # A model that has read max_seq_len tokens was trained to predict one more, which is drawn and never read.
         room = [config.max_seq_len + 1 - len(prompt) for prompt in self._encoded]
         self._rows = [
-            Row(index, min(max_tokens, left), "max_tokens" if max_tokens <= left else "context", tokenizer, stop)
-            for index, left in enumerate(room)
+            Row(
+                index, min(max_tokens, left), "max_tokens" if max_tokens <= left else "context", tokenizer, stop, prompt
+            )
+            for index, (left, prompt) in enumerate(zip(room, self._encoded, strict=True))
         ]
         n_known = min(tokenizer.vocab_size, config.vocab_size) if tokenizer else config.vocab_size
         device = model.embedding.weight.device
@@ -152,7 +154,8 @@ def generate(
 
     model: a Decoder, or a run folder, which is loaded to `device` in `dtype` as `load_for_generation` says.
     prompts: a text, or a sequence of texts and of sequences of token numbers, continued side by side.
-    max_tokens: most tokens to generate for each prompt; none goes on past the model's max_seq_len.
+    max_tokens: most tokens for each prompt. The model reads max_seq_len tokens at most, the prompt's included, and the
+    one that it predicts after them is the last one drawn: prompt and text are max_seq_len + 1 tokens at most.
     stop: strings at which a text ends; they are not part of it.
     tokenizer: default that of the run folder (`zoo.load_tokenizer`).
     say: told why, should decoding be slower than it could be.

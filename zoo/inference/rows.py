@@ -23,14 +23,25 @@ class Piece:
 
 
 class Row:
-    """The continuation of one prompt: of `most` tokens at most, `at_most` being why it ends after these."""
+    """The continuation of one prompt: of `most` tokens at most, `at_most` being why it ends after these.
 
-    def __init__(self, index: int, most: int, at_most: str, tokenizer: Tokenizer | None, stop: Sequence[str]):
+    prompt: its tokens, on which the text of the first new ones depends.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        most: int,
+        at_most: str,
+        tokenizer: Tokenizer | None,
+        stop: Sequence[str],
+        prompt: Sequence[int] = (),
+    ):
         self.index, self.most, self.tokens, self.text = index, most, [], ""
         self.finish: str | None = None
         self._at_most, self._stop = at_most, StopStrings(stop)
         self._end = tokenizer.end_of_document if tokenizer else None
-        self._detokenizer = Detokenizer(tokenizer) if tokenizer else None
+        self._detokenizer = Detokenizer(tokenizer, prompt) if tokenizer else None
 
     def take(self, token: int) -> Piece:
         """Add the next token."""

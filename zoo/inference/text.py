@@ -3,20 +3,22 @@
 from collections.abc import Sequence
 
 HALF = "\ufffd"  # what a tokenizer makes of bytes that are no character, or not yet
+CONTEXT = 8  # tokens of a prompt that are looked at first
 
 
 class Detokenizer:
-    """The text of tokens that come one by one; the pieces joined are the text of all.
+    """The text of tokens that come one by one after a prompt: the prompt's text and the pieces are the text of all.
 
     Text that ends in half a character is held back: a character may take several tokens, as it does in bytes. New text
-    is what a token adds to the text of the tokens before it, since many tokenizers write a word's first token
-    differently at the beginning of a text.
+    is what a token adds to the text of the tokens before it, those of the prompt included, since many tokenizers leave
+    out the space of a word that begins a text (Llama's) or write its first token differently.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, prompt: Sequence[int] = ()):
         self._tokenizer = tokenizer
-        self._told: list[int] = []  # the tokens of the latest piece
-        self._held: list[int] = []  # tokens whose text is not whole yet
+        self._told, self._held = _context(tokenizer, prompt)  # tokens of the latest text, tokens that are not whole yet
+        self._before = tokenizer.decode(self._told)
+        self._of_prompt = self._text()  # half a character that the prompt ends with
 
     def add(self, token: int) -> str:
         """The text that is certain now, "" if none."""
@@ -29,12 +31,36 @@ class Detokenizer:
         return self._tell(self._text())
 
     def _text(self) -> str:
-        before = self._tokenizer.decode(self._told)
-        return self._tokenizer.decode([*self._told, *self._held])[len(before) :]
+        whole = self._tokenizer.decode([*self._told, *self._held])
+        if whole.startswith(self._before):
+            return whole[len(self._before) :]
+        return self._tokenizer.decode(self._held)  # broken bytes, which some tokenizers let spoil those before them
 
     def _tell(self, text: str) -> str:
-        self._told, self._held = (self._held or self._told), []
+        # A token without text says nothing about what the next one does to its space.
+        self._told, self._held = (self._held if text else [*self._told, *self._held]), []
+        self._before = self._tokenizer.decode(self._told)
+        text, self._of_prompt = text.removeprefix(self._of_prompt), ""  # no prefix of it if it became a character
         return text
+
+
+def _context(tokenizer, prompt: Sequence[int]) -> tuple[list[int], list[int]]:
+    """As many of a prompt's last tokens as make text of whole characters, all where none do; and those of half a one.
+
+    A prompt ends in half a character, of three bytes at most, only where it is token numbers.
+    """
+    tokens, n_held = list(prompt), 0
+    while n_held < min(4, len(tokens)) and tokenizer.decode(tokens[-64 : len(tokens) - n_held]).endswith(HALF):
+        n_held += 1
+    n_held %= 4  # four: no half character, but U+FFFD itself
+    told, held = tokens[: len(tokens) - n_held], tokens[len(tokens) - n_held :]
+    n = CONTEXT
+    while n < len(told):
+        text = tokenizer.decode(told[-n:])
+        if text and HALF not in text:
+            return told[-n:], held
+        n *= 4
+    return told, held
 
 
 class StopStrings:

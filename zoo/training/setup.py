@@ -94,7 +94,6 @@ class Setup:
             shuffle=self.recipe.data.shuffle,
             seed=self.recipe.seed,
             num_workers=self.recipe.train.workers,
-            mask_document_starts=self.recipe.model.document_mask,
         )
         return DataSpec(made.dataloader, get_num_tokens_in_batch=count_tokens)
 

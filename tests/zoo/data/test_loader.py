@@ -68,25 +68,14 @@ def test_same_seed_same_order(prep, of_text):
     assert rows(batches(prepared, shuffle=True)) != rows(batches(prepared, shuffle=True, seed=4))
 
 
-def test_masking_the_first_token_of_a_document(prep, of_text):
+def test_the_end_of_a_document_is_trained_to_begin_the_next(prep, of_text):
+    """Also where the next document lies in the next row."""
     prepared = prep(of_text())
-    plain, masked = (batches(prepared, mask_document_starts=on) for on in (False, True))
-    hidden = 0
-    for a, b in zip(plain, masked, strict=True):
-        # The target after an end of document is the next document's first token, also when it lies outside the row.
-        is_first = (a["input_ids"] == 256) & (a["labels"] != IGNORED)
-        torch.testing.assert_close(b["labels"], a["labels"].masked_fill(is_first, IGNORED))
-        hidden += int(is_first.sum())
-    assert hidden == sum(b["document_starts"][:, 1:].sum() for b in plain) - _paddings(plain) + _outside(plain)
-
-
-def _paddings(data: list[dict]) -> int:
-    return sum(int((batch["labels"] == IGNORED).any(dim=1).sum()) for batch in data)
-
-
-def _outside(data: list[dict]) -> int:
-    last = [(batch["input_ids"][:, -1] == 256) & (batch["labels"][:, -1] != IGNORED) for batch in data]
-    return int(torch.cat(last).sum())
+    inputs, labels = (torch.cat([batch[name] for batch in batches(prepared)]) for name in ("input_ids", "labels"))
+    ends = (inputs == 256) & (labels != IGNORED)
+    assert ends[:, -1].any()
+    assert (labels[ends] < 256).all()
+    assert int(ends.sum()) == prepared.counts("train").documents - 1, "each but the last one of the piece"
 
 
 def test_the_last_row_of_a_piece_is_padded(prep, of_text):

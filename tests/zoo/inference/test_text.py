@@ -51,6 +51,57 @@ def test_sentencepiece_spaces_are_kept():
     assert pieces(Subwords(library.to_str(), "</s>"), [0, 1, 2, 1]) == ["a", " b", "c", " b", ""]
 
 
+WRITTEN = ["mu eta", "mu", " mu  eta ", "a mu\n注é eta", "mu etax.", "注注 é注", "mu" * 20 + " 注" * 9]
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_prompt_and_pieces_are_the_text_of_all_tokens(spaced, text):
+    """Wherever the prompt ends, in the middle of a character too."""
+    tokens = spaced.encode(text).tolist()
+    whole = spaced.decode(tokens)
+    for n in range(len(tokens) + 1):
+        detokenizer, before = Detokenizer(spaced, tokens[:n]), spaced.decode(tokens[:n])
+        found = "".join([*(detokenizer.add(token) for token in tokens[n:]), detokenizer.finish()])
+        if whole.startswith(before):
+            assert before + found == whole, n
+        else:  # half a character ends the prompt, and is part of the text once it is whole
+            assert before.endswith("\ufffd")
+            assert found
+            assert whole.endswith(found)
+
+
+def test_a_continuation_begins_with_its_space(llama):
+    mu, eta = llama.encode("mu").tolist(), llama.encode("eta").tolist()
+    taken = Row(0, 2, "max_tokens", llama, [], mu)
+    assert [taken.take(token).text for token in [*eta, *mu]] == [" eta", " mu"]
+    first = Row(0, 2, "max_tokens", llama, [], [llama.end_of_document])  # an empty prompt: the text is a document's
+    assert [first.take(token).text for token in [*eta, *mu]] == ["eta", " mu"]
+    stopped = Row(0, 9, "max_tokens", llama, [" eta"], mu)
+    assert ([stopped.take(token).text for token in [*mu, *eta]], stopped.finish) == ([" mu", ""], "stop")
+
+
+def test_broken_bytes_do_not_spoil_the_text_before_them(llama):
+    """Bytes of a run are decoded together, so one that makes no character turns those before it into U+FFFD."""
+    zhu = llama.encode("注").tolist()[-3:]
+    detokenizer = Detokenizer(llama, llama.encode("mu"))
+    found = [detokenizer.add(token) for token in [*zhu, zhu[0], *llama.encode("eta").tolist(), zhu[0]]]
+    assert found == ["", "", "注", "", "\ufffd eta", ""]
+    assert detokenizer.finish() == "\ufffd"
+
+
+def test_a_long_prompt_is_not_read_again_for_every_token(llama):
+    class Counted:
+        most = 0
+
+        def decode(self, tokens):
+            self.most = max(self.most, len(tokens))
+            return llama.decode(tokens)
+
+    counted = Counted()
+    Detokenizer(counted, llama.encode("mu eta" * 1000).tolist()).add(int(llama.encode("mu")[0]))
+    assert counted.most < 70
+
+
 def cut(text: str, at: list[int]) -> list[str]:
     places = sorted({0, len(text), *(place % (len(text) + 1) for place in at)})
     return [text[a:b] for a, b in pairwise(places)]

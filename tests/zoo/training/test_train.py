@@ -296,7 +296,7 @@ def test_another_recipe_may_not_continue_the_run(uninterrupted, recipe):
 
 
 def test_micro_batches_give_the_gradients_of_the_whole_batch(recipe, tmp_path):
-    """Rows differ in how many targets they have (the first token of each document has none)."""
+    """Rows differ in how many targets they have: the last row of a piece is padded."""
     settings = ["model.document_mask=true", "train.duration=4ba", "train.optimizer.lr=1e-3"]
     for micro in ("auto", "1", "3"):
         train(recipe(*settings, f"train.micro_batch={micro}"), tmp_path / micro)

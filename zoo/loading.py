@@ -69,6 +69,12 @@ def load_tokenizer(run: str | Path):
     return load_huggingface(HuggingFaceTokenizer(kind="huggingface", path=str(folder)))
 
 
+def recorded_digest(run: str | Path) -> object:
+    """The SHA-256 that model.yaml states for the weights.  Raises LoadError if there is no usable model.yaml."""
+    section = _description(Path(run))["weights"]
+    return section.get("sha256") if isinstance(section, dict) else None
+
+
 def _description(folder: Path) -> dict:
     """model.yaml as a mapping."""
     from zoo.files import present

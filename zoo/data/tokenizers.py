@@ -56,6 +56,16 @@ class Subwords:
         self.end_of_document = self._tokenizer.token_to_id(end_of_document)
         self.identity = xxhash.xxh64(f"{end_of_document}\0{text}".encode()).hexdigest()
 
+    @property
+    def text(self) -> str:
+        """The tokenizer.json."""
+        return self._text
+
+    @property
+    def end_of_document_text(self) -> str:
+        """The token that ends a document, as text."""
+        return self._end
+
     def __reduce__(self):
         # encode_special_tokens is not part of the JSON, so a copy in another process is made anew.
         return Subwords, (self._text, self._end)

@@ -17,6 +17,7 @@ from zoo.training.callbacks import ClipGradients, LearningRate, Metrics, StopIfN
 from zoo.training.checkpoints import where_it_continues
 from zoo.training.composer_fixes import RestoreRandomState, StopOnSignal, StoppableTrainer, end_process_groups, fixed
 from zoo.training.composer_model import LanguageModel
+from zoo.training.continuing import Change
 from zoo.training.device import peak_flops
 from zoo.training.export import export, full_state_dict
 from zoo.training.interrupts import Interrupted, StopRequests
@@ -28,7 +29,7 @@ from zoo.training.setup import Setup
 from zoo.training.summary import Summary
 
 
-def run(recipe, folder: RunFolder, screen: Screen, changes: list[str], requests: StopRequests) -> Summary:
+def run(recipe, folder: RunFolder, screen: Screen, changes: list[Change], requests: StopRequests) -> Summary:
     """Train to the recipe's duration, from the newest good checkpoint if there is one; write weights and summary.
 
     Raises Interrupted if `requests` received a signal, KeyboardInterrupt if it came before the first batch.

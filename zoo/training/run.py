@@ -8,6 +8,7 @@ from pathlib import Path
 from zoo.errors import ZooError
 from zoo.processes import start_resource_tracker
 from zoo.training.checkpoints import where_it_continues
+from zoo.training.continuing import Change, check_continues, check_data_of_complete, damage, refuse_untrained
 from zoo.training.failures import explain, in_reader
 from zoo.training.interrupts import Interrupted, StopRequests
 from zoo.training.loggers import check_installed
@@ -28,10 +29,11 @@ def train(recipe, run_dir: str | Path) -> Summary:
     folder = RunFolder(run_dir)
     rank = int(os.environ.get("RANK", 0))
     screen = Screen(rank)
-    changes = folder.check_continues(recipe)
-    done = folder.read_summary()
-    if done is not None and not any(change.startswith("train.duration:") for change in changes):
-        return _complete(done, folder, screen)
+    changes = check_continues(folder, recipe)
+    if not any(change.key == "train.duration" for change in changes):
+        summary = _complete(recipe, folder, screen, changes)
+        if summary is not None:
+            return summary
     check_installed(recipe.train.loggers)
     start_resource_tracker()
     requests = StopRequests(quiet=rank != 0)
@@ -56,7 +58,9 @@ def _explained(error: Exception) -> str | None:
     return explain(error)
 
 
-def _run(recipe, folder: RunFolder, screen: Screen, changes: list[str], rank: int, requests: StopRequests) -> Summary:
+def _run(
+    recipe, folder: RunFolder, screen: Screen, changes: list[Change], rank: int, requests: StopRequests
+) -> Summary:
     handler = log_to(folder.log) if rank == 0 else None
     try:
         from zoo.training.engine import run  # Composer takes seconds to import, and sets handlers of its own
@@ -73,9 +77,23 @@ def _run(recipe, folder: RunFolder, screen: Screen, changes: list[str], rank: in
             stop_log(handler)
 
 
-def _complete(done: dict, folder: RunFolder, screen: Screen) -> Summary:
-    summary = Summary.load(done, folder.path)
+def _complete(recipe, folder: RunFolder, screen: Screen, changes: list[Change]) -> Summary | None:
+    """The summary of a run that is complete and whole, None if there is something left to do.
+
+    Raises RecipeError if it was trained with other settings, data or tokenizer than those of the recipe.
+    """
+    done = folder.read_summary()
+    if done is None:
+        return None
+    summary = Summary.load(done, folder)
+    refuse_untrained(folder, changes)
+    if (why := damage(folder, done)) is not None:
+        screen.say(f"{why}; the weights are written anew from the last checkpoint")
+        return None
+    check_data_of_complete(folder, recipe, screen.say)
     screen.say(f"run complete: {summary.headline()}")
+    for change in changes:
+        screen.say(f"changed since it was trained, without effect on its numbers: {change}")
     screen.say(
         f"to train longer: --set train.duration=... with more than {summary.batches} batches; "
         f"to start over: remove {folder.path}"

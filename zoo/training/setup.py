@@ -7,13 +7,16 @@ from composer import DataSpec
 from composer.utils import dist
 
 from zoo import data
-from zoo.errors import Problem, RecipeError
+from zoo.data.errors import DataError
+from zoo.data.identity import DataRecord
+from zoo.errors import Problem, RecipeError, ZooError
 from zoo.files import write_text
 from zoo.model import build_model
 from zoo.training import checkpoints
 from zoo.training.checkpoints import Checkpoint
 from zoo.training.composer_fixes import name_node_rank, refuse_code, refuse_other_weights
 from zoo.training.composer_model import count_tokens
+from zoo.training.continuing import Change, check_data, refuse_untrained, write_record
 from zoo.training.device import resolve_micro_batch, resolve_precision, rows_per_device
 from zoo.training.environment import record_environment
 from zoo.training.interrupts import StopRequests
@@ -98,7 +101,7 @@ class Setup:
         return DataSpec(made.dataloader, get_num_tokens_in_batch=count_tokens)
 
     @classmethod
-    def make(cls, recipe, folder: RunFolder, screen: Screen, changes: list[str], requests: StopRequests) -> "Setup":
+    def make(cls, recipe, folder: RunFolder, screen: Screen, changes: list[Change], requests: StopRequests) -> "Setup":
         """Prepare the data, plan the batches, find the checkpoint, and write down what is about to happen.
 
         Raises RecipeError or DataError before anything is trained if something of it cannot work.
@@ -114,16 +117,20 @@ class Setup:
         if setup.from_batch > plan.total:
             message = f"the run has done {setup.from_batch} batches, and {recipe.train.duration} is {plan.total}"
             raise RecipeError([Problem(message, key="train.duration")])
+        if setup.from_batch == plan.total:
+            refuse_untrained(folder, changes)
+        record = _same_data(setup)
         if checkpoint:  # before a complete run loses its summary
             refuse_other_weights(checkpoint.path, build_model(recipe, device="meta").state_dict())
         if device.rank == 0:
-            setup.write_down(changes)
+            setup.write_down(changes, record)
         return setup
 
-    def write_down(self, changes: list[str]) -> None:
-        """The resolved recipe and the environment into the run folder; what happens next onto the screen."""
-        self.folder.summary.unlink(missing_ok=True)  # not complete any more
+    def write_down(self, changes: list[Change], record: DataRecord) -> None:
+        """Recipe, environment and the record of the data into the run folder; what happens next onto the screen."""
+        self.folder.summary.unlink(missing_ok=True)  # no longer complete
         write_text(self.folder.recipe, self.recipe.dump())
+        write_record(self.folder.data, record)
         record_environment(
             self.folder.environment,
             seed=self.recipe.seed,
@@ -133,12 +140,38 @@ class Setup:
         )
         for change in changes:
             self.screen.say(f"changed since the last session: {change}")
-        if any(change.startswith("train.duration:") for change in changes):
+        if any(change.key == "train.duration" for change in changes):
             self.screen.say("the learning rate of the batches to come follows the new duration")
         if self.from_batch:
             self.screen.say(f"resumes after batch {self.from_batch} of {self.plan.total}, from {self.checkpoint.path}")
         else:
             self.screen.say(f"trains {self.plan.total} batches of {self.plan.tokens_per_batch:,} tokens")
+
+
+def _same_data(setup: Setup) -> DataRecord:
+    """The record of the data, which must be that of the run and the same on every process.
+
+    Raises RecipeError on every process if it is not; a run that starts from its first batch may have other data.
+    """
+    problem: list[ZooError | None] = [None]
+    record = DataRecord.of(setup.prepared, read_files=setup.device.rank == 0)
+    if setup.device.rank == 0 and setup.checkpoint is not None:
+        try:
+            what = f"resumes after batch {setup.from_batch}"
+            for sentence in check_data(setup.folder, setup.prepared, record, what):
+                setup.screen.say(sentence)
+        except ZooError as error:
+            problem[0] = error
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise problem[0]
+    digests = dist.all_gather_object(DataRecord.of(setup.prepared, read_files=False).digest)
+    if other := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
+        raise DataError(
+            f"data: process {other[0]} has other rows than process 0; every machine must read the same data "
+            "(the same files, or one data_cache on a disk that all see)"
+        )
+    return record
 
 
 def _agreed(folder: RunFolder, screen: Screen, rank: int) -> Checkpoint | None:
@@ -147,4 +180,9 @@ def _agreed(folder: RunFolder, screen: Screen, rank: int) -> Checkpoint | None:
     if found[0] is not None:
         refuse_code(found[0].path)  # again when it is read; here the error can name the file, which Composer links to
     dist.broadcast_object_list(found, src=0)
+    if found[0] is None and (left := [path for path in (folder.summary, folder.weights) if path.exists()]):
+        raise ZooError(
+            f"{folder.checkpoints}: no checkpoint, but {left[0]} of a complete run: training would start over. "
+            f"Bring a checkpoint back, use another --run-dir, or remove {folder.path} to start over"
+        )
     return found[0]

@@ -5,6 +5,12 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+import zoo
+from zoo.files import FileError
+from zoo.training.run_folder import RunFolder
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -24,11 +30,24 @@ class Summary:
     sha256: str
 
     def as_dict(self) -> dict:
-        return {key: value for key, value in asdict(self).items() if key != "run_dir"}
+        values = {key: value for key, value in asdict(self).items() if key != "run_dir"}
+        return {"version": zoo.__version__, **values}
 
     @classmethod
-    def load(cls, values: dict, run_dir: Path) -> "Summary":
-        return cls(run_dir=run_dir, **values)
+    def load(cls, values: dict, folder: RunFolder) -> "Summary":
+        """Read what `as_dict` wrote; keys of other versions are left aside.
+
+        Raises FileError if one that is needed is missing, or is no value of its kind.
+        """
+        try:
+            return TypeAdapter(cls).validate_python({**values, "run_dir": folder.path})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            version = f"version {values['version']}" if values.get("version") else "an unknown version"
+            raise FileError(
+                f"{folder.summary}: {'.'.join(map(str, first['loc']))}: {first['msg']}; written by {version} of the "
+                f"zoo, this is {zoo.__version__}. Remove it, and the same command writes it anew from the checkpoint"
+            ) from error
 
     def headline(self) -> str:
         return f"{self.name}, {self.batches:,} batches, {self.tokens:,} tokens in {as_time(self.time_s)}"

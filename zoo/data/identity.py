@@ -1,0 +1,296 @@
+"""What names the content of prepared data and of a tokenizer, for a run folder to keep.  Imports no torch.
+
+The cache of preparation is keyed by names, sizes and times of files, which change when a file is copied.  Here rows are
+named by the hashes of their shards and a tokenizer by its parts: equal content gives an equal record on every machine.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import zoo
+from zoo.data.config import DataConfig, HuggingFaceDataset, HuggingFaceTokenizer, Mds, PythonStdlib, Source, Synthetic
+from zoo.data.packing import Tokenizer
+from zoo.data.prepared import PreparedData, RowStream
+from zoo.data.preparing import FORMAT
+from zoo.data.shards import read_index
+from zoo.data.sources import fingerprint
+from zoo.data.tokenizers import Subwords, load_huggingface
+from zoo.errors import Problem, shorten
+from zoo.files import FileError, read_text
+
+SPLIT_NAMES = {"train": "training", "validation": "validation"}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")  # keys of a later version are left aside
+
+
+class TokenizerRecord(_Record):
+    """A tokenizer: `parts` holds a hash for each of vocabulary, merges, special tokens, text splitting and template."""
+
+    kind: str
+    vocab_size: int
+    end_of_document: str | int
+    parts: dict[str, str] = {}
+
+    def other_than(self, before: "TokenizerRecord") -> list[str]:
+        """The parts that differ, in words."""
+        names = [*before.parts, *(name for name in self.parts if name not in before.parts)]
+        found = [name for name in names if before.parts.get(name) != self.parts.get(name)]
+        if self.end_of_document != before.end_of_document:
+            found.append("end of document")
+        if self.kind != before.kind or (self.vocab_size != before.vocab_size and not found):
+            found.append("kind" if self.kind != before.kind else "size of the vocabulary")
+        return found
+
+
+class SourceRecord(_Record):
+    """The rows of one source in one split.
+
+    key: of the recipe.  content: hash of the rows' shards.  stamp: hash of the names, sizes and times of the files, by
+    which unchanged data are known without preparing them; None where the rows themselves are as quick to look at.
+    """
+
+    key: str
+    source: str
+    documents: int
+    bytes: int | None
+    tokens: int
+    rows: int
+    content: str
+    stamp: str | None = None
+
+    @property
+    def size(self) -> str:
+        """Documents and bytes, or rows where the text is not known."""
+        return f"{self.rows:,} rows" if self.bytes is None else f"{self.documents:,} documents, {self.bytes:,} bytes"
+
+
+class DataRecord(_Record):
+    """What a run was trained on: data.json of its folder."""
+
+    version: str
+    format: int
+    seq_len: int
+    tokenizer: TokenizerRecord | None
+    train: list[SourceRecord]
+    validation: list[SourceRecord]
+
+    @classmethod
+    def of(cls, prepared: PreparedData, read_files: bool = True) -> "DataRecord":
+        """The record of prepared data.
+
+        read_files: also hash local MDS shards whose index states no hash, which reads them whole.
+        """
+        streams = {
+            split: [_source_record(prepared, stream, read_files) for stream in prepared.streams[split]]
+            for split in SPLIT_NAMES
+        }
+        config = prepared.config.resolved_tokenizer()
+        used = None if config is None else tokenizer_record(config.kind, prepared.tokenizer)
+        return cls(version=zoo.__version__, format=FORMAT, seq_len=prepared.seq_len, tokenizer=used, **streams)
+
+    @classmethod
+    def read(cls, path: Path) -> "DataRecord":
+        """Read data.json.  Raises FileError if it is damaged, or lacks what this version writes."""
+        try:
+            return cls.model_validate_json(read_text(path), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise FileError(
+                f"{path}: damaged, or written by another version than {zoo.__version__}: "
+                f"{where + ': ' if where else ''}{first['msg']}"
+            ) from error
+
+    @property
+    def digest(self) -> str:
+        """A hash of all content."""
+        stamps = {split: {"__all__": {"stamp"}} for split in SPLIT_NAMES}
+        return _digest(self.model_dump(exclude={"version": True, **stamps}))
+
+    def is_of(self, data: DataConfig) -> bool:
+        """Whether the files that `data` names, and a tokenizer that is not learnt from them, are untouched.
+
+        False where only preparing them tells.  Raises DataError if they are missing.
+        """
+        stamps = {record.key: record.stamp for split in SPLIT_NAMES for record in getattr(self, split)}
+        for source in (*data.streams(), *filter(None, (data.validation_source,))):
+            stamp = _stamp(source)
+            if stamp is None or stamp != stamps.get(_key(data, source)):
+                return False
+        config = data.resolved_tokenizer()
+        if isinstance(config, HuggingFaceTokenizer):
+            return not _other_tokenizer(tokenizer_record(config.kind, load_huggingface(config)), self.tokenizer)
+        return True
+
+    def differences(self, before: "DataRecord", run: Path) -> list[Problem]:
+        """One problem for the tokenizer and one for each source whose rows are not those of `before`, the record of
+        the run folder `run`; empty if all content is the same."""
+        found = []
+        if other := _other_tokenizer(self.tokenizer, before.tokenizer):
+            found.append(_tokenizer_problem(self.tokenizer or before.tokenizer, other, run))
+        found += self._other_sources(before, run, same_tokenizer=not found)
+        if found and self.format != before.format:
+            why = f"rows were prepared by version {before.version}, and version {self.version} may cut other rows"
+            found.append(Problem(why, key="data"))
+        return found
+
+    def same_text(self, other: "DataRecord") -> bool:
+        """Whether two runs read the same text, as far as the records tell.
+
+        By the rows where tokenizer and length are the same, else by the number of documents and bytes.
+        """
+        alike = self.seq_len == other.seq_len and not _other_tokenizer(self.tokenizer, other.tokenizer)
+        return self._text(alike) == other._text(alike)
+
+    def _text(self, by_rows: bool) -> list:
+        return [
+            [s.content if by_rows or s.bytes is None else (s.documents, s.bytes) for s in getattr(self, split)]
+            for split in SPLIT_NAMES
+        ]
+
+    def _other_sources(self, before: "DataRecord", run: Path, same_tokenizer: bool) -> Iterator[Problem]:
+        ours, theirs = self._by_key(), before._by_key()
+        for key in dict.fromkeys([*theirs, *ours]):
+            pairs = {split: (theirs.get(key, {}).get(split), ours.get(key, {}).get(split)) for split in SPLIT_NAMES}
+            other = {split: pair for split, pair in pairs.items() if _differ(*pair, same_tokenizer)}
+            if other:
+                named = next(record for pair in other.values() for record in reversed(pair) if record)
+                sizes = "; ".join(f"{SPLIT_NAMES[split]}: {_sizes(*pair)}" for split, pair in other.items())
+                why = f"{named.source}: not the data that {run} was trained on: {sizes}"
+                yield Problem(why, key=key)
+
+    def _by_key(self) -> dict[str, dict[str, SourceRecord]]:
+        found: dict[str, dict[str, SourceRecord]] = {}
+        for split in SPLIT_NAMES:
+            for record in getattr(self, split):
+                found.setdefault(record.key, {})[split] = record
+        return found
+
+
+def tokenizer_record(kind: str, tokenizer: Tokenizer) -> TokenizerRecord:
+    """The record of a tokenizer that the recipe calls `kind`."""
+    if not isinstance(tokenizer, Subwords):
+        return TokenizerRecord(
+            kind=kind, vocab_size=tokenizer.vocab_size, end_of_document=tokenizer.end_of_document, parts={}
+        )
+    content = json.loads(tokenizer.text)
+    model = dict(content["model"])
+    vocabulary, merges = model.pop("vocab"), model.pop("merges", None)
+    splitting = {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")}
+    parts = {
+        "vocabulary": vocabulary,
+        # "a b" in files of older versions of the library, ["a", "b"] in later ones
+        "merges": [m.split(" ", 1) if isinstance(m, str) else m for m in merges or ()],
+        "special tokens": content.get("added_tokens"),
+        "text splitting": [splitting, {name: value for name, value in model.items() if value}],
+        "template": content.get("post_processor"),
+    }
+    return TokenizerRecord(
+        kind=kind,
+        vocab_size=tokenizer.vocab_size,
+        end_of_document=tokenizer.end_of_document_text,
+        parts={name: _digest(part) for name, part in parts.items()},
+    )
+
+
+def _other_tokenizer(now: TokenizerRecord | None, before: TokenizerRecord | None) -> list[str]:
+    if now is None or before is None:
+        return [] if now is before else ["kind"]
+    return now.other_than(before)
+
+
+def _tokenizer_problem(now: TokenizerRecord, other: list[str], run: Path) -> Problem:
+    why = {"bpe": "it was learnt anew from other text", "huggingface": "its file was replaced"}.get(now.kind)
+    message = f"not the {now.kind} tokenizer that {run} was trained with: other {', '.join(other)}"
+    return Problem(message + (f"; {why}" if why else ""), key="data.tokenizer")
+
+
+def _differ(before: SourceRecord | None, now: SourceRecord | None, same_tokenizer: bool) -> bool:
+    if before is None or now is None:
+        return before is not now
+    if not same_tokenizer and None not in (before.bytes, now.bytes):  # other tokens of the same text are other rows
+        return (before.documents, before.bytes) != (now.documents, now.bytes)
+    return before.content != now.content
+
+
+def _sizes(before: SourceRecord | None, now: SourceRecord | None) -> str:
+    sizes = [record.size if record else "no rows" for record in (before, now)]
+    return f"other content in {sizes[0]}" if sizes[0] == sizes[1] else f"{sizes[0]} then, {sizes[1]} now"
+
+
+def _source_record(prepared: PreparedData, stream: RowStream, read_files: bool) -> SourceRecord:
+    counts = stream.counts
+    return SourceRecord(
+        key=_key(prepared.config, stream.source),
+        source=describe(stream.source),
+        documents=counts.documents,
+        bytes=counts.bytes,
+        tokens=counts.tokens,
+        rows=counts.rows,
+        content=_content(stream, read_files),
+        stamp=_stamp(stream.source),
+    )
+
+
+def _stamp(source: Source) -> str | None:
+    if isinstance(source, Mds):
+        return None
+    files = [] if isinstance(source, Synthetic) else fingerprint(source)
+    return _digest([FORMAT, source.model_dump(mode="json"), files])
+
+
+def _key(data: DataConfig, source: Source) -> str:
+    """The key of the recipe that names a source; that of the default one is `data.source` too."""
+    if data.sources and source in data.sources:
+        return f"data.sources[{data.sources.index(source)}]"
+    return "data.validation_source" if source == data.validation_source else "data.source"
+
+
+def describe(source: Source) -> str:
+    """A source in a few words: its kind and where it reads."""
+    match source:
+        case PythonStdlib():
+            return source.kind
+        case HuggingFaceDataset():
+            place = f"{source.path} ({source.split})"
+        case Mds():
+            place = "/".join(filter(None, (source.remote or source.local, source.split)))
+        case Synthetic():
+            place = source.task
+        case _:
+            place = ", ".join(source.paths)
+    return f"{source.kind} {place if len(place) <= 80 else shorten(place, 80)[1:-1]}"
+
+
+def _content(stream: RowStream, read_files: bool) -> str:
+    found = []
+    for shard in read_index(stream.folder):
+        raw = shard["raw_data"]
+        hashes = raw.get("hashes") or (shard.get("zip_data") or {}).get("hashes")
+        if not hashes and read_files and not stream.remote:
+            file = (shard.get("zip_data") or raw)["basename"]
+            hashes = {"file": _hash_of_file(stream.folder / file)}
+        found.append([shard["samples"], raw["bytes"], hashes or None])
+    return _digest(found)
+
+
+def _hash_of_file(path: Path) -> str | None:
+    """The hash of a shard, None if it is not there; checking the shards before training says so."""
+    hasher = xxhash.xxh64()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                hasher.update(chunk)
+    except OSError:
+        return None
+    return hasher.hexdigest()
+
+
+def _digest(value: object) -> str:
+    return xxhash.xxh64(json.dumps(value, sort_keys=True).encode()).hexdigest()

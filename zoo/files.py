@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NoReturn
 from zoo.errors import ZooError, shorten
 
 MOST_TEXT_BYTES = 64 << 20  # of a JSON, YAML or text file that is read whole
-MOST_INTEGER = 2**63 - 1
+CHECKSUM = "checksum"
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -123,10 +123,17 @@ def read_json(
     path: str | os.PathLike,
     remedy: str = "remove it, and the same command continues without it",
     error: type[ZooError] = FileError,
+    most: int = MOST_TEXT_BYTES,
 ) -> dict[str, Any]:
-    """The JSON object of a file.  Raises `error`, with what to do, if it is damaged or another kind of value."""
-    text = read_text(path, error=error)
-    return parse_object(text, path, remedy, error)
+    """The JSON object of a file.  Raises `error`, with what to do, if it is damaged or another kind of value.
+
+    The checksum of a file by `write_sealed_json` is verified and left out.
+    """
+    value = parse_object(read_text(path, most, error), path, remedy, error)
+    stated = value.pop(CHECKSUM, None)
+    if stated is not None and stated != _checksum(value):
+        raise error(f"{path}: damaged, its checksum does not match; {remedy}")
+    return value
 
 
 def parse_object(
@@ -239,6 +246,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file as `replace_durably` does."""
     write_text(path, json.dumps(value, indent=1))
+
+
+def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object with a checksum, which `read_json` verifies: one flipped character shows."""
+    write_json(path, value | {CHECKSUM: _checksum(value)})
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -7,17 +7,17 @@
 A run that finds NAME.building redoes only the pieces that are not marked as done.
 """
 
-import json
 import multiprocessing
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError, create_model
 
 from zoo.data.config import Source, Synthetic
 from zoo.data.errors import DataError
@@ -26,11 +26,15 @@ from zoo.data.progress import Progress
 from zoo.data.shards import merge_indexes, write_shards
 from zoo.data.sources import Piece, pieces
 from zoo.data.synthetic import make_rows
-from zoo.files import sync, write_json
+from zoo.files import read_json, sync, write_sealed_json
 from zoo.processes import sheltered, stay_with_parent
 
 SYNTHETIC_ROWS_A_PART = 1 << 14
 Numbered = Iterator[tuple[int, Piece]]
+
+
+_SplitCounts = create_model("_SplitCounts", **{field.name: (field.type, ...) for field in fields(Counts)})
+_CountsFile = create_model("_CountsFile", **{split: (_SplitCounts, ...) for split in SPLITS})
 
 
 class Builder:
@@ -54,7 +58,7 @@ class Builder:
             shutil.rmtree(folder, ignore_errors=True)
             counts[split].rows = write_shards(folder, self._columns, rows[split])
             sync(folder.parent)
-        write_json(self._done / f"{part:05}.json", {split: asdict(counts[split]) for split in SPLITS})
+        write_sealed_json(self._done / f"{part:05}.json", {split: asdict(counts[split]) for split in SPLITS})
 
     def finish(self) -> None:
         """Index the parts, total their counts, and put the folder in its place."""
@@ -65,15 +69,24 @@ class Builder:
         for split in SPLITS:
             (self._building / split).mkdir(exist_ok=True)
             merge_indexes(self._building / split)
-        write_json(self._building / "counts.json", {split: asdict(total[split]) for split in SPLITS})
+        write_sealed_json(self._building / "counts.json", {split: asdict(total[split]) for split in SPLITS})
         shutil.rmtree(self._done)
         self._building.rename(self._final)
         sync(self._final.parent)
 
 
 def read_counts(path: Path) -> dict[str, Counts]:
-    """Read what `Builder` wrote: the counts of each split."""
-    return {split: Counts(**values) for split, values in json.loads(path.read_text()).items()}
+    """Read what `Builder` wrote: the counts of each split.  Raises DataError that says what to do, if it is damaged."""
+    prepared = path.parent if path.name == "counts.json" else path.parents[1]
+    remedy = f"remove the folder {prepared} and prepare again"
+    value = read_json(path, remedy, DataError)
+    try:
+        found = _CountsFile.model_validate(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise DataError(f"{path}: damaged, or of another version of the zoo: {why}; {remedy}") from error
+    return {split: Counts(**getattr(found, split).model_dump()) for split in SPLITS}
 
 
 def build_text(

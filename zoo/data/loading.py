@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from composer.core import DataSpec
 from composer.utils import dist
-from streaming import Stream, StreamingDataset
+from streaming import StreamingDataset
 from streaming.base.dataset import _ShardState
 from streaming.base.shared.memory import SharedMemory
 from torch.utils.data import DataLoader
@@ -23,6 +23,7 @@ from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.shards import hash_name, make_ready, read_index, remove_broken
 from zoo.data.shared import check_room, let_go, own_number
 from zoo.data.stale import remove_stale
+from zoo.data.streams import CheckedStream
 from zoo.data.synthetic import IGNORED
 from zoo.processes import sheltered, stay_with_parent
 
@@ -48,7 +49,12 @@ class RowDataset(StreamingDataset):
             return super().__getitem__(at)
         at = int(at if self._order is None else self._order[at])
         stream = self._rows_of[self.stream_per_shard[self.spanner[at][0]]]
-        return self._row(stream, super().__getitem__(at))
+        try:
+            sample = super().__getitem__(at)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # a shard that is no shard
+            problem = f"{type(error).__name__}: {error}"
+            raise DataError(f"{stream.folder}: row {at} cannot be read: {problem}; {stream.remedy}") from error
+        return self._row(stream, sample)
 
     def _row(self, stream: RowStream, sample: dict[str, Any]) -> dict[str, torch.Tensor]:
         inputs, labels, starts = _parts(stream, sample, self._seq_len, self._vocab_size)
@@ -107,7 +113,8 @@ class RowDataset(StreamingDataset):
         except (RuntimeError, ValueError, OSError) as error:
             self._failure = self._failure or error
         if self._failure is not None:
-            problem = f"{type(self._failure).__name__}: {self._failure}"
+            named = isinstance(self._failure, DataError)
+            problem = str(self._failure) if named else f"{type(self._failure).__name__}: {self._failure}"
             raise DataError(f"a shard cannot be read: {problem}") from self._failure
 
 
@@ -230,8 +237,8 @@ def _check_shards(streams: tuple[RowStream, ...]) -> None:
     dist.barrier()
 
 
-def _stream(stream: RowStream) -> Stream:
-    return Stream(
+def _stream(stream: RowStream) -> CheckedStream:
+    return CheckedStream(
         remote=stream.remote,
         local=str(stream.folder),
         proportion=stream.proportion,

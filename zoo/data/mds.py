@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from zoo.data.files import local_path
 from zoo.data.packing import Counts, Tokenizer
 from zoo.data.prepared import RowStream
 from zoo.data.shards import make_first_shard_ready, read_index
+from zoo.files import check_file, make_folder, present
 
 SAMPLE_ROWS = 64
 FETCH_SECONDS = 60.0
@@ -27,7 +29,7 @@ def open_mds(
     """
     folder = _folder(source, root)
     remote = source.remote and "/".join(part for part in (source.remote.rstrip("/"), source.split) if part)
-    if remote and not (folder / "index.json").is_file():
+    if remote and not present(folder / "index.json", DataError):
         _fetch_index(remote, folder)
     shards = read_index(folder)
     rows = sum(shard["samples"] for shard in shards)
@@ -83,7 +85,9 @@ def _fetch_index(remote: str, folder: Path) -> None:
     from streaming.base.storage.download import CloudDownloader
 
     temporary = folder / "index.json.tmp"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, DataError)
+    temporary.unlink(missing_ok=True)
+    check_local(f"{remote}/index.json")
     try:
         CloudDownloader.direct_download(f"{remote}/index.json", str(temporary), FETCH_SECONDS)
         temporary.replace(folder / "index.json")
@@ -93,19 +97,40 @@ def _fetch_index(remote: str, folder: Path) -> None:
         ) from error
 
 
-def _look_into(stream: RowStream, shard: dict, tokenizer: Tokenizer | None, seq_len: int, vocab_size: int) -> None:
+def check_local(remote: str) -> None:
+    """Refuse what is no file in a remote that is a folder: copying from a FIFO or a device would not end."""
+    if "://" not in remote:
+        check_file(remote, DataError)
+
+
+def rows_of(folder: Path, shard: dict, places: Iterable[int]) -> Iterator[dict]:
+    """Decoded rows of a local shard whose files have been checked.  Raises DataError naming the shard and the row."""
     from streaming.base.format import reader_from_json
 
-    make_first_shard_ready(stream.folder, stream.remedy)
-    reader = reader_from_json(str(stream.folder), "", copy.deepcopy(shard))
+    path = folder / shard["raw_data"]["basename"]
     try:
+        reader = reader_from_json(str(folder), "", copy.deepcopy(shard))
         reader.validate(allow_unsafe_types=False)
-    except ValueError as error:
-        raise DataError(f"source mds: {stream.folder}: {error}") from error
+    except Exception as error:  # an index can be wrong in ways that only the reader notices
+        raise DataError(f"source mds: {path}: {type(error).__name__}: {error}") from error
+    for place in places:
+        try:
+            row = reader[place]
+        except Exception as error:  # so can a shard
+            raise DataError(
+                f"source mds: {path}: row {place} cannot be read: {type(error).__name__}: {error}"
+            ) from error
+        yield row
+
+
+def _look_into(stream: RowStream, shard: dict, tokenizer: Tokenizer | None, seq_len: int, vocab_size: int) -> None:
+    make_first_shard_ready(stream.folder, stream.remedy)
+    places = range(min(SAMPLE_ROWS, shard["samples"]))
     rows = [
-        token_numbers(stream.source, reader[i][stream.source.tokens_column])
-        for i in range(min(SAMPLE_ROWS, len(reader)))
+        token_numbers(stream.source, row[stream.source.tokens_column]) for row in rows_of(stream.folder, shard, places)
     ]
+    if not rows:
+        raise DataError(f"source mds: {stream.folder / shard['raw_data']['basename']}: no rows in the first shard")
     if len(rows[0]) < seq_len:
         raise DataError(
             f"source mds: {stream.folder}: rows of {len(rows[0])} tokens; seq_len = {seq_len} needs as many"

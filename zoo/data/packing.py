@@ -7,15 +7,19 @@ last row may be shorter; the loader pads it.  Nothing is dropped.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import xxhash
+from pydantic import Field
 
 from zoo.data.sources import Piece
 from zoo.data.tokenizers import Bytes, Subwords
 
 SPLITS = ("train", "validation")
 Tokenizer = Bytes | Subwords
+
+Size = Annotated[int, Field(ge=0)]  # checked where counts are read from a file
 
 
 @dataclass
@@ -26,11 +30,11 @@ class Counts:
     in one row, where the padding of a short row counts as one; None if not known.
     """
 
-    documents: int = 0
-    bytes: int | None = 0
-    tokens: int = 0
-    rows: int = 0
-    max_documents: int | None = 0
+    documents: Size = 0
+    bytes: Size | None = 0
+    tokens: Size = 0
+    rows: Size = 0
+    max_documents: Size | None = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         size = None if self.bytes is None or other.bytes is None else self.bytes + other.bytes

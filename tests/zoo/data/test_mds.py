@@ -122,7 +122,9 @@ def test_a_remote_shard_that_is_damaged(prep, foreign, tmp_path):
     shutil.copytree(foreign, remote)
     shard = next(remote.glob("shard.00001*"))
     shard.write_bytes(shard.read_bytes()[:-5] + b"wrong")
-    with pytest.raises(DataError, match="a shard cannot be read: ValueError: Checksum failure"):
+    with pytest.raises(
+        DataError, match=r"a shard cannot be read: .*shard\.00001\.mds\.zstd: this shard is damaged: sha1"
+    ):
         batches(prep(mds(remote=str(remote))))
 
 
@@ -157,7 +159,7 @@ class Evil:
 
 def test_pickled_columns_are_refused_unread(prep, tmp_path, capfd):
     folder = write_mds(tmp_path / "a", [{"tokens": Evil()}], {"tokens": "pkl"})
-    with pytest.raises(DataError, match="unsafe type: pkl"):
+    with pytest.raises(DataError, match="found 'pkl' \\(an unsafe type"):
         prep(mds(local=str(folder)))
     assert "executed" not in capfd.readouterr().out
 
@@ -165,5 +167,5 @@ def test_pickled_columns_are_refused_unread(prep, tmp_path, capfd):
 def test_no_such_folder(prep, tmp_path):
     with pytest.raises(DataError, match=r"index\.json: no such file"):
         prep(mds(local=str(tmp_path / "absent")))
-    with pytest.raises(DataError, match=r"index\.json cannot be fetched"):
+    with pytest.raises(DataError, match=r"absent/index\.json: no such file"):
         prep(mds(remote=str(tmp_path / "absent")))

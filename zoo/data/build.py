@@ -9,7 +9,7 @@ A run that finds NAME.building redoes only the pieces that are not marked as don
 
 import multiprocessing
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, fields, replace
@@ -26,7 +26,7 @@ from zoo.data.progress import Progress
 from zoo.data.shards import merge_indexes, write_shards
 from zoo.data.sources import Piece, pieces
 from zoo.data.synthetic import make_rows
-from zoo.files import read_json, sync, write_sealed_json
+from zoo.files import present, read_json, sync, write_json, write_sealed_json
 from zoo.processes import sheltered, stay_with_parent
 
 SYNTHETIC_ROWS_A_PART = 1 << 14
@@ -60,7 +60,7 @@ class Builder:
             sync(folder.parent)
         write_sealed_json(self._done / f"{part:05}.json", {split: asdict(counts[split]) for split in SPLITS})
 
-    def finish(self) -> None:
+    def finish(self, notes: Sequence[str] = ()) -> None:
         """Index the parts, total their counts, and put the folder in its place."""
         total = {split: Counts() for split in SPLITS}
         for mark in sorted(self._done.iterdir()):
@@ -70,6 +70,8 @@ class Builder:
             (self._building / split).mkdir(exist_ok=True)
             merge_indexes(self._building / split)
         write_sealed_json(self._building / "counts.json", {split: asdict(total[split]) for split in SPLITS})
+        if notes:
+            write_json(self._building / "notes.json", {"notes": list(notes)})
         shutil.rmtree(self._done)
         self._building.rename(self._final)
         sync(self._final.parent)
@@ -89,6 +91,15 @@ def read_counts(path: Path) -> dict[str, Counts]:
     return {split: Counts(**getattr(found, split).model_dump()) for split in SPLITS}
 
 
+def read_notes(folder: Path) -> list[str]:
+    """Read the notes that a finished folder keeps about its source."""
+    path = folder / "notes.json"
+    if not present(path, DataError):
+        return []
+    found = read_json(path, error=DataError).get("notes")
+    return [str(note) for note in found] if isinstance(found, list) else []
+
+
 def build_text(
     folder: Path,
     source: Source,
@@ -99,8 +110,9 @@ def build_text(
     fraction: float,
     workers: int,
     piece_bytes: int,
+    notes: Sequence[str] = (),
 ) -> None:
-    """Make `folder` from a source of text; `fraction` of the documents goes to validation."""
+    """Make `folder` from a source of text; `fraction` of the documents goes to validation; `notes` are kept in it."""
     tokens = f"ndarray:{token_type(tokenizer.vocab_size).__name__}"
     builder = Builder(folder, {"tokens": tokens, "starts": "ndarray:uint32"})
     todo = _unfinished(builder, pieces(source, piece_bytes), progress)
@@ -108,7 +120,7 @@ def build_text(
         counts = {split: replace(p.counts, max_documents=p.max_documents(seq_len)) for split, p in packed.items()}
         builder.write(part, {split: p.rows(seq_len) for split, p in packed.items()}, counts)
         progress.advance(_bytes(counts))
-    builder.finish()
+    builder.finish(notes)
 
 
 def build_synthetic(folder: Path, source: Synthetic, *, length: int, seed: int) -> None:

@@ -1,16 +1,45 @@
-"""Local files of a source: finding them, cutting them into ranges, reading them; plain or compressed."""
+"""Local files of a source: which files its `paths` name, what is left out and why, and what is refused by name."""
 
+import fnmatch
 import glob
-import io
-from collections.abc import Callable, Iterator
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
 
 from zoo.data.config import Files
 from zoo.data.errors import DataError
+from zoo.files import open_file
 
-COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")
+COMPRESSED = (".gz", ".zst", ".bz2", ".lz4", ".xz")
 SUFFIXES = {"text": (".txt", ".text", ".md"), "jsonl": (".jsonl", ".ndjson", ".json"), "parquet": (".parquet",)}
+ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".br", ".lzma", ".z")
+NOT_CONTENT = ("__MACOSX", "__pycache__")  # folders that a program left beside the data
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+HEAD_BYTES = 256
+
+
+@dataclass
+class Found:
+    """The files of a source, in the order they are read, and how many others were left out, by reason."""
+
+    files: list[Path] = field(default_factory=list)
+    left_out: Counter = field(default_factory=Counter)
+
+    @property
+    def note(self) -> str | None:
+        """What was left out, in words; None if nothing was."""
+        if not self.left_out:
+            return None
+        return "not read: " + ", ".join(f"{n:,} {why}" for why, n in sorted(self.left_out.items()))
+
+
+def is_hidden(relative: Path) -> bool:
+    """Whether a file below a source's folder is left out because of its own name or a folder's."""
+    return any(part.startswith(".") or part in NOT_CONTENT for part in relative.parts)
 
 
 def local_path(text: str | Path) -> Path:
@@ -24,116 +53,170 @@ def local_path(text: str | Path) -> Path:
 def find_files(source: Files) -> list[Path]:
     """Return the files that `paths` name, each once, in the order named; sorted inside a folder or glob.
 
-    Raises DataError for a path that names nothing, and for an empty file.
+    Raises DataError for a path that names nothing, for a named file that is empty, for a broken link in the place of a
+    data file, and for a Git LFS pointer.
     """
-    found: dict[Path, None] = {}
+    return survey(source).files
+
+
+def survey(source: Files) -> Found:
+    """As `find_files`, with the count of what folders and globs hold and the source does not read."""
+    found = Found()
+    seen: set[str] = set()
     for pattern in source.paths:
-        matches = _matches(local_path(pattern), source.kind)
-        if not matches:
-            raise DataError(f"source {source.kind}: {pattern}: {_nothing_there(pattern, source.kind)}")
-        found |= dict.fromkeys(matches)
-    for path in found:
-        _check_readable(path)
-    return list(found)
+        path, matches = local_path(pattern), Found()
+        if path.is_file():
+            _check_named(path, source.kind)
+            matches.files.append(path)
+        elif path.is_dir():
+            _walk(path, source.kind, matches)
+        else:
+            _glob(path, source.kind, matches)
+        found.left_out += matches.left_out
+        if not matches.files:
+            raise DataError(f"source {source.kind}: {pattern}: {_nothing_there(pattern, source.kind, matches)}")
+        for file in matches.files:
+            real = _real(file)
+            if real not in seen:
+                seen.add(real)
+                found.files.append(file)
+    return found
 
 
-def _matches(path: Path, kind: str) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        inner = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        return sorted(p for p in inner if _bare_suffix(p) in SUFFIXES[kind])
-    return sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+def _real(file: Path) -> str:
+    """One name for one file: resolves the links of its folder (remembered) and of itself."""
+    return os.path.realpath(file) if file.is_symlink() else f"{_real_folder(file.parent)}/{file.name}"
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: Path) -> str:
+    return os.path.realpath(folder)
+
+
+def _walk(top: Path, kind: str, found: Found) -> None:
+    """Collect the files below a folder that its kind reads, without hidden ones."""
+    for folder, names in _folders(top, found):
+        for name in names:
+            _sort_out(folder / name, kind, found)
+    found.files.sort()
+    found.left_out += Counter()  # drops zeros
+
+
+def _folders(top: Path, found: Found, hidden_too: bool = False) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folders below `top` with their files.  Links are followed, each folder once, so that a loop ends."""
+    been: set[str] = set()
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}")
+
+    for folder, inner, names in os.walk(top, followlinks=True, onerror=fail):
+        real = os.path.realpath(folder)
+        if real in been:
+            found.left_out["linked folders that are read already"] += 1
+            inner.clear()
+            continue
+        been.add(real)
+        hidden = [name for name in inner if (name.startswith(".") and not hidden_too) or name in NOT_CONTENT]
+        found.left_out["hidden folders"] += len(hidden)
+        inner[:] = sorted(set(inner) - set(hidden))
+        yield Path(folder), names
+
+
+def _glob(pattern: Path, kind: str, found: Found) -> None:
+    if "**" not in pattern.parts:
+        matches = map(Path, glob.glob(str(pattern)))
+    else:  # glob.glob goes round in linked folders
+        at = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
+        wanted = pattern.parts[at:]
+        top = Path(*pattern.parts[:at])
+        below = _folders(top, Found(), hidden_too=any(part.startswith(".") for part in wanted)) if top.is_dir() else ()
+        files = (folder / name for folder, names in below for name in names)
+        matches = (file for file in files if _fits(file.parts[at:] if at else file.parts, wanted))
+    for path in sorted(matches):
+        if not path.is_dir() and not set(NOT_CONTENT) & set(path.parts[:-1]):
+            _sort_out(path, kind, found, any_suffix=True)
+
+
+def _fits(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    """Whether a path fits a glob; `**` stands for any folders that are not hidden."""
+    if not wanted or not parts:
+        return not parts and all(part == "**" for part in wanted)
+    if wanted[0] == "**":
+        skips = len(wanted) > 1 and _fits(parts, wanted[1:])
+        return skips or (not parts[0].startswith(".") and _fits(parts[1:], wanted))
+    if parts[0].startswith(".") and not wanted[0].startswith("."):
+        return False
+    return fnmatch.fnmatchcase(parts[0], wanted[0]) and _fits(parts[1:], wanted[1:])
+
+
+def _sort_out(path: Path, kind: str, found: Found, any_suffix: bool = False) -> None:
+    """Enter a file that a folder or glob holds: among the files, or among those left out."""
+    why = _reason_against(path, kind, any_suffix)
+    if why:
+        found.left_out[why] += 1
+        return
+    check_head(path)
+    found.files.append(path)
+
+
+def _reason_against(path: Path, kind: str, any_suffix: bool) -> str | None:
+    name, suffix = path.name, _bare_suffix(path)
+    if name.startswith(".") and not any_suffix:
+        return "hidden files"
+    if name.endswith("~") or name.startswith("~$") or (name.startswith("#") and name.endswith("#")):
+        return "backup files of an editor"
+    if path.is_symlink() and not path.exists():
+        if suffix not in SUFFIXES[kind] and not any_suffix:
+            return "broken links"
+        raise DataError(f"{path}: a broken link (to {os.readlink(path)}); restore what it names, or remove it")
+    if suffix not in SUFFIXES[kind] and not (any_suffix and suffix not in ARCHIVES):
+        return f"{suffix} files" if suffix else "files without an extension"
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(about.st_mode):
+        return "pipes, sockets or devices"
+    return None if about.st_size else "empty files"
 
 
 def _bare_suffix(path: Path) -> str:
+    """The suffix that tells the kind: of `a.jsonl.gz` it is `.jsonl`."""
     return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 
-def _nothing_there(pattern: str, kind: str) -> str:
-    if local_path(pattern).is_dir():
-        return f"the folder holds no {', '.join(SUFFIXES[kind])} files"
+def _nothing_there(pattern: str, kind: str, found: Found) -> str:
+    also = f" ({found.note})" if found.note else ""
+    path = local_path(pattern)
+    if path.is_dir():
+        return f"the folder holds no {', '.join(SUFFIXES[kind])} files{also}"
+    if path.is_symlink():
+        return f"a broken link (to {os.readlink(path)})"
+    if path.exists():
+        return "neither a file nor a folder"
     if glob.has_magic(pattern):
-        return f"no file matches (relative to {Path.cwd()})"
+        return f"no file matches (relative to {Path.cwd()}){also}"
     return f"no such file or folder (relative to {Path.cwd()})"
 
 
-def _check_readable(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise DataError(f"{path}: the file is empty")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+def _check_named(path: Path, kind: str) -> None:
+    if path.suffix.lower() in ARCHIVES:
+        raise DataError(
+            f"{path}: an archive or a compression that is not read; unpack it (read are plain, {', '.join(COMPRESSED)})"
+        )
+    if not check_head(path):
+        raise DataError(f"{path}: the file is empty")
 
 
-def ranges(path: Path, separator: bytes, piece_bytes: int) -> Iterator[tuple[int, int | None]]:
-    """Cut a file into ranges that begin after a separator; a compressed file is one range."""
-    if path.suffix in COMPRESSED:
-        yield 0, None
-        return
-    size, start = path.stat().st_size, 0
-    with path.open("rb") as file:
-        while start < size:
-            end = min(_after_separator(file, separator, start + piece_bytes), size)
-            yield start, end
-            start = end
+def check_head(path: Path) -> bytes:
+    """Return the first bytes of a file.  Raises DataError for one that cannot be read, and for a Git LFS pointer."""
+    with open_file(path, DataError) as file:
+        head = file.read(HEAD_BYTES)
+    refuse_lfs_pointer(path, head)
+    return head
 
 
-def _after_separator(file: BinaryIO, separator: bytes, position: int) -> int:
-    """Return where the first separator that begins at or after `position` ends, or a place past the file's end."""
-    tail = b""
-    file.seek(position)
-    while chunk := file.read(1 << 16):
-        at = (tail + chunk).find(separator)
-        if at >= 0:
-            return position + at + len(separator)
-        kept = (tail + chunk)[-(len(separator) - 1) :] if len(separator) > 1 else b""
-        position += len(tail) + len(chunk) - len(kept)
-        tail = kept
-    return position + len(tail) + 1
-
-
-def _open(path: Path) -> BinaryIO:
-    if path.suffix not in COMPRESSED:
-        return path.open("rb")
-    import pyarrow
-
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression="detect"))
-
-
-def _reading(path: Path, read: Callable[[BinaryIO], bytes]) -> bytes:
-    try:
-        with _open(path) as file:
-            return read(file)
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-
-
-def read_all(path: Path) -> bytes:
-    """Return the content of a file."""
-    return _reading(path, lambda file: file.read())
-
-
-def read_range(path: Path, start: int, end: int | None) -> bytes:
-    """Return bytes start..end of a file, the whole content when end is None."""
-    if end is None:
-        return read_all(path)
-    return _reading(path, lambda file: (file.seek(start), file.read(end - start))[1])
-
-
-def lines(path: Path, start: int, end: int | None) -> Iterator[bytes]:
-    """Yield the lines of a range of a file, each with its line end."""
-    if end is not None:
-        yield from io.BytesIO(read_range(path, start, end))
-        return
-    try:
-        with _open(path) as file:
-            yield from file
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-
-
-def not_utf8(path: Path, offset: int, data: bytes) -> DataError:
-    """Return the error for bytes at `offset` that are not UTF-8; `data` begins with them."""
-    return DataError(f"{path}: byte {offset} is not UTF-8 text (0x{data[:1].hex()}); convert the file, or leave it out")
+def refuse_lfs_pointer(path: Path, head: bytes) -> None:
+    """Raise DataError if a file is what Git LFS leaves in the place of a file that was not fetched."""
+    if head.startswith(LFS_POINTER):
+        raise DataError(f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` in its repository")

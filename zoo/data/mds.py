@@ -17,6 +17,8 @@ from zoo.data.shards import make_first_shard_ready, read_index
 from zoo.files import check_file, make_folder, present
 
 SAMPLE_ROWS = 64
+FEWEST_TOKENS = 16  # to conclude anything from zeros
+TYPES = ("uint16", "uint32", "int32", "int64")  # what `bytes_dtype` can be
 FETCH_SECONDS = 60.0
 
 
@@ -50,6 +52,11 @@ def open_mds(
 def token_numbers(source: Mds, value: object) -> np.ndarray:
     """Return a column's value as int64, whether it holds an array or plain bytes."""
     if isinstance(value, bytes):
+        if len(value) % np.dtype(source.bytes_dtype).itemsize:
+            raise DataError(
+                f"source mds: {source.local or source.remote}: a row of {len(value)} bytes is no whole number of "
+                f"{source.bytes_dtype}; set bytes_dtype to the type of the numbers"
+            )
         return np.frombuffer(value, source.bytes_dtype).astype(np.int64)
     if isinstance(value, np.ndarray) and value.ndim == 1 and np.issubdtype(value.dtype, np.integer):
         return value.astype(np.int64)
@@ -97,6 +104,37 @@ def _fetch_index(remote: str, folder: Path) -> None:
         ) from error
 
 
+def _check_type(stream: RowStream, values: list, vocab_size: int) -> None:
+    """Raise DataError where plain bytes are not of the type that `bytes_dtype` states."""
+    stated = stream.source.bytes_dtype
+    values = [value for value in values if isinstance(value, bytes)]
+    if not values or _may_be(stated, values, vocab_size):
+        return
+    others = [name for name in TYPES if name != stated and _may_be(name, values, vocab_size)]
+    width = np.dtype(stated).itemsize
+    odd = next((row for row, value in enumerate(values) if len(value) % width), None)
+    if others or odd is not None:
+        row = odd or 0
+        raise DataError(
+            f"source mds: {stream.folder}: row {row}: its {len(values[row])} bytes are not token numbers of type "
+            f"{stated} below model.vocab_size = {vocab_size}; set bytes_dtype to the type of the numbers "
+            f"({' or '.join(others) + ' would fit' if others else 'no type fits: are the rows damaged?'})"
+        )
+
+
+def _may_be(name: str, values: list[bytes], vocab_size: int) -> bool:
+    """Whether rows of plain bytes can be token numbers of a type.
+
+    Numbers of a wider type leave a zero in every second place of every row, and all of them are in range.
+    """
+    if any(len(value) % np.dtype(name).itemsize for value in values):
+        return False
+    rows = [np.frombuffer(value, name) for value in values]
+    fits = all(row.min() >= 0 and row.max() < vocab_size for row in rows if row.size)
+    too_narrow = any(row[::2].any() for row in rows) and not any(row[1::2].any() for row in rows)
+    return bool(fits and not (too_narrow and sum(map(len, rows)) >= FEWEST_TOKENS))
+
+
 def check_local(remote: str) -> None:
     """Refuse what is no file in a remote that is a folder: copying from a FIFO or a device would not end."""
     if "://" not in remote:
@@ -126,9 +164,9 @@ def rows_of(folder: Path, shard: dict, places: Iterable[int]) -> Iterator[dict]:
 def _look_into(stream: RowStream, shard: dict, tokenizer: Tokenizer | None, seq_len: int, vocab_size: int) -> None:
     make_first_shard_ready(stream.folder, stream.remedy)
     places = range(min(SAMPLE_ROWS, shard["samples"]))
-    rows = [
-        token_numbers(stream.source, row[stream.source.tokens_column]) for row in rows_of(stream.folder, shard, places)
-    ]
+    values = [row[stream.source.tokens_column] for row in rows_of(stream.folder, shard, places)]
+    _check_type(stream, values, vocab_size)
+    rows = [token_numbers(stream.source, value) for value in values]
     if not rows:
         raise DataError(f"source mds: {stream.folder / shard['raw_data']['basename']}: no rows in the first shard")
     if len(rows[0]) < seq_len:

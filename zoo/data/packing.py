@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from pydantic import Field
 
-from zoo.data.sources import Piece
+from zoo.data.sources import Piece, texts
 from zoo.data.tokenizers import Bytes, Subwords
 
 SPLITS = ("train", "validation")
@@ -93,7 +93,7 @@ def pack(piece: Piece, tokenizer: Tokenizer, fraction: float) -> dict[str, Packe
     """Tokenise a piece into its two splits; empty documents are left out."""
     splits = {name: _Split() for name in SPLITS}
     end = np.array([tokenizer.end_of_document], token_type(tokenizer.vocab_size))
-    for text in piece.documents():
+    for text in texts(piece):
         if not text:
             continue
         split = splits["validation" if held_out(text, fraction) else "train"]

@@ -37,6 +37,7 @@ class PreparedData:
     tokenizer: Tokenizer | None
     streams: dict[str, tuple[RowStream, ...]]
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()  # what of the sources was not read, or may not be as meant
 
     def counts(self, split: str) -> Counts:
         """Return documents, bytes, tokens and rows of a split."""
@@ -79,7 +80,8 @@ class PreparedData:
         how = self.tokenizer_name
         folders = dict.fromkeys(s.folder.parent if s.ours else s.folder for ss in self.streams.values() for s in ss)
         took = f"prepared in {self.seconds:.1f} s" if self.seconds else "found in the cache"
-        return [f"rows of {self.seq_len:,} tokens; {how}; {took}", *(f"  {folder}" for folder in folders)]
+        rows = f"rows of {self.seq_len:,} tokens; {how}; {took}"
+        return [rows, *(f"  {folder}" for folder in folders), *self.notes]
 
     @property
     def tokenizer_name(self) -> str:

@@ -1,12 +1,13 @@
 """Preparing the data of a recipe: every source becomes a folder of rows, made once and kept by its content."""
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from zoo.data.build import build_synthetic, build_text, read_counts
+from zoo.data.build import build_synthetic, build_text, read_counts, read_notes
 from zoo.data.config import BpeTokenizer, ByteTokenizer, DataConfig, HuggingFaceTokenizer, Mds, Source, Synthetic
 from zoo.data.errors import DataError
 from zoo.data.files import local_path
@@ -22,7 +23,7 @@ from zoo.data.mds import open_mds
 from zoo.data.packing import SPLITS, Tokenizer, held_out
 from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.progress import Progress
-from zoo.data.sources import documents, fingerprint, source_files, total_bytes
+from zoo.data.sources import documents, fingerprint, notes, separator_notes, total_bytes
 from zoo.data.tokenizers import Bytes, Subwords, load_huggingface, train_bpe
 from zoo.terminal import err
 
@@ -58,7 +59,6 @@ def prepare(
     root = local_path(cache_dir or data.cache_dir or os.environ.get("ZOO_DATA_CACHE") or "data_cache").absolute()
     work = _Preparation(data, data.seq_len or max_seq_len, seed, root, quiet, piece_bytes)
     try:
-        root.mkdir(parents=True, exist_ok=True)
         prepared = work.run(vocab_size)
         work.remove_abandoned()  # last: what this call could go on with is finished by now
         return prepared
@@ -74,6 +74,8 @@ class _Preparation:
         self.piece_bytes = piece_bytes
         self.fraction = 0.0 if data.validation_source else data.validation_fraction
         self.seconds = 0.0
+        self.notes: list[str] = []
+        self._separators_checked: dict[str, list[str]] = {}
 
     def run(self, vocab_size: int) -> PreparedData:
         tokenizer = self.tokenizer()
@@ -82,7 +84,7 @@ class _Preparation:
             raise DataError(f"data.tokenizer: {found}; raise model.vocab_size to at least {tokenizer.vocab_size}")
         for source in (*self.data.streams(), *filter(None, (self.data.validation_source,))):
             if not isinstance(source, Mds | Synthetic):
-                source_files(source)  # what is missing is said before hours of work on another source
+                self.notes += notes(source)  # what is missing is said before hours of work on another source
         made = [self.streams(s, tokenizer, vocab_size, self.fraction) for s in self.data.streams()]
         train = [(key, replace(splits["train"], proportion=splits["train"].source.proportion)) for key, splits in made]
         held = [(key, splits["validation"]) for key, splits in made if "validation" in splits]
@@ -102,6 +104,7 @@ class _Preparation:
             tokenizer=tokenizer,
             streams={split: tuple(s for _, s in streams) for split, streams in keep.items()},
             seconds=self.seconds,
+            notes=tuple(dict.fromkeys(self.notes)),
         )
 
     def tokenizer(self) -> Tokenizer | None:
@@ -121,6 +124,8 @@ class _Preparation:
         with self.locked(path):
             if not path.is_dir():
                 self.say(f"training the bpe tokenizer ({config.vocab_size:,} tokens)")
+                for source in sources:
+                    self.check_separators(source)
                 with self.timed():
                     _save(train_bpe(config, self._training_texts(config, sources)), path)
         return load_huggingface(HuggingFaceTokenizer(kind="huggingface", path=str(path)))
@@ -142,7 +147,7 @@ class _Preparation:
     ) -> tuple[str, dict[str, RowStream]]:
         """Return the content key of a source, and its rows by split."""
         if isinstance(source, Mds):
-            with self.locked(self.root / "mds"):
+            with self.locked(self.root / "mds") if source.remote else nullcontext():
                 key, stream = open_mds(source, tokenizer, self.root, seq_len=self.seq_len, vocab_size=vocab_size)
             return key, {"validation" if fraction == 1.0 else "train": stream}
         key = self._key(source, tokenizer, fraction)
@@ -152,6 +157,7 @@ class _Preparation:
                 with self.timed():
                     self._build(folder, source, tokenizer, fraction)
         counts = read_counts(folder / "counts.json")
+        self.notes += read_notes(folder)
         return key, {split: RowStream(folder / split, source, counts[split]) for split in SPLITS}
 
     def _key(self, source: Source, tokenizer: Tokenizer | None, fraction: float) -> str:
@@ -168,12 +174,22 @@ class _Preparation:
             self.say(f"making {source.rows + source.validation_rows:,} rows of {source.task}")
             build_synthetic(folder, source, length=source.length or self.seq_len, seed=self._seed(source))
             return
+        remarks = self.check_separators(source)
+        for note in (*notes(source), *remarks):
+            self.say(note)
         total = total_bytes(source)
         self.say(f"preparing {source.kind}" + (f" ({total / 1e6:,.1f} MB)" if total else ""))
         workers = self.data.workers or (1 if isinstance(tokenizer, Bytes) else _cores())
         sizes = {"seq_len": self.seq_len, "fraction": fraction, "piece_bytes": self.piece_bytes}
         with Progress(source.kind, total, quiet=self.quiet) as progress:
-            build_text(folder, source, tokenizer, progress, workers=workers, **sizes)
+            build_text(folder, source, tokenizer, progress, workers=workers, notes=remarks, **sizes)
+
+    def check_separators(self, source: Source) -> list[str]:
+        """`separator_notes` of a source, which reads its files, once."""
+        key = _digest(_settings(source))
+        if key not in self._separators_checked:
+            self._separators_checked[key] = separator_notes(source)
+        return self._separators_checked[key]
 
     def say(self, message: str) -> None:
         if not self.quiet:
@@ -198,8 +214,26 @@ class _Preparation:
 
     @contextmanager
     def locked(self, path: Path) -> Iterator[None]:
-        """Hold a lock that the system drops when the process dies, so a killed run blocks nobody."""
-        with _lock_file(path).open("a") as file:
+        """Hold a lock that the system drops when the process dies, so a killed run blocks nobody.
+
+        What is complete is never written again: where the cache is read-only, it is used without a lock.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = _lock_file(path).open("a")
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            if not path.is_dir():
+                raise DataError(
+                    f"data cache {self.root}: cannot be written ({error.strerror}), and {path.name} is not prepared in "
+                    "it; set data.cache_dir or ZOO_DATA_CACHE to a folder of your own"
+                ) from error
+            lock = None
+        if lock is None:
+            yield
+            return
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -24,7 +24,8 @@ def prepare_command(recipe: Any) -> str:
 
 def show_command(recipe: Any, n: int = 3, split: str = "train") -> str:
     """`zoo data show RECIPE`: make the rows (or find them), and show `n` of them."""
-    return show_samples(prepare_for(recipe), n, split)
+    prepared = prepare_for(recipe)
+    return "\n\n".join([show_samples(prepared, n, split), *prepared.notes])
 
 
 def prepare_for(recipe: Any) -> PreparedData:

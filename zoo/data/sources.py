@@ -1,26 +1,53 @@
 """Sources of text, cut into pieces that one process can read and tokenise on its own.
 
-A piece is small, can be pickled, and yields whole documents as `str`.  Pieces of a source tile it in a fixed order, so
-piece number 7 is the same text today and after a crash.  Broken input raises DataError with the file and the place.
+A piece is small to send, can be pickled, and yields its documents in parts, so that a document of any size is never in
+memory whole.  Pieces of a source tile it in a fixed order, so piece number 7 is the same text today and after a crash.
+Broken input raises DataError with the file and the place.
 """
 
 import json
 import os
+import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 
-from zoo.data.config import HuggingFaceDataset, JsonLines, Parquet, PythonStdlib, Source, TextFiles
+from zoo.data.config import Files, HuggingFaceDataset, JsonLines, Parquet, PythonStdlib, Source, TextFiles
 from zoo.data.errors import DataError
-from zoo.data.files import find_files, lines, local_path, not_utf8, ranges, read_all, read_range
+from zoo.data.files import check_head, find_files, is_hidden, local_path, survey
+from zoo.data.parquet import groups_of, values
+from zoo.data.reading import (
+    begins_with_mark,
+    blocks,
+    decode,
+    decoded,
+    line_number,
+    lines,
+    not_utf8,
+    occurs,
+    ranges,
+    separated,
+    separator_pattern,
+)
 
 STDLIB_TESTS = {"test", "tests", "idle_test"}
+LINE_END = re.compile(rb"\n")
 NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
+SHOWN_FILES = 3
+
+
+class Part(NamedTuple):
+    """A part of a document's text.  `last`: the document ends here.  `where`: its place, for `Piece.place`."""
+
+    text: str
+    last: bool
+    where: int
 
 
 @dataclass(frozen=True)
@@ -30,15 +57,22 @@ class WholeFiles:
     paths: tuple[Path, ...]
     strict: bool = True
 
-    def documents(self) -> Iterator[str]:
+    def parts(self) -> Iterator[Part]:
         """Yield the text of each file."""
-        for path in self.paths:
-            data = read_all(path)
-            try:
-                yield data.decode()
-            except UnicodeDecodeError as error:
-                if self.strict:
-                    raise not_utf8(path, error.start, data[error.start :]) from error
+        for i, path in enumerate(self.paths):
+            if self.strict:
+                yield from _last_marked(decoded(path, blocks(path)), i)
+            else:
+                try:
+                    yield Part(path.read_bytes().decode(), True, i)
+                except UnicodeDecodeError:
+                    continue
+                except OSError as error:
+                    raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def place(self, where: int) -> str:
+        """Where a part came from."""
+        return str(self.paths[where])
 
 
 @dataclass(frozen=True)
@@ -46,19 +80,21 @@ class TextRange:
     """Bytes start..end (None: all) of a file whose documents are set apart by `separator`."""
 
     path: Path
-    separator: bytes
+    separator: str
     start: int = 0
     end: int | None = None
 
-    def documents(self) -> Iterator[str]:
+    def parts(self) -> Iterator[Part]:
         """Yield the texts between separators."""
-        offset, data = self.start, read_range(self.path, self.start, self.end)
-        for text in data.split(self.separator):
-            try:
-                yield text.decode()
-            except UnicodeDecodeError as error:
-                raise not_utf8(self.path, offset + error.start, text[error.start :]) from error
-            offset += len(text) + len(self.separator)
+        held, begin = b"", self.start
+        for at, data, last in separated(blocks(self.path, self.start, self.end), self.separator):
+            text, held = decode(self.path, held + data, at - len(held), last=last)
+            yield Part(text, last, begin)
+            begin = at + len(data) if last else begin
+
+    def place(self, where: int) -> str:
+        """Where a part came from."""
+        return f"{self.path}: line {line_number(self.path, where)}"
 
 
 @dataclass(frozen=True)
@@ -70,26 +106,27 @@ class JsonRange:
     start: int = 0
     end: int | None = None
 
-    def documents(self) -> Iterator[str]:
+    def parts(self) -> Iterator[Part]:
         """Yield the field of each object; null is an empty document."""
-        offset = self.start
-        for line in lines(self.path, self.start, self.end):
+        for offset, line in lines(self.path, self.start, self.end):
             if line.strip():
-                yield self._text(line, offset)
-            offset += len(line)
+                yield Part(self._text(line, offset), True, offset)
+
+    def place(self, where: int) -> str:
+        """Where a part came from."""
+        return f"{self.path}: line {line_number(self.path, where)}"
 
     def _text(self, line: bytes, offset: int) -> str:
-        place = f"{self.path}: line at byte {offset}"
         try:
-            value = json.loads(line)
+            value = json.loads(line.decode())
         except UnicodeDecodeError as error:
             raise not_utf8(self.path, offset + error.start, line[error.start :]) from error
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}: not JSON: {error}") from error
+            raise DataError(f"{self.place(offset)}: not JSON: {error}") from error
         if not isinstance(value, dict) or self.field not in value:
             found = ", ".join(map(repr, value)) if isinstance(value, dict) else type(value).__name__
-            raise DataError(f"{place}: needs an object with the key {self.field!r}; found {found}")
-        return _checked_text(value[self.field], place)
+            raise DataError(f"{self.place(offset)}: needs an object with the key {self.field!r}; found {found}")
+        return _checked_text(value[self.field], lambda: self.place(offset))
 
 
 @dataclass(frozen=True)
@@ -100,22 +137,31 @@ class ParquetGroups:
     column: str
     groups: tuple[int, ...]
 
-    def documents(self) -> Iterator[str]:
+    def parts(self) -> Iterator[Part]:
         """Yield the column's values; null is an empty document."""
-        for group in self.groups:
-            for row, text in enumerate(_parquet_column(self.path, self.column, group)):
-                yield _checked_text(text, f"{self.path}: row {row} of row group {group}")
+        for row, value in values(self.path, self.column, self.groups):
+            yield Part(_checked_text(value, lambda row=row: self.place(row)), True, row)
+
+    def place(self, where: int) -> str:
+        """Where a part came from."""
+        return f"{self.path}: row {where} (the first is 0)"
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents that the main process has read already."""
+    """Documents that the main process has read already; `first` is the number of the first one in its dataset."""
 
     texts: tuple[str, ...]
+    first: int = 0
+    dataset: str = ""
 
-    def documents(self) -> Iterator[str]:
+    def parts(self) -> Iterator[Part]:
         """Yield the documents."""
-        return iter(self.texts)
+        yield from (Part(text, True, i) for i, text in enumerate(self.texts))
+
+    def place(self, where: int) -> str:
+        """Where a part came from."""
+        return f"dataset {self.dataset}: document {self.first + where}"
 
 
 Piece = WholeFiles | TextRange | JsonRange | ParquetGroups | Texts
@@ -129,23 +175,36 @@ def pieces(source: Source, piece_bytes: int) -> Iterator[Piece]:
         case TextFiles(separator=None):
             yield from (WholeFiles(group) for group in _grouped(find_files(source), piece_bytes))
         case TextFiles():
-            separator = source.separator.encode()
+            pattern, longest = separator_pattern(source.separator), 2 * len(source.separator.encode())
             for path in find_files(source):
-                yield from (TextRange(path, separator, a, b) for a, b in ranges(path, separator, piece_bytes))
+                yield from (
+                    TextRange(path, source.separator, a, b) for a, b in ranges(path, pattern, longest, piece_bytes)
+                )
         case JsonLines():
             for path in find_files(source):
-                yield from (JsonRange(path, source.field, a, b) for a, b in ranges(path, b"\n", piece_bytes))
+                yield from (JsonRange(path, source.field, a, b) for a, b in ranges(path, LINE_END, 1, piece_bytes))
         case Parquet():
             for path in find_files(source):
-                yield from _parquet_pieces(path, source.column, piece_bytes)
+                found = groups_of(path, source.column, piece_bytes)
+                yield from (ParquetGroups(path, source.column, groups) for groups in found)
         case HuggingFaceDataset():
             yield from _huggingface_pieces(source, piece_bytes)
 
 
 def documents(source: Source, piece_bytes: int) -> Iterator[str]:
-    """Yield every document of a source of text."""
+    """Yield every document of a source of text, whole."""
     for piece in pieces(source, piece_bytes):
-        yield from piece.documents()
+        yield from texts(piece)
+
+
+def texts(piece: Piece) -> Iterator[str]:
+    """Yield the documents of a piece, whole."""
+    held = []
+    for part in piece.parts():
+        held.append(part.text)
+        if part.last:
+            yield "".join(held)
+            held = []
 
 
 def total_bytes(source: Source) -> int | None:
@@ -165,8 +224,52 @@ def fingerprint(source: Source) -> list:
         return [(str(path), xxhash.xxh64(path.read_bytes()).hexdigest()) for path in stdlib_files(source)]
     if isinstance(source, HuggingFaceDataset) and not local_path(source.path).is_dir():
         return []
-    stats = [(path.name, path.stat()) for path in source_files(source)]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    files = source_files(source)
+    stats = [(path.name, path.stat()) for path in files]
+    found: list = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    if isinstance(source, TextFiles):
+        # Rows that an earlier version made of such files held the mark, and whole files with CRLF line ends.
+        found += ["without its byte-order mark" for path in files if begins_with_mark(path)]
+        found += ["CRLF separates too"] if "\n" in (source.separator or "") else []
+    return found
+
+
+def notes(source: Source) -> list[str]:
+    """Say what of a source is not read: files that folders hold and the kind does not read, by reason.
+
+    Raises DataError if files are missing or not readable.
+    """
+    if not isinstance(source, Files):
+        source_files(source)
+        return []
+    note = survey(source).note
+    return [f"source {source.kind}: {note}"] if note else []
+
+
+def separator_notes(source: Source) -> list[str]:
+    """Say in which files the separator does not occur; each of them is one document.
+
+    Raises DataError if it is in none.  Reads every file up to its first separator.
+    """
+    if not isinstance(source, TextFiles) or source.separator is None:
+        return []
+    files = find_files(source)
+    without = [path for path in files if not occurs(path, source.separator)]
+    if not without:
+        return []
+    place = f"source text: separator {source.separator!r}"
+    if len(without) == len(files):
+        escaped = "\\" in source.separator
+        hint = (
+            "in YAML an escape such as \\n needs double quotes" if escaped else "leave it out to read each file whole"
+        )
+        raise DataError(f"{place}: occurs in none of {len(files):,} files ({_some(files)}); {hint}")
+    return [f"{place}: not in {len(without):,} of {len(files):,} files, each one document: {_some(without)}"]
+
+
+def _some(paths: list[Path]) -> str:
+    more = f", and {len(paths) - SHOWN_FILES:,} more" if len(paths) > SHOWN_FILES else ""
+    return ", ".join(map(str, paths[:SHOWN_FILES])) + more
 
 
 def source_files(source: Source) -> list[Path]:
@@ -204,66 +307,41 @@ def _grouped(paths: Iterable[Path], piece_bytes: int) -> Iterator[tuple[Path, ..
         yield tuple(group)
 
 
-def _checked_text(value: object, place: str) -> str:
+def _last_marked(texts: Iterator[str], where: int) -> Iterator[Part]:
+    """Parts of one document."""
+    before = next(texts)
+    for text in texts:
+        yield Part(before, False, where)
+        before = text
+    yield Part(before, True, where)
+
+
+def _checked_text(value: object, place: Callable[[], str]) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(f"{place}: the text must be a string; found {type(value).__name__}")
+        raise DataError(f"{place()}: the text must be a string; found {type(value).__name__}")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"{place}: character {error.start} is half a surrogate pair, which is not text") from error
+            raise DataError(
+                f"{place()}: character {error.start} is half a surrogate pair, which is not text"
+            ) from error
     return value
-
-
-def _parquet(path: Path, column: str):
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file: {error}") from error
-    if column not in file.schema_arrow.names:
-        raise DataError(f"{path}: no column {column!r}; it has {', '.join(map(repr, file.schema_arrow.names))}")
-    return file
-
-
-def _parquet_column(path: Path, column: str, group: int) -> list:
-    import pyarrow
-
-    with _parquet(path, column) as file:
-        try:
-            return file.read_row_group(group, columns=[column]).column(0).to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path}: row group {group} cannot be read: {error}") from error
-
-
-def _parquet_pieces(path: Path, column: str, piece_bytes: int) -> Iterator[ParquetGroups]:
-    with _parquet(path, column) as file:
-        sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
-    group, size = [], 0
-    for i, more in enumerate(sizes):
-        group.append(i)
-        size += more
-        if size >= piece_bytes:
-            yield ParquetGroups(path, column, tuple(group))
-            group, size = [], 0
-    if group:
-        yield ParquetGroups(path, column, tuple(group))
 
 
 def _huggingface_pieces(source: HuggingFaceDataset, piece_bytes: int) -> Iterator[Texts]:
     texts, size = [], 0
+    first = 0
     for i, text in enumerate(islice(_huggingface_texts(source), source.max_documents)):
-        texts.append(_checked_text(text, f"dataset {source.path}: document {i}"))
+        texts.append(_checked_text(text, lambda i=i: f"dataset {source.path}: document {i}"))
         size += len(texts[-1])
         if size >= piece_bytes:
-            yield Texts(tuple(texts))
-            texts, size = [], 0
+            yield Texts(tuple(texts), first, source.path)
+            texts, size, first = [], 0, i + 1
     if texts:
-        yield Texts(tuple(texts))
+        yield Texts(tuple(texts), first, source.path)
 
 
 def _huggingface_texts(source: HuggingFaceDataset) -> Iterator[object]:
@@ -272,6 +350,9 @@ def _huggingface_texts(source: HuggingFaceDataset) -> Iterator[object]:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     path = local_path(source.path)
+    for file in filter(Path.is_file, path.rglob("*")):
+        if not is_hidden(file.relative_to(path)):
+            check_head(file)
     try:
         dataset = datasets.load_dataset(
             str(path) if path.is_dir() else source.path,

@@ -6,7 +6,8 @@ document), `identity` (changes when the tokens of any text could change), `encod
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ import xxhash
 
 from zoo.data.config import BYTE_VOCAB_SIZE, END_OF_DOCUMENT_BYTE, BpeTokenizer, HuggingFaceTokenizer
 from zoo.data.errors import DataError
-from zoo.data.files import local_path
+from zoo.data.files import LFS_POINTER, local_path
 
+PROBE = "a B\n\tc1,  naïve 注意 \U0001f600 \x00 �"
 END_OF_DOCUMENT_TEXT = "<|end-of-document|>"
 
 
@@ -155,12 +157,20 @@ def _end_token(settings: str, config: HuggingFaceTokenizer) -> str | None:
 
 
 def _checked(text: str, end: str | None, config: HuggingFaceTokenizer) -> Subwords:
+    if text.encode().startswith(LFS_POINTER):
+        raise DataError(
+            f"tokenizer {config.path}: its tokenizer.json is a Git LFS pointer, not the file itself; run `git lfs pull`"
+        )
+    with library_errors(f"tokenizer {config.path}: not a tokenizer.json"):
+        return _parsed(text, end, config)
+
+
+def _parsed(text: str, end: str | None, config: HuggingFaceTokenizer) -> Subwords:
     from tokenizers import Tokenizer
 
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise DataError(f"tokenizer {config.path}: not a tokenizer.json: {error}") from error
+    tokenizer = Tokenizer.from_str(text)
+    if not tokenizer.get_vocab_size(with_added_tokens=True):
+        raise DataError(f"tokenizer {config.path}: its vocabulary is empty")
     if end is None or tokenizer.token_to_id(end) is None:
         special = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
         found = f"no token {end!r} in it" if end else "it does not say which token ends a document"
@@ -168,4 +178,42 @@ def _checked(text: str, end: str | None, config: HuggingFaceTokenizer) -> Subwor
             f"tokenizer {config.path}: {found}; set data.tokenizer.end_of_document to one of its tokens "
             f"(special ones: {', '.join(special[:10]) or 'none'})"
         )
-    return Subwords(text, end)
+    subwords = Subwords(text, end)
+    subwords.encode(PROBE)  # a damaged one can fail, or panic, when it is first used
+    return subwords
+
+
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Turn what the `tokenizers` library raises for a damaged tokenizer into a DataError that begins with `what`.
+
+    The library raises bare Exception, and PanicException, which is none.  A panic also writes lines of Rust to standard
+    error; they are kept back while the block runs.
+    """
+    try:
+        with _standard_error_kept_back():
+            yield
+    except DataError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # KeyboardInterrupt, SystemExit
+        found = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{what}: {found[0]}") from error
+
+
+@contextmanager
+def _standard_error_kept_back() -> Iterator[None]:
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed: nothing can be written there
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

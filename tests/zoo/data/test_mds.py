@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from zoo.data import DataError, loader
+from zoo.data.config import DataConfig
+from zoo.data.mds import token_numbers
 
 # Streaming 0.13 reads what it has fetched with open(...).read(), and leaves closing to the garbage collector.
 unclosed_by_streaming = pytest.mark.filterwarnings(
@@ -169,3 +171,31 @@ def test_no_such_folder(prep, tmp_path):
         prep(mds(local=str(tmp_path / "absent")))
     with pytest.raises(DataError, match=r"absent/index\.json: no such file"):
         prep(mds(remote=str(tmp_path / "absent")))
+
+
+@pytest.mark.parametrize("stated", ["uint16", "uint32", "int32", "int64"])
+@pytest.mark.parametrize("written", ["uint16", "uint32", "int32", "int64"])
+@pytest.mark.parametrize("length", [32, 33])
+def test_plain_bytes_of_another_type_are_refused(prep, tmp_path, stated, written, length):
+    from streaming import MDSWriter
+
+    rows = np.random.default_rng(1).integers(1, 250, (20, length))
+    with MDSWriter(out=str(tmp_path / "m"), columns={"tokens": "bytes"}) as writer:
+        for row in rows:
+            writer.write({"tokens": row.astype(written).tobytes()})
+    data = {
+        "source": {"kind": "mds", "local": str(tmp_path / "m"), "bytes_dtype": stated},
+        "validation_fraction": 0,
+    }
+    same = {stated, written} in ({"uint32", "int32"}, {stated})
+    if same:
+        assert prep(data).rows("train") == 20
+        return
+    with pytest.raises(DataError, match=rf"row 0: its \d+ bytes are not token numbers of type {stated} .*{written}"):
+        prep(data)
+
+
+def test_a_later_row_of_another_length_is_an_error_of_one_line():
+    source = DataConfig.model_validate({"source": {"kind": "mds", "local": "m"}}).source
+    with pytest.raises(DataError, match=r"source mds: m: a row of 30 bytes is no whole number of int64; set bytes_d"):
+        token_numbers(source, b"x" * 30)

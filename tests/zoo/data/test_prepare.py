@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 import signal
@@ -5,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -104,7 +106,7 @@ def test_worker_processes_make_the_same_shards(prep, of_text):
 
 def test_an_error_in_a_worker_reaches_the_user(prep, corpus):
     (corpus / "20.txt").write_bytes(b"\xff" * 3000)
-    with pytest.raises(DataError, match=r"20\.txt: byte 0 is not UTF-8"):
+    with pytest.raises(DataError, match=r"20\.txt: line 1: byte 0 is not UTF-8"):
         prep({"source": {"kind": "text", "paths": [str(corpus)]}, "workers": 2}, piece_bytes=2000)
 
 
@@ -334,3 +336,36 @@ def test_progress_when_piped_is_lines_on_standard_error(prep, of_text, capfd, mo
     assert "\x1b" not in err
     prep(of_text(), piece_bytes=2000, quiet=False)
     assert capfd.readouterr() == ("", "")
+
+
+def read_only(monkeypatch, cache) -> None:
+    """Make every try to write below a folder fail as on a read-only file system (permissions do not hold for root)."""
+    plain_open, plain_mkdir = Path.open, Path.mkdir
+
+    def refuse(path):
+        if path.is_relative_to(cache):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    def open_(path, mode="r", *arguments, **settings):
+        if set(mode) & set("wax+"):
+            refuse(path)
+        return plain_open(path, mode, *arguments, **settings)
+
+    def mkdir(path, *arguments, **settings):
+        if not path.is_dir():
+            refuse(path)
+        plain_mkdir(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "open", open_)
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+
+
+@pytest.mark.parametrize("tokenizer", [{"kind": "byte"}, {"kind": "bpe", "vocab_size": 300}])
+def test_prepared_rows_in_a_read_only_cache_are_used(prep, of_text, tmp_path, monkeypatch, tokenizer):
+    first = prep(of_text(tokenizer=tokenizer))
+    read_only(monkeypatch, tmp_path / "cache")
+    assert prep(of_text(tokenizer=tokenizer)).key == first.key
+    with pytest.raises(
+        DataError, match=r"cannot be written \(Read-only file system\), and .* is not prepared in it; set"
+    ):
+        prep(of_text(tokenizer=tokenizer, seq_len=16))

@@ -3,6 +3,7 @@ import json
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from zoo.data import DataError
@@ -69,7 +70,7 @@ def test_jsonl_gz_and_null(tmp_path):
     assert read(kind="jsonl", paths=[str(path)], field="body") == ["one", "", "two"]
 
 
-@pytest.mark.parametrize(("suffix", "codec"), [("zst", "zstd"), ("gz", "gzip"), ("bz2", "bz2")])
+@pytest.mark.parametrize(("suffix", "codec"), [("zst", "zstd"), ("gz", "gzip"), ("bz2", "bz2"), ("lz4", "lz4")])
 def test_compressed_files(tmp_path, suffix, codec):
     import pyarrow
 
@@ -119,13 +120,13 @@ def test_huggingface_errors_name_the_dataset(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "a"}\n{"text": 5}\n', "line at byte 14: the text must be a string; found int"),
-        (b'{"text": "a"}\n{"txt": "b"}\n', "line at byte 14: needs an object with the key 'text'; found 'txt'"),
-        (b'{"text": "a"}\n[1]\n', "line at byte 14: needs an object with the key 'text'; found list"),
-        (b'{"text": "a"}\n{"text": \n', "line at byte 14: not JSON"),
-        (b'{"text": "a"}\n{"text": "\xff"}\n', r"byte 24 is not UTF-8 text \(0xff\)"),
+        (b'{"text": "a"}\n{"text": 5}\n', "line 2: the text must be a string; found int"),
+        (b'{"text": "a"}\n{"txt": "b"}\n', "line 2: needs an object with the key 'text'; found 'txt'"),
+        (b'{"text": "a"}\n[1]\n', "line 2: needs an object with the key 'text'; found list"),
+        (b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
+        (b'{"text": "a"}\n{"text": "\xff"}\n', r"line 2: byte 24 is not UTF-8 text \(0xff\)"),
         (b'{"text": "a\\ud800"}\n', "half a surrogate pair"),
-        (b'{"text": "a"}\n' + b"[" * 200_000 + b"\n", "line at byte 14: not JSON: maximum recursion depth"),
+        (b'{"text": "a"}\n' + b"[" * 200_000 + b"\n", "line 2: not JSON: maximum recursion depth"),
     ],
 )
 def test_broken_jsonl_names_file_and_place(tmp_path, content, message):
@@ -137,7 +138,7 @@ def test_broken_jsonl_names_file_and_place(tmp_path, content, message):
 @pytest.mark.parametrize("separator", [None, "||"])
 def test_text_that_is_not_utf8_names_file_and_byte(tmp_path, separator):
     (tmp_path / "bad.txt").write_bytes(b"good||caf\xe9||good")
-    with pytest.raises(DataError, match=r"bad\.txt: byte 9 is not UTF-8 text \(0xe9\)"):
+    with pytest.raises(DataError, match=r"bad\.txt: line 1: byte 9 is not UTF-8 text \(0xe9\)"):
         read(kind="text", paths=[str(tmp_path)], separator=separator)
 
 
@@ -172,3 +173,52 @@ def test_fingerprint_follows_the_files(corpus):
     assert fingerprint(settings) == before
     (corpus / "00.txt").write_text("other", encoding="utf-8")
     assert fingerprint(settings) != before
+
+
+def test_parquet_text_that_is_not_utf8_names_file_and_row(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    column = pyarrow.Array.from_buffers(
+        pyarrow.string(),
+        5,
+        [
+            None,
+            pyarrow.py_buffer(np.arange(0, 24, 4, dtype=np.int32).tobytes()),
+            pyarrow.py_buffer(b"goodgoodcaf\xe9goodgood"),
+        ],
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet", row_group_size=2)
+    with pytest.raises(
+        DataError, match=r"a\.parquet: row 2 \(the first is 0\): byte 3 of the text is not UTF-8 \(0xe9\)"
+    ):
+        read(kind="parquet", paths=[str(tmp_path)])
+
+
+def test_parquet_column_of_other_values_names_the_row(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"text": [b"x", b"y"]}), tmp_path / "a.parquet")
+    with pytest.raises(
+        DataError, match=r"a\.parquet: row 0 \(the first is 0\): the text must be a string; found bytes"
+    ):
+        read(kind="parquet", paths=[str(tmp_path)])
+
+
+def test_a_huggingface_folder_with_a_loading_script_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "ds"
+    folder.mkdir()
+    (folder / "ds.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for path in (folder, folder / "ds.py"):
+        with pytest.raises(DataError, match="cannot be loaded") as raised:
+            read(kind="huggingface", path=str(path))
+        assert "\n" not in str(raised.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_huggingface_folder_with_a_pointer_of_git_lfs(tmp_path):
+    (tmp_path / "train.jsonl").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n")
+    with pytest.raises(DataError, match=r"train\.jsonl: a Git LFS pointer"):
+        read(kind="huggingface", path=str(tmp_path))

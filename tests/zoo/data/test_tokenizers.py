@@ -5,11 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from zoo.data import DataError
 from zoo.data.config import BpeTokenizer, HuggingFaceTokenizer
-from zoo.data.tokenizers import Bytes, load_huggingface, train_bpe
+from zoo.data.tokenizers import Bytes, library_errors, load_huggingface, train_bpe
 
 TEXTS = [f"def attend(query_{i}, key, value): return 'naïve 注意 {i}'\n" * 5 for i in range(50)]
 CONFIG = BpeTokenizer(kind="bpe", vocab_size=400)
@@ -119,3 +120,41 @@ def test_not_a_tokenizer(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(DataError, match="cannot be read"):
         huggingface(tmp_path)
+
+
+def test_a_tokenizer_that_makes_the_library_panic_is_an_error_of_one_line(bpe, saved, capfd):
+    settings = json.loads((saved / "tokenizer.json").read_text())
+    settings["model"]["continuing_subword_prefix"] = "x"
+    (saved / "tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=r"tokenizer .*: not a tokenizer\.json: ") as raised:
+        huggingface(saved)
+    assert type(raised.value.__cause__).__name__ == "PanicException"
+    assert "\n" not in str(raised.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_only_what_the_library_raises_is_turned_into_an_error(error):
+    with pytest.raises(error), library_errors("tokenizer x"):
+        raise error
+
+
+def test_a_tokenizer_that_is_a_pointer_of_git_lfs(saved):
+    (saved / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n")
+    with pytest.raises(DataError, match="Git LFS pointer"):
+        huggingface(saved)
+
+
+def test_damaged_tokenizers_never_raise_anything_else(bpe, saved):
+    text = (saved / "tokenizer.json").read_text()
+    rng = np.random.default_rng(5)
+    errors = []
+    for _ in range(100):
+        at, length = rng.integers(len(text)), rng.integers(30)
+        (saved / "tokenizer.json").write_text(text[:at] + chr(rng.integers(32, 127)) + text[at + length :])
+        try:
+            huggingface(saved)
+        except DataError as error:
+            errors.append(str(error))
+    assert len(errors) > 50
+    assert not any("\n" in error for error in errors)

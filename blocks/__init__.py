@@ -1,6 +1,7 @@
 """Attention blocks: a projection (how queries, keys and values are made) and patterns (which keys a query sees).
 
-The config half (config.py, fields.py, cost.py, registry.py, kinds/) imports no torch; `build` imports the torch half.
+The config half (config.py, fields.py, cost.py, resolved.py, registry.py, kinds/, the `_config` and base modules of
+patterns/ and projections/) imports no torch; `build` imports the torch half.
 """
 
 from zoo.blocks.plugins import load_plugin

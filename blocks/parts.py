@@ -1,58 +1,18 @@
-"""What passes between a projection and the patterns: the context of a forward pass, queries, keys and values.
+"""What passes between a projection and the patterns: queries, keys and values, and the modules that both use.
 
-The legend of the shape suffixes stands in blocks/base.py.
+Legend of the shape suffixes: blocks/base.py.
 """
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from zoo.blocks.fields import RopeFields
-from zoo.blocks.rope import RopeTable, rope_table
-from zoo.kernels import Documents, mean_pool, rms_norm
+from zoo.blocks.context import Context, Step
+from zoo.blocks.interface import Projection
+from zoo.kernels import rms_norm
 
-
-@dataclass(eq=False)
-class Context:
-    """Where the tokens of a batch stand, made once a forward pass and shared by all layers.
-
-    positions_BT: index of each token in its document, [B or 1, T].  documents: None where each row is one document.
-    Rotary tables are made at first use and kept for the layers that follow.
-    """
-
-    positions_BT: torch.Tensor
-    documents: Documents | None = None
-    _tables: dict = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def for_tokens(
-        cls, batch: int, seq_len: int, device: torch.device | str = "cpu", documents: Documents | None = None
-    ) -> "Context":
-        """The context of rows of seq_len tokens, each one document unless `documents` says otherwise."""
-        if documents is None:
-            return cls(torch.arange(seq_len, device=device)[None])
-        if tuple(documents.start_BT.shape) != (batch, seq_len):
-            found = list(documents.start_BT.shape)
-            raise ValueError(f"Context: documents must be for shape [{batch}, {seq_len}]; found {found}")
-        return cls(documents.position_BT, documents)
-
-    def rope(self, dim: int, rope: RopeFields, dtype: torch.dtype, blocks: tuple[int, int] | None = None) -> RopeTable:
-        """The rotary table of every token, or of every slot of the compression grid `blocks` = (block, stride).
-
-        A block stands at the mean position of its tokens, where the mean of equal keys, rotated, points as well.
-        """
-        dtype = dtype if dtype == torch.float64 else torch.float32
-        key = (dim, rope.rope_theta, rope.rope_scaling, dtype, blocks)
-        if key not in self._tables:
-            with torch.no_grad(), torch.autocast(self.positions_BT.device.type, enabled=False):
-                positions_BT = self.positions_BT.to(dtype)
-                if blocks:
-                    grid = {"block": blocks[0], "stride": blocks[1], "documents": self.documents}
-                    positions_BT = mean_pool(positions_BT[..., None], **grid)[..., 0]
-                self._tables[key] = rope_table(positions_BT, dim, rope.rope_theta, rope.rope_scaling, dtype)
-        return self._tables[key]
+__all__ = ["Attended", "Context", "Entries", "Keys", "Queries", "RMSNorm", "Source", "linear"]
 
 
 class Queries(NamedTuple):
@@ -77,13 +37,19 @@ class Keys(NamedTuple):
 Entries = dict[str, torch.Tensor]  # what tokens (or blocks) leave behind: key and value, or latent and rope_key
 
 
+class Attended(NamedTuple):
+    """The result of a pattern that no other pattern reads: o_BTHV."""
+
+    output: torch.Tensor
+
+
 class Source:
     """One set of keys and values of a batch, in the forms that patterns ask for; each is made when asked for.
 
     raw: before rotation.  cached: what a cache keeps, keys rotated.  keys: what attention reads.
     """
 
-    def __init__(self, projection: nn.Module, raw: Entries, context: Context):
+    def __init__(self, projection: Projection, raw: Entries, context: Context | Step):
         self.projection, self.raw, self.context = projection, raw, context
         # Not functools.cached_property: that of Python 3.11 takes a lock, where torch.compile would end its graph.
         self._cached: Entries | None = None

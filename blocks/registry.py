@@ -1,119 +1,262 @@
-"""The names of block kinds and where their config classes live; imported when looked up. No torch.
+"""Families of parts: the names that a recipe may write for `kind`, and where their config classes live. No torch.
 
-Another package adds a kind with an entry point of the group `zoo.blocks`, name = kind, value = "module:ConfigClass".
+A family is looked up lazily: a class is imported when its name is used. Another package adds a part with an entry point
+of the group `zoo.<family>`, name = kind, value = "module:ConfigClass"; a module named in a recipe's `plugins:` adds one
+with `register`. The zoo's own names cannot be taken.
 """
 
 import difflib
+import json
 from collections.abc import Iterator
-from functools import cache
+from dataclasses import dataclass, field
 from importlib import import_module, metadata
-from typing import TYPE_CHECKING
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from zoo.blocks.plugins import distributions
 
-if TYPE_CHECKING:
-    from zoo.blocks.config import BlockConfig
 
-ENTRY_POINTS = "zoo.blocks"
-_KINDS = {
-    "attention": "zoo.blocks.config:AttentionConfig",
-    "full": "zoo.blocks.kinds.full:FullConfig",
-    "window": "zoo.blocks.kinds.window:WindowConfig",
-    "mla": "zoo.blocks.kinds.mla:MLAConfig",
-    "gla": "zoo.blocks.kinds.gla:GLAConfig",
-    "nsa": "zoo.blocks.kinds.nsa:NSAConfig",
-    "ansa": "zoo.blocks.kinds.ansa:AnsaConfig",
-}
+def load(target: str) -> Any:
+    """The object at "package.module:name"; imports the module."""
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
 
 
-@cache
-def _installed() -> tuple[dict[str, str], dict[str, str]]:
-    """(kind -> target of what installed packages offer, kind -> why an offer is refused).
+@dataclass(eq=False)
+class Family:
+    """One family of parts.
 
-    A name of the zoo's own, or one offered twice for different classes, is refused.
+    name: its plural, as in `zoo parts NAME`.  what: one part of it, as messages say it.  base: the class that every
+    config of it subclasses, "module:Class".  own: kind -> "module:Class".  groups: of entry points.
+    default: the kind that stands for none.
     """
-    found: dict[str, str] = {}
-    refused: dict[str, str] = {}
-    for entry in _offered():
-        taken = _KINDS.get(entry.name) or found.get(entry.name, entry.value)
-        if taken != entry.value:
-            refused[entry.name] = f"is offered by {entry.value} and by {taken}; uninstall one"
-        else:
-            found[entry.name] = entry.value
-    return {kind: target for kind, target in found.items() if kind not in refused}, refused
 
+    name: str
+    what: str
+    base: str
+    own: dict[str, str]
+    summary: str
+    groups: tuple[str, ...] = ()
+    default: str | None = None
+    _offers: tuple[dict[str, str], dict[str, str]] | None = field(default=None, repr=False)
 
-def _offered() -> "Iterator[metadata.EntryPoint]":
-    """The entry points of installed packages; of a package that is there twice, those of the first on sys.path."""
-    seen: set[str] = set()
-    for package in distributions():
-        entries = [entry for entry in package.entry_points if entry.group == ENTRY_POINTS]
-        if entries and package.name not in seen:
-            seen.add(package.name)
-            yield from entries
+    def __post_init__(self) -> None:
+        self.groups = self.groups or (f"zoo.{self.name}",)
 
+    @property
+    def base_class(self) -> type:
+        return load(self.base)
 
-def broken() -> dict[str, str]:
-    """What other packages offer and cannot be used, by name: the reason. Imports every kind."""
-    found, refused = _installed()
-    reasons = {kind: f"block kind {kind!r} {why}" for kind, why in refused.items()}
-    for kind in dict.fromkeys([*found, *_KINDS]):
+    def installed(self) -> tuple[dict[str, str], dict[str, str]]:
+        """(kind -> target of what installed packages offer, kind -> why an offer is refused).
+
+        A name of the zoo's own, or one offered twice for different classes, is refused.
+        """
+        if self._offers is None:
+            found: dict[str, str] = {}
+            refused: dict[str, str] = {}
+            for entry in self._offered():
+                taken = self.own.get(entry.name) or found.get(entry.name, entry.value)
+                if taken != entry.value:
+                    refused[entry.name] = f"is offered by {entry.value} and by {taken}; uninstall one"
+                else:
+                    found[entry.name] = entry.value
+            self._offers = {kind: target for kind, target in found.items() if kind not in refused}, refused
+        return self._offers
+
+    def _offered(self) -> Iterator[metadata.EntryPoint]:
+        """The entry points of installed packages; of a package that is there twice, those of the first on sys.path."""
+        seen: set[str] = set()
+        for package in distributions():
+            entries = [entry for entry in package.entry_points if entry.group in self.groups]
+            if entries and package.name not in seen:
+                seen.add(package.name)
+                yield from entries
+
+    def forget_installed(self) -> None:
+        """Look at the installed packages anew when they are next asked for."""
+        self._offers = None
+
+    def register(self, kind: str, target: str) -> None:
+        """Add a kind for this process. target: "module:ConfigClass", imported at the first look-up."""
+        if kind in self.own and self.own[kind] != target:
+            raise ValueError(f"{self.what} {kind!r} is taken by {self.own[kind]}; found {target}")
+        self.own[kind] = target
+
+    def kinds(self) -> list[str]:
+        """Every known kind, the zoo's own first."""
+        return [*self.own, *(kind for kind in self.installed()[0] if kind not in self.own)]
+
+    def config_class(self, kind: str) -> Any:
+        """The config class of a kind.
+
+        Raises ValueError naming the known kinds, and the nearest, if there is none; or what failed if its module does.
+        """
+        target = self.own.get(kind) or self.installed()[0].get(kind)  # the zoo's own need no look at what is installed
+        if target is None and kind in self.installed()[1]:
+            raise ValueError(f"{self.what} {kind!r} {self.installed()[1][kind]}")
+        if target is None:
+            known = self.kinds()
+            near = difflib.get_close_matches(str(kind), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown {self.what} {kind!r}; known: {', '.join(known)}.{hint}")
         try:
-            config_class(kind)
+            made = load(target)
+        except Exception as error:  # a module of another package can raise anything while it is imported
+            raise ValueError(f"{self.what} {kind!r} cannot be loaded from {target}: {error}") from error
+        self._check_class(kind, target, made)
+        return made
+
+    def _check_class(self, kind: str, target: str, made: object) -> None:
+        """Raise ValueError unless it is a config of this family that calls itself by the name it is offered under."""
+        if not (isinstance(made, type) and issubclass(made, self.base_class)):
+            raise ValueError(f"{self.what} {kind!r}: {target} must be a subclass of {self.base.replace(':', '.')}")
+        own = made.model_fields["kind"].default
+        if own != kind and kind not in self.own:
+            raise ValueError(f"{self.what} {kind!r}: {target} must have the default kind {kind!r}; found {own!r}")
+
+    def classes(self) -> Iterator[tuple[str, Any]]:
+        """(kind, config class) of every known kind that loads; imports them all. `broken` says what is left out."""
+        for kind in self.kinds():
+            try:
+                yield kind, self.config_class(kind)
+            except ValueError:
+                continue
+
+    def broken(self) -> dict[str, str]:
+        """What other packages offer and cannot be used, by name: the reason. Imports every kind."""
+        found, refused = self.installed()
+        reasons = {kind: f"{self.what} {kind!r} {why}" for kind, why in refused.items()}
+        for kind in dict.fromkeys([*found, *self.own]):
+            try:
+                self.config_class(kind)
+            except ValueError as error:
+                reasons[kind] = str(error)
+        return reasons
+
+    def read(self, value: Any, as_json: bool) -> Any:
+        """The config that a mapping with a `kind` describes. Raises pydantic's ValidationError, as a union would.
+
+        as_json: check types as strictly as in JSON, where lists stand for tuples.
+        """
+        if isinstance(value, self.base_class):
+            return value
+        if not isinstance(value, dict):
+            raise _refusal("dict_type", (), value)
+        kind = value.get("kind", self.default)
+        if kind is None:
+            raise _refusal("union_tag_not_found", (), value, discriminator="'kind'")
+        if not isinstance(kind, str) or kind not in {**self.own, **self.installed()[0], **self.installed()[1]}:
+            known = ", ".join(repr(name) for name in self.kinds())
+            raise _refusal("union_tag_invalid", (), value, discriminator="'kind'", tag=str(kind), expected_tags=known)
+        try:
+            config = self.config_class(kind)
         except ValueError as error:
-            reasons[kind] = str(error)
-    return reasons
+            raise _refusal(PydanticCustomError("part", "{why}", {"why": str(error)}), ("kind",), value) from error
+        if as_json:
+            return config.model_validate_json(json.dumps(value), strict=True)
+        return config.model_validate(value)
 
 
-def register(kind: str, target: str) -> None:
-    """Add a kind for this process. target: "module:ConfigClass", imported at the first look-up."""
-    if kind in _KINDS and _KINDS[kind] != target:
-        raise ValueError(f"block kind {kind!r} is taken by {_KINDS[kind]}; found {target}")
-    _KINDS[kind] = target
+def _refusal(error: Any, path: tuple, value: Any, **context: Any) -> ValidationError:
+    details = InitErrorDetails(type=error, loc=path, input=value, ctx=context)
+    return ValidationError.from_exception_data("part", [details])
+
+
+class PartOf:
+    """Annotation of a field that holds a part: `Annotated[PatternConfig, PartOf(PATTERNS)]`.
+
+    The kind is looked up when a recipe is read, so that parts of other packages are known like the zoo's own.
+    """
+
+    def __init__(self, family: Family):
+        self.family = family
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        read = self.family.read
+        return core_schema.with_info_plain_validator_function(lambda value, info: read(value, info.mode == "json"))
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: Any) -> dict[str, Any]:
+        """The union of all parts that are known when it is asked for."""
+        choices = {kind: _named(config) for kind, config in self.family.classes()}
+        found = handler(core_schema.tagged_union_schema(choices, "kind"))
+        return found if self.family.default is None else {**found, "default_kind": self.family.default}
+
+
+def _named(config: Any) -> Any:
+    """pydantic's schema of a config under a name, so that JSON Schema refers to it and holds it once."""
+    return {**config.__pydantic_core_schema__, "ref": f"{config.__module__}.{config.__qualname__}:{id(config)}"}
+
+
+MIXERS = Family(
+    "mixers",
+    "block kind",
+    "zoo.blocks.config:BlockConfig",
+    {
+        "attention": "zoo.blocks.config:AttentionConfig",
+        "full": "zoo.blocks.kinds.full:FullConfig",
+        "window": "zoo.blocks.kinds.window:WindowConfig",
+        "mla": "zoo.blocks.kinds.mla:MLAConfig",
+        "gla": "zoo.blocks.kinds.gla:GLAConfig",
+        "nsa": "zoo.blocks.kinds.nsa:NSAConfig",
+        "ansa": "zoo.blocks.kinds.ansa:AnsaConfig",
+    },
+    "What mixes the tokens in a layer: `model.blocks.NAME`.",
+    groups=("zoo.mixers", "zoo.blocks"),
+)
+PROJECTIONS = Family(
+    "projections",
+    "projection",
+    "zoo.blocks.projections.base:ProjectionConfig",
+    {
+        "gqa": "zoo.blocks.projections.gqa_config:GQA",
+        "mla": "zoo.blocks.projections.latent_config:MLA",
+        "gla": "zoo.blocks.projections.latent_config:GLA",
+    },
+    "How queries, keys and values are made: `projection` of a block of kind attention.",
+)
+PATTERNS = Family(
+    "patterns",
+    "pattern",
+    "zoo.blocks.patterns.base:PatternConfig",
+    {
+        "full": "zoo.blocks.patterns.full_config:Full",
+        "window": "zoo.blocks.patterns.window_config:Window",
+        "compression": "zoo.blocks.patterns.compression_config:Compression",
+        "selection": "zoo.blocks.patterns.selection_config:Selection",
+    },
+    "Which keys a query sees: `patterns` of a block of kind attention.",
+)
+FAMILIES = {family.name: family for family in (MIXERS, PROJECTIONS, PATTERNS)}
+
+
+def register(kind: str, target: str, family: str = "mixers") -> None:
+    """Add a kind to a family for this process. target: "module:ConfigClass", imported at the first look-up.
+
+    Raises ValueError if the family is unknown or the zoo or another package has the name already.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
+    FAMILIES[family].register(kind, target)
 
 
 def kinds() -> list[str]:
-    """Every known kind, the zoo's own first."""
-    return [*_KINDS, *(kind for kind in _installed()[0] if kind not in _KINDS)]
+    """Every known kind of block, the zoo's own first."""
+    return MIXERS.kinds()
 
 
-def config_class(kind: str) -> "type[BlockConfig]":
-    """The config class of a kind.
-
-    Raises ValueError naming the known kinds, and the nearest, if there is none; or what failed if its module does.
-    """
-    target = _KINDS.get(kind) or _installed()[0].get(kind)  # the zoo's own need no look at what is installed
-    if target is None and kind in _installed()[1]:
-        raise ValueError(f"block kind {kind!r} {_installed()[1][kind]}")
-    if target is None:
-        known = kinds()
-        near = difflib.get_close_matches(str(kind), known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown block kind {kind!r}; known: {', '.join(known)}.{hint}")
-    module, _, name = target.partition(":")
-    try:
-        made = getattr(import_module(module), name)
-    except Exception as error:  # a module of another package can raise anything while it is imported
-        raise ValueError(f"block kind {kind!r} cannot be loaded from {target}: {error}") from error
-    _check_class(kind, target, made)
-    return made
+def config_class(kind: str) -> Any:
+    """The config class of a kind of block; as `Family.config_class`."""
+    return MIXERS.config_class(kind)
 
 
-def _check_class(kind: str, target: str, made: object) -> None:
-    """Raise ValueError unless it is a BlockConfig that calls itself by the name it is offered under."""
-    from zoo.blocks.config import BlockConfig
-
-    if not (isinstance(made, type) and issubclass(made, BlockConfig)):
-        raise ValueError(f"block kind {kind!r}: {target} must be a subclass of zoo.blocks.config.BlockConfig")
-    own = made.model_fields["kind"].default
-    if own != kind and kind not in _KINDS:
-        raise ValueError(f"block kind {kind!r}: {target} must have the default kind {kind!r}; found {own!r}")
+def block_kinds() -> Iterator[tuple[str, Any]]:
+    """(kind, config class) of every known kind of block that loads; imports them all."""
+    return MIXERS.classes()
 
 
-def block_kinds() -> "Iterator[tuple[str, type[BlockConfig]]]":
-    """(kind, config class) of every known kind that loads; imports them all. `broken` says what is left out."""
-    for kind in kinds():
-        try:
-            yield kind, config_class(kind)
-        except ValueError:
-            continue
+def broken() -> dict[str, str]:
+    """Blocks that other packages offer and that cannot be used, by name: the reason. Imports every kind."""
+    return MIXERS.broken()

@@ -28,21 +28,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 def description(config: BlockConfig, part: str | None, d_model: int) -> str:
     """`MLA, window 512`: projection and patterns of a layer; only the kind where a block is no point of the grid."""
-    if type(config).grid_point is BlockConfig.grid_point:
-        return config.kind
-    point = config.grid_point(d_model, part)
-    return ", ".join([point.projection.kind.upper(), *(_pattern(pattern) for pattern in point.patterns)])
-
-
-def _pattern(pattern: Any) -> str:
-    if pattern.kind == "window":
-        return f"window {pattern.window}"
-    if pattern.kind == "compression":
-        return f"compression {pattern.compression_block}/{pattern.compression_stride}"
-    if pattern.kind == "selection":
-        shared = f" by {pattern.query_group} queries" if pattern.query_group > 1 else ""
-        return f"selection {pattern.n_selected} x {pattern.selection_block}{shared}"
-    return pattern.kind
+    return config.resolve(d_model, part=part).describe()
 
 
 def facts(recipe: Recipe) -> dict[str, Any]:

@@ -2,19 +2,16 @@
 
 Counted for what `zoo train` does on CUDA: float32 weights, gradients and AdamW averages; bf16 autocast; kernels that
 keep the log-sum-exp and no scores; a fused loss that never holds the logits. Activations are the tensors that autograd
-keeps between forward and backward, listed in `attention_bytes` and `_layer_bytes`.
+keeps between forward and backward: each part states its own (`activation_bytes`), `_layer_bytes` the rest of a layer.
 """
 
 from collections import Counter
 from dataclasses import dataclass
-from math import prod
 
-from zoo.blocks.config import AttentionConfig, BlockConfig
-from zoo.blocks.cost import n_slots
+from zoo.blocks.cost import BF16, FLOAT
 from zoo.cost import model_cost
 from zoo.recipe import ModelConfig, Recipe
 
-FLOAT, BF16 = 4, 2  # bytes of an element
 GIB = 2**30
 USABLE = 0.92  # share of a GPU's memory that tensors can fill; the rest: CUDA's context, gaps between tensors
 
@@ -122,12 +119,10 @@ def _layers(model: ModelConfig, seq_len: int) -> tuple[list[tuple[int, int]], tu
     counts = Counter((layer.config, layer.part) for layer in model.expanded())
     layers, unknown = [], {}
     for (config, part), times in counts.items():
-        attention = 0
-        if type(config).grid_point is BlockConfig.grid_point:
+        attention = config.resolve(model.d_model, model.max_seq_len, part).activation_bytes(seq_len)
+        if attention is None:
             unknown[config.kind] = None
-        else:
-            attention = attention_bytes(config.grid_point(model.d_model, part), model.d_model, seq_len)
-        layers.append((_layer_bytes(model, seq_len) + attention, times))
+        layers.append((_layer_bytes(model, seq_len) + (attention or 0), times))
     return layers, tuple(unknown)
 
 
@@ -136,52 +131,3 @@ def _layer_bytes(model: ModelConfig, seq_len: int) -> int:
     feed-forward maps read, and the hidden values."""
     maps, hidden = (2, 3) if model.ffn.kind == "swiglu" else (1, 2)
     return seq_len * (2 * FLOAT * model.d_model + BF16 * (maps * model.d_model + hidden * model.ffn.d_ff))
-
-
-def attention_bytes(point: AttentionConfig, d_model: int, seq_len: int) -> int:
-    """What one attention layer keeps for its backward on one row of seq_len tokens, in bytes.
-
-    point: a grid point with its defaults worked out.  The input of each map is cast to bf16 for that map alone.
-    """
-    projection, heads = point.projection, point.projection.n_heads
-    n_patterns = len(point.patterns)
-    latent = projection.kind != "gqa"
-    maps = 1 + (n_patterns > 1)  # that of the projection, and the gate
-    per_token = BF16 * d_model * maps
-    if latent and projection.q_rank:  # the query latent before its norm and after
-        per_token += projection.q_rank * 2 * BF16
-    per_token += _query_and_key_bytes(point)
-    per_token += n_patterns * heads * (BF16 * projection.v_head_dim + FLOAT)  # each pattern's output and log-sum-exp
-    if n_patterns > 1:  # the gates, and the sum that the output map reads
-        per_token += BF16 * heads * (n_patterns + projection.v_head_dim)
-    if selection := point.pattern("selection"):  # int32, one choice a group of queries and key head
-        per_token += 4 * projection.n_kv_heads * selection.n_selected / selection.query_group
-    return int(seq_len * per_token) + _pooled_bytes(point, seq_len)
-
-
-def _query_and_key_bytes(point: AttentionConfig) -> int:
-    """Rotated queries, keys and values of one token, and what making them keeps."""
-    projection = point.projection
-    queries = BF16 * projection.n_heads * projection.qk_dim
-    if projection.kind == "gqa":
-        keys = BF16 * projection.n_kv_heads * (projection.head_dim + projection.v_head_dim) * point.n_kv_sets
-        normed = projection.n_heads + projection.n_kv_heads * point.n_kv_sets
-        return queries + keys + (BF16 * projection.head_dim * normed if projection.qk_norm else 0)
-    keys = BF16 * (projection.n_kv_heads * (projection.head_dim + projection.v_head_dim) + projection.rope_dim)
-    if point.pattern("full"):  # one product over both parts: the rotary key is copied to every key head
-        keys += BF16 * (projection.n_kv_heads - 1) * projection.rope_dim
-    return queries + keys + projection.kv_rank * 2 * BF16  # the latent before its norm and after
-
-
-def _pooled_bytes(point: AttentionConfig, seq_len: int) -> int:
-    """Pooled entries, and the keys and values made of them; with an MLP also the gathered blocks it reads."""
-    compression, projection = point.pattern("compression"), point.projection
-    if compression is None:
-        return 0
-    entries = projection.entries()
-    pooled = sum(prod(shape) for shape in entries.values())
-    if projection.kind != "gqa":
-        pooled += projection.n_kv_heads * (projection.head_dim + projection.v_head_dim)
-    if compression.pooling == "mlp":
-        pooled += (compression.compression_block + 3) * sum(prod(shape) for shape in entries.values())
-    return BF16 * n_slots(seq_len, compression.compression_stride) * pooled

@@ -1,14 +1,18 @@
 """Keys and values pooled over blocks (NSA, arXiv 2502.11089, eq. 7)."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from zoo.blocks.cache import CachedSource, Step
-from zoo.blocks.config import Compression, Projection
-from zoo.blocks.parts import Context, Entries, Keys, Queries, Source, linear
-from zoo.kernels import cached_attention, compression_attention, gather_blocks, mean_pool, n_slots, pool_slots
+from zoo.blocks.cache import CachedSource, Slots
+from zoo.blocks.context import Context, Step
+from zoo.blocks.interface import Attended
+from zoo.blocks.parts import Entries, Keys, Queries, Source, linear
+from zoo.blocks.patterns.compression_config import Compression
+from zoo.blocks.projections.base import ResolvedProjection
+from zoo.kernels import cached_attention, compression_attention, gather_blocks, mean_pool, n_slots
 from zoo.kernels.decode.writing import completed
 
 
@@ -75,7 +79,7 @@ class CompressionPattern(nn.Module):
     `pool_rotated: false`, before, and then rotated by the mean position of their block.
     """
 
-    def __init__(self, config: Compression, projection: Projection):
+    def __init__(self, config: Compression, projection: ResolvedProjection):
         super().__init__()
         self.grid = (config.compression_block, config.compression_stride)
         self.pool_rotated = config.pool_rotated
@@ -84,7 +88,9 @@ class CompressionPattern(nn.Module):
             for name, shape in projection.entries().items():
                 self.pool[name] = BlockMLP(config.compression_block, shape[-1])
 
-    def forward(self, queries: Queries, source: Source, context: Context) -> Compressed:
+    def forward(
+        self, queries: Queries, source: Source, context: Context | Step, results: Mapping[str, Attended]
+    ) -> Compressed:
         entries = self.pooled(source, context)
         keys = source.projection.expand(entries)
         block, stride = self.grid
@@ -101,25 +107,36 @@ class CompressionPattern(nn.Module):
         )
         return Compressed(output_BTHV, lse_BTH, keys, block, stride, entries)
 
-    def cached(self, queries: Queries, source: CachedSource, step: Step) -> Compressed:
-        self._extend(source, step)
-        keys, (block, stride) = source.pooled_keys, self.grid
-        most = source.cache.pooled.capacity
+    def keep(self, buffers: Mapping[str, Slots], source: Source, result: Compressed, step: Step) -> None:
+        assert result.entries is not None, "a fresh step pools its own tokens"
+        buffers["pooled"].write_first(result.entries)
+        if not self.pool_rotated:
+            buffers["raw"].append(source.raw, step)
+
+    def cached(
+        self,
+        queries: Queries,
+        source: CachedSource,
+        step: Step,
+        results: Mapping[str, Attended],
+        buffers: Mapping[str, Slots],
+    ) -> Compressed:
+        self._extend(source, step, buffers)
+        pooled, (block, stride) = buffers["pooled"], self.grid
+        keys = source.projection.cached_keys(pooled.tensors)
         end_BT = step.once(
-            ("blocks", block, stride, most),
-            lambda: ((step.positions_BT + 1 - block + stride) // stride).clamp(0, most),
+            ("blocks", block, stride, pooled.capacity),
+            lambda: ((step.positions_BT + 1 - block + stride) // stride).clamp(0, pooled.capacity),
         )
         parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, "scale": queries.scale}
         output, lse_BTH = cached_attention(queries.q, keys.k, keys.v, step.zeros_BT, end_BT, **parts)
         return Compressed(output, lse_BTH, keys, block, stride)
 
-    def _extend(self, source: CachedSource, step: Step) -> None:
+    def _extend(self, source: CachedSource, step: Step, buffers: Mapping[str, Slots]) -> None:
         """Pool the blocks that end in the new tokens, M at most, and put them in their slots."""
         block, stride = self.grid
-        tokens, pooled = source.cache.tokens, source.cache.pooled
         if not self.pool and self.pool_rotated and source.in_place:
-            kept = list(tokens.tensors.values()), list(pooled.tensors.values())
-            pool_slots(*kept, step.start_B, step.n_new_B, step.seq_len, block=block, stride=stride)
+            buffers["pooled"].write_means(source.tokens, step, block, stride)
             return
         before, device = block - 1, step.start_B.device
         block_BM, complete_BM = completed(step.start_B, step.n_new_B, step.seq_len, block, stride)
@@ -128,12 +145,13 @@ class CompressionPattern(nn.Module):
 
         entries = source.recent(before)
         if not self.pool_rotated:
-            entries = entries | source.recent(before, rotated=False)
+            raw = buffers["raw"]
+            entries = entries | source.append(raw, {name: source.raw[name] for name in raw.tensors}, before)
         row_B11 = torch.arange(len(token_BML), device=device)[:, None, None]
         made = {name: self._pool_one(name, x[row_B11, token_BML]) for name, x in entries.items()}
         if not self.pool_rotated:
             made = source.projection.rotate(made, Context((block_BM * stride).float() + (block - 1) / 2))
-        pooled.write(made, block_BM, complete_BM)
+        buffers["pooled"].write(made, block_BM, complete_BM)
 
     def _pool_one(self, name: str, x_BML: torch.Tensor) -> torch.Tensor:
         """x [B, M, L, ...] -> [B, M, ...]."""
@@ -142,13 +160,13 @@ class CompressionPattern(nn.Module):
         wide = x_BML if x_BML.dtype == torch.float64 else x_BML.float()
         return wide.mean(2).to(x_BML.dtype)
 
-    def pooled(self, source: Source, context: Context) -> Entries:
+    def pooled(self, source: Source, context: Context | Step) -> Entries:
         """The pooled entries [B, N, ...], keys rotated: what a cache keeps of them."""
         if self.pool_rotated:
             return self._pool(source.cached, context)
         return source.projection.rotate(self._pool(source.raw, context), context, self.grid)
 
-    def _pool(self, entries: Entries, context: Context) -> Entries:
+    def _pool(self, entries: Entries, context: Context | Step) -> Entries:
         block, stride = self.grid
         grid = {"block": block, "stride": stride, "documents": context.documents}
         if not self.pool:

@@ -1,13 +1,25 @@
 """The tokens of the most important blocks (NSA, arXiv 2502.11089, eq. 8-12)."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
-from zoo.blocks.cache import CachedSource, LayerCache, Step
-from zoo.blocks.config import Projection, Selection
-from zoo.blocks.parts import Context, Queries, Source
+from zoo.blocks.cache import CachedSource, Slots
+from zoo.blocks.context import Context, Step
+from zoo.blocks.parts import Queries, Source
 from zoo.blocks.patterns.compression import Compressed
+from zoo.blocks.patterns.selection_config import Selection
+from zoo.blocks.projections.base import ResolvedProjection
 from zoo.kernels import cached_choose_blocks, cached_selection_attention, choose_blocks, selection_attention
+
+
+class Selected(NamedTuple):
+    """Attention to the chosen blocks: output o_BTHV; chosen_BGKS, one choice for each group of queries and key head."""
+
+    output: torch.Tensor
+    chosen: torch.Tensor
 
 
 class SelectionPattern(nn.Module):
@@ -17,11 +29,11 @@ class SelectionPattern(nn.Module):
     through the choice.
     """
 
-    def __init__(self, config: Selection, projection: Projection):
+    def __init__(self, config: Selection, projection: ResolvedProjection):
         super().__init__()
         self.config, self.n_kv_heads = config, projection.n_kv_heads
 
-    def choose(self, queries: Queries, context: Context, compressed: Compressed) -> torch.Tensor:
+    def choose(self, queries: Queries, context: Context | Step, compressed: Compressed) -> torch.Tensor:
         """chosen_BGKS: the blocks of each run of query_group queries, for each key head."""
         return choose_blocks(
             queries.q,
@@ -36,10 +48,12 @@ class SelectionPattern(nn.Module):
             **self._grid(compressed),
         )
 
-    def forward(self, queries: Queries, source: Source, context: Context, chosen_BGKS: torch.Tensor) -> torch.Tensor:
-        """o_BTHV of the blocks that `choose` chose."""
+    def forward(
+        self, queries: Queries, source: Source, context: Context | Step, results: Mapping[str, Compressed]
+    ) -> Selected:
+        chosen_BGKS = self.choose(queries, context, results["compression"])
         keys = source.keys
-        return selection_attention(
+        output = selection_attention(
             queries.q,
             keys.k,
             keys.v,
@@ -51,26 +65,37 @@ class SelectionPattern(nn.Module):
             scale=queries.scale,
             documents=context.documents,
         )
+        return Selected(output, chosen_BGKS)
+
+    def keep(self, buffers: Mapping[str, Slots], source: Source, result: Selected, step: Step) -> None:
+        if buffers:
+            self._keep_latest(buffers["choice"], result.chosen, step, self.config.query_group)
 
     def cached(
-        self, queries: Queries, source: CachedSource, step: Step, compressed: Compressed, cache: LayerCache
-    ) -> torch.Tensor:
+        self,
+        queries: Queries,
+        source: CachedSource,
+        step: Step,
+        results: Mapping[str, Compressed],
+        buffers: Mapping[str, Slots],
+    ) -> Selected:
         """The choice of a group of queries that began in an earlier step comes from the cache."""
-        keys, config = source.keys, self.config
+        compressed, keys, config = results["compression"], source.keys, self.config
         parts = {"q_rope": queries.rope, "scale": queries.scale}
         chosen_BTKS = cached_choose_blocks(
             queries.q,
             compressed.keys.k,
             compressed.lse,
             step.positions_BT,
-            self._previous(cache, step),
+            self._previous(buffers, step),
             query_group=config.query_group,
             k_rope_BNR=compressed.keys.rope,
             **self._grid(compressed),
             **parts,
         )
-        cache.keep_choice(chosen_BTKS, step)
-        return cached_selection_attention(
+        if buffers:
+            self._keep_latest(buffers["choice"], chosen_BTKS, step)
+        output = cached_selection_attention(
             queries.q,
             keys.k,
             keys.v,
@@ -80,6 +105,7 @@ class SelectionPattern(nn.Module):
             k_rope_BNR=keys.rope,
             **parts,
         )
+        return Selected(output, chosen_BTKS)
 
     def _grid(self, compressed: Compressed) -> dict[str, int]:
         config = self.config
@@ -91,9 +117,22 @@ class SelectionPattern(nn.Module):
             "n_local": config.n_local,
         }
 
-    def _previous(self, cache: LayerCache, step: Step) -> torch.Tensor:
-        """The latest choice; where each query has its own, something of its shape that nobody reads."""
-        if cache.chosen_BKS is not None:
-            return cache.chosen_BKS
+    def _previous(self, buffers: Mapping[str, Slots], step: Step) -> torch.Tensor:
+        """The latest choice; if each query has its own, a tensor of the same shape that is not read."""
+        if buffers:
+            return buffers["choice"].tensors["chosen"]
         shape = len(step.start_B), self.n_kv_heads, self.config.n_selected
         return step.once(shape, lambda: torch.full(shape, -1, device=step.start_B.device, dtype=torch.int32))
+
+    @staticmethod
+    def _keep_latest(choice: Slots, chosen_BGKS: torch.Tensor, step: Step, query_group: int = 1) -> None:
+        """Keep the choice of the last new token of each row; a row without a new token keeps what it had.
+
+        chosen_BGKS: one choice for each run of query_group new tokens.
+        """
+        if step.n_new_B is None:
+            choice.replace({"chosen": chosen_BGKS[:, (step.seq_len - 1) // query_group]})
+            return
+        row_B = torch.arange(len(chosen_BGKS), device=chosen_BGKS.device)
+        latest_BKS = chosen_BGKS[row_B, (step.n_new_B - 1).clamp(min=0) // query_group]
+        choice.replace({"chosen": latest_BKS}, step.n_new_B > 0)

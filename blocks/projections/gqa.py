@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from zoo.blocks.config import GQA
-from zoo.blocks.parts import Context, Entries, Keys, Queries, RMSNorm, linear
+from zoo.blocks.context import Context, Step
+from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, linear
+from zoo.blocks.projections.gqa_config import ResolvedGQA
 
 
 class GQAProjection(nn.Module):
@@ -14,7 +15,7 @@ class GQAProjection(nn.Module):
     input: [W_Q ; W_K ; W_V], with more sets W_K and W_V of each in turn; in each, rows by head.
     """
 
-    def __init__(self, config: GQA, d_model: int, n_kv_sets: int = 1):
+    def __init__(self, config: ResolvedGQA, d_model: int, n_kv_sets: int = 1):
         super().__init__()
         self.config = config
         of_set = [config.n_kv_heads * config.head_dim, config.n_kv_heads * config.v_head_dim]
@@ -26,7 +27,7 @@ class GQAProjection(nn.Module):
     def _norm(self) -> nn.Module:
         return RMSNorm(self.config.head_dim, self.config.norm_eps) if self.config.qk_norm else nn.Identity()
 
-    def forward(self, x_BTC: torch.Tensor, context: Context) -> tuple[Queries, list[Entries]]:
+    def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> tuple[Queries, list[Entries]]:
         config = self.config
         query, *key_value = self.input(x_BTC).split(self.widths, dim=-1)
         q_BTHD = self.query_norm(query.unflatten(-1, (config.n_heads, -1)))
@@ -36,7 +37,7 @@ class GQAProjection(nn.Module):
         entries = [{"key": norm(key_BTKD), "value": value_BTKV} for norm, key_BTKD, value_BTKV in sets]
         return Queries(table.rotate(q_BTHD), None, config.qk_dim**-0.5), entries
 
-    def rotate(self, entries: Entries, context: Context, blocks: tuple[int, int] | None = None) -> Entries:
+    def rotate(self, entries: Entries, context: Context | Step, blocks: tuple[int, int] | None = None) -> Entries:
         table = context.rope(self.config.head_dim, self.config, entries["key"].dtype, blocks)
         return entries | {"key": table.rotate(entries["key"])}
 

@@ -6,8 +6,9 @@ One module serves both: MLA is GLA with a single latent head (C = 1) and a key f
 import torch
 from torch import nn
 
-from zoo.blocks.config import GLA, MLA
-from zoo.blocks.parts import Context, Entries, Keys, Queries, RMSNorm, linear
+from zoo.blocks.context import Context, Step
+from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, linear
+from zoo.blocks.projections.latent_config import ResolvedLatent
 
 
 class PerHeadLinear(nn.Linear):
@@ -82,7 +83,7 @@ class LatentProjection(nn.Module):
     reads the normed query latent, is [W_Q ; W_QR] by head.
     """
 
-    def __init__(self, config: MLA | GLA, d_model: int, n_kv_sets: int = 1):
+    def __init__(self, config: ResolvedLatent, d_model: int, n_kv_sets: int = 1):
         super().__init__()
         assert n_kv_sets == 1, "AttentionConfig refuses separate_kv with latents"
         self.config = config
@@ -96,18 +97,18 @@ class LatentProjection(nn.Module):
         self.key_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.head_dim)
         self.value_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.v_head_dim)
 
-    def forward(self, x_BTC: torch.Tensor, context: Context) -> tuple[Queries, list[Entries]]:
+    def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> tuple[Queries, list[Entries]]:
         config = self.config
         query, latent, rope_key_BTR = self.input(x_BTC).split(self.widths, dim=-1)
         q_BTHQ = self.query(self.query_norm(query)).unflatten(-1, (config.n_heads, -1))
         q_BTHD, q_rope_BTHR = q_BTHQ.split([config.head_dim, config.rope_dim], dim=-1)
-        table = context.rope(config.rope_dim, config, q_BTHQ.dtype)
+        table = context.rope(config.rope_dim, self.config, q_BTHQ.dtype)
         factor = config.rope_scaling.score_factor if config.rope_scaling else 1.0
         queries = Queries(q_BTHD, table.rotate(q_rope_BTHR), config.qk_dim**-0.5 * factor)
         latent_BTJR = self.latent_norm(latent.unflatten(-1, (config.n_latent_heads, -1)))
         return queries, [{"latent": latent_BTJR, "rope_key": rope_key_BTR}]
 
-    def rotate(self, entries: Entries, context: Context, blocks: tuple[int, int] | None = None) -> Entries:
+    def rotate(self, entries: Entries, context: Context | Step, blocks: tuple[int, int] | None = None) -> Entries:
         table = context.rope(self.config.rope_dim, self.config, entries["rope_key"].dtype, blocks)
         return entries | {"rope_key": table.rotate(entries["rope_key"])}
 

@@ -29,7 +29,7 @@ class Identity(BlockConfig):
 @pytest.fixture
 def install(tmp_path, monkeypatch):
     """install(name, entry points, source) -> a package on the path, as pip would leave it."""
-    registry._installed.cache_clear()
+    registry.MIXERS.forget_installed()
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def install(name: str, entry_points: str, source: str = PLUGIN) -> None:
@@ -40,7 +40,7 @@ def install(tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text(f"[zoo.blocks]\n{entry_points}\n")
 
     yield install
-    registry._installed.cache_clear()
+    registry.MIXERS.forget_installed()
 
 
 def test_the_zoo_has_its_kinds():
@@ -74,7 +74,7 @@ def test_a_name_of_the_zoo_cannot_be_taken(install):
     why = "block kind 'nsa' is offered by zoo_plugin_c:Identity and by zoo.blocks.kinds.nsa:NSAConfig; uninstall one"
     assert broken() == {"nsa": why}
     assert config_class("nsa").__module__ == "zoo.blocks.kinds.nsa"
-    assert [kind for kind, _ in block_kinds()] == [*registry._KINDS, "identity"], "the rest works"
+    assert [kind for kind, _ in block_kinds()] == [*registry.MIXERS.own, "identity"], "the rest works"
 
 
 def test_a_name_offered_twice_is_refused_by_name(install):
@@ -105,7 +105,7 @@ def test_a_broken_plugin_is_named_and_leaves_the_rest(install, target, source, w
 
 
 def test_a_registered_kind_is_found(monkeypatch):
-    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    monkeypatch.setattr(registry.MIXERS, "own", dict(registry.MIXERS.own))
     register("mine", "zoo.blocks.kinds.full:FullConfig")
     assert config_class("mine") is config_class("full")
 

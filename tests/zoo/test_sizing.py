@@ -16,7 +16,7 @@ from zoo.cost import model_cost
 from zoo.model import Layer
 from zoo.recipe import ModelConfig, load_recipe
 from zoo.report.measure import training_tensors
-from zoo.sizing import GIB, GPUS, _layer_bytes, attention_bytes, step_size
+from zoo.sizing import GIB, GPUS, _layer_bytes, step_size
 from zoo.training.device import PEAK_BF16
 
 ROOT = Path(__file__).parents[2]
@@ -128,8 +128,8 @@ def test_activations_are_what_autograd_keeps(block, part, ffn, monkeypatch):
     layer, context = Layer(model, model.expanded()[0]), Context.for_tokens(1, seq_len)
     x = torch.zeros(1, seq_len, 192, requires_grad=True)
     found = kept_bytes(layer, x, context)
-    point = model.blocks["a"].grid_point(192, part)
-    assert _layer_bytes(model, seq_len) + attention_bytes(point, 192, seq_len) == pytest.approx(found, rel=0.05)
+    attention = model.blocks["a"].resolve(192, seq_len, part).activation_bytes(seq_len)
+    assert _layer_bytes(model, seq_len) + attention == pytest.approx(found, rel=0.05)
 
 
 def test_parts_by_hand():

@@ -1,9 +1,9 @@
 """The memory that prefill and decoding will need beside the weights, estimated from a recipe. No torch."""
 
 from zoo.blocks.config import BlockConfig
+from zoo.blocks.cost import BF16
 from zoo.cache_sizes import cache_sizes
 from zoo.recipe import ModelConfig
-from zoo.sizing import BF16, attention_bytes
 
 
 def bytes_needed(model: ModelConfig, max_len: int, batch: int, rows_at_once: int, bytes_per_element: int) -> int:
@@ -24,6 +24,4 @@ def _distinct(model: ModelConfig) -> dict[tuple[BlockConfig, str | None], None]:
 
 def _attention(model: ModelConfig, config: BlockConfig, part: str | None, seq_len: int) -> int:
     """Bytes of an attention layer on one row in bf16; 0 where a block of another package does not say."""
-    if type(config).grid_point is BlockConfig.grid_point:
-        return 0
-    return attention_bytes(config.grid_point(model.d_model, part), model.d_model, seq_len)
+    return config.resolve(model.d_model, model.max_seq_len, part).activation_bytes(seq_len) or 0

@@ -8,8 +8,9 @@ import ast
 import math
 from collections.abc import Iterable, Mapping
 
-from zoo.blocks.config import AttentionConfig, BlockConfig
+from zoo.blocks.config import BlockConfig
 from zoo.blocks.cost import Cost
+from zoo.blocks.resolved import ResolvedAttention
 from zoo.errors import ZooError
 
 SYMBOLS = {
@@ -32,93 +33,43 @@ SYMBOLS = {
     "n_patterns": "P",
 }
 _FUNCTIONS = {"min": min, "max": max, "sum": sum, "range": range, "ceil": math.ceil}
-_SLOTS = "ceil(seq_len/compression_stride)"
 
 
-def of_grid_point(point: AttentionConfig) -> dict[str, str]:
+def of_attention(point: ResolvedAttention) -> dict[str, str]:
     """The formulas of a projection with patterns, by `parameters.PART`, `flops.PART`, `cache.nominal`, `cache.held`.
 
     Parts that only a setting other than the default brings (MLP pooling, keys pooled before rotation) have none.
     """
-    latent = point.projection.kind != "gqa"
-    weights = _weights(point)
+    projection = point.projection
+    weights = projection.weight_formulas(point.separate_kv)
+    if len(point.patterns) > 1:
+        weights["gate"] = "d_model*n_heads*n_patterns"
+    weights["output"] = "n_heads*v_head_dim*d_model"
     rows = {"key_value_up": f"({_expanded(point)})"}  # every other map multiplies each token once
     flops = {part: f"2*{rows.get(part, 'seq_len')}*({formula})" for part, formula in weights.items()}
-    flops |= _pattern_flops(point, "(head_dim + rope_dim)" if latent else "head_dim")
-    parameters = weights | _norms(point)
-    entry = "(kv_rank + rope_dim)" if latent else "n_kv_heads*(head_dim + v_head_dim)"
+    for pattern in point.patterns:
+        flops |= pattern.flops_formulas(point)
+    norm = projection.norm_formula(point.separate_kv)
+    parameters = weights | ({"norm": norm} if norm else {})
     sets = "n_patterns*" if point.separate_kv else ""
-    cache = {"nominal": f"{sets}{entry}*seq_len"}
-    compression = point.pattern("compression")
-    if compression is None or compression.pool_rotated:
-        pooled = f" + {_SLOTS}" if compression else ""
-        cache["held"] = f"{entry}*({_kept(point)}{pooled})"
+    cache = {"nominal": f"{sets}{projection.entry_formula}*seq_len"}
+    pooled = [pattern.pooled_formula for pattern in point.patterns]
+    if None not in pooled:
+        held = " + ".join([_kept(point), *(formula for formula in pooled if formula)])
+        cache["held"] = f"{projection.entry_formula}*({held})"
     groups = {"parameters": parameters, "flops": flops, "cache": cache}
     return {f"{group}.{part}": formula for group, parts in groups.items() for part, formula in parts.items()}
 
 
-def _weights(point: AttentionConfig) -> dict[str, str]:
-    if point.projection.kind == "gqa":
-        width, entry = "head_dim", "n_kv_heads*(head_dim + v_head_dim)"
-    else:
-        width, entry = "(head_dim + rope_dim)", "(kv_rank + rope_dim)"
-    rank = getattr(point.projection, "q_rank", None)
-    sets = "n_patterns*" if point.separate_kv else ""
-    weights = {
-        "query": f"d_model*q_rank + q_rank*n_heads*{width}" if rank else f"d_model*n_heads*{width}",
-        "key_value": f"{sets}d_model*{entry}",
-    }
-    if point.projection.kind != "gqa":
-        weights["key_value_up"] = "(kv_rank/n_latent_heads)*n_kv_heads*(head_dim + v_head_dim)"
-    if len(point.patterns) > 1:
-        weights["gate"] = "d_model*n_heads*n_patterns"
-    return weights | {"output": "n_heads*v_head_dim*d_model"}
+def _expanded(point: ResolvedAttention) -> str:
+    """How many keys and values are made from cached entries: the tokens, those that patterns make, or both."""
+    made = [pattern.made_keys_formula for pattern in point.patterns if pattern.made_keys_formula]
+    return " + ".join(["seq_len"] * any(pattern.reads_tokens for pattern in point.patterns) + made)
 
 
-def _norms(point: AttentionConfig) -> dict[str, str]:
-    if point.projection.kind != "gqa":
-        return {"norm": "kv_rank + q_rank" if point.projection.q_rank else "kv_rank"}
-    if not point.projection.qk_norm:
-        return {}
-    return {"norm": "(1 + n_patterns)*head_dim" if point.separate_kv else "2*head_dim"}
-
-
-def _expanded(point: AttentionConfig) -> str:
-    """How many keys and values are made from latents: the tokens, the pooled entries, or both."""
-    kinds = {pattern.kind for pattern in point.patterns}
-    terms = ["seq_len"] * bool(kinds - {"compression"}) + [_SLOTS] * ("compression" in kinds)
-    return " + ".join(terms)
-
-
-def _pattern_flops(point: AttentionConfig, width: str) -> dict[str, str]:
-    """2 (d_qk + d_v) for each head and each pair of a query and a key it sees; 2 d_qk for a pair that is scored."""
-    pairs = {
-        "full": "seq_len*(seq_len + 1)/2",
-        "window": "sum(min(t + 1, window) for t in range(seq_len))",
-        "compression": f"sum(max(0, seq_len - j*compression_stride - compression_block + 1) for j in range({_SLOTS}))",
-        "selection": "sum(min(n_selected - 1, t//selection_block)*selection_block + t % selection_block + 1"
-        " for t in range(seq_len))",
-    }
-    inner, flops = width.strip("()"), {}
-    for pattern in point.patterns:
-        if pattern.kind == "selection":
-            flops["choice"] = f"2*n_heads*{width}*{_scored_pairs(pattern.query_group)}"
-        flops[pattern.kind] = f"2*n_heads*({inner} + v_head_dim)*{pairs[pattern.kind]}"
-    return flops
-
-
-def _scored_pairs(query_group: int) -> str:
-    """Compression blocks in the past of the queries that choose, the first of every group."""
-    if query_group == 1:
-        return f"sum(max(0, seq_len - j*compression_stride - compression_block + 1) for j in range({_SLOTS}))"
-    first = "ceil((j*compression_stride + compression_block - 1)/query_group)"
-    return f"sum(max(0, ceil(seq_len/query_group) - {first}) for j in range({_SLOTS}))"
-
-
-def _kept(point: AttentionConfig) -> str:
+def _kept(point: ResolvedAttention) -> str:
     """Tokens that the cache holds: what any pattern may still read, or the sum where each has keys of its own."""
-    each = {"window": "min(seq_len, window)", "compression": "min(seq_len, compression_block)"}
-    kept = [each.get(pattern.kind, "seq_len") for pattern in point.patterns]
+    kept = [pattern.kept_formula for pattern in point.patterns]
     if point.separate_kv:
         return " + ".join(kept)
     if "seq_len" in kept:
@@ -126,12 +77,12 @@ def _kept(point: AttentionConfig) -> str:
     return kept[0] if len(kept) == 1 else f"max({', '.join(kept)})"
 
 
-def names_of(config: BlockConfig, point: AttentionConfig | None, d_model: int, seq_len: int) -> dict[str, int]:
+def names_of(config: BlockConfig, point: ResolvedAttention | None, d_model: int, seq_len: int) -> dict[str, int]:
     """The value of every name that a formula may use, of one block on one row."""
     values = dict(config)
     if point is not None:
         for part in (point.projection, *point.patterns):
-            values |= {name: getattr(part, name) for name in SYMBOLS if hasattr(part, name)} | dict(part)
+            values |= vars(part)
         values["n_patterns"] = len(point.patterns)
     return values | {"d_model": d_model, "seq_len": seq_len}
 

@@ -10,6 +10,8 @@ from zoo.blocks import about as texts
 from zoo.blocks import block_kinds
 from zoo.blocks.about import Paper
 from zoo.blocks.config import AttentionConfig, BlockConfig
+from zoo.blocks.registry import PATTERNS, PROJECTIONS
+from zoo.blocks.resolved import ResolvedAttention
 from zoo.docs import formulas
 from zoo.docs.docstrings import as_markdown
 from zoo.docs.fields import fields_page
@@ -120,11 +122,9 @@ def _parts(config: BlockConfig) -> tuple[str | None, ...]:
     return config.parts or (None,)
 
 
-def _point(config: BlockConfig, part: str | None) -> AttentionConfig | None:
+def _point(config: BlockConfig, part: str | None) -> ResolvedAttention | None:
     """The block as projection and patterns; None for a kind that is no point of the grid."""
-    if type(config).grid_point is BlockConfig.grid_point:
-        return None
-    return config.grid_point(D_MODEL, part)
+    return config.resolve(D_MODEL, SEQ_LEN, part).attention
 
 
 def _heading(kind: str, part: str | None) -> str:
@@ -143,19 +143,20 @@ def _equations(config: BlockConfig, part: str | None) -> str:
     point = _point(config, part)
     if point is None or config.about.equations:
         return config.about.equations.strip() or "The config class states no equations (`about`)."
-    patterns = [f"**{p.kind}.** {texts.PATTERNS[p.kind].equations.strip()}" for p in point.patterns]
+    patterns = [f"**{pattern.kind}.** {pattern.about.equations.strip()}" for pattern in point.patterns]
     end = texts.ONE_PATTERN if len(patterns) == 1 else texts.GATED
-    projection = texts.PROJECTIONS[point.projection.kind].equations
+    projection = _about_projection(point).equations
     return "\n\n".join(text.strip() for text in (projection, texts.ATTENTION, *patterns, end))
 
 
 def _every_pair() -> str:
     """Of the generic kind: the equations of every projection and every pattern."""
-    projections = [f"### Projection `{kind}`\n\n{text.equations.strip()}" for kind, text in texts.PROJECTIONS.items()]
-    patterns = [f"### Pattern `{kind}`\n\n{text.equations.strip()}" for kind, text in texts.PATTERNS.items()]
+    each = [("Projection", PROJECTIONS), ("Pattern", PATTERNS)]
+    parts = [(f"{what} `{kind}`", part.about) for what, family in each for kind, part in family.classes()]
+    described = [f"### {title}\n\n{about.equations.strip()}" for title, about in parts]
     joined = "### Put together\n\n" + texts.ATTENTION.strip() + "\n\n" + texts.GATED.strip()
     end = "A block with one pattern has no gate: $W_O$ reads its output."
-    return "\n\n".join([*projections, *patterns, joined, end])
+    return "\n\n".join([*described, joined, end])
 
 
 def _map_path(config: BlockConfig, part: str | None) -> str:
@@ -198,7 +199,7 @@ def _cost_note(config: BlockConfig) -> str:
 
 def _formulas(config: BlockConfig, part: str | None) -> dict[str, str]:
     point = _point(config, part)
-    return dict(config.about.formulas) if point is None else formulas.of_grid_point(point)
+    return dict(config.about.formulas) if point is None else formulas.of_attention(point)
 
 
 def _values(config: BlockConfig, part: str | None) -> dict[str, Any]:
@@ -238,12 +239,16 @@ def _papers(config: BlockConfig) -> str:
     papers: list[Paper] = [*config.about.papers]
     for part in _parts(config):
         if point := _point(config, part):
-            of_pair = [texts.PATTERNS[pattern.kind] for pattern in point.patterns]
-            papers += _papers_of([*of_pair, texts.PROJECTIONS[point.projection.kind]])
+            of_pair = [pattern.about for pattern in point.patterns]
+            papers += _papers_of([*of_pair, _about_projection(point)])
     if isinstance(config, AttentionConfig):
-        papers += _papers_of([*texts.PROJECTIONS.values(), *texts.PATTERNS.values()])
+        papers += _papers_of(part.about for family in (PROJECTIONS, PATTERNS) for _, part in family.classes())
     lines = [f"- {paper.title}, [arXiv {paper.arxiv}]({paper.url})" for paper in dict.fromkeys(papers)]
     return "## Papers\n\n" + "\n".join(lines) if lines else ""
+
+
+def _about_projection(point: ResolvedAttention) -> texts.About:
+    return PROJECTIONS.config_class(point.projection.kind).about
 
 
 def _papers_of(several: Iterable[texts.About]) -> list[Paper]:

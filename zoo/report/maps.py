@@ -7,6 +7,7 @@ themselves, and a key is seen where its weight is above zero. Nothing of a mask 
 import copy
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,14 +19,14 @@ from torch import nn
 
 from zoo.blocks.base import Attention, Context
 from zoo.blocks.config import BlockConfig
-from zoo.blocks.cost import n_slots
+from zoo.blocks.registry import PATTERNS
+from zoo.blocks.resolved import ResolvedMixer
 from zoo.errors import ZooError
 from zoo.kernels.dispatch import use_implementation
 from zoo.report.curves import as_svg
 from zoo.show import COLOURS
 
 THUMBNAIL = 2048  # its most tokens: NSA with the defaults of its paper selects 1,024
-_PANEL = {"full": 0, "window": 0, "compression": 1, "selection": 2}  # pattern -> its colour's place in COLOURS
 
 
 class UnitValues(nn.Module):
@@ -71,36 +72,39 @@ def visibility(block: nn.Module, x_BTC: torch.Tensor, context: Context, tile: in
     found = {}
     for pattern, weight_BTHN in zip(block.config.patterns, weights, strict=True):
         seen_THN = weight_BTHN[0] > 0
-        if pattern.kind == "compression":
-            grid = pattern.compression_block, pattern.compression_stride
-            seen_THN = seen_THN.repeat_interleave(probe.projection.tile_of(n_slots(seq_len, grid[1])), 2)
-            seen_THN = _tokens_of_blocks(seen_THN, seq_len, *grid)
-        else:
+        tokens = pattern.tokens_of_keys(seq_len)
+        if tokens is None:
             seen_THN = seen_THN.repeat_interleave(tile, 2)[..., :seq_len]
+        else:
+            seen_THN = seen_THN.repeat_interleave(probe.projection.tile_of(len(tokens)), 2)
+            seen_THN = _tokens_of(seen_THN, seq_len, tokens)
         found[pattern.kind] = seen_THN.float().mean(1)
     return found
 
 
-def _tokens_of_blocks(seen_THN: torch.Tensor, seq_len: int, block: int, stride: int) -> torch.Tensor:
-    """[T, H, N] over compression blocks -> [T, H, seq_len] over their tokens."""
+def _tokens_of(seen_THN: torch.Tensor, seq_len: int, tokens: list[range]) -> torch.Tensor:
+    """[T, H, N] over keys, each of which stands for some tokens -> [T, H, seq_len] over the tokens."""
     seen_THS = seen_THN.new_zeros(*seen_THN.shape[:2], seq_len)
-    for slot in range(seen_THN.shape[2]):
-        tokens = slice(slot * stride, slot * stride + block)
-        seen_THS[..., tokens] |= seen_THN[..., slot, None]
+    for key, of_key in enumerate(tokens):
+        seen_THS[..., of_key.start : of_key.stop] |= seen_THN[..., key, None]
     return seen_THS
 
 
 def random_visibility(
-    config: BlockConfig, part: str | None, d_model: int, seq_len: int, seed: int = 0, tile: int = 1
+    config: BlockConfig | ResolvedMixer, part: str | None, d_model: int, seq_len: int, seed: int = 0, tile: int = 1
 ) -> dict[str, torch.Tensor]:
     """`visibility` of a freshly made block on a random input: what selection chooses then means nothing."""
     generator = torch.Generator().manual_seed(seed)
-    block = config.build(d_model, part)
+    block = config.resolve(d_model, part=part).build()
     for parameter in block.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
     x_BTC = torch.randn(1, seq_len, d_model, generator=generator)
     return visibility(block, x_BTC, Context.for_tokens(1, seq_len), tile)
+
+
+def _colours() -> dict[str, str]:
+    return {kind: COLOURS[pattern.colour % len(COLOURS)] for kind, pattern in PATTERNS.classes()}
 
 
 def draw(found: dict[str, torch.Tensor], title: str, panel_inches: float = 3.2, step: int = 1) -> Figure:
@@ -112,8 +116,9 @@ def draw(found: dict[str, torch.Tensor], title: str, panel_inches: float = 3.2, 
         figure = Figure(figsize=(panel_inches * len(found), panel_inches + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize=10)
+        colours_of = _colours()
         for panel, (kind, seen_TT) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
-            colours = LinearSegmentedColormap.from_list(kind, ["#ffffff", COLOURS[_PANEL[kind]]])
+            colours = LinearSegmentedColormap.from_list(kind, ["#ffffff", colours_of[kind]])
             end = len(seen_TT) - 0.5
             look = {"cmap": colours, "vmin": 0, "vmax": 1, "interpolation": "nearest", "resample": False}
             panel.imshow(seen_TT[::step, ::step].numpy(), extent=(-0.5, end, end, -0.5), **look)
@@ -124,10 +129,11 @@ def draw(found: dict[str, torch.Tensor], title: str, panel_inches: float = 3.2, 
 def thumbnail(config: BlockConfig, part: str | None, d_model: int, seq_len: int | None = None) -> str:
     """The map of a block on random input as <svg>, or a sentence that says why there is none."""
     try:
-        extent = _extent(config, part, d_model)
+        mixer = config.resolve(d_model, part=part)
+        extent = _extent(mixer)
         seq_len = seq_len or min(THUMBNAIL, max(64, extent))
         tile = max(1, seq_len // 256)  # a panel has about as many pixels
-        found = random_visibility(_one_head(config, part, d_model), None, d_model, seq_len, tile=tile)
+        found = random_visibility(_one_head(mixer), None, d_model, seq_len, tile=tile)
     except Exception as error:  # a block of another package can raise anything
         from html import escape
 
@@ -138,27 +144,18 @@ def thumbnail(config: BlockConfig, part: str | None, d_model: int, seq_len: int 
         return as_svg(draw(found, about, 2.2, tile), name)
 
 
-def _one_head(config: BlockConfig, part: str | None, d_model: int) -> BlockConfig:
+def _one_head(mixer: ResolvedMixer) -> ResolvedMixer:
     """The block with a single head, which is enough for a thumbnail and 16 times quicker than 16 of them."""
-    if type(config).grid_point is BlockConfig.grid_point:
-        return config
-    point = config.grid_point(d_model, part)
-    heads = {
-        name: 1 for name in ("n_heads", "n_kv_heads", "n_latent_heads") if name in type(point.projection).model_fields
-    }
-    return point.model_copy(update={"projection": point.projection.model_copy(update=heads)})
+    if mixer.attention is None or mixer.attention is not mixer:
+        return mixer
+    projection = mixer.attention.projection
+    heads = {name: 1 for name in ("n_heads", "n_kv_heads", "n_latent_heads") if hasattr(projection, name)}
+    return replace(mixer.attention, projection=replace(projection, **heads))
 
 
-def _extent(config: BlockConfig, part: str | None, d_model: int) -> int:
-    """Tokens in which the patterns show: twice what the window or the selection reads; 0 where any number will do."""
-    if type(config).grid_point is BlockConfig.grid_point:
-        return 0
-    extents = [0]
-    for pattern in config.grid_point(d_model, part).patterns:
-        extents.append(getattr(pattern, "window", 0))
-        extents.append(getattr(pattern, "n_selected", 0) * getattr(pattern, "selection_block", 0))
-        extents.append(4 * getattr(pattern, "compression_block", 0))
-    return 2 * max(extents)
+def _extent(mixer: ResolvedMixer) -> int:
+    """Tokens in which the patterns show: twice what any of them reads; 0 where any number will do."""
+    return 2 * max((pattern.span for pattern in mixer.attention.patterns), default=0) if mixer.attention else 0
 
 
 def save(figure: Figure, path: Path) -> None:

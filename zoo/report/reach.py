@@ -1,10 +1,8 @@
 """How far information travels through a schedule: layers until the first token can reach the last. No torch."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from zoo.blocks.config import AttentionConfig, BlockConfig
 from zoo.recipe import ModelConfig
 
 
@@ -35,51 +33,15 @@ def reach(model: ModelConfig, seq_len: int) -> Reach:
     A selection that is free to choose counts as seeing every block, for some choice does. Compression sees the first
     token once its first block is complete.
     """
-    steps = cache(lambda config, part: list(_steps(config, part, model.d_model)))
+    mixer_of = cache(lambda config, part: config.resolve(model.d_model, model.max_seq_len, part))
     last = 0  # the last token that the first one has reached
     if seq_len == 1:
         return Reach(0, (), 1)
     for layer in model.expanded():
-        patterns = steps(layer.config, layer.part)
-        if patterns == [None]:
+        reached = mixer_of(layer.config, layer.part).reach(last, seq_len)
+        if reached is None:
             return Reach(None, unknown=layer.kind)
-        reached = {kind: advance(last, seq_len) for kind, advance in patterns}
         if through := tuple(kind for kind, token in reached.items() if token >= seq_len - 1):
             return Reach(layer.index + 1, through, seq_len)
         last = max(last, *reached.values())
     return Reach(None, (), last + 1)
-
-
-def _steps(config: BlockConfig, part: str | None, d_model: int) -> Iterator:
-    """(pattern, function (last reached token, seq_len) -> the last token reached after it); None if not known."""
-    if type(config).grid_point is BlockConfig.grid_point:
-        yield None
-        return
-    point = config.grid_point(d_model, part)
-    for pattern in point.patterns:
-        yield pattern.kind, _ADVANCES[pattern.kind](point)
-
-
-def _everything(point: AttentionConfig):
-    return lambda last, seq_len: seq_len - 1
-
-
-def _window(point: AttentionConfig):
-    width = point.pattern("window").window
-    return lambda last, seq_len: last + width - 1
-
-
-def _compression(point: AttentionConfig):
-    block = point.pattern("compression").compression_block
-    return lambda last, seq_len: seq_len - 1 if seq_len >= block else last
-
-
-def _selection(point: AttentionConfig):
-    selection = point.pattern("selection")
-    if selection.n_init or selection.n_selected > selection.n_local:
-        return _everything(point)
-    block, n_local = selection.selection_block, selection.n_local
-    return lambda last, seq_len: (last // block + n_local) * block - 1
-
-
-_ADVANCES = {"full": _everything, "window": _window, "compression": _compression, "selection": _selection}

@@ -32,15 +32,15 @@ SETTINGS = [
 def test_a_formula_gives_what_cost_counts(kind, fields, seq_len):
     config = config_class(kind).model_validate({"kind": kind, **fields})
     for part in config.parts or (None,):
-        point, cost = config.grid_point(128, part), config.cost(128, seq_len, part)
-        found = formulas.of_grid_point(point)
+        point, cost = config.resolve(128, seq_len, part), config.cost(128, seq_len, part)
+        found = formulas.of_attention(point)
         formulas.check(found, cost, formulas.names_of(config, point, 128, seq_len), kind)
         assert formulas.counts(cost).keys() <= found.keys()
 
 
 def test_a_wrong_formula_is_refused():
     config = config_class("full")(n_heads=4)
-    values = formulas.names_of(config, config.grid_point(128), 128, 64)
+    values = formulas.names_of(config, config.resolve(128), 128, 64)
     for wrong in ({"cache.held": "seq_len"}, {"parameters.quary": "d_model"}):
         with pytest.raises(ZooError, match=r"full: formula .* gives .*; cost counts"):
             formulas.check(wrong, config.cost(128, 64), values, "full")

@@ -1,0 +1,121 @@
+"""Where the tokens of a call stand: `Context` for whole rows, `Step` for tokens that are appended to a cache.
+
+Legend of the shape suffixes: blocks/base.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from zoo.blocks.fields import RopeScaling
+from zoo.blocks.rope import RopeTable, rope_table
+from zoo.kernels import Documents, mean_pool
+
+
+class Rotary(Protocol):
+    """Whatever states the settings of a rotary embedding: a projection, or the fields of one."""
+
+    @property
+    def rope_theta(self) -> float: ...
+    @property
+    def rope_scaling(self) -> RopeScaling | None: ...
+
+
+class _Positions:
+    """What Context and Step share: positions, and the rotary tables made of them."""
+
+    positions_BT: torch.Tensor
+    documents: Documents | None
+    _tables: dict
+
+    def rope(self, dim: int, rope: Rotary, dtype: torch.dtype, blocks: tuple[int, int] | None = None) -> RopeTable:
+        """The rotary table of every token, or of every slot of the compression grid `blocks` = (block, stride).
+
+        A block stands at the mean position of its tokens, where the mean of equal keys, rotated, points as well.
+        Tables are made at first use and kept for the layers that follow.
+        """
+        dtype = dtype if dtype == torch.float64 else torch.float32
+        key = (dim, rope.rope_theta, rope.rope_scaling, dtype, blocks)
+        if key not in self._tables:
+            with torch.no_grad(), torch.autocast(self.positions_BT.device.type, enabled=False):
+                positions_BT = self.positions_BT.to(dtype)
+                if blocks:
+                    grid = {"block": blocks[0], "stride": blocks[1], "documents": self.documents}
+                    positions_BT = mean_pool(positions_BT[..., None], **grid)[..., 0]
+                self._tables[key] = rope_table(positions_BT, dim, rope.rope_theta, rope.rope_scaling, dtype)
+        return self._tables[key]
+
+
+@dataclass(eq=False)
+class Context(_Positions):
+    """Where the tokens of a batch stand, made once for a forward pass and shared by all layers.
+
+    positions_BT: index of each token in its document, [B or 1, T].  documents: None if each row is one document.
+    """
+
+    positions_BT: torch.Tensor
+    documents: Documents | None = None
+    _tables: dict = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def for_tokens(
+        cls, batch: int, seq_len: int, device: torch.device | str = "cpu", documents: Documents | None = None
+    ) -> "Context":
+        """The context of rows of seq_len tokens, each one document unless `documents` says otherwise."""
+        if documents is None:
+            return cls(torch.arange(seq_len, device=device)[None])
+        if tuple(documents.start_BT.shape) != (batch, seq_len):
+            found = list(documents.start_BT.shape)
+            raise ValueError(f"Context: documents must be for shape [{batch}, {seq_len}]; found {found}")
+        return cls(documents.position_BT, documents)
+
+
+@dataclass(eq=False)
+class Step(_Positions):
+    """Where tokens stand that are appended to a cache: T a row, of which the first n_new_B are real, or all.
+
+    positions_BT: [B, T], or [1, T] if fresh.  start_B: tokens that each row held before, int64.
+    n_new_B: real tokens of each row, int64; None if all are.  fresh: no row held any, so the new tokens are all.
+    Each row is one document.
+    """
+
+    positions_BT: torch.Tensor
+    start_B: torch.Tensor
+    n_new_B: torch.Tensor | None = None
+    fresh: bool = False
+    _tables: dict = field(default_factory=dict, repr=False)
+    _made: dict = field(default_factory=dict, repr=False)
+
+    documents = None  # each row is one
+
+    @classmethod
+    def after(cls, start_B: torch.Tensor, seq_len: int, n_new_B: torch.Tensor | None, fresh: bool) -> "Step":
+        """The step that appends seq_len tokens to rows of start_B tokens."""
+        token_T = torch.arange(seq_len, device=start_B.device)
+        positions_BT = token_T[None] if fresh else start_B[:, None] + token_T
+        return cls(positions_BT, start_B, n_new_B, fresh)
+
+    @property
+    def seq_len(self) -> int:
+        return self.positions_BT.shape[1]
+
+    @property
+    def new_BT(self) -> torch.Tensor | None:
+        """Which tokens are real: bool [B, T], or None if all are."""
+        n_new_B = self.n_new_B
+        if n_new_B is None:
+            return None
+        token_T = torch.arange(self.seq_len, device=self.start_B.device)
+        return self.once("new", lambda: token_T < n_new_B[:, None])
+
+    def once(self, name: object, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """make(), which depends only on the step and on what is in the name; layers that ask again get the same."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    @property
+    def zeros_BT(self) -> torch.Tensor:
+        return self.once("zeros", lambda: torch.zeros_like(self.positions_BT))

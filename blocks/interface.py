@@ -1,0 +1,148 @@
+"""The interface between a model and its blocks, and inside a block between projection, patterns and cache.
+
+These are protocols: a class keeps one by having its methods, without a base class. Nothing here imports torch when the
+program runs. Legend of the shape suffixes: blocks/base.py.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol, Self, overload, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.blocks.cache import CachedSource, Slots
+    from zoo.blocks.context import Context, Step
+    from zoo.blocks.parts import Entries, Keys, Queries, Source
+
+
+@runtime_checkable
+class LayerCache(Protocol):
+    """What one layer keeps of the tokens it has read. All memory is allocated at once and written in place."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensors occupy."""
+        ...
+
+    def rows(self, lo: int, hi: int) -> Self:
+        """Rows lo .. hi - 1 as a cache in the same memory: long prompts are read a few rows at a time."""
+        ...
+
+    def reorder(self, source_B: "torch.Tensor") -> None:
+        """Row b becomes a copy of what row source_B[b] held, int64: beam search continues the best rows."""
+        ...
+
+
+class Mixer(Protocol):
+    """The module of one layer: mixes tokens.  x_BTC and the result: [batch, tokens, d_model].
+
+    Its initial weights: every nn.Linear is drawn from N(0, init_std^2); the one called `output`, which writes to the
+    residual stream, with a smaller deviation. A module with a method `initialise` (`SelfInitialised`) draws its own.
+    """
+
+    output: "torch.nn.Module"
+
+    @overload
+    def __call__(self, x_BTC: "torch.Tensor", context: "Context") -> "torch.Tensor": ...
+    @overload
+    def __call__(self, x_BTC: "torch.Tensor", context: "Step", cache: LayerCache) -> "torch.Tensor": ...
+
+
+@runtime_checkable
+class Caching(Protocol):
+    """A mixer that can generate: it makes the cache that its calls with a Step append to."""
+
+    def new_cache(
+        self, batch: int, max_len: int, device: "torch.device | None" = None, dtype: "torch.dtype | None" = None
+    ) -> LayerCache:
+        """An empty cache for `batch` rows of up to max_len tokens."""
+        ...
+
+
+@runtime_checkable
+class SelfInitialised(Protocol):
+    """A module that draws its own initial weights, and those of every module inside it."""
+
+    def initialise(self, generator: "torch.Generator", std: float, residual_std: float) -> None:
+        """Draw all weights on the CPU.
+
+        std: the recipe's init_std.  residual_std: for maps that write to the residual stream.
+        """
+        ...
+
+
+class Attended(Protocol):
+    """The result of a pattern; patterns that need this one read further attributes of it."""
+
+    @property
+    def output(self) -> "torch.Tensor":
+        """o_BTHV; with a cache of latents o_BTHR, which `Projection.lift` turns into o_BTHV."""
+        ...
+
+
+class Pattern(Protocol):
+    """Which keys a query sees. Built as Class(config, projection) with a resolved config and a resolved projection.
+
+    results: those of the patterns that this one `needs`, by kind.  buffers: the memory of the pattern's own that its
+    config states in `buffers`, by name.
+    """
+
+    def __call__(
+        self, queries: "Queries", source: "Source", context: "Context | Step", results: Mapping[str, Attended]
+    ) -> Attended:
+        """Attend within whole rows."""
+        ...
+
+    def keep(self, buffers: "Mapping[str, Slots]", source: "Source", result: Attended, step: "Step") -> None:
+        """Write to the buffers what the first tokens of a cache leave there; tokens themselves are kept already."""
+        ...
+
+    def cached(
+        self,
+        queries: "Queries",
+        source: "CachedSource",
+        step: "Step",
+        results: Mapping[str, Attended],
+        buffers: "Mapping[str, Slots]",
+    ) -> Attended:
+        """Attend from tokens that follow others, by what the cache holds of those; update the buffers.
+
+        queries: absorbed (`Projection.absorb`), so that the entries of the cache are read as they are.
+        """
+        ...
+
+
+class Projection(Protocol):
+    """How queries, keys and values are made. Built as Class(resolved projection, d_model, number of key/value sets).
+
+    The maps of a projection that read x are one, `input`, whose result is cut afterwards: in a decoding step each
+    product takes 4 us on an H200, where its weights take 0.7 us to read (docs/log.md).
+    """
+
+    def __call__(self, x_BTC: "torch.Tensor", context: "Context | Step") -> "tuple[Queries, list[Entries]]":
+        """Rotated queries, and for each set of keys and values its entries, not yet rotated."""
+        ...
+
+    def rotate(self, entries: "Entries", context: "Context | Step", blocks: tuple[int, int] | None = None) -> "Entries":
+        """What a cache keeps. blocks: (block, stride) if the entries are those of a compression grid."""
+        ...
+
+    def expand(self, entries: "Entries") -> "Keys":
+        """The keys and values that attention reads."""
+        ...
+
+    def absorb(self, queries: "Queries") -> "Queries":
+        """q . (W c) = (W^T q) . c: W_UK applied to the queries, so that latents are keys (DeepSeek-V2, 2.1.2)."""
+        ...
+
+    def cached_keys(self, entries: "Entries") -> "Keys":
+        """Entries of the cache read as keys and values, of J heads."""
+        ...
+
+    def lift(self, o_BTHV: "torch.Tensor") -> "torch.Tensor":
+        """W_UV, applied after the sum over latents."""
+        ...
+
+    def renew(self) -> None:
+        """Called at the first tokens of a cache: weights may have changed without a trace."""
+        ...

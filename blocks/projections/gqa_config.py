@@ -1,0 +1,81 @@
+"""The projection `gqa`. No torch."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from zoo.blocks.about import GQA_PAPER, About
+from zoo.blocks.cost import BF16
+from zoo.blocks.fields import GQAFields, RopeFields
+from zoo.blocks.projections.base import ProjectionConfig, ResolvedProjection
+
+
+class GQA(RopeFields, GQAFields, ProjectionConfig):
+    """q = W_Q x, k = W_K x, v = W_V x, rotary embedding on q and k (Ainslie 2023, arXiv 2305.13245).
+
+    n_kv_heads = n_heads is multi-head attention, 1 is multi-query. Cached: rotated k, and v.
+    """
+
+    about: ClassVar[About] = About(
+        r"""
+Head $i$ has its own query; the $H/K$ heads of group $g$ share one key and one value:
+
+$$ q_{t,i} = R_t W_{Q,i}\, x_t \qquad k_{t,g} = R_t W_{K,g}\, x_t \qquad v_{t,g} = W_{V,g}\, x_t $$
+
+$R_t$ rotates by position $t$ (rotary embedding). With `qk_norm`, every query and key head passes an RMSNorm before it.
+Cached for a token: the rotated $k$ and $v$ of all groups. The width of a score is $d_{qk} = d_n$.
+""",
+        (GQA_PAPER,),
+    )
+
+    kind: Literal["gqa"] = Field("gqa", description="Grouped-query projection.")
+
+    def resolve(self, d_model: int, seq_len: int) -> "ResolvedGQA":
+        return ResolvedGQA(**{**dict(self), **self.filled(d_model)})
+
+
+@dataclass(frozen=True)
+class ResolvedGQA(ResolvedProjection):
+    """`GQA` with every number known."""
+
+    module: ClassVar[str] = "zoo.blocks.projections.gqa:GQAProjection"
+
+    qk_norm: bool
+
+    @property
+    def qk_dim(self) -> int:
+        return self.head_dim
+
+    def entries(self) -> dict[str, tuple[int, ...]]:
+        return {"key": (self.n_kv_heads, self.head_dim), "value": (self.n_kv_heads, self.v_head_dim)}
+
+    @property
+    def rotated_entry(self) -> str:
+        return "key"
+
+    def weights(self, d_model: int, n_kv_sets: int) -> dict[str, int]:
+        query = d_model * self.n_heads * self.head_dim
+        return {"query": query, "key_value": d_model * self.entry_elements * n_kv_sets}
+
+    def norms(self, n_kv_sets: int) -> int:
+        return self.head_dim * (1 + n_kv_sets) if self.qk_norm else 0
+
+    def activation_bytes(self, n_kv_sets: int) -> int:
+        queries = BF16 * self.n_heads * self.head_dim
+        keys = BF16 * self.n_kv_heads * (self.head_dim + self.v_head_dim) * n_kv_sets
+        normed = self.n_heads + self.n_kv_heads * n_kv_sets if self.qk_norm else 0
+        return queries + keys + BF16 * self.head_dim * normed
+
+    @property
+    def entry_formula(self) -> str:
+        return "n_kv_heads*(head_dim + v_head_dim)"
+
+    def weight_formulas(self, separate_kv: bool) -> dict[str, str]:
+        sets = "n_patterns*" if separate_kv else ""
+        return {"query": "d_model*n_heads*head_dim", "key_value": f"{sets}d_model*{self.entry_formula}"}
+
+    def norm_formula(self, separate_kv: bool) -> str:
+        if not self.qk_norm:
+            return ""
+        return "(1 + n_patterns)*head_dim" if separate_kv else "2*head_dim"

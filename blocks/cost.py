@@ -77,3 +77,23 @@ def selection_pairs(seq_len: int, block: int, n_selected: int) -> int:
     past_blocks = few * (few - 1) // 2 + (whole - few) * (n_selected - 1)
     pairs = past_blocks * block * block + whole * block * (block + 1) // 2
     return pairs + (min(n_selected, whole + 1) - 1) * block * rest + rest * (rest + 1) // 2
+
+
+def everything_from(first: int, seq_len: int) -> int:
+    """Bits of the positions first .. seq_len - 1."""
+    return (1 << seq_len) - (1 << first) if first < seq_len else 0
+
+
+def lowest(known: int) -> int:
+    """The lowest position whose bit is set."""
+    return (known & -known).bit_length() - 1
+
+
+def spread(known: int, count: int, step: int = 1) -> int:
+    """Bits of the positions p, p + step, ..., p + (count - 1) step for every bit p of `known`."""
+    found, done = known, 1
+    while done < count:
+        more = min(done, count - done)
+        found |= found << (more * step)
+        done += more
+    return found

@@ -226,6 +226,7 @@ PATTERNS = Family(
         "window": "zoo.blocks.patterns.window_config:Window",
         "compression": "zoo.blocks.patterns.compression_config:Compression",
         "selection": "zoo.blocks.patterns.selection_config:Selection",
+        "dilated": "zoo.blocks.patterns.dilated_config:Dilated",
     },
     "Which keys a query sees: `patterns` of a block of kind attention.",
 )

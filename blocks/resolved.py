@@ -40,8 +40,8 @@ class ResolvedMixer(ABC):
         """The block as a projection and patterns; None if it is not made of these."""
         return None
 
-    def reach(self, last: int, seq_len: int) -> dict[str, int] | None:
-        """By pattern, the last position that can see in one layer what positions 0 .. last hold; None: not stated."""
+    def reach(self, known: int, seq_len: int) -> dict[str, int] | None:
+        """By pattern, the positions (bits) that can see in one layer a position whose bit is set; None: not stated."""
         return None
 
     def activation_bytes(self, seq_len: int) -> int | None:
@@ -92,8 +92,8 @@ class ResolvedAttention(ResolvedMixer):
     def describe(self) -> str:
         return ", ".join([self.projection.kind.upper(), *(pattern.describe() for pattern in self.patterns)])
 
-    def reach(self, last: int, seq_len: int) -> dict[str, int]:
-        return {pattern.kind: pattern.reach(last, seq_len) for pattern in self.patterns}
+    def reach(self, known: int, seq_len: int) -> dict[str, int]:
+        return {pattern.kind: pattern.reach(known, seq_len) for pattern in self.patterns}
 
     def cost(self, seq_len: int) -> Cost:
         if seq_len < 1:
@@ -180,8 +180,8 @@ class StatedMixer(ResolvedMixer):
     def describe(self) -> str:
         return self.config.kind if self.point is None else self.point.describe()
 
-    def reach(self, last: int, seq_len: int) -> dict[str, int] | None:
-        return None if self.point is None else self.point.reach(last, seq_len)
+    def reach(self, known: int, seq_len: int) -> dict[str, int] | None:
+        return None if self.point is None else self.point.reach(known, seq_len)
 
     def activation_bytes(self, seq_len: int) -> int | None:
         return None if self.point is None else self.point.activation_bytes(seq_len)

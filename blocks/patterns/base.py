@@ -77,8 +77,11 @@ class PatternConfig(Kinded):
         """Visible (query, key) pairs of one row and head."""
         raise NotImplementedError(f"{type(self).__name__} does not define pairs")
 
-    def reach(self, last: int, seq_len: int) -> int:
-        """The last position that can see, in one layer, what positions 0 .. last hold; seq_len - 1 for all."""
+    def reach(self, known: int, seq_len: int) -> int:
+        """The positions that can see, in one layer, a position whose bit is set in `known`, as bits likewise.
+
+        `blocks.cost.spread` and `everything_from` make most of them. A pattern that chooses sees what it may choose.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define reach")
 
     @property

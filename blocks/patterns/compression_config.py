@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import NSA_PAPER, About
-from zoo.blocks.cost import BF16, compression_pairs, n_slots
+from zoo.blocks.cost import BF16, compression_pairs, everything_from, lowest, n_slots
 from zoo.blocks.fields import CompressionFields
 from zoo.blocks.patterns.base import Buffer, PatternConfig
 
@@ -51,9 +51,11 @@ block to one entry.
     def pairs_formula(self) -> str:
         return f"sum(max(0, seq_len - j*compression_stride - compression_block + 1) for j in range({SLOTS}))"
 
-    def reach(self, last: int, seq_len: int) -> int:
-        """Everything, once the first block is complete."""
-        return seq_len - 1 if seq_len >= self.compression_block else last
+    def reach(self, known: int, seq_len: int) -> int:
+        """Every position from the end of the first block that holds a known one."""
+        block, stride = self.compression_block, self.compression_stride
+        first = max(0, -(-(lowest(known) - block + 1) // stride))  # the first block that ends after it
+        return everything_from(first * stride + block - 1, seq_len)
 
     @property
     def span(self) -> int:

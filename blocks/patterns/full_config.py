@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import VASWANI, About
-from zoo.blocks.cost import BF16, window_pairs
+from zoo.blocks.cost import BF16, everything_from, lowest, window_pairs
 from zoo.blocks.patterns.base import PatternConfig
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ A query sees every key up to its own: $S_t = \{0, \dots, t\}$.
     def pairs_formula(self) -> str:
         return "seq_len*(seq_len + 1)/2"
 
-    def reach(self, last: int, seq_len: int) -> int:
-        return seq_len - 1
+    def reach(self, known: int, seq_len: int) -> int:
+        return everything_from(lowest(known), seq_len)
 
     def activation_bytes(self, attention: "ResolvedAttention", seq_len: int) -> float:
         """One product over both parts of a key: the part that all heads share is copied to every key head."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import NSA_PAPER, About
-from zoo.blocks.cost import INT32, compression_pairs, selection_pairs
+from zoo.blocks.cost import INT32, compression_pairs, everything_from, lowest, selection_pairs
 from zoo.blocks.fields import Problem, SelectionFields, stride_problems
 from zoo.blocks.patterns.base import Buffer, PatternConfig
 from zoo.blocks.patterns.compression_config import SLOTS, Compression
@@ -65,11 +65,17 @@ Queries with the same $\lfloor t/q \rfloor$ use the choice made for the first of
         past = "min(n_selected - 1, t//selection_block)*selection_block"
         return f"sum({past} + t % selection_block + 1 for t in range(seq_len))"
 
-    def reach(self, last: int, seq_len: int) -> int:
+    def reach(self, known: int, seq_len: int) -> int:
         """A selection that is free to choose counts as seeing every block, because some choice does."""
-        if self.n_init or self.n_selected > self.n_local:
-            return seq_len - 1
-        return (last // self.selection_block + self.n_local) * self.selection_block - 1
+        block, first = self.selection_block, lowest(known)
+        if self.n_selected > self.n_local + self.n_init or (self.n_init and first < self.n_init * block):
+            return everything_from(first, seq_len)
+        found = 0
+        for index in range(first // block, -(-seq_len // block)):
+            if inside := known >> (index * block) & ((1 << block) - 1):  # then its block, and those it is local to
+                start = index * block
+                found |= everything_from(start + lowest(inside), min(seq_len, start + self.n_local * block))
+        return found
 
     @property
     def span(self) -> int:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import LONGFORMER, MISTRAL, About
-from zoo.blocks.cost import window_pairs
+from zoo.blocks.cost import spread, window_pairs
 from zoo.blocks.fields import WindowFields
 from zoo.blocks.patterns.base import PatternConfig
 
@@ -33,8 +33,8 @@ A query sees the latest $w$ keys, its own included: $S_t = \{\max(0,\, t - w + 1
     def pairs_formula(self) -> str:
         return "sum(min(t + 1, window) for t in range(seq_len))"
 
-    def reach(self, last: int, seq_len: int) -> int:
-        return last + self.window - 1
+    def reach(self, known: int, seq_len: int) -> int:
+        return spread(known, min(self.window, seq_len))
 
     @property
     def span(self) -> int:

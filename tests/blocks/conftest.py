@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from zoo.blocks import build, config_class
+from zoo.blocks.registry import PATTERNS as PATTERN_FAMILY
 
 D_MODEL = 24
 GROUPED = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "v_head_dim": 5}
@@ -42,6 +43,15 @@ CASES = {
         None,
     ),
 }
+
+# Every other pattern of the registry, by the example of its config, alone and beside a window that shares latents.
+for kind, pattern in PATTERN_FAMILY.classes():
+    if kind not in {each["kind"] for each in PATTERNS}:
+        fields = {"kind": kind, **pattern.about.example}
+        grouped, latent = {"kind": "gqa", **GROUPED}, {"kind": "mla", **LATENT}
+        CASES[kind] = ({"kind": "attention", "projection": grouped, "patterns": [fields]}, None)
+        both = [fields, {"kind": "window", "window": 5}]
+        CASES[f"{kind}-latent"] = ({"kind": "attention", "projection": latent, "patterns": both}, None)
 
 
 @pytest.fixture(autouse=True)

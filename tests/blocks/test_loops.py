@@ -149,13 +149,18 @@ class Loops:
         which = self.set_of(kind)
         if kind == "compression":
             return self.compression(t, h, g, which)[0]
-        tokens = range(t + 1)
+        tokens = range(t + 1) if kind == "full" else self.reached(kind, t)
         if kind == "window":
             tokens = range(max(0, t - self.config.pattern(kind).window + 1), t + 1)
         if kind == "selection":
             size = self.config.pattern(kind).selection_block
             tokens = [s for m in self.chosen(t, g) for s in range(m * size, (m + 1) * size) if s <= t]
         return self.attend(self.query(t, h), [self.token(s, g, which) for s in tokens])[0]
+
+    def reached(self, kind, t):
+        """The tokens that a query sees, by the config's `reach`; the pattern's own test compares that with a mask."""
+        pattern = self.config.pattern(kind)
+        return [s for s in range(t + 1) if pattern.reach(1 << s, t + 1) >> t & 1]
 
     def output(self):
         heads, n_patterns, w = self.projection.n_heads, len(self.config.patterns), self.weights

@@ -34,14 +34,15 @@ def reach(model: ModelConfig, seq_len: int) -> Reach:
     token once its first block is complete.
     """
     mixer_of = cache(lambda config, part: config.resolve(model.d_model, model.max_seq_len, part))
-    last = 0  # the last token that the first one has reached
+    known = 1  # bit t: token t depends on the first one
     if seq_len == 1:
         return Reach(0, (), 1)
     for layer in model.expanded():
-        reached = mixer_of(layer.config, layer.part).reach(last, seq_len)
+        reached = mixer_of(layer.config, layer.part).reach(known, seq_len)
         if reached is None:
             return Reach(None, unknown=layer.kind)
-        if through := tuple(kind for kind, token in reached.items() if token >= seq_len - 1):
+        if through := tuple(kind for kind, tokens in reached.items() if tokens >> (seq_len - 1) & 1):
             return Reach(layer.index + 1, through, seq_len)
-        last = max(last, *reached.values())
-    return Reach(None, (), last + 1)
+        for tokens in reached.values():
+            known |= tokens & ((1 << seq_len) - 1)
+    return Reach(None, (), known.bit_length())

@@ -241,7 +241,7 @@ def test_wrong_mixtures_of_projection_and_patterns_are_refused_when_read(problem
 
 
 def test_a_kind_from_elsewhere(load, problems, monkeypatch):
-    monkeypatch.setitem(registry._KINDS, "elsewhere", "zoo.blocks.kinds.full:FullConfig")
+    monkeypatch.setitem(registry.MIXERS.own, "elsewhere", "zoo.blocks.kinds.full:FullConfig")
     assert "elsewhere" in problems(GOOD.replace("kind: window", "kind: elswhere"))[0]
     assert "Did you mean 'elsewhere'?" in problems(GOOD.replace("kind: window", "kind: elswhere"))[0]
 

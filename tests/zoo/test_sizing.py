@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zoo import cli, fused
-from zoo.blocks import base, parts, patterns
+from zoo.blocks import base, parts
 from zoo.blocks.base import Context
 from zoo.blocks.projections.latent import PerHeadLinear
 from zoo.cost import model_cost
@@ -68,11 +68,11 @@ def like_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def gated_sum(outputs, gate):
         return Kept.apply(outputs[0], False, *outputs, gate)
 
-    monkeypatch.setattr(patterns.full, "full_attention", full)
-    monkeypatch.setattr(patterns.window, "window_attention", window)
-    monkeypatch.setattr(patterns.compression, "compression_attention", compression)
-    monkeypatch.setattr(patterns.selection, "choose_blocks", choose)
-    monkeypatch.setattr(patterns.selection, "selection_attention", selection)
+    monkeypatch.setattr("zoo.blocks.patterns.full.full_attention", full)
+    monkeypatch.setattr("zoo.blocks.patterns.window.window_attention", window)
+    monkeypatch.setattr("zoo.blocks.patterns.compression.compression_attention", compression)
+    monkeypatch.setattr("zoo.blocks.patterns.selection.choose_blocks", choose)
+    monkeypatch.setattr("zoo.blocks.patterns.selection.selection_attention", selection)
     monkeypatch.setattr(base, "gated_sum", gated_sum)
     monkeypatch.setattr(parts, "rms_norm", lambda x, weight, eps: Kept.apply(x, False, x))
     monkeypatch.setattr(fused, "rms_norm", lambda x, weight, eps: Kept.apply(x, False, x))

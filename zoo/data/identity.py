@@ -140,12 +140,16 @@ class DataRecord(_Record):
             found.append(Problem(why, key="data"))
         return found
 
+    def same_tokenizer(self, other: "DataRecord") -> bool:
+        """Whether two runs have the same tokenizer, part by part."""
+        return not _other_tokenizer(self.tokenizer, other.tokenizer)
+
     def same_text(self, other: "DataRecord") -> bool:
         """Whether two runs read the same text, as far as the records tell.
 
         By the rows where tokenizer and length are the same, else by the number of documents and bytes.
         """
-        alike = self.seq_len == other.seq_len and not _other_tokenizer(self.tokenizer, other.tokenizer)
+        alike = self.seq_len == other.seq_len and self.same_tokenizer(other)
         return self._text(alike) == other._text(alike)
 
     def _text(self, by_rows: bool) -> list:

@@ -58,11 +58,15 @@ def _runs(trained) -> Iterator[str]:
     ):
         if others := _differing(columns, read):
             yield f"{title}: {', '.join(others)} against {columns[0].label}."
+    yield from _what_is_scored(columns)
+    yield from _contents(trained)
     known = {column.label: found["run"] for column, found in trained}
     first = known[columns[0].label]
     for label, run in known.items():
         if run["diverged_at"] is not None:
             yield f"{label} diverged: its loss is not a finite number at batch {run['diverged_at']:,}."
+        if run["damage"] is not None:
+            yield f"{label} is not whole: {run['damage']}; its numbers are of the weights that training wrote."
         if not run["finished"]:
             yield f"{label} is not finished: {run['batches']:,} batches so far."
         if run["tokens"] != first["tokens"]:
@@ -70,6 +74,43 @@ def _runs(trained) -> Iterator[str]:
             yield f"Other number of training tokens: {counts}."
         if run["environment"] != first["environment"]:
             yield f"Other machine or precision: wall time of {label} does not compare with that of {columns[0].label}."
+
+
+def _what_is_scored(columns: Sequence[Column]) -> Iterator[str]:
+    """Differences in what validation losses and bits per byte are of."""
+    if others := _differing(columns, lambda c: (c.recipe.eval.batches, c.recipe.train.rows(_seq_len(c)))):
+        yield f"Other validation rows: {', '.join(others)} against {columns[0].label}; eval.batches or batches differ."
+    if others := _differing(columns, lambda c: c.recipe.model.document_mask):
+        why = (
+            "with it a token sees its own document alone, and runs of versions before data.json did not score the "
+            "first token of a document"
+        )
+        yield f"Other document_mask: {', '.join(others)} against {columns[0].label}; {why}."
+
+
+def _contents(trained) -> Iterator[str]:
+    """Runs whose recipes name the same data and tokenizer, and which read other contents of them."""
+    (first, base), *others = trained
+    before = _record(base)
+    for column, found in others:
+        now, pair = _record(found), f"{column.label} against {first.label}"
+        if before is None or now is None:
+            if before is not now:
+                without = column.label if now is None else first.label
+                yield f"{without} keeps no record of its data: whether {pair} read the same contents is not known."
+            continue
+        if _data(column) == _data(first) and not now.same_text(before):
+            yield f"Other contents of the same data: {pair}; the files had changed. They do not read the same text."
+        if _tokenizer(column) == _tokenizer(first) and not now.same_tokenizer(before):
+            yield f"Other contents of the same tokenizer: {pair}; their losses are per another token."
+
+
+def _record(found: dict[str, Any]):
+    """The DataRecord of a run, None for one of an earlier version."""
+    from zoo.data.identity import DataRecord  # imports numpy, which recipes alone do without
+
+    data = found["run"]["data"]
+    return None if data is None else DataRecord.model_validate(data)
 
 
 def _times(ratio: float) -> str:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from zoo.cost import model_cost
-from zoo.files import read_json
+from zoo.files import present, read_json
 from zoo.report.columns import Column
 from zoo.training.loggers import read_metrics
 from zoo.training.run_folder import RunFolder
@@ -15,8 +15,11 @@ def facts(column: Column) -> dict[str, Any]:
 
     `tokens` and `flops` count from the first batch; a training step is three forwards, as in zoo/cost.py.  `final` is
     the latest validation, `best` the lowest; both None where there was none.  `diverged_at` is the first batch whose
-    loss is no finite number, None if all are: such losses are in no curve and are neither final nor best.
+    loss is no finite number, None if all are: such losses are in no curve and are neither final nor best.  `data` is
+    the record of what it read, None for runs of earlier versions; `damage` says what is wrong with its weights.
     """
+    from zoo.training.continuing import damage  # imports numpy, which recipes alone do without
+
     records = read_metrics(column.run.metrics)
     diverged = [record["batch"] for record in records if not all(map(math.isfinite, _losses(record)))]
     seq_len = column.recipe.data.seq_len or column.recipe.model.max_seq_len
@@ -25,8 +28,11 @@ def facts(column: Column) -> dict[str, Any]:
     validations = [record for record in finite if "validation_loss" in record]
     steps = [record for record in finite if "loss" in record]
     latest = records[-1] if records else {}
+    summary = column.run.read_summary()
     return {
-        "finished": column.run.read_summary() is not None,
+        "finished": summary is not None,
+        "damage": None if summary is None else damage(column.run, summary),
+        "data": _data(column.run),
         "batches": latest.get("batch", 0),
         "tokens": latest.get("tokens", 0),
         "time_s": latest.get("time_s", 0.0),
@@ -55,6 +61,12 @@ def _validation(records: list[dict]) -> dict[str, Any] | None:
         "loss": record["validation_loss"],
         "bits_per_byte": record.get("validation_bits_per_byte"),
     }
+
+
+def _data(folder: RunFolder) -> dict[str, Any] | None:
+    from zoo.data.identity import DataRecord
+
+    return DataRecord.read(folder.data).model_dump() if present(folder.data) else None
 
 
 def _environment(folder: RunFolder) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.live import Live
 
 from zoo.child import plugin_options, python_module
-from zoo.errors import ZooError, shorten
+from zoo.differences import differences, in_words
+from zoo.errors import ZooError
 from zoo.recipe import Recipe
 from zoo.report.columns import Column, data_read
 from zoo.show import plain_table
@@ -26,6 +27,8 @@ from zoo.training.loggers import read_metrics
 from zoo.training.run_folder import RunFolder
 
 POLL_S = 0.5
+MOST_LINES = 12  # of a refusal, which has a line for each key or source
+PREPARATION = ("preparing ", "training the ", "making ", "waiting for ", "removing ")  # what preparing data says
 
 
 class Interrupted(ZooError):
@@ -65,12 +68,15 @@ def _checked(column: Column, first: Column, taken: Sequence[str | None]) -> Colu
         why = f"not trained: another recipe has the name {column.recipe.name!r}, which names the run folder"
         return replace(column, error=why)
     ours, theirs = sameness(column.recipe), sameness(first.recipe)
-    if other := [
-        f"{key} is {shorten(ours[key])} here, {shorten(theirs[key])} there" for key in ours if ours[key] != theirs[key]
-    ]:
+    if other := [_here_and_there(key, here, there) for key, here, there in differences(ours, theirs)]:
         why = f"not trained: --train needs the data, order and batches of {first.label}: {'; '.join(other)}"
         return replace(column, error=f"{why}; --set makes them equal")
     return column
+
+
+def _here_and_there(key: str, ours: object, theirs: object) -> str:
+    here, there = in_words(ours, theirs)
+    return f"{key} is {here} here, {there} there"
 
 
 def sameness(recipe: Recipe) -> dict[str, object]:
@@ -86,7 +92,17 @@ def sameness(recipe: Recipe) -> dict[str, object]:
 
 
 def _train(column: Column, folder: Path, overrides: Sequence[str], tell) -> Column:
-    """Run `zoo train`; the column as a run, or with the last of what the training said."""
+    """Run `zoo train`; the column as a run, or with the last of what the training said.
+
+    A run folder of other settings or data is refused: its numbers would be shown as if they were of this recipe.
+    """
+    from zoo.training.continuing import refuse_other_run  # imports numpy, which recipes alone do without
+
+    try:
+        refuse_other_run(RunFolder(folder), column.recipe)
+    except ZooError as error:
+        tell("refused")
+        return replace(column, error=f"not trained: {error}")
     arguments = ["train", column.source, "--run-dir", str(folder), *plugin_options()]
     arguments += [part for override in overrides for part in ("--set", override)]
     command = python_module("zoo", arguments)
@@ -111,12 +127,11 @@ def _train(column: Column, folder: Path, overrides: Sequence[str], tell) -> Colu
         raise Interrupted(f"interrupted; the same command goes on with {folder}")
     tell("failed")
     errors = [line for line in lines if not line.startswith(("note:", "  "))]
-    why = "\n".join(errors[-3:]) or f"zoo train ended with {process.returncode}"
-    return replace(
-        column,
-        error=f"training failed: {why}",
-        run=RunFolder(folder) if read_metrics(folder / "metrics.jsonl") else None,
-    )
+    refused = process.returncode == 2
+    shown = [line for line in errors if not line.startswith(PREPARATION)][-MOST_LINES:] if refused else errors[-3:]
+    why = "\n".join(shown) or f"zoo train ended with {process.returncode}"
+    kept = not refused and read_metrics(folder / "metrics.jsonl")
+    return replace(column, error=f"training failed: {why}", run=RunFolder(folder) if kept else None)
 
 
 @contextlib.contextmanager

@@ -69,14 +69,14 @@ class Metrics(Callback):
 
     writers: called as writer(record) on rank 0. A batch's record has batch (batches done), tokens, time_s, loss, lr,
     grad_norm, tokens_per_s and, where the device's peak is known, mfu; a validation's has batch, tokens, time_s,
-    validation_loss (nats a target) and, where the bytes of the text are known, validation_bits_per_byte.
+    validation_loss (nats a target) and, where rows are text, validation_bits_per_byte (of the same targets' bytes).
     """
 
     WINDOW = 20  # batches that tokens_per_s and mfu are averaged over
 
-    def __init__(self, clip: ClipGradients, writers: list, bytes_per_token: float | None, mfu_per_token: float | None):
+    def __init__(self, clip: ClipGradients, writers: list, mfu_per_token: float | None):
         self.clip, self.writers = clip, writers
-        self.bytes_per_token, self.mfu_per_token = bytes_per_token, mfu_per_token
+        self.mfu_per_token = mfu_per_token
         self._recent: deque[tuple[int, float]] = deque(maxlen=self.WINDOW)
         self._n_batches = 0
 
@@ -94,10 +94,8 @@ class Metrics(Callback):
         self._write(record, logger, "train")
 
     def eval_end(self, state, logger) -> None:
-        loss = float(state.eval_metrics["validation"]["loss"].compute())
-        record = self._place(state) | {"validation_loss": loss}
-        if self.bytes_per_token is not None:
-            record["validation_bits_per_byte"] = loss / math.log(2) / self.bytes_per_token
+        found = {name: float(metric.compute()) for name, metric in state.eval_metrics["validation"].items()}
+        record = self._place(state) | {f"validation_{name}": value for name, value in found.items()}
         self._write(record, logger, "validation")
 
     def _speed(self, tokens: int, seconds: float) -> float:

@@ -1,5 +1,8 @@
 """The decoder as Composer sees it: a forward on a batch, a loss, and the validation metric."""
 
+import math
+
+import numpy as np
 import torch
 from composer.models import ComposerModel
 from torchmetrics import Metric
@@ -40,11 +43,15 @@ PREFIX = "summed_loss.decoder."  # of the decoder's weights in a LanguageModel
 
 
 class LanguageModel(ComposerModel):
-    """zoo.model.Decoder as a ComposerModel; its forward is the sum of a batch's cross-entropies."""
+    """zoo.model.Decoder as a ComposerModel; its forward is the sum of a batch's cross-entropies.
 
-    def __init__(self, decoder: torch.nn.Module):
+    token_bytes: of zoo/data/token_bytes.py; None: no bits per byte.
+    """
+
+    def __init__(self, decoder: torch.nn.Module, token_bytes: np.ndarray | None = None):
         super().__init__()
         self.summed_loss = SummedLoss(decoder)
+        self.token_bytes = token_bytes
 
     def forward(self, batch: dict) -> torch.Tensor:
         return self.summed_loss(batch)
@@ -56,10 +63,13 @@ class LanguageModel(ComposerModel):
         return self(batch) if outputs is None else outputs
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
-        return {} if is_train else {"loss": MeanLoss()}
+        if is_train:
+            return {}
+        of_bytes = {} if self.token_bytes is None else {"bits_per_byte": BitsPerByte(self.token_bytes)}
+        return {"loss": MeanLoss(), **of_bytes}
 
     def update_metric(self, batch: dict, outputs: torch.Tensor, metric: Metric) -> None:
-        metric.update(outputs, (batch["labels"] != IGNORED).sum())
+        metric.update(outputs, batch["labels"])
 
 
 class MeanLoss(Metric):
@@ -72,9 +82,34 @@ class MeanLoss(Metric):
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("targets", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, total: torch.Tensor, targets: torch.Tensor) -> None:
+    def update(self, total: torch.Tensor, labels: torch.Tensor) -> None:
+        """total: sum of the cross-entropies of the labels that are not ignored."""
         self.total += total.to(torch.float64)
-        self.targets += targets
+        self.targets += (labels != IGNORED).sum()
 
     def compute(self) -> torch.Tensor:
         return self.total / self.targets
+
+
+class BitsPerByte(Metric):
+    """Cross-entropy in bits over the bytes that the scored targets stand for, of all devices, summed in float64.
+
+    token_bytes: bytes of each token, [vocabulary].  Padding and ignored places count neither as loss nor as bytes.
+    """
+
+    full_state_update = False
+
+    def __init__(self, token_bytes: np.ndarray):
+        super().__init__()
+        self.register_buffer("token_bytes", torch.as_tensor(token_bytes, dtype=torch.float64), persistent=False)
+        self.add_state("nats", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("bytes", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, total: torch.Tensor, labels: torch.Tensor) -> None:
+        """total: sum of the cross-entropies of the labels that are not ignored."""
+        self.nats += total.to(torch.float64)
+        sizes = self.token_bytes.to(labels.device)[labels.clamp(min=0)]
+        self.bytes += sizes.masked_fill(labels == IGNORED, 0.0).sum()
+
+    def compute(self) -> torch.Tensor:
+        return self.nats / math.log(2) / self.bytes

@@ -129,6 +129,16 @@ def refuse_untrained(folder: RunFolder, found: Sequence[Change]) -> None:
         raise RecipeError([*problems, Problem(way_out)])
 
 
+def refuse_other_run(folder: RunFolder, recipe) -> None:
+    """Raise RecipeError if the run in the folder may not continue with the recipe, or is complete with other settings.
+
+    As `zoo train` refuses it, before the data are looked at.
+    """
+    found = check_continues(folder, recipe)
+    if folder.read_summary() is not None and not any(change.key == "train.duration" for change in found):
+        refuse_untrained(folder, found)
+
+
 def damage(folder: RunFolder, summary: dict) -> str | None:
     """Why the weights of a complete run are not those that training wrote, None if they are.
 

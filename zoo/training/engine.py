@@ -58,11 +58,12 @@ class Engine:
         decoder.activation_checkpointing = train.activation_checkpointing
         decoder.max_documents = setup.prepared.max_documents
         self.n_parameters = sum(parameter.numel() for parameter in decoder.parameters())
-        model = LanguageModel(decoder)
+        self.loaders = {split: setup.loader(split) for split in ("train", "validation")}
+        model = LanguageModel(decoder, setup.token_bytes())
+        self.metric_names = list(model.get_metrics())
         if not device.sharded:  # before the optimiser, which asks where the weights are
             model = get_device(device.name).module_to_device(model)
         self.stopper, restore = StopOnSignal(requests, setup.plan.saves), RestoreRandomState()
-        self.loaders = {split: setup.loader(split) for split in ("train", "validation")}
         self.writers, self.evaluator = self._make_writers(), self._make_evaluator()
         self.trainer = StoppableTrainer(
             model=model,
@@ -169,7 +170,7 @@ class Engine:
             LearningRate(setup.plan, setup.recipe.train.optimizer.lr),
             clip,
             StopIfNotFinite(clip, self.where_it_continues),
-            Metrics(clip, self.writers, setup.prepared.bytes_per_token.get("validation"), self._mfu_per_token()),
+            Metrics(clip, self.writers, self._mfu_per_token()),
             self.stopper,
         ]
 
@@ -213,7 +214,7 @@ class Engine:
         return Evaluator(
             label="validation",
             dataloader=spec,
-            metric_names=["loss"],
+            metric_names=self.metric_names,
             subset_num_batches=-1 if wanted == "all" or wanted >= len(spec.dataloader) else wanted,
             eval_interval=due,
             device_eval_microbatch_size=setup.device.micro_batch,

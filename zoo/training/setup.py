@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from composer import DataSpec
 from composer.utils import dist
@@ -9,6 +10,7 @@ from composer.utils import dist
 from zoo import data
 from zoo.data.errors import DataError
 from zoo.data.identity import DataRecord
+from zoo.data.token_bytes import token_bytes
 from zoo.errors import Problem, RecipeError, ZooError
 from zoo.files import write_text
 from zoo.model import build_model
@@ -99,6 +101,17 @@ class Setup:
             num_workers=self.recipe.train.workers,
         )
         return DataSpec(made.dataloader, get_num_tokens_in_batch=count_tokens)
+
+    def token_bytes(self) -> np.ndarray | None:
+        """Bytes of each token for bits per byte, None where validation is not of text.  After the loaders are made.
+
+        All processes must call it; the first one reads the rows.
+        """
+        found = [None]
+        if self.device.rank == 0 and self.prepared.rows("validation"):
+            found[0] = token_bytes(self.prepared, "validation", self.recipe.model.vocab_size)
+        dist.broadcast_object_list(found, src=0)
+        return found[0]
 
     @classmethod
     def make(cls, recipe, folder: RunFolder, screen: Screen, changes: list[Change], requests: StopRequests) -> "Setup":

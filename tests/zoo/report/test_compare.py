@@ -399,3 +399,52 @@ def test_small_ratios_are_not_nothing(tiny):
     assert texts == ["", "×0.00", "×0.0023", "×0.062", "×0.50", "×1.00", "×99.40", "×1,234"]
     notes = found([str(ROOT / "recipes/340m/full.yaml"), tiny("full")])["notes"]
     assert notes[0] == "Other parameter count: tiny_full has 0.0023 times the parameters of full_340m."
+
+
+def record(text="text", tokenizer="bytes", n_bytes=100) -> str:
+    source = {"key": "data.source", "source": "text a.txt", "documents": 3, "bytes": n_bytes, "tokens": 100, "rows": 4}
+    values = {"version": "0.1.0", "format": 2, "seq_len": 256, "train": [{**source, "content": text}], "validation": []}
+    parts = {"vocabulary": tokenizer}
+    used = {"kind": "byte", "vocab_size": 257, "end_of_document": 256, "parts": parts}
+    return json.dumps(values | {"tokenizer": used})
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        (record(), record(), []),
+        (record("other"), record(), ["Other contents of the same data: full against nsa; the files had changed."]),
+        (record("other", "learnt"), record(), ["Other contents of the same tokenizer: full against nsa; their losses"]),
+        (
+            record("other", "learnt", 101),
+            record(),
+            ["Other contents of the same data", "Other contents of the same"],
+        ),
+        (None, record(), ["full keeps no record of its data: whether full against nsa read the same contents is not"]),
+        (None, None, []),
+    ],
+)
+def test_runs_that_read_other_contents_of_the_same_files(run, ours, theirs, expected):
+    folders = [run("nsa", [3.0, 2.0]), run("full", [3.0, 2.0])]
+    for folder, text in zip(folders, (theirs, ours), strict=True):
+        if text:
+            (Path(folder) / "data.json").write_text(text)
+    notes = [note for note in found(folders)["notes"] if "contents" in note]
+    assert len(notes) == len(expected)
+    assert all(note.startswith(start) for note, start in zip(notes, expected, strict=True))
+
+
+def test_runs_whose_losses_are_of_other_rows_or_other_documents(run):
+    folders = [run("nsa", [3.0]), run("full", [3.0], overrides=("model.document_mask=true", "eval.batches=3"))]
+    notes = "\n".join(found(folders)["notes"])
+    assert "Other validation rows: full against nsa; eval.batches or batches differ." in notes
+    assert "Other document_mask: full against nsa; with it a token sees its own document alone" in notes
+
+
+def test_a_complete_run_with_damaged_weights_is_told_of(run):
+    folders = [Path(run("nsa", [3.0, 2.0])), Path(run("full", [3.0, 2.0]))]
+    (folders[1] / "model.safetensors").write_bytes(b"x")
+    (folders[1] / "summary.json").write_text('{"sha256": "0123"}')
+    notes = "\n".join(found([str(folder) for folder in folders])["notes"])
+    assert "full is not whole: " in notes
+    assert "model.safetensors: damaged or replaced: SHA-256 is 2d711642b726b044..., summary.json says 0123...;" in notes

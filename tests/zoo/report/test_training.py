@@ -88,7 +88,7 @@ def test_a_training_that_fails_gives_its_column_the_reason(recipe, tmp_path):
     (folder / "recipe.yaml").write_text(load_recipe(source, ["model.d_model=8"]).dump())
     columns = load_columns([source, "nope.yaml"])
     made = train_columns(columns, tmp_path / "runs", (), plain())
-    assert made[0].error.startswith("training failed: ")
+    assert made[0].error.startswith("not trained: ")
     assert "model.d_model: was 8 when" in made[0].error
     assert made[0].run is None
     assert made[1] == columns[1]
@@ -210,3 +210,34 @@ def test_a_measurement_that_fails_gives_its_column_the_reason(tiny):
     assert "n_heads" in column.error
     failed = Column("x", "x", error="no")
     assert measure_column(failed, 64) == (failed, None)
+
+
+def test_a_complete_run_of_other_settings_is_not_shown_as_this_recipe(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.subprocess, "Popen", lambda *_, **__: pytest.fail("nothing is trained"))
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    sources = [recipe("a", "full"), recipe("b", "full")]
+    (folder / "recipe.yaml").write_text(load_recipe(sources[0], ["train.duration=3ba"]).dump())
+    (folder / "metrics.jsonl").write_text('{"batch": 3, "tokens": 9, "time_s": 1.0, "validation_loss": 2.0}\n')
+    for name, text in (("summary.json", "{}"), ("model.safetensors", "x")):
+        (folder / name).write_text(text)
+    overrides = ["train.optimizer.lr=0.5"]
+    columns = load_columns(sources, overrides, "3ba")[:1]
+    (made,) = train_columns(columns, tmp_path / "runs", [*overrides, "train.duration=3ba"], plain())
+    assert made.run is None
+    assert "not trained: train.optimizer.lr: was 0.0003 when" in made.error
+    assert "was trained, which is complete, and is 0.5 now" in made.error
+
+
+def test_a_refusal_of_training_is_shown_whole_and_without_old_numbers(recipe, tmp_path, monkeypatch):
+    said = ["preparing text (0.1 MB)", *(f"data.sources[{i}]: text: not the data" for i in range(5))]
+    script = f"import sys; print({chr(10).join(said)!r}, file=sys.stderr); sys.exit(2)"
+    monkeypatch.setattr(training, "python_module", lambda *_: [sys.executable, "-c", script])
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(load_recipe(recipe("a", "full"), ["train.duration=3ba"]).dump())
+    (folder / "metrics.jsonl").write_text('{"batch": 3, "tokens": 9, "time_s": 1.0, "validation_loss": 2.0}\n')
+    columns = load_columns([str(tmp_path / "a.yaml")], (), "3ba")
+    (made,) = train_columns(columns, tmp_path / "runs", ["train.duration=3ba"], plain())
+    assert made.run is None
+    assert made.error == "training failed: " + "\n".join(said[1:])

@@ -23,7 +23,7 @@ def speeds(seconds, from_batch=0):
     """tokens_per_s after each batch of a session, and mfu."""
     records = []
     clip, silent = SimpleNamespace(norm=1.0), SimpleNamespace(log_metrics=lambda numbers: None)
-    metrics = callbacks.Metrics(clip, [records.append], None, mfu_per_token=0.001)
+    metrics = callbacks.Metrics(clip, [records.append], mfu_per_token=0.001)
     for number, took in enumerate(seconds, start=from_batch + 1):
         metrics.batch_end(after_batch(number, took), silent)
     assert [r["mfu"] for r in records] == pytest.approx([r["tokens_per_s"] * 0.001 for r in records])

@@ -56,16 +56,18 @@ def load_tokenizer(run: str | Path):
     if kind not in ("byte", "bpe", "huggingface"):
         raise LoadError(f"{folder / 'model.yaml'}: tokenizer.kind must be byte, bpe or huggingface; found {kind!r}")
     from zoo.data.config import HuggingFaceTokenizer
-    from zoo.data.tokenizers import Bytes, load_huggingface
+    from zoo.data.tokenizers import Bytes, check_files, load_huggingface
+    from zoo.files import present
 
     if kind == "byte":
         return Bytes()
-    if not (folder / "tokenizer.json").is_file():
+    if not present(folder / "tokenizer.json", LoadError):
         source = "data_cache/bpe-*/" if kind == "bpe" else str(section.get("path"))
         raise LoadError(
             f"{folder / 'tokenizer.json'}: no such file; runs of earlier versions lack it: copy tokenizer.json and "
             f"tokenizer_config.json from {source} into the run folder"
         )
+    check_files(folder, description.get("tokenizer_sha256"), "bring back the files that training wrote")
     return load_huggingface(HuggingFaceTokenizer(kind="huggingface", path=str(folder)))
 
 

@@ -32,6 +32,7 @@ from zoo.checking import Found, Path, locate, translate
 from zoo.data.config import DataConfig
 from zoo.errors import RecipeError, shorten, unknown
 from zoo.schedule import Schedule, ScheduleError, Use, Where
+from zoo.seal import in_run_folder
 from zoo.training.config import EvalConfig, TrainConfig
 from zoo.yaml_reader import read_recipe, scalar
 
@@ -317,28 +318,6 @@ def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), *, of_ru
     problems = dict.fromkeys(locate(line, root) for line in found)
     own = os.fspath(path)
     raise RecipeError(sorted(problems, key=lambda p: (p.file != own, p.file or "", p.line or 0, p.column or 0)))
-
-
-# What lies in run folders and exported folders, and hardly beside a recipe that somebody writes.
-_OF_RUNS = (
-    "checkpoints",
-    "environment.json",
-    "metrics.jsonl",
-    "model.safetensors",
-    "model.yaml",
-    "modeling_zoo.py",
-    "summary.json",
-    "tensorboard",
-)
-
-
-def in_run_folder(path: str | os.PathLike) -> bool:
-    """Whether a file lies in a run folder, an exported folder, or a folder inside a run (checkpoints/)."""
-    folders = {os.path.dirname(os.path.abspath(path)), os.path.dirname(os.path.realpath(path))}
-    return any(
-        os.path.basename(folder) in _OF_RUNS or any(os.path.lexists(os.path.join(folder, name)) for name in _OF_RUNS)
-        for folder in folders
-    )
 
 
 def _partial_problems(data: dict) -> list[Found]:

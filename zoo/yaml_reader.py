@@ -16,6 +16,7 @@ import yaml
 
 from zoo.errors import Problem, RecipeError, did_you_mean, shorten
 from zoo.files import FileError, read_bytes
+from zoo.seal import in_run_folder, seal_problem
 
 MAX_BYTES = 2_000_000
 MAX_DEPTH = 100
@@ -114,6 +115,8 @@ def _read_chain(path: str, below: list[str], extends: Node | None = None) -> Nod
         refuse(f"extends in a circle: {' -> '.join([*below, path])}")
     if len(below) > MAX_EXTENDS:
         refuse(f"more than {MAX_EXTENDS} files extend each other")
+    if in_run_folder(path) and (why := seal_problem(text)):
+        refuse(why if extends is None else f"{path}: {why}")
     root = read_text(text, path)
     base = root.value.pop("extends", None)
     if base is None:
@@ -149,7 +152,7 @@ def _recipes_beside(path: str) -> list[str]:
 
 
 def read_mapping(path: str | os.PathLike) -> Node:
-    """Read one YAML file whose top is a mapping, without `extends`, with the limits of a recipe.
+    """Read one YAML file of a run folder whose top is a mapping, with the limits of a recipe and its checksum.
 
     Raises RecipeError with the place of the mistake.
     """
@@ -157,7 +160,10 @@ def read_mapping(path: str | os.PathLike) -> Node:
     def refuse(message: str):
         raise RecipeError([Problem(message, os.fspath(path))])
 
-    return read_text(_read_file(os.fspath(path), "", refuse), os.fspath(path))
+    text = _read_file(os.fspath(path), "", refuse)
+    if why := seal_problem(text):
+        refuse(why)
+    return read_text(text, os.fspath(path))
 
 
 def read_text(text: str, file: str, overriding: bool = False) -> Node:

@@ -26,7 +26,7 @@ from zoo.data.progress import Progress
 from zoo.data.shards import merge_indexes, write_shards
 from zoo.data.sources import Piece, pieces
 from zoo.data.synthetic import make_rows
-from zoo.files import present, read_json, sync, write_json, write_sealed_json
+from zoo.files import make_folder, present, read_json, sync, write_sealed_json
 from zoo.processes import sheltered, stay_with_parent
 
 SYNTHETIC_ROWS_A_PART = 1 << 14
@@ -44,7 +44,8 @@ class Builder:
         self._final, self._columns = folder, columns
         self._building = folder.with_name(f"{folder.name}.building")
         self._done = self._building / "done"
-        self._done.mkdir(parents=True, exist_ok=True)
+        for made in (self._building, self._done, *(self._building / split for split in SPLITS)):
+            make_folder(made, DataError)
 
     def counts(self, part: int) -> dict[str, Counts] | None:
         """Return what a finished part holds, None if it is not finished."""
@@ -71,7 +72,7 @@ class Builder:
             merge_indexes(self._building / split)
         write_sealed_json(self._building / "counts.json", {split: asdict(total[split]) for split in SPLITS})
         if notes:
-            write_json(self._building / "notes.json", {"notes": list(notes)})
+            write_sealed_json(self._building / "notes.json", {"notes": list(notes)})
         shutil.rmtree(self._done)
         self._building.rename(self._final)
         sync(self._final.parent)
@@ -96,7 +97,7 @@ def read_notes(folder: Path) -> list[str]:
     path = folder / "notes.json"
     if not present(path, DataError):
         return []
-    found = read_json(path, error=DataError).get("notes")
+    found = read_json(path, f"remove the folder {folder} and prepare again", DataError).get("notes")
     return [str(note) for note in found] if isinstance(found, list) else []
 
 

@@ -20,7 +20,7 @@ from zoo.data.shards import read_index
 from zoo.data.sources import fingerprint
 from zoo.data.tokenizers import Subwords, load_huggingface
 from zoo.errors import Problem, shorten
-from zoo.files import FileError, read_text
+from zoo.files import FileError, read_json
 
 SPLIT_NAMES = {"train": "training", "validation": "validation"}
 
@@ -98,7 +98,7 @@ class DataRecord(_Record):
     def read(cls, path: Path) -> "DataRecord":
         """Read data.json.  Raises FileError if it is damaged, or lacks what this version writes."""
         try:
-            return cls.model_validate_json(read_text(path), strict=True)
+            return cls.model_validate_json(json.dumps(read_json(path, "bring it back")), strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))

@@ -24,10 +24,12 @@ from zoo.data.packing import SPLITS, Tokenizer, held_out
 from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.progress import Progress
 from zoo.data.sources import documents, fingerprint, notes, separator_notes, total_bytes
-from zoo.data.tokenizers import Bytes, Subwords, load_huggingface, train_bpe
+from zoo.data.tokenizers import Bytes, Subwords, check_files, load_huggingface, train_bpe
+from zoo.files import make_folder, present, read_json, write_sealed_json
 from zoo.terminal import err
 
 FORMAT = 2  # part of every cache key: raise it when the same configuration makes other rows, or other counts
+CHECKSUMS = "checksums.json"  # of a tokenizer's files
 PIECE_BYTES = 1 << 25
 ABANDONED_S = 7 * 24 * 3600  # a preparation that was cut short and not taken up for so long will not be
 MORE = (
@@ -128,6 +130,9 @@ class _Preparation:
                     self.check_separators(source)
                 with self.timed():
                     _save(train_bpe(config, self._training_texts(config, sources)), path)
+        remedy = f"remove the folder {path} and prepare again"
+        if present(path / CHECKSUMS, DataError):  # caches of earlier versions lack it
+            check_files(path, read_json(path / CHECKSUMS, remedy, DataError).get("files"), remedy)
         return load_huggingface(HuggingFaceTokenizer(kind="huggingface", path=str(path)))
 
     def _training_texts(self, config: BpeTokenizer, sources: list[Source]) -> Iterator[str]:
@@ -156,6 +161,7 @@ class _Preparation:
             if not folder.is_dir():
                 with self.timed():
                     self._build(folder, source, tokenizer, fraction)
+        _refuse_links(folder, *(folder / split for split in SPLITS))
         counts = read_counts(folder / "counts.json")
         self.notes += read_notes(folder)
         return key, {split: RowStream(folder / split, source, counts[split]) for split in SPLITS}
@@ -205,7 +211,7 @@ class _Preparation:
         """Remove the `*.building` folders of the cache that no process works on and nothing was added to for a week."""
         for folder in self.root.glob("*.building"):
             # OSError: somebody holds the lock, or the folder is another user's.
-            with suppress(OSError), _lock_file(folder.with_suffix("")).open("a") as lock:
+            with suppress(OSError, DataError), _lock_file(folder.with_suffix("")).open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 touched = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
                 if time.time() - touched > ABANDONED_S:
@@ -243,7 +249,19 @@ class _Preparation:
 
 
 def _lock_file(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
+    """The lock of a folder of the cache.  Raises DataError if something else has its name: opening makes the file."""
+    lock = path.with_name(f".{path.name}.lock")
+    if lock.is_symlink():
+        raise DataError(f"{lock}: a symbolic link; nothing is written through a link: remove it")
+    present(lock, DataError)
+    return lock
+
+
+def _refuse_links(*folders: Path) -> None:
+    """Shards are decompressed in a folder of the cache, which may have come from somebody else."""
+    for folder in folders:
+        if folder.is_symlink():
+            raise DataError(f"{folder}: a symbolic link; nothing is written through a link: remove it")
 
 
 def _cores() -> int:
@@ -260,8 +278,8 @@ def _digest(value: Any) -> str:
 
 def _save(tokenizer: Subwords, path: Path) -> None:
     temporary = path.with_name(f"{path.name}.building")
-    temporary.mkdir(exist_ok=True)
-    tokenizer.save(temporary)
+    make_folder(temporary, DataError)
+    write_sealed_json(temporary / CHECKSUMS, {"files": tokenizer.save(temporary)})
     temporary.rename(path)
 
 

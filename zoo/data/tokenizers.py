@@ -4,6 +4,7 @@ Each has `vocab_size` (one more than the largest number it makes), `end_of_docum
 document), `identity` (changes when the tokens of any text could change), `encode` and `decode`.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ import xxhash
 from zoo.data.config import BYTE_VOCAB_SIZE, END_OF_DOCUMENT_BYTE, BpeTokenizer, HuggingFaceTokenizer
 from zoo.data.errors import DataError
 from zoo.data.files import LFS_POINTER, local_path
+from zoo.files import check_file, present, read_text, sha256, write_text
 
 PROBE = "a B\n\tc1,  naïve 注意 \U0001f600 \x00 �"
 END_OF_DOCUMENT_TEXT = "<|end-of-document|>"
@@ -82,11 +84,31 @@ class Subwords:
         kept = [int(n) for n in numbers if n != self.end_of_document]
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
-    def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, as Hugging Face's libraries read them."""
-        (folder / "tokenizer.json").write_text(self._text, encoding="utf-8")
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write tokenizer.json and tokenizer_config.json, as Hugging Face's libraries read them.
+
+        Returns the SHA-256 of each file, for `check_files`.
+        """
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._end}
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        content = {"tokenizer.json": self._text, "tokenizer_config.json": json.dumps(settings)}
+        for name, text in content.items():
+            write_text(folder / name, text)
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in content.items()}
+
+
+def check_files(folder: Path, expected: object, remedy: str) -> None:
+    """Raise DataError, ending with `remedy`, unless the tokenizer's files are those that `save` wrote.
+
+    expected: what `save` returned, as read from another file; None (of an earlier version): nothing is checked.
+    """
+    if expected is None:
+        return
+    if not isinstance(expected, dict) or set(expected) != {"tokenizer.json", "tokenizer_config.json"}:
+        raise DataError(f"{folder}: the checksums of tokenizer.json are damaged; {remedy}")
+    for name, digest in expected.items():
+        check_file(folder / name, DataError)
+        if sha256(folder / name) != digest:
+            raise DataError(f"{folder / name}: damaged or replaced: its SHA-256 does not match; {remedy}")
 
 
 def train_bpe(config: BpeTokenizer, texts: Iterable[str]) -> Subwords:
@@ -110,11 +132,11 @@ def train_bpe(config: BpeTokenizer, texts: Iterable[str]) -> Subwords:
 def load_huggingface(config: HuggingFaceTokenizer) -> Subwords:
     """Read tokenizer.json from a file, a folder or the Hub.  DataError if there is none, or no end token."""
     path = local_path(config.path)
-    if path.is_file():
+    if os.path.lexists(path) and not path.is_dir():
         text, settings = _read(path), "{}"
     elif path.is_dir():
         text = _read(path / "tokenizer.json")
-        settings = _read(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else "{}"
+        settings = _read(path / "tokenizer_config.json") if present(path / "tokenizer_config.json", DataError) else "{}"
     else:
         text, settings = _from_hub(config)
     end = config.end_of_document or _end_token(settings, config)
@@ -122,10 +144,7 @@ def load_huggingface(config: HuggingFaceTokenizer) -> Subwords:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"tokenizer {path}: cannot be read: {error}") from error
+    return read_text(path, error=DataError)
 
 
 def _from_hub(config: HuggingFaceTokenizer) -> tuple[str, str]:
@@ -151,7 +170,7 @@ def _end_token(settings: str, config: HuggingFaceTokenizer) -> str | None:
     try:
         token = json.loads(settings).get("eos_token")
         token = token["content"] if isinstance(token, dict) else token
-    except (ValueError, AttributeError, KeyError) as error:
+    except (ValueError, AttributeError, KeyError, RecursionError) as error:
         raise DataError(f"tokenizer {config.path}: not a tokenizer_config.json: {error!r}") from error
     return token if isinstance(token, str) else None
 

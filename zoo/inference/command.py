@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo.files import read_bytes
 from zoo.inference.errors import GenerationError
 from zoo.terminal import clean, err
 
@@ -59,7 +60,7 @@ def _read(name: str) -> str:
     if name == "-" and sys.stdin is None:
         raise GenerationError("standard input: cannot be read: it is closed")
     try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        content = sys.stdin.buffer.read() if name == "-" else read_bytes(name, error=GenerationError)
         return content.decode()
     except OSError as error:
         raise GenerationError(f"{name}: cannot be read: {error.strerror}") from error

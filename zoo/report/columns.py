@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import ZooError
+from zoo.files import present
 from zoo.recipe import Recipe, load_recipe
 from zoo.terminal import one_line
 from zoo.training.run_folder import RunFolder
@@ -58,7 +59,7 @@ def _load(source: str, overrides: Sequence[str], duration: str | None) -> Column
             recipe = load_recipe(source, with_duration(overrides, duration))
             return Column(source, recipe.name, recipe)
         folder = RunFolder(path)
-        if not folder.recipe.is_file():
+        if not present(folder.recipe):
             raise ZooError(f"{folder.recipe}: no such file; not a run folder")
         if overrides:
             raise ZooError(f"{source}: a run is compared as it was trained; --set is for recipes")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoo.errors import Problem, RecipeError
+from zoo.files import FileError, read_text
 from zoo.recipe import Layer, Recipe, load_recipe
 from zoo.report.compare import check_folder
 from zoo.show import description
@@ -96,9 +97,9 @@ def _tokens(recipe: Recipe, seq_len: int, text: Path | None) -> list[int]:
     if tokenizer is None:
         raise _refusal("--text", f"the run's data are token numbers without a tokenizer; found {text}")
     try:
-        tokens = tokenizer.encode(text.read_text(encoding="utf-8"))[:seq_len].tolist()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _refusal("--text", f"{text}: cannot be read: {error}") from error
+        tokens = tokenizer.encode(read_text(text))[:seq_len].tolist()
+    except FileError as error:
+        raise _refusal("--text", str(error)) from error
     if not tokens:
         raise _refusal("--text", f"{text}: has no tokens")
     return tokens

@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from zoo.cost import model_cost
-from zoo.files import present, read_json
+from zoo.errors import ZooError
+from zoo.files import present, read_json, sha256
 from zoo.report.columns import Column
 from zoo.training.loggers import read_metrics
 from zoo.training.run_folder import RunFolder
@@ -20,7 +21,9 @@ def facts(column: Column) -> dict[str, Any]:
     """
     from zoo.training.continuing import damage  # imports numpy, which recipes alone do without
 
-    records = read_metrics(column.run.metrics)
+    summary = column.run.read_summary()
+    _check_metrics(column.run, summary)
+    records = read_metrics(column.run.metrics, needed=("tokens", "time_s"))
     diverged = [record["batch"] for record in records if not all(map(math.isfinite, _losses(record)))]
     seq_len = column.recipe.data.seq_len or column.recipe.model.max_seq_len
     flops = 3 * model_cost(column.recipe.model, seq_len).flops_per_token
@@ -28,7 +31,6 @@ def facts(column: Column) -> dict[str, Any]:
     validations = [record for record in finite if "validation_loss" in record]
     steps = [record for record in finite if "loss" in record]
     latest = records[-1] if records else {}
-    summary = column.run.read_summary()
     return {
         "finished": summary is not None,
         "damage": None if summary is None else damage(column.run, summary),
@@ -38,7 +40,7 @@ def facts(column: Column) -> dict[str, Any]:
         "time_s": latest.get("time_s", 0.0),
         "flops": flops * latest.get("tokens", 0),
         "flops_per_token": flops,
-        "tokens_per_s": steps[-1]["tokens_per_s"] if steps else None,
+        "tokens_per_s": steps[-1].get("tokens_per_s") if steps else None,
         "diverged_at": diverged[0] if diverged else None,
         "final": _validation([] if diverged else validations[-1:]),
         "best": _validation(sorted(validations, key=lambda record: record["validation_loss"])[:1]),
@@ -46,6 +48,19 @@ def facts(column: Column) -> dict[str, Any]:
         "training": [[r["tokens"], r["time_s"], r["loss"]] for r in steps],
         "validation": [[r["tokens"], r["time_s"], r["validation_loss"]] for r in validations],
     }
+
+
+def _check_metrics(folder: RunFolder, summary: dict[str, Any] | None) -> None:
+    """Raise ZooError if a complete run's metrics are not those that training wrote."""
+    expected = None if summary is None else summary.get("metrics_sha256")
+    if expected is None:  # not finished, or of an earlier version
+        return
+    found = sha256(folder.metrics)
+    if found != expected:
+        raise ZooError(
+            f"{folder.metrics}: damaged or edited: SHA-256 is {found[:16]}..., {folder.summary.name} says "
+            f"{str(expected)[:16]}...; bring it back"
+        )
 
 
 def _losses(record: dict) -> list[float]:
@@ -71,7 +86,7 @@ def _data(folder: RunFolder) -> dict[str, Any] | None:
 
 def _environment(folder: RunFolder) -> dict[str, Any]:
     """Device, processes and precision of the latest session; empty if they were not recorded."""
-    if not folder.environment.is_file():
+    if not present(folder.environment):
         return {}
     found = read_json(folder.environment)
     return {name: found.get(name) for name in ("device", "processes", "precision", "threads")}

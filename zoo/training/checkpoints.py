@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.errors import ZooError
+from zoo.files import FileError, check_file
 
 FILENAME = "ep{epoch}-ba{batch}-rank{rank}.pt"
 _NAME = re.compile(r"ep(\d+)-ba(\d+)-rank0\.pt")
@@ -29,7 +30,7 @@ def listed(folder: Path) -> list[Checkpoint]:
     """The checkpoints of a folder by name alone, oldest first."""
     found = []
     for path in folder.glob("*.pt"):
-        if (match := _NAME.fullmatch(path.name)) and not path.is_symlink():
+        if match := _NAME.fullmatch(path.name):
             found.append((int(match[2]), int(match[1]), path))
     return [Checkpoint(path, batch) for batch, _, path in sorted(found)]
 
@@ -39,6 +40,10 @@ def damage(path: Path) -> str | None:
 
     torch.save writes a zip archive with a CRC-32 of every tensor: a truncated file and a flipped bit both show.
     """
+    try:
+        check_file(path)
+    except FileError as error:
+        return str(error).removeprefix(f"{path}: ")
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()

@@ -106,6 +106,7 @@ def _atomic(write: Callable[[dict, str], None]) -> Callable[[dict, str], None]:
         final = Path(filename)
         temporary = final.with_name(TEMPORARY + final.name)
         try:
+            temporary.unlink(missing_ok=True)  # a link there is not followed
             write(state_dict, str(temporary))
             replace_durably(temporary, final)
         except (OSError, RuntimeError) as error:

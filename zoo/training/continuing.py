@@ -16,7 +16,7 @@ from zoo.data.prepared import PreparedData
 from zoo.data.tokenizers import Bytes, load_huggingface
 from zoo.differences import differences, in_words
 from zoo.errors import Problem, RecipeError, ZooError
-from zoo.files import present, sha256, write_text
+from zoo.files import present, sha256, write_sealed_json
 from zoo.loading import LoadError, recorded_digest
 from zoo.training.run_folder import RunFolder
 
@@ -223,4 +223,4 @@ def _check_without_record(folder: RunFolder, prepared: PreparedData, what: str) 
 
 def write_record(path: Path, record: DataRecord) -> None:
     """Write data.json."""
-    write_text(path, record.model_dump_json(indent=1) + "\n")
+    write_sealed_json(path, record.model_dump(mode="json"))

@@ -10,6 +10,7 @@ from composer.utils.parallelism import FSDP2Config
 
 from zoo import cost
 from zoo.errors import ZooError
+from zoo.files import sha256
 from zoo.kernels.dispatch import use_implementation
 from zoo.model import build_model
 from zoo.training import checkpoints
@@ -145,6 +146,7 @@ class Engine:
             bits_per_byte_before=before.get("validation_bits_per_byte"),
             bits_per_byte_after=after.get("validation_bits_per_byte"),
             sha256=digest,
+            metrics_sha256=sha256(setup.folder.metrics) if setup.device.rank == 0 else None,
         )
         if setup.device.rank == 0:
             setup.folder.write_summary(summary.as_dict())

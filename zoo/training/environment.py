@@ -1,7 +1,6 @@
 """environment.json: what a run ran on, so that its numbers can be understood later."""
 
 import datetime
-import json
 import os
 import platform
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 
 import zoo
-from zoo.files import read_json, write_text
+from zoo.files import present, read_json, write_sealed_json
 
 _PACKAGES = ("torch", "triton", "mosaicml", "mosaicml-streaming", "numpy", "safetensors", "liger-kernel")
 
@@ -20,9 +19,10 @@ _PACKAGES = ("torch", "triton", "mosaicml", "mosaicml-streaming", "numpy", "safe
 def record_environment(path: Path, *, seed: int, precision: str, world_size: int, from_batch: int) -> None:
     """Write environment.json; what earlier sessions of the same run wrote is kept under `earlier`."""
     earlier = []
-    if path.is_file():
+    if present(path):
         last = read_json(path)
-        earlier = [*last.pop("earlier", []), last]
+        before = last.pop("earlier", [])
+        earlier = [*(before if isinstance(before, list) else [before]), last]
     environment = {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "from_batch": from_batch,
@@ -37,7 +37,7 @@ def record_environment(path: Path, *, seed: int, precision: str, world_size: int
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
     }
-    write_text(path, json.dumps(environment | {"earlier": earlier}, indent=1) + "\n")
+    write_sealed_json(path, environment | {"earlier": earlier})
 
 
 def _versions() -> dict[str, str]:

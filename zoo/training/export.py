@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from zoo.data.tokenizers import Subwords
 from zoo.files import replace_durably, sha256, write_text
+from zoo.seal import sealed
 from zoo.training.run_folder import RunFolder
 
 
@@ -31,9 +32,8 @@ def export(folder: RunFolder, recipe, state: dict[str, torch.Tensor], tokenizer=
     tokenizer: of zoo/data/tokenizers.py, None where rows are numbers. One that is not bytes has files of its own: what
     it was made from, data that are elsewhere or a name on the Hub, need not be there when the run is used.
     """
-    if isinstance(tokenizer, Subwords):
-        tokenizer.save(folder.path)
     temporary = Path(folder.weights).with_name(".writing-model.safetensors")
+    temporary.unlink(missing_ok=True)  # a link there is not followed
     try:
         save_file(state, temporary, metadata={"format": "pt"})
     except SafetensorError as error:
@@ -48,7 +48,8 @@ def export(folder: RunFolder, recipe, state: dict[str, torch.Tensor], tokenizer=
         **({"plugins": recipe.plugins} if recipe.plugins else {}),
         "model": yaml.safe_load(recipe.dump())["model"],
         "tokenizer": None if used is None else used.model_dump(mode="json", exclude_none=True),
+        **({"tokenizer_sha256": tokenizer.save(folder.path)} if isinstance(tokenizer, Subwords) else {}),
         "weights": {"file": folder.weights.name, "sha256": digest},
     }
-    write_text(folder.model, yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
+    write_text(folder.model, sealed(yaml.safe_dump(description, sort_keys=False, allow_unicode=True)))
     return digest

@@ -4,14 +4,13 @@ continuing.py says whether a recipe may continue it.
 """
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from zoo.errors import ZooError
-from zoo.files import present, read_json, write_text
+from zoo.files import make_folder, open_to_append, present, read_json, write_sealed_json
 
 
 class RunFolderError(ZooError):
@@ -49,18 +48,29 @@ class RunFolder:
         return read_json(self.summary)
 
     def write_summary(self, summary: dict) -> None:
-        write_text(self.summary, json.dumps(summary, indent=1) + "\n")
+        write_sealed_json(self.summary, summary)
+
+    def _make(self) -> None:
+        """Make the folder and those inside it.
+
+        A run folder may be somebody else's: the folder itself may be a symbolic link, but nothing is written through
+        one inside it.  Files are replaced, not written over, so a link in the place of a file is harmless.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for folder in (self.checkpoints, self.tensorboard, *(self.path / name for name in ("wandb", "mlruns"))):
+                if folder in (self.checkpoints, self.tensorboard) or os.path.lexists(folder):
+                    make_folder(folder, RunFolderError)
+        except OSError as error:
+            why = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
+            message = f"cannot be used as a run folder: {why}; name another with --run-dir"
+            raise RunFolderError(f"{self.path}: {message}") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Make the folder and hold it: a second process that trains into it is refused instead of mixing files."""
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below
-        except OSError as error:
-            message = f"cannot be used as a run folder: {error.strerror}; name another with --run-dir"
-            raise RunFolderError(f"{self.path}: {message}") from error
-        with file:
+        self._make()
+        with open_to_append(self.path / ".lock", RunFolderError) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

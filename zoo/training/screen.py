@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zoo.files import open_text_to_append
 from zoo.terminal import CleanFormatter, clean
 from zoo.training.plan import Plan
 
@@ -88,6 +89,9 @@ class Screen:
 
 class _LogFile(logging.FileHandler):
     """A log whose own failure, on a full disk, does not bury the error it was to tell."""
+
+    def _open(self):
+        return open_text_to_append(Path(self.baseFilename))
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass

@@ -14,6 +14,7 @@ from zoo.data.token_bytes import token_bytes
 from zoo.errors import Problem, RecipeError, ZooError
 from zoo.files import write_text
 from zoo.model import build_model
+from zoo.seal import sealed
 from zoo.training import checkpoints
 from zoo.training.checkpoints import Checkpoint
 from zoo.training.composer_fixes import name_node_rank, refuse_code, refuse_other_weights
@@ -142,7 +143,7 @@ class Setup:
     def write_down(self, changes: list[Change], record: DataRecord) -> None:
         """Recipe, environment and the record of the data into the run folder; what happens next onto the screen."""
         self.folder.summary.unlink(missing_ok=True)  # no longer complete
-        write_text(self.folder.recipe, self.recipe.dump())
+        write_text(self.folder.recipe, sealed(self.recipe.dump()))
         write_record(self.folder.data, record)
         record_environment(
             self.folder.environment,

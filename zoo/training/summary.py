@@ -28,6 +28,7 @@ class Summary:
     bits_per_byte_before: float | None
     bits_per_byte_after: float | None
     sha256: str
+    metrics_sha256: str | None = None
 
     def as_dict(self) -> dict:
         values = {key: value for key, value in asdict(self).items() if key != "run_dir"}

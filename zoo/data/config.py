@@ -134,22 +134,34 @@ class Synthetic(Source):
     """Rows made by rule, with labels on the answers only (docs: evaluation).  Token numbers need no tokenizer.
 
     mqar: `pairs` key-value pairs, then each key once more as a query, whose label is its value (arXiv 2312.04927).
+    compositional_mqar: keys of two tokens; each token belongs to two keys, so that neither alone tells the value.
+    forgetting_mqar: half of the keys are written twice, with another value; the last value is right.
     copy: `span` random tokens, a separator, the same tokens; loss on the second half.
     induction: `span` random tokens, `gap` filler tokens, the same tokens again; loss on the second half.
     """
 
     kind: Literal["synthetic"]
-    task: Literal["mqar", "copy", "induction"] = Field(description="Which task.")
+    task: Literal["mqar", "compositional_mqar", "forgetting_mqar", "copy", "induction"] = Field(
+        description="Which task."
+    )
     vocab_size: int = Field(8192, ge=8, description="Token numbers are below this; number 0 is filler or separator.")
     rows: int = Field(100_000, ge=1, description="Training rows.")
     validation_rows: int = Field(1_000, ge=1, description="Validation rows; none of them is among the training rows.")
     length: int | None = Field(
         None, ge=2, description="Tokens of the task in a row; the rest is padding. Default: the row (`seq_len`)."
     )
-    pairs: int = Field(8, ge=1, description="mqar: key-value pairs (P); 4 P <= length.")
-    power: float = Field(0.01, gt=0, le=1, description="mqar: gaps g have probability proportional to g^(power - 1).")
+    pairs: int = Field(
+        8,
+        ge=1,
+        description="mqar: keys (P); 4 P <= length. compositional_mqar: even, 5 P <= length. forgetting_mqar: "
+        "with P // 2 keys written twice, 2 (P + P // 2) + 2 P <= length.",
+    )
+    power: float = Field(
+        0.01, gt=0, le=1, description="The three mqar tasks: gaps g have probability proportional to g^(power - 1)."
+    )
     filler: Literal["zeros", "random"] = Field(
-        "zeros", description="mqar, induction: what fills the places between; `random` never uses the row's own tokens."
+        "zeros",
+        description="All but copy: what fills the places between; `random` never uses the row's own tokens.",
     )
     span: int | None = Field(
         None,
@@ -171,15 +183,25 @@ class Synthetic(Source):
             yield ("vocab_size",), f"must be at most model.vocab_size = {vocab_size}; found {self.vocab_size}"
         if length > seq_len:
             yield ("length",), f"must be at most seq_len = {seq_len}; found {length}"
-        yield from self._mqar_problems(length) if self.task == "mqar" else self._repeat_problems(length, seq_len)
+        recall = self.task.endswith("mqar")
+        yield from self._mqar_problems(length) if recall else self._repeat_problems(length, seq_len)
+
+    @property
+    def written(self) -> int:
+        """The mqar tasks: tokens of the part that writes the keys and their values."""
+        rewritten = self.pairs // 2 if self.task == "forgetting_mqar" else 0
+        return 3 * self.pairs if self.task == "compositional_mqar" else 2 * (self.pairs + rewritten)
 
     def _mqar_problems(self, length: int) -> Iterator[Problem]:
         if length % 2:
-            yield ("length",), f"mqar needs an even number of tokens; found {length}"
+            yield ("length",), f"{self.task} needs an even number of tokens; found {length}"
         if self.vocab_size <= length:
-            yield ("vocab_size",), f"mqar needs more than the row's {length} tokens; found {self.vocab_size}"
-        if 4 * self.pairs > length:
-            yield ("pairs",), f"mqar needs 4 * pairs <= {length} tokens; found pairs = {self.pairs}"
+            yield ("vocab_size",), f"{self.task} needs more than the row's {length} tokens; found {self.vocab_size}"
+        if self.written + 2 * self.pairs > length:
+            need = f"{self.written} tokens for its keys and {2 * self.pairs} for its queries"
+            yield ("pairs",), f"{self.task} needs {need}, of {length}; found pairs = {self.pairs}"
+        if self.task == "compositional_mqar" and (self.pairs % 2 or self.pairs < 4):
+            yield ("pairs",), f"{self.task} needs an even number of pairs from 4; found pairs = {self.pairs}"
 
     def _repeat_problems(self, length: int, seq_len: int) -> Iterator[Problem]:
         span = self.resolved_span(seq_len)

@@ -16,13 +16,12 @@ from streaming.base.dataset import _ShardState
 from streaming.base.shared.memory import SharedMemory
 from torch.utils.data import DataLoader
 
-from zoo.data.config import Mds
 from zoo.data.errors import DataError
-from zoo.data.mds import check_row, document_starts, token_numbers
 from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.shards import hash_name, make_ready, read_index, remove_broken
 from zoo.data.shared import check_room, let_go, own_number
 from zoo.data.stale import remove_stale
+from zoo.data.stored import row_parts
 from zoo.data.streams import CheckedStream
 from zoo.data.synthetic import IGNORED
 from zoo.processes import sheltered, stay_with_parent
@@ -57,7 +56,7 @@ class RowDataset(StreamingDataset):
         return self._row(stream, sample)
 
     def _row(self, stream: RowStream, sample: dict[str, Any]) -> dict[str, torch.Tensor]:
-        inputs, labels, starts = _parts(stream, sample, self._seq_len, self._vocab_size)
+        inputs, labels, starts = row_parts(stream, sample, self._seq_len, self._vocab_size)
         n = len(inputs)
         row = {
             "input_ids": np.full(self._seq_len, self._pad, np.int64),
@@ -244,20 +243,3 @@ def _stream(stream: RowStream) -> CheckedStream:
         proportion=stream.proportion,
         validate_hash=hash_name(read_index(stream.folder)),
     )
-
-
-def _parts(stream: RowStream, sample: dict, seq_len: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return inputs, labels and document starts of a stored row; starts may point one past the inputs."""
-    source = stream.source
-    if not isinstance(source, Mds):
-        tokens = sample["tokens"].astype(np.int64)
-        if "labels" in sample:
-            return tokens, sample["labels"].astype(np.int64), np.zeros(1, np.int64)
-        return tokens[:-1], tokens[1:], sample["starts"].astype(np.int64)
-    tokens = token_numbers(source, sample[source.tokens_column])
-    check_row(source, tokens, vocab_size)
-    starts = document_starts(source, sample, tokens)
-    if source.labels_column:
-        return tokens[:seq_len], token_numbers(source, sample[source.labels_column])[:seq_len], starts
-    targets = np.append(tokens[1:], IGNORED) if len(tokens) == seq_len else tokens[1:]
-    return tokens[: len(targets)][:seq_len], targets[:seq_len], starts

@@ -7,11 +7,11 @@ import numpy as np
 
 from zoo.data.config import Mds, Source
 from zoo.data.errors import DataError
-from zoo.data.mds import document_starts, rows_of, token_numbers
+from zoo.data.mds import document_starts, token_numbers
 from zoo.data.packing import SPLITS
 from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.preparing import prepare
-from zoo.data.shards import make_ready, read_index
+from zoo.data.stored import samples
 from zoo.data.synthetic import IGNORED
 
 NUMBERS_A_LINE = 16
@@ -52,17 +52,7 @@ def show_samples(prepared: PreparedData, n: int = 3, split: str = "train") -> st
 
 
 def _spread_rows(stream: RowStream, n: int) -> Iterator[tuple[int, dict]]:
-    if stream.remote:
-        raise DataError(
-            f"source mds: {stream.remote}: rows of remote shards are fetched by training, and cannot be shown"
-        )
-    make_ready(stream.folder, stream.remedy)
-    wanted = sorted({int((i + 0.5) * stream.counts.rows / n) for i in range(n)})
-    first = 0
-    for shard in read_index(stream.folder):
-        here = [at for at in wanted if first <= at < first + shard["samples"]]
-        yield from zip(here, rows_of(stream.folder, shard, [at - first for at in here]), strict=True)
-        first += shard["samples"]
+    return samples(stream, {int((i + 0.5) * stream.counts.rows / n) for i in range(n)})
 
 
 def _show_row(prepared: PreparedData, stream: RowStream, split: str, at: int, sample: dict) -> str:

@@ -24,20 +24,85 @@ def mqar(rng: np.random.Generator, rows: int, length: int, source: Synthetic) ->
     without replacement from 1..(length - 2P)/2 with probability proportional to g^(power - 1); its label is the value.
     The smallest gap is the first place after the pairs, as in zoology's code, so that the largest gap lies in the row.
     """
-    pairs, half = source.pairs, source.vocab_size // 2
-    keys = _without_replacement(rng, rows, half - 1, pairs) + 1
-    values = _without_replacement(rng, rows, source.vocab_size - half, pairs) + half
-    places = (length - 2 * pairs) // 2
+    keys = _without_replacement(rng, rows, source.vocab_size // 2 - 1, source.pairs) + 1
+    values = _values(rng, rows, source.pairs, source)
+    return _recall(rng, length, source, np.stack((keys, values), 2), keys[:, :, None], values)
+
+
+def compositional_mqar(
+    rng: np.random.Generator, rows: int, length: int, source: Synthetic
+) -> tuple[np.ndarray, np.ndarray]:
+    """MQAR with keys of two tokens (zoology, 2026): P triples `a b v`, then each key `a b` once more as a query.
+
+    The parts form a ring, a0 b0 a1 b1 ..., whose P edges are the keys, in an order drawn at random: each part belongs
+    to exactly two keys, so that neither part alone tells the value. The label stands at the second part of a query.
+    """
+    half_ring = source.pairs // 2
+    parts = _without_replacement(rng, rows, source.vocab_size // 2 - 1, source.pairs) + 1
+    first, second = parts[:, :half_ring], parts[:, half_ring:]
+    around = np.stack((np.stack((first, second), 2), np.stack((first, np.roll(second, -1, axis=1)), 2)), 1)
+    keys = _shuffled(rng, around.reshape(rows, source.pairs, 2))
+    values = _values(rng, rows, source.pairs, source)
+    return _recall(rng, length, source, np.concatenate((keys, values[:, :, None]), 2), keys, values)
+
+
+def forgetting_mqar(
+    rng: np.random.Generator, rows: int, length: int, source: Synthetic
+) -> tuple[np.ndarray, np.ndarray]:
+    """MQAR with P // 2 of the keys written twice, the second time with another value, which is the label.
+
+    The second writings come in random places after the first of their key (zoology, 2026).
+    """
+    again = source.pairs // 2
+    keys = _without_replacement(rng, rows, source.vocab_size // 2 - 1, source.pairs) + 1
+    values = _values(rng, rows, source.pairs + again, source)
+    written = np.concatenate((keys, keys[:, :again]), 1)
+    # Random times, of which a key written twice takes the earlier for its first writing.
+    time = rng.random(written.shape)
+    early, late = (
+        np.minimum(time[:, :again], time[:, source.pairs :]),
+        np.maximum(time[:, :again], time[:, source.pairs :]),
+    )
+    time[:, :again], time[:, source.pairs :] = early, late
+    order = np.argsort(time, axis=1)[:, :, None]
+    pairs = np.take_along_axis(np.stack((written, values), 2), order, axis=1)
+    right = np.concatenate((values[:, source.pairs :], values[:, again : source.pairs]), 1)
+    return _recall(rng, length, source, pairs, keys[:, :, None], right)
+
+
+def _values(rng: np.random.Generator, rows: int, count: int, source: Synthetic) -> np.ndarray:
+    half = source.vocab_size // 2
+    return _without_replacement(rng, rows, source.vocab_size - half, count) + half
+
+
+def _shuffled(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    """x [rows, items, ...] with the items of each row in an order of its own."""
+    order = np.argsort(rng.random(x.shape[:2]), axis=1)
+    return np.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
+def _recall(
+    rng: np.random.Generator,
+    length: int,
+    source: Synthetic,
+    written: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that begin with `written` [rows, n, w] and ask for `values` [rows, P] by `keys` [rows, P, 1 or 2]."""
+    rows, start = len(written), written.shape[1] * written.shape[2]
+    places = (length - start) // 2
     # Gumbel noise on the log-weights, sorted, is sampling without replacement in the order of the draws.
     noisy = (source.power - 1) * np.log(np.arange(1, places + 1)) + rng.gumbel(size=(rows, places))
-    positions = 2 * pairs + 2 * np.argsort(-noisy, axis=1)[:, :pairs]
+    positions = start + 2 * np.argsort(-noisy, axis=1)[:, : source.pairs]
     tokens = np.zeros((rows, length), np.int64)
-    tokens[:, 0 : 2 * pairs : 2], tokens[:, 1 : 2 * pairs : 2] = keys, values
-    np.put_along_axis(tokens, positions, keys, axis=1)
+    tokens[:, :start] = written.reshape(rows, start)
+    for part in range(keys.shape[2]):
+        np.put_along_axis(tokens, positions + part, keys[:, :, part], axis=1)
     labels = np.full((rows, length), IGNORED)
-    np.put_along_axis(labels, positions, values, axis=1)
+    np.put_along_axis(labels, positions + keys.shape[2] - 1, values, axis=1)
     if source.filler == "random":
-        _fill(rng, tokens, tokens == 0, keys, source.vocab_size)
+        _fill(rng, tokens, tokens == 0, keys.reshape(rows, -1), source.vocab_size)
     return tokens, labels
 
 
@@ -67,14 +132,13 @@ def make_rows(source: Synthetic, length: int, seed: int) -> Iterator[tuple[str, 
 
     Raises DataError if the task has too few different rows for that.
     """
-    make = mqar if source.task == "mqar" else repeat
+    make = MAKERS[source.task]
     wanted = {"train": source.rows, "validation": source.validation_rows}
-    threshold = int(source.validation_rows / (source.rows + source.validation_rows) * 2**64)
     missing = dict(wanted)
     for chunk in range(GIVE_UP_AFTER * (1 + sum(wanted.values()) // CHUNK)):
         tokens, labels = make(np.random.default_rng([seed, chunk]), CHUNK, length, source)
         for row, label in zip(tokens, labels, strict=True):
-            split = "validation" if xxhash.xxh64_intdigest(row.tobytes()) < threshold else "train"
+            split = split_of(row, source)
             if missing[split]:
                 missing[split] -= 1
                 yield split, row, label
@@ -84,6 +148,21 @@ def make_rows(source: Synthetic, length: int, seed: int) -> Iterator[tuple[str, 
     raise DataError(
         f"source {source.task}: too few different rows exist ({short} missing); raise vocab_size, span or pairs"
     )
+
+
+MAKERS = {
+    "mqar": mqar,
+    "compositional_mqar": compositional_mqar,
+    "forgetting_mqar": forgetting_mqar,
+    "copy": repeat,
+    "induction": repeat,
+}
+
+
+def split_of(row: np.ndarray, source: Synthetic) -> str:
+    """The split of a row, train or validation, by its content: equal rows are always in one split."""
+    threshold = int(source.validation_rows / (source.rows + source.validation_rows) * 2**64)
+    return "validation" if xxhash.xxh64_intdigest(row.tobytes()) < threshold else "train"
 
 
 def _without_replacement(rng: np.random.Generator, rows: int, n: int, k: int) -> np.ndarray:

@@ -1,0 +1,102 @@
+"""`zoo eval`: what it prints, and one line for every mistake."""
+
+import json
+
+import pytest
+
+from tests.zoo.evaluation.subjects import Guesser
+from zoo.cli import run as zoo
+from zoo.evaluation.command import parse_lengths, parse_tasks
+from zoo.evaluation.registry import GROUPS, make_tasks, names, register, task_class
+from zoo.evaluation.results import ResultFile, read_results
+from zoo.evaluation.run import evaluate
+from zoo.evaluation.table import as_table
+
+
+def test_the_list_names_every_task_and_group(capsys):
+    assert zoo(["eval", "--list"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in [*names(), *GROUPS])
+    assert zoo(["eval", "--list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [task["task"] for task in found["tasks"]] == names()
+    assert all(task["measures"] and task["rows"] and task["metrics"] for task in found["tasks"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name at least one run folder"),
+        (["runs/none"], "--tasks: name tasks"),
+        (["runs/none", "--tasks", "mqra"], "unknown task 'mqra'.*Did you mean 'mqar'"),
+        (["runs/none", "--tasks", "{task: mqar, pears: 1}"], "task mqar: unknown key 'pears'.*Did you mean 'pairs'"),
+        (["runs/none", "--tasks", "{task: mqar"], "--tasks: not names or mappings in YAML"),
+        (["runs/none", "--tasks", "[1]"], "must be a name, or a mapping with the key task"),
+        (["runs/none", "--tasks", "mqar", "--seq-len", "many"], "--seq-len: must be whole numbers"),
+        (["runs/none", "--tasks", "piqa", "--seq-len", "128"], "--seq-len: piqa has texts of its own length"),
+        (["runs/none", "--tasks", "mqar"], "runs/none: no such folder"),
+        (["a", "b", "--tasks", "mqar", "-o", "x.json"], "--output: is for one model"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert zoo(["eval", *arguments]) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(said)
+
+
+def test_names_and_mappings_are_read_as_in_yaml():
+    assert parse_tasks("mqar, {task: copy, span: 4}") == ["mqar", {"task": "copy", "span": 4}]
+    assert parse_lengths("128, 4096") == (128, 4096)
+
+
+def test_every_task_states_what_it_measures():
+    for name in names():
+        task = task_class(name)
+        assert task.model_fields["task"].default == name
+        assert task.title
+        assert task.measures
+        assert task.metrics
+        assert (task.__doc__ or "").strip()
+    assert {name for tasks in GROUPS.values() for name in tasks} <= set(names())
+
+
+def test_a_group_is_its_tasks_once():
+    labels = [task.label for task in make_tasks(["recall", "mqar"])]
+    assert labels == list(GROUPS["recall"])
+
+
+def test_a_taken_name_is_refused():
+    with pytest.raises(ValueError, match="task 'mqar' is taken by"):
+        register("mqar", "somewhere:Else")
+
+
+def test_a_table_shows_value_interval_and_chance():
+    results = evaluate(Guesser(), ["mqar"], rows=5)
+    text = as_table({"runs/a": results, "runs/b": results})
+    line = next(line for line in text.splitlines() if line.startswith("mqar"))
+    assert "accuracy" in line
+    assert "0.8%" in line  # 1 / 128
+    assert line.count(" to ") == 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "results": [{}]}', "\x00"])
+def test_a_damaged_result_file_is_named(content, tmp_path):
+    path = tmp_path / "eval.json"
+    path.write_text(content)
+    with pytest.raises(Exception, match=r"eval\.json") as caught:
+        read_results(path)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_results_of_other_weights_are_not_taken(tmp_path):
+    model = Guesser()
+    model.digest = "one"
+    kept = tmp_path / "eval.json"
+    first = evaluate(model, ["copy"], rows=4, output=kept)
+    [task] = make_tasks(["copy"], rows=4)
+    assert ResultFile(kept).find(task, first[0].model) == first[0]
+    assert ResultFile(kept).find(task, first[0].model | {"digest": "other"}) is None
+    assert ResultFile(kept).find(task, first[0].model | {"dtype": "bf16"}) is None

@@ -1,0 +1,225 @@
+"""Real models: scores equal those of lm-evaluation-harness, of the export, and of training's own validation."""
+
+import json
+
+import pytest
+import torch
+
+from zoo.evaluation.asking import answer
+from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.run import evaluate
+from zoo.evaluation.subject import ZooSubject, load_subject, with_data
+from zoo.evaluation.task import Choice
+
+PAIRS = [
+    ("The cat sat on the", " mat"),
+    ("The cat sat on the", " mat and looked at the birds outside"),
+    ("Question: why?\nAnswer:", " because it is"),
+    ("ends in blanks  ", "continues"),
+    ("", "nothing before it"),
+    ("é ü 注意", " 意"),
+    ("word " * 200, " the end is far away"),  # longer than the model's context: cut at the left
+]
+TEXT = "\n".join(f"Line {i}: the quick brown fox jumps over the lazy dog number {i * 7 % 13}." for i in range(400))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A Llama of two layers with random weights and a byte-level BPE, as transformers saves them."""
+    from tokenizers import Tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from zoo.data.config import BpeTokenizer
+    from zoo.data.tokenizers import END_OF_DOCUMENT_TEXT, train_bpe
+
+    folder = tmp_path_factory.mktemp("llama")
+    bpe = train_bpe(BpeTokenizer(kind="bpe", vocab_size=320, min_frequency=1), [TEXT])
+    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(bpe._text), eos_token=END_OF_DOCUMENT_TEXT)
+    made.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        vocab_size=320,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+        eos_token_id=made.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_log_likelihoods_equal_those_of_the_harness(llama):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from zoo.evaluation.harness import HarnessModel
+
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(PAIRS)]
+    theirs = HFLM(pretrained=str(llama), device="cpu", dtype="float32", batch_size=3).loglikelihood(requests, True)
+    subject = load_subject(llama, device="cpu")
+    ours = [(a.loglikelihood[0], a.greedy[0]) for a in answer(subject, [Choice((pair,), 0) for pair in PAIRS])]
+    adapted = HarnessModel(subject).loglikelihood(requests, True)
+    for mine, through, their in zip(ours, adapted, theirs, strict=True):
+        assert mine[0] == pytest.approx(their[0], abs=1e-4)
+        assert through[0] == pytest.approx(their[0], abs=1e-4)
+        assert mine[1] == through[1] == their[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rolling_log_likelihoods_and_generation_equal_those_of_the_harness(llama):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from zoo.evaluation.harness import HarnessModel
+
+    theirs = HFLM(pretrained=str(llama), device="cpu", dtype="float32", batch_size=2)
+    ours = HarnessModel(load_subject(llama, device="cpu"))
+    rolling = [Instance("loglikelihood_rolling", {}, (TEXT[:n],), n) for n in (40, 3000)]
+    assert ours.loglikelihood_rolling(rolling) == pytest.approx(theirs.loglikelihood_rolling(rolling, True), abs=1e-2)
+    settings = {"until": ["\n", "dog"], "max_gen_toks": 12}
+    asked = [Instance("generate_until", {}, ("The quick brown fox", settings), 0)]
+    assert ours.generate_until(asked) == theirs.generate_until(asked, True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_task_of_the_harness_runs_in_process(llama, tmp_path):
+    lm_eval = pytest.importorskip("lm_eval")
+    from zoo.evaluation.harness import HarnessModel, as_result
+
+    data = tmp_path / "rows.jsonl"
+    rows = [{"q": f"{i} plus 1 is", "choices": [str(i + 1), str(i + 2)], "gold": 0} for i in range(8)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    task = {
+        "task": "sums",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{gold}}",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+    model = HarnessModel(load_subject(llama, device="cpu"))
+    found = lm_eval.simple_evaluate(model=model, tasks=[task], bootstrap_iters=0, log_samples=False)
+    result = as_result(found, "sums", "lm-eval:sums", model, 1.0)
+    asked = [Choice(tuple((row["q"], f" {choice}") for choice in row["choices"]), 0) for row in rows]
+    right = [a.loglikelihood[0] > a.loglikelihood[1] for a in answer(model.subject, asked)]
+    assert result.metrics["acc"]["value"] == pytest.approx(sum(right) / 8)
+    assert result.rows == 8
+
+
+def test_an_unknown_folder_is_one_line(tmp_path):
+    with pytest.raises(EvaluationError, match="no such folder"):
+        load_subject(tmp_path / "nowhere")
+    with pytest.raises(EvaluationError, match="neither a run of the zoo"):
+        load_subject(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(EvaluationError, match="transformers cannot load it"):
+        load_subject(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of 2 batches on text, with its validation in metrics.jsonl."""
+    from zoo.recipe import load_recipe
+    from zoo.training import train
+
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "text").mkdir()
+    for i in range(8):
+        (folder / "text" / f"{i}.txt").write_text(TEXT[i * 100 : i * 100 + 3000])
+    (folder / "r.yaml").write_text(
+        f"""
+name: r
+model:
+  d_model: 32
+  vocab_size: 264
+  max_seq_len: 128
+  ffn: {{kind: swiglu, d_ff: 64}}
+  blocks: {{ansa: {{kind: ansa, n_heads: 2, n_kv_heads: 1, rope_dim: 8, window: 16, n_selected: 4}}}}
+  layers: ansa*2
+data: {{source: {{kind: text, paths: [{folder}/text]}}, validation_fraction: 0.3, cache_dir: {folder}/cache}}
+train: {{duration: 2ba, batch_size: 2, workers: 0, loggers: []}}
+eval: {{batches: all}}
+"""
+    )
+    train(load_recipe(folder / "r.yaml"), folder / "run")
+    return folder / "run"
+
+
+def test_perplexity_of_a_run_is_its_last_validation_loss(run):
+    [result] = evaluate(run, ["perplexity"], device="cpu")
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert result.metrics["nats"]["value"] == pytest.approx(last["validation_loss"], abs=1e-5)
+    assert result.metrics["bits_per_byte"]["value"] == pytest.approx(last["validation_bits_per_byte"], abs=1e-5)
+    total = sum(n["nats"]["value"] for n in result.by["position"].values()) / len(result.by["position"])
+    assert total == pytest.approx(result.metrics["nats"]["value"], rel=0.02)
+
+
+def test_loss_by_position_goes_past_the_training_length(run):
+    [result] = evaluate(
+        run, [{"task": "loss_by_position", "lengths": [64, 256], "bucket": 32, "rows": 3}], device="cpu"
+    )
+    assert list(result.by["length"]) == ["64", "256"]
+    assert [key for key in result.by["position"] if key.startswith("64:")] == ["64: 1-32", "64: 33-64"]
+    assert len(result.by["position"]) == 2 + 8
+    # The first 64 tokens of a row of 256 are the row of 64: the same losses, by causality.
+    for span in ("1-32", "33-64"):
+        short, long = (result.by["position"][f"{length}: {span}"]["nats"]["value"] for length in (64, 256))
+        assert short == pytest.approx(long, abs=1e-5)
+
+
+def test_results_are_kept_and_found_again(run):
+    first = evaluate(run, ["perplexity"])
+    assert evaluate(run, ["perplexity"])[0] == first[0]
+    again = evaluate(run, ["perplexity"], again=True)[0]
+    assert again.metrics == first[0].metrics
+    kept = json.loads((run / "eval.json").read_text())
+    assert [each["label"] for each in kept["results"]].count("perplexity") == 1
+
+
+def test_data_of_another_file_are_scored_with_the_runs_tokenizer(run, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("something else entirely. " * 200)
+    (tmp_path / "other.yaml").write_text(
+        f"data: {{source: {{kind: text, paths: [{other}]}}, validation_fraction: 0, cache_dir: {tmp_path}/c}}"
+    )
+    subject = load_subject(run, "cpu")
+    with_data(subject, tmp_path / "other.yaml", run)
+    [result] = evaluate(subject, ["perplexity"])
+    assert result.model["held_out"].endswith("other.yaml")
+    tokens = sum(int((e.labels != -100).sum()) for e in _examples(subject))
+    assert tokens == len(other.read_bytes())  # every byte is a target but the first; so is the end of the document
+
+
+def _examples(subject):
+    from zoo.evaluation.registry import make_tasks
+    from zoo.evaluation.run import make_examples
+
+    return make_examples(make_tasks(["perplexity"])[0], subject)
+
+
+def test_a_run_and_its_export_give_the_same_log_likelihoods(run, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from zoo.export.export import export_command
+
+    export_command(run, tmp_path / "exported", "hf", "fp32")
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported", trust_remote_code=True)
+    subject = ZooSubject(run, "cpu")
+    pairs = [pair for pair in PAIRS[:3] if pair[0]]
+    for pair, found in zip(pairs, answer(subject, [Choice((pair,), 0) for pair in pairs]), strict=True):
+        context, continuation = subject.encode_pair(*pair)
+        tokens = torch.tensor([[*context, *continuation]])
+        with torch.no_grad():
+            logs = torch.log_softmax(exported(tokens[:, :-1]).logits[0].float(), -1)
+        places = torch.arange(len(context) - 1, len(context) + len(continuation) - 1)
+        total = logs[places, torch.tensor(continuation)].sum()
+        assert found.loglikelihood[0] == pytest.approx(float(total), abs=1e-4)

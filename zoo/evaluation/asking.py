@@ -1,0 +1,264 @@
+"""Examples to answers: the three ways to ask a model, batched by length.
+
+Shapes: B rows, T tokens, N places with a question, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.subject import Subject
+from zoo.evaluation.task import IGNORED, Answer, Choice, Chosen, Example, Generated, Labelled, Predicted, Prompt, Text
+
+TOKENS_GPU, TOKENS_CPU = 1 << 17, 1 << 13  # of a batch, padding included
+LOGITS_AT_ONCE = 1 << 27  # numbers of [N, V] held at a time
+GREEDY_ROWS = 32  # prompts generated side by side
+
+
+@dataclass(frozen=True)
+class Query:
+    """A row of tokens, and the places where the next token is asked for with its label.
+
+    tokens: the model's input.  places: positions in it.  labels: the token asked about at each place.
+    starts: places where documents begin; None: one document.
+    """
+
+    tokens: tuple[int, ...]
+    places: tuple[int, ...]
+    labels: tuple[int, ...]
+    starts: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """For each place of a query: the label's log-likelihood in nats, and the likeliest token."""
+
+    loglikelihood: np.ndarray
+    likeliest: np.ndarray
+
+
+def answer(
+    subject: Subject, examples: Sequence[Example], advance: Callable[[int], object] = lambda n: None
+) -> list[Answer]:
+    """The answer to each example, in order.  advance: called with the number of examples done since the last call.
+
+    Raises EvaluationError for an example that the model cannot be given, before the first batch runs.
+    """
+    kinds = {type(example) for example in examples}
+    if len(kinds) > 1:
+        raise EvaluationError(f"a task must have one kind of example; found {sorted(kind.__name__ for kind in kinds)}")
+    if not examples:
+        return []
+    asked = {Choice: _choices, Labelled: _labelled, Prompt: _prompts}[kinds.pop()]
+    return asked(subject, examples, advance)
+
+
+def ask(subject: Subject, queries: Sequence[Query], advance: Callable[[int], object] = lambda n: None) -> list[Reply]:
+    """Replies to queries, in order. Rows of like length run together, the longest first, so that memory fails early."""
+    order = sorted(range(len(queries)), key=lambda i: -len(queries[i].tokens))
+    replies: list[Reply | None] = [None] * len(queries)
+    for batch in _batches(order, [len(query.tokens) for query in queries], _budget(subject)):
+        for i, reply in zip(batch, _ask_batch(subject, [queries[i] for i in batch]), strict=True):
+            replies[i] = reply
+        advance(len(batch))
+    return replies
+
+
+def _budget(subject: Subject) -> int:
+    return TOKENS_GPU if subject.device.type == "cuda" else TOKENS_CPU
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Runs of `order`, whose lengths fall, with at most `budget` tokens each when padded; one row at least."""
+    batch: list[int] = []
+    for i in order:
+        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _ask_batch(subject: Subject, queries: Sequence[Query]) -> Iterator[Reply]:
+    longest = max(len(query.tokens) for query in queries)
+    tokens_BT = torch.zeros(len(queries), longest, dtype=torch.int64)
+    for row, query in enumerate(queries):
+        tokens_BT[row, : len(query.tokens)] = torch.as_tensor(query.tokens)
+    starts_BT = _starts(queries, longest)
+    row_N = torch.tensor([row for row, query in enumerate(queries) for _ in query.places])
+    position_N = torch.tensor([place for query in queries for place in query.places])
+    label_N = torch.tensor([label for query in queries for label in query.labels])
+    logs_N, likeliest_N = _log_likelihoods(subject, tokens_BT, starts_BT, row_N, position_N, label_N)
+    start = 0
+    for query in queries:
+        end = start + len(query.places)
+        yield Reply(logs_N[start:end], likeliest_N[start:end])
+        start = end
+
+
+def _starts(queries: Sequence[Query], longest: int) -> torch.Tensor | None:
+    """Where documents begin, bool [B, T]; the padding of a row begins one. None if no query says."""
+    if all(query.starts is None for query in queries):
+        return None
+    starts_BT = torch.zeros(len(queries), longest, dtype=torch.bool)
+    for row, query in enumerate(queries):
+        n = len(query.tokens)
+        starts_BT[row, [0, *(query.starts or ()), *([n] if n < longest else [])]] = True
+    return starts_BT
+
+
+@torch.no_grad()
+def _log_likelihoods(
+    subject: Subject, tokens_BT, starts_BT, row_N, position_N, label_N
+) -> tuple[np.ndarray, np.ndarray]:
+    """(log-likelihood of each label float64 [N], likeliest token int64 [N]), on the host.
+
+    A call of the model gives the logits of at most LOGITS_AT_ONCE numbers; where a batch asks for more, its rows are
+    split, so that each row is computed once.
+    """
+    at_once = max(1, LOGITS_AT_ONCE // subject.vocab_size)
+    logs, likeliest = [], []
+    for lo, hi in _row_ranges(row_N.tolist(), at_once):
+        part = (row_N >= lo) & (row_N < hi)
+        tokens = tokens_BT[lo:hi].to(subject.device)
+        starts = None if starts_BT is None else starts_BT[lo:hi].to(subject.device)
+        row, position = (row_N[part] - lo).to(subject.device), position_N[part].to(subject.device)
+        logits_NV = subject.logits(tokens, row, position, starts)
+        label = label_N[part].to(logits_NV.device)
+        log_N = logits_NV.gather(1, label[:, None])[:, 0].double() - torch.logsumexp(logits_NV, 1).double()
+        logs.append(log_N.cpu().numpy())
+        likeliest.append(logits_NV.argmax(1).cpu().numpy())
+    return np.concatenate(logs), np.concatenate(likeliest)
+
+
+def _row_ranges(rows: Sequence[int], at_once: int) -> Iterator[tuple[int, int]]:
+    """(first, end) of consecutive rows with at most at_once places together, or one row."""
+    counts = np.bincount(rows)
+    lo = taken = 0
+    for row, count in enumerate(counts):
+        if row > lo and taken + count > at_once:
+            yield lo, row
+            lo, taken = row, 0
+        taken += int(count)
+    yield lo, len(counts)
+
+
+def _choices(subject: Subject, examples: Sequence[Choice], advance) -> list[Chosen]:
+    """Options that differ in their last token only share one row, so that one-word answers cost one row a question."""
+    pairs = [[_pair(subject, *option) for option in example.options] for example in examples]
+    queries: list[Query] = []
+    index: dict[tuple[int, ...], int] = {}
+    shared: list[dict[int, int]] = []  # of each query: place of a label among its labels
+    at: list[list[tuple[int, list[int]]]] = []
+    cut: list[bool] = []
+    for row, options in enumerate(pairs):
+        found, truncated = [], False
+        for context, continuation in options:
+            if not continuation:
+                raise EvaluationError(f"row {row}: an option is empty once it is made of tokens")
+            tokens = [*context, *continuation][:-1]
+            if len(continuation) > subject.max_len:
+                limit = f"the model takes {subject.max_len} tokens"
+                raise EvaluationError(f"row {row}: an option has {len(continuation)} tokens, and {limit}")
+            truncated |= len(tokens) > subject.max_len
+            tokens = tokens[-subject.max_len :]
+            found.append(_placed(tuple(tokens), continuation, queries, index, shared))
+        at.append(found)
+        cut.append(truncated)
+    replies = ask(subject, queries, _in_rows(advance, len(queries), len(examples)))
+    return [_chosen(found, pair, replies, truncated) for found, pair, truncated in zip(at, pairs, cut, strict=True)]
+
+
+def _pair(subject: Subject, context: Text, continuation: Text) -> tuple[list[int], list[int]]:
+    if isinstance(context, str) and isinstance(continuation, str):
+        return subject.encode_pair(context, continuation)
+    return list(context), list(continuation)
+
+
+def _placed(tokens, continuation, queries, index, shared) -> tuple[int, list[int]]:
+    """(query, the places of this continuation among its labels); a one-token continuation joins a row that is there."""
+    n = len(continuation)
+    if n == 1 and tokens in index:
+        query = index[tokens]
+        old, label = queries[query], continuation[0]
+        if label not in shared[query]:
+            shared[query][label] = len(old.labels)
+            queries[query] = Query(old.tokens, (*old.places, len(tokens) - 1), (*old.labels, label))
+        return query, [shared[query][label]]
+    places = tuple(range(len(tokens) - n, len(tokens)))
+    queries.append(Query(tokens, places, tuple(continuation)))
+    shared.append({continuation[0]: 0} if n == 1 else {})
+    if n == 1:
+        index[tokens] = len(queries) - 1
+    return len(queries) - 1, list(range(n))
+
+
+def _chosen(found, pairs, replies: Sequence[Reply], truncated: bool) -> Chosen:
+    logs, greedy = [], []
+    for (query, where), (_, continuation) in zip(found, pairs, strict=True):
+        reply = replies[query]
+        logs.append(float(reply.loglikelihood[where].sum()))
+        greedy.append(bool((reply.likeliest[where] == np.asarray(continuation)).all()))
+    return Chosen(tuple(logs), tuple(greedy), tuple(len(c) for _, c in pairs), truncated)
+
+
+def _labelled(subject: Subject, examples: Sequence[Labelled], advance) -> list[Predicted]:
+    queries = []
+    for row, example in enumerate(examples):
+        if subject.longest is not None and len(example.tokens) > subject.longest:
+            raise EvaluationError(f"row {row} has {len(example.tokens)} tokens, and the model takes {subject.longest}")
+        top = int(max(example.tokens.max(), example.labels.max()))
+        if top >= subject.vocab_size:
+            raise EvaluationError(f"row {row} holds token {top}, and the model knows {subject.vocab_size}")
+        places = np.flatnonzero(example.labels != IGNORED)
+        starts = None if example.starts is None else tuple(example.starts.tolist())
+        labels = tuple(example.labels[places].tolist())
+        queries.append(Query(tuple(example.tokens.tolist()), tuple(places.tolist()), labels, starts))
+    return [Predicted(reply.likeliest, -reply.loglikelihood) for reply in ask(subject, queries, advance)]
+
+
+def _prompts(subject: Subject, examples: Sequence[Prompt], advance) -> list[Generated]:
+    for row, example in enumerate(examples):
+        need = len(example.tokens) + max(example.max_tokens, *map(len, example.options), 0)
+        if need > subject.max_len:
+            raise EvaluationError(f"row {row} takes {need} tokens, and the model takes {subject.max_len}")
+    choices = [Choice(tuple((e.tokens, option) for option in e.options), 0) for e in examples if e.options]
+    chosen = iter(_choices(subject, choices, lambda n: None))
+    logs = [next(chosen).loglikelihood if example.options else () for example in examples]
+    texts = _generated(subject, examples, advance)
+    return [Generated(text, log) for text, log in zip(texts, logs, strict=True)]
+
+
+def _generated(subject: Subject, examples: Sequence[Prompt], advance) -> list[str]:
+    """The greedy continuation of each prompt that asks for one; prompts of like length run side by side."""
+    texts = [""] * len(examples)
+    wanted = [i for i, example in enumerate(examples) if example.max_tokens]
+    advance(len(examples) - len(wanted))
+    lengths = [len(example.tokens) + example.max_tokens for example in examples]
+    for batch in _batches(sorted(wanted, key=lambda i: -lengths[i]), lengths, _budget(subject)):
+        for start in range(0, len(batch), GREEDY_ROWS):
+            part = batch[start : start + GREEDY_ROWS]
+            most = max(examples[i].max_tokens for i in part)
+            made = subject.greedy([examples[i].tokens for i in part], most)
+            for i, tokens in zip(part, made, strict=True):
+                texts[i] = subject.tokenizer.decode(tokens[: examples[i].max_tokens])
+            advance(len(part))
+    return texts
+
+
+def _in_rows(advance, n_queries: int, n_rows: int) -> Callable[[int], None]:
+    """`advance` in rows, called with queries done: a row of a multiple-choice task is several queries."""
+    done = told = 0
+
+    def count(n: int) -> None:
+        nonlocal done, told
+        done += n
+        now = done * n_rows // max(1, n_queries)
+        advance(now - told)
+        told = now
+
+    return count

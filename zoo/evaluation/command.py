@@ -1,0 +1,167 @@
+"""`zoo eval`: a live table on the terminal, results in eval.json, JSON on request."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from zoo.errors import ZooError, shorten
+from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.registry import GROUPS, make_tasks, names, task_class
+from zoo.evaluation.results import FILE, Result, ResultFile
+from zoo.evaluation.table import as_table, list_table
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; see the options of `zoo eval`."""
+
+    models: Sequence[str]
+    tasks: str | None = None
+    harness: str | None = None
+    seq_len: str | None = None
+    data: Path | None = None
+    rows: int | None = None
+    seed: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    again: bool = False
+    json: bool = False
+    output: Path | None = None
+
+
+def list_command(as_json: bool) -> str:
+    """The tasks: what each measures, rows, chance level, where the data come from."""
+    if not as_json:
+        return list_table(names(), GROUPS)
+    found = []
+    for name in names():
+        task = task_class(name)
+        found.append(
+            {
+                "task": name,
+                "title": task.title,
+                "measures": task.measures,
+                "rows": task.row_count(),
+                "chance": task.chance_text(),
+                "data": task.data_from,
+                "metrics": [metric.name for metric in task.metrics],
+            }
+        )
+    return (
+        json.dumps({"tasks": found, "groups": {name: list(tasks) for name, tasks in GROUPS.items()}}, indent=1) + "\n"
+    )
+
+
+def eval_command(request: Request) -> str:
+    """Evaluate, with progress on standard error; return what is printed at the end."""
+    if not request.models:
+        raise EvaluationError("name at least one run folder, e.g. zoo eval runs/quickstart; the tasks: zoo eval --list")
+    tasks = _tasks(request)
+    if request.output is not None and len(request.models) > 1:
+        raise EvaluationError("--output: is for one model; each of several keeps an eval.json of its own")
+    results = {model: _evaluate(model, tasks, request) for model in request.models}
+    if request.json:
+        return json.dumps({model: [asdict(r) for r in found] for model, found in results.items()}, indent=1) + "\n"
+    return as_table(results)
+
+
+def _tasks(request: Request) -> list:
+    default = "perplexity" if request.data is not None and request.harness is None else None
+    wanted = parse_tasks(request.tasks or default or "") if request.tasks or default else []
+    if not wanted and request.harness is None:
+        raise EvaluationError("--tasks: name tasks, e.g. --tasks mqar,niah; all of them: zoo eval --list")
+    lengths = parse_lengths(request.seq_len)
+    made = make_tasks(wanted, rows=request.rows, seed=request.seed, lengths=lengths)
+    if lengths is not None:
+        without = [task.task for task in made if "lengths" not in type(task).model_fields]
+        if without:
+            raise EvaluationError(f"--seq-len: {', '.join(without)} has texts of its own length; leave it out")
+    return made
+
+
+def parse_tasks(text: str) -> list[Any]:
+    """Names and mappings, as in a YAML list: mqar,{task: niah_single_1, lengths: [1024]}."""
+    try:
+        found = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError as error:
+        reason = str(error).splitlines()[0]
+        raise EvaluationError(f"--tasks: not names or mappings in YAML: {shorten(text)}: {reason}") from error
+    if not found:
+        raise EvaluationError("--tasks: name at least one task; all of them: zoo eval --list")
+    return found
+
+
+def parse_lengths(text: str | None) -> tuple[int, ...] | None:
+    """Lengths separated by commas."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise EvaluationError(f"--seq-len: must be whole numbers from 1, separated by commas; found {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def _evaluate(model: str, tasks: list, request: Request) -> list[Result]:
+    from zoo.evaluation.run import evaluate_subject  # torch: a mistake above is told at once
+    from zoo.evaluation.subject import load_subject, with_data
+
+    kept = ResultFile(request.output or Path(model) / FILE)
+    subject = load_subject(model, request.device, request.dtype)
+    if request.data is not None:
+        with_data(subject, request.data, model)
+    screen = _Screen(model)
+    try:
+        results = evaluate_subject(
+            subject, tasks, kept, again=request.again, begin=screen.begin, advance=screen.advance, end=screen.end
+        )
+        if request.harness is not None:
+            from zoo.evaluation.harness import run_harness
+
+            results += run_harness(subject, request.harness, kept, rows=request.rows, again=request.again)
+        return results
+    except OSError as error:
+        raise ZooError(f"{kept.path}: cannot be written: {error.strerror}; name another file with --output") from error
+    finally:
+        screen.close()
+
+
+class _Screen:
+    """Progress on standard error: a bar on a terminal, a line a task elsewhere."""
+
+    def __init__(self, model: str):
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._model, self._bar = model, None
+
+    def begin(self, task, rows: int) -> None:
+        self.close()
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._task = self._bar.add_task(f"{self._model}: {task.label}", total=rows)
+            self._bar.start()
+
+    def advance(self, rows: int) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._task, rows)
+
+    def end(self, task, result: Result, found: bool) -> None:
+        self.close()
+        name, numbers = result.primary
+        how = "kept from before" if found else f"{result.rows:,} rows in {result.time_s:.1f} s"
+        self.console.print(f"{self._model}: {task.label}: {name} {numbers['value']:.4f} ({how})", markup=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def stderr_note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)

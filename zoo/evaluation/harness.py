@@ -1,0 +1,198 @@
+"""EleutherAI's lm-evaluation-harness: its tasks on any `Subject`, in process, through its own interface of a model.
+
+Import this module only where the package lm-eval is installed; `run_harness` says how to install it.
+"""
+
+import contextlib
+import io
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from zoo.evaluation.asking import Query, ask
+from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.results import Result, ResultFile
+from zoo.evaluation.run import model_facts
+from zoo.evaluation.subject import Subject
+
+INSTALL = (
+    "pip install 'lm-eval[hf]>=0.4.9' -c constraints.txt (or: uv pip install 'lm-eval[hf]>=0.4.9' -c constraints.txt)"
+)
+PREFIX = "lm-eval:"  # of the labels of its tasks in eval.json
+VERSION = 1  # of the adapter; the version of lm-eval's task is among the settings
+MAX_NEW_TOKENS = 256  # where a task states none, as HFLM
+
+if find_spec("lm_eval") is None:
+    raise EvaluationError(f"--harness: the package lm-eval is not installed: {INSTALL}")
+
+from lm_eval import simple_evaluate, utils  # noqa: E402 - after the message that says how to get it
+from lm_eval.api.model import TemplateLM  # noqa: E402
+
+
+class HarnessModel(TemplateLM):
+    """A `Subject` as lm-eval sees a model: log-likelihoods, rolling log-likelihoods, greedy generation."""
+
+    def __init__(self, subject: Subject):
+        super().__init__()
+        if subject.tokenizer is None:
+            raise EvaluationError(f"--harness: {subject.name} reads plain numbers and has no tokenizer")
+        self.subject = subject
+        self.batch_size = 1  # for its reports; batches are ours
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.subject.tokenizer.end_of_document
+
+    @property
+    def prefix_token_id(self) -> int:
+        if self.subject.start is None:
+            raise EvaluationError(
+                f"--harness: the tokenizer of {self.subject.name} names no token for an empty context"
+            )
+        return self.subject.start
+
+    @property
+    def max_length(self) -> int:
+        return self.subject.max_len
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.subject.tokenizer.identity
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        return self.subject.encode(string)
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs: Any) -> list[tuple[float, bool]]:
+        queries = []
+        for _, context, continuation in requests:
+            tokens = [*context, *continuation][:-1][-self.max_length :]
+            places = range(len(tokens) - len(continuation), len(tokens))
+            if places.start < 0:
+                limit = f"and the model takes {self.max_length}"
+                raise EvaluationError(f"--harness: a continuation has {len(continuation)} tokens, {limit}")
+            queries.append(Query(tuple(tokens), tuple(places), tuple(continuation)))
+        replies = ask(self.subject, queries)
+        return [
+            (float(reply.loglikelihood.sum()), bool((reply.likeliest == np.asarray(query.labels)).all()))
+            for query, reply in zip(queries, replies, strict=True)
+        ]
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        windows, counts = [], []
+        for (text,) in (request.args for request in requests):
+            made = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            found = [(None, *utils.make_disjoint_window(window)) for window in made]
+            windows += found
+            counts.append(len(found))
+        logs = iter(self._loglikelihood_tokens(windows))
+        return [sum(next(logs)[0] for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        return [self._generate(*request.args) for request in requests]
+
+    def _generate(self, context: str, settings: dict[str, Any]) -> str:
+        if settings.get("do_sample", False) and settings.get("temperature", 0.0) != 0.0:
+            raise EvaluationError("--harness: the task samples, and this model is evaluated greedily only")
+        most = int(settings.get("max_gen_toks", MAX_NEW_TOKENS))
+        until = settings.get("until") or []
+        until = [until] if isinstance(until, str) else until
+        prompt = self.tok_encode(context)[-(self.max_length - most) :]
+        text = self.subject.tokenizer.decode(self.subject.greedy([prompt], most)[0])
+        for stop in filter(None, until):
+            text = text.split(stop)[0]
+        return text
+
+
+def run_harness(
+    subject: Subject, names: str, kept: ResultFile | None = None, *, rows: int | None = None, again: bool = False
+) -> list[Result]:
+    """Score a subject on tasks of lm-eval.  names: separated by commas.  rows: the first so many of each task.
+
+    Results are kept under the label lm-eval:NAME. Raises EvaluationError for an unknown task, and if its data cannot
+    be had: lm-eval loads them from the Hub.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise EvaluationError("--harness: name at least one task, e.g. --harness hellaswag,lambada_openai")
+    model, results = HarnessModel(subject), []
+    for name in wanted:
+        label = f"{PREFIX}{name}" + (f"(rows={rows})" if rows else "")
+        found = None if again or kept is None else kept.find_label(label, model_facts(subject))
+        if found is None:
+            found = _run(model, name, label, rows)
+            if kept is not None:
+                kept.add(found)
+        results.append(found)
+    return results
+
+
+def _run(model: HarnessModel, name: str, label: str, rows: int | None) -> Result:
+    start = time.perf_counter()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = simple_evaluate(model=model, tasks=[name], limit=rows, log_samples=False, bootstrap_iters=0)
+    except EvaluationError:
+        raise
+    except KeyError as error:
+        raise EvaluationError(f"--harness: lm-eval knows no task {name!r}; lm_eval ls tasks lists them") from error
+    except Exception as error:  # data that cannot be loaded raise whatever the library under them does
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EvaluationError(f"--harness: task {name} of lm-eval failed: {reason}") from error
+    return as_result(found, name, label, model, time.perf_counter() - start)
+
+
+def as_result(found: dict[str, Any], name: str, label: str, model: HarnessModel, seconds: float) -> Result:
+    """What lm-eval returned for one task or group, as a `Result`: its first filter, with its own standard errors."""
+    numbers = found["results"].get(name) or found.get("groups", {}).get(name) or {}
+    better = found.get("higher_is_better", {}).get(name, {})
+    n = found.get("n-samples", {}).get(name, {}).get("effective", 0)
+    metrics = {}
+    for key, value in numbers.items():
+        metric, _, _filter = key.partition(",")
+        if metric.endswith("_stderr") or not isinstance(value, int | float) or metric in metrics:
+            continue
+        stderr = numbers.get(f"{metric}_stderr,{_filter}")
+        metrics[metric] = _metric(float(value), stderr, n, better.get(metric, True))
+    if not metrics:
+        raise EvaluationError(f"--harness: lm-eval returned no numbers for {name}")
+    return Result(
+        label=label,
+        task=f"{PREFIX}{name}",
+        settings={"task_version": str(found.get("versions", {}).get(name))},
+        version=VERSION,
+        seed=0,
+        rows=n,
+        examples_hash="",
+        metrics=metrics,
+        model=model_facts(model.subject),
+        time_s=round(seconds, 3),
+    )
+
+
+def _metric(value: float, stderr: Any, rows: int, higher: bool) -> dict[str, Any]:
+    known = isinstance(stderr, int | float)
+    spread = 1.96 * stderr if known else 0.0
+    return {
+        "value": value,
+        "stderr": float(stderr) if known else None,
+        "low": value - spread if known else None,
+        "high": value + spread if known else None,
+        "rows": rows,
+        "chance": None,
+        "better": "higher" if higher else "lower",
+    }
+
+
+def harness_tasks() -> Sequence[str]:
+    """The names of lm-eval's tasks."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager().all_tasks

@@ -1,0 +1,141 @@
+"""What an evaluation found: one `Result` a task, and eval.json, in which a run folder keeps them."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import ZooError
+from zoo.evaluation.statistics import Estimate, bootstrap
+from zoo.evaluation.task import Example, Row, Task
+from zoo.files import read_json, write_json
+
+FORMAT = 1
+FILE = "eval.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The scores of one task.
+
+    metrics: name -> value, stderr, low, high, rows, chance (None if there is none), better.
+    by: facet -> key -> metric -> value, stderr, low, high, rows.
+    """
+
+    label: str
+    task: str
+    settings: dict[str, Any]
+    version: int
+    seed: int
+    rows: int
+    examples_hash: str
+    metrics: dict[str, dict[str, Any]]
+    by: dict[str, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
+    truncated: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
+    time_s: float = 0.0
+
+    @property
+    def primary(self) -> tuple[str, dict[str, Any]]:
+        """(name, numbers) of the metric that a table shows first."""
+        return next(iter(self.metrics.items()))
+
+
+def summarise(task: Task, examples: Sequence[Example], rows: Sequence[Row]) -> tuple[dict, dict]:
+    """(metrics, by) of a `Result` from the numbers of each row."""
+    clusters = [example.cluster for example in examples]
+    chance = task.chance(examples)
+    metrics = {}
+    for metric in task.metrics:
+        found = [(row.values[metric.name], row.weights.get(metric.name, 1.0), cluster)
+                 for row, cluster in zip(rows, clusters, strict=True) if metric.name in row.values]  # fmt: skip
+        if found:
+            metrics[metric.name] = bootstrap(*zip(*found, strict=True)).as_dict() | {
+                "chance": chance.get(metric.name),
+                "better": metric.better,
+            }
+    return metrics, _breakdowns(rows, clusters)
+
+
+def _breakdowns(rows: Sequence[Row], clusters: Sequence[str | None]) -> dict:
+    found: dict[tuple[str, str, str], list[tuple[float, float, object]]] = {}
+    order: dict[str, dict[str, Any]] = {}
+    for i, (row, cluster) in enumerate(zip(rows, clusters, strict=True)):
+        for facet, key, metric, value, weight in row.by:
+            # Several places of one row are not independent: the row is their cluster.
+            found.setdefault((facet, str(key), metric), []).append((value, weight, cluster or f"row {i}"))
+            order.setdefault(facet, {})[str(key)] = key
+    by: dict[str, dict[str, dict[str, dict]]] = {}
+    for facet, keys in order.items():
+        for name in sorted(keys, key=lambda name: _sort_key(keys[name])):
+            for (f, k, metric), triples in found.items():
+                if (f, k) == (facet, name):
+                    by.setdefault(facet, {}).setdefault(name, {})[metric] = bootstrap(
+                        *zip(*triples, strict=True)
+                    ).as_dict()
+    return by
+
+
+def _sort_key(key: Any) -> tuple:
+    return (0, key, "") if isinstance(key, int | float) else (1, 0, str(key))
+
+
+def hash_examples(examples: Iterable[Example]) -> str:
+    """SHA-256 of the examples, the first 16 digits: equal for equal rows on every machine."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps(asdict(example), sort_keys=True, default=_plain).encode())
+    return digest.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return str(value)
+
+
+class ResultFile:
+    """eval.json of a run folder: the latest result of each task, written after each, so that a stop loses one task."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._results: dict[str, Result] = {}
+        if path.is_file():
+            self._results = {result.label: result for result in read_results(path)}
+
+    def find(self, task: Task, model: dict[str, Any]) -> Result | None:
+        """The result of this task for these weights in this dtype, if it is there and of the task's version."""
+        found = self.find_label(task.label, model)
+        return found if found is not None and found.version == task.version else None
+
+    def find_label(self, label: str, model: dict[str, Any]) -> Result | None:
+        """The result of this label for these weights, this tokenizer and this dtype, if it is there."""
+        found = self._results.get(label)
+        if found is None or not model["digest"]:
+            return None
+        same = all(found.model.get(key) == model[key] for key in ("digest", "dtype", "tokenizer", "held_out"))
+        return found if same else None
+
+    def add(self, result: Result) -> None:
+        self._results[result.label] = result
+        write_json(self.path, {"format": FORMAT, "results": [asdict(each) for each in self._results.values()]})
+
+
+def read_results(path: Path) -> list[Result]:
+    """The results of an eval.json.  Raises ZooError that names the file if it is damaged or of another version."""
+    content = read_json(path)
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT or not isinstance(content.get("results"), list):
+        raise ZooError(f"{path}: not an eval.json of format {FORMAT}; found {found!r}. Remove it to evaluate again")
+    try:
+        results = [Result(**each) for each in content["results"]]
+        for result in results:
+            for numbers in result.metrics.values():
+                Estimate(**{key: numbers[key] for key in ("value", "stderr", "low", "high", "rows")})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ZooError(f"{path}: damaged: {error}. Remove it to evaluate again") from error
+    return results

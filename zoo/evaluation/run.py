@@ -1,0 +1,116 @@
+"""An evaluation from beginning to end: tasks, models, answers, scores, and the file that keeps them."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ZooError
+from zoo.evaluation.asking import answer
+from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.registry import make_tasks
+from zoo.evaluation.results import FILE, Result, ResultFile, hash_examples, summarise
+from zoo.evaluation.subject import Subject, load_subject
+from zoo.evaluation.task import Choice, Task
+
+
+def evaluate(
+    model: Subject | str | Path,
+    tasks: Sequence[Any],
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    again: bool = False,
+    output: str | Path | None = None,
+    **settings: Any,
+) -> list[Result]:
+    """Score a model on tasks, and keep the results in eval.json of its folder.
+
+    model: a run folder, a local transformers folder, or a `Subject`.  tasks: names, groups, and mappings
+    {"task": NAME, field: value}.  again: score what eval.json has a result for already.  output: another file than
+    the folder's eval.json.  settings: values for every task that has such a field, e.g. rows=100, lengths=[1024].
+    Raises EvaluationError for a task or a setting, LoadError for the folder.
+    """
+    made = make_tasks(tasks, **settings)
+    subject = model if isinstance(model, Subject) else load_subject(model, device, dtype)
+    where = Path(output) if output else None if isinstance(model, Subject) else Path(model) / FILE
+    return evaluate_subject(subject, made, ResultFile(where) if where else None, again=again)
+
+
+def evaluate_subject(
+    subject: Subject,
+    tasks: Sequence[Task],
+    kept: ResultFile | None = None,
+    *,
+    again: bool = False,
+    begin: Callable[[Task, int], object] = lambda task, rows: None,
+    advance: Callable[[int], object] = lambda rows: None,
+    end: Callable[[Task, Result, bool], object] = lambda task, result, found: None,
+) -> list[Result]:
+    """Score a subject on tasks; `begin`, `advance` and `end` follow the progress.
+
+    All tasks are checked, and their examples made, before the first one runs.
+    """
+    facts = model_facts(subject)
+    todo = [(task, kept.find(task, facts) if kept and not again else None) for task in tasks]
+    examples = {task.label: make_examples(task, subject) for task, found in todo if found is None}
+    results = []
+    for task, found in todo:
+        result = found or score(task, subject, examples.pop(task.label), facts, begin, advance)
+        if kept and found is None:
+            kept.add(result)
+        end(task, result, found is not None)
+        results.append(result)
+    return results
+
+
+def make_examples(task: Task, subject: Subject) -> list:
+    """The examples of a task for a model.  Raises EvaluationError that names the task if it cannot be given them."""
+    if task.needs_text and subject.tokenizer is None:
+        raise EvaluationError(f"{task.task}: needs text, and {subject.name} reads plain numbers (it has no tokenizer)")
+    try:
+        made = list(task.examples(subject))
+    except ZooError as error:
+        message = str(error)
+        raise EvaluationError(message if message.startswith(task.task) else f"{task.task}: {message}") from error
+    if not made:
+        raise EvaluationError(f"{task.task}: has no examples with these settings")
+    return made
+
+
+def score(task: Task, subject: Subject, examples: list, facts: dict[str, Any], begin, advance) -> Result:
+    """Ask the model, score each row, and summarise."""
+    begin(task, len(examples))
+    start = time.perf_counter()
+    try:
+        answers = answer(subject, examples, advance)
+    except EvaluationError as error:
+        raise EvaluationError(f"{task.task}: {error}") from error
+    rows = [task.score(example, reply) for example, reply in zip(examples, answers, strict=True)]
+    metrics, by = summarise(task, examples, rows)
+    return Result(
+        label=task.label,
+        task=task.task,
+        settings=task.model_dump(mode="json", exclude={"task", "seed"}),
+        version=task.version,
+        seed=task.seed,
+        rows=len(examples),
+        examples_hash=hash_examples(examples),
+        metrics=metrics,
+        by=by,
+        truncated=sum(reply.truncated for reply in answers) if isinstance(examples[0], Choice) else 0,
+        model=facts,
+        time_s=round(time.perf_counter() - start, 3),
+    )
+
+
+def model_facts(subject: Subject) -> dict[str, Any]:
+    """What a result must say of the model that it is of."""
+    return {
+        "name": subject.name,
+        "digest": subject.digest,
+        "dtype": subject.dtype_name,
+        "device": subject.device.type,
+        "tokenizer": subject.tokenizer.identity if subject.tokenizer else None,
+        "held_out": subject.held_out.name if subject.held_out else None,
+    }

@@ -1,0 +1,66 @@
+"""Means with intervals: bootstrap over rows, or over clusters of rows that share a context."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 1000
+SEED = 20_251_100  # of the resampling; fixed, so that the same rows give the same interval
+AT_ONCE = 1 << 22  # counts held at a time
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A weighted mean over rows, its standard error, and a 95% percentile interval, all from the bootstrap.
+
+    stderr, low and high are None where a single row or cluster says nothing about the spread.
+    """
+
+    value: float
+    stderr: float | None
+    low: float | None
+    high: float | None
+    rows: int
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        return {"value": self.value, "stderr": self.stderr, "low": self.low, "high": self.high, "rows": self.rows}
+
+
+def bootstrap(
+    values: Sequence[float], weights: Sequence[float] | None = None, clusters: Sequence[object] | None = None
+) -> Estimate:
+    """The weighted mean of `values` and how far it may be off.
+
+    clusters: rows of one cluster are drawn together, since rows that share a context are not independent; None, as a
+    cluster, is a row of its own.
+    Raises ValueError without values.
+    """
+    x = np.asarray(values, np.float64)
+    if not len(x):
+        raise ValueError("bootstrap: no values")
+    w = np.ones_like(x) if weights is None else np.asarray(weights, np.float64)
+    value = float((w * x).sum() / w.sum())
+    totals_C2 = _cluster_totals(np.stack((w * x, w), 1), clusters)
+    n = len(totals_C2)
+    if n < 2:
+        return Estimate(value, None, None, None, len(x))
+    rng = np.random.default_rng(SEED)
+    means, at_once = [], max(1, AT_ONCE // n)
+    for start in range(0, RESAMPLES, at_once):
+        counts_RC = rng.multinomial(n, np.full(n, 1 / n), size=min(at_once, RESAMPLES - start))
+        sums_R2 = counts_RC @ totals_C2
+        means.append(sums_R2[:, 0] / np.maximum(sums_R2[:, 1], 1e-300))
+    means_R = np.concatenate(means)
+    low, high = np.percentile(means_R, (2.5, 97.5))
+    return Estimate(value, float(means_R.std(ddof=1)), float(low), float(high), len(x))
+
+
+def _cluster_totals(rows_N2: np.ndarray, clusters: Sequence[object] | None) -> np.ndarray:
+    if clusters is None or all(cluster is None for cluster in clusters):
+        return rows_N2
+    keys = [("row", i) if cluster is None else ("cluster", cluster) for i, cluster in enumerate(clusters)]
+    index = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    totals = np.zeros((len(index), 2))
+    np.add.at(totals, [index[key] for key in keys], rows_N2)
+    return totals

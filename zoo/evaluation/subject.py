@@ -1,0 +1,166 @@
+"""A model under evaluation: what every kind must offer, and the two kinds that `zoo eval` loads.
+
+Shapes: B rows, T tokens, N places, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.data.packing import Tokenizer
+from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.held_out import HeldOut
+
+
+class Subject(ABC):
+    """A causal language model that can be asked.
+
+    tokenizer: None if it reads plain numbers.  start: the token that stands for an empty context; None if no token may.
+    max_len: most tokens of a row.  longest: most that it can compute at all, None if any number.
+    data, held_out: the data section it was trained with, and validation rows; None where not known.
+    digest: of the weights, so that results of other weights are not taken for theirs.
+    """
+
+    name: str
+    tokenizer: Tokenizer | None
+    vocab_size: int
+    max_len: int
+    start: int | None = None
+    longest: int | None = None
+    data: Any = None
+    held_out: Any = None
+    digest: str | None = None
+    device: torch.device = torch.device("cpu")
+    dtype_name: str = "fp32"
+
+    @abstractmethod
+    def logits(
+        self,
+        tokens_BT: torch.Tensor,
+        row_N: torch.Tensor,
+        position_N: torch.Tensor,
+        document_starts_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits [N, V], float32, of the token after position_N[i] of row row_N[i].
+
+        tokens_BT: int64 on `device`; rows are padded on the right with any token, which no place before it sees.
+        document_starts_BT: bool, read by models that keep the documents of a row apart; None: rows are one document.
+        """
+
+    @abstractmethod
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """The likeliest tokens after each prompt, one by one: up to max_tokens, or to the end of the document."""
+
+    def encode(self, text: str) -> list[int]:
+        """Numbers of a text, without a start and without an end token."""
+        if self.tokenizer is None:
+            raise EvaluationError(
+                f"{self.name}: reads plain numbers and has no tokenizer, so a text task cannot be given"
+            )
+        return [int(number) for number in self.tokenizer.encode(text)]
+
+    def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Numbers of a context and of its continuation, cut where the harness of EleutherAI cuts them.
+
+        White space at the end of the context belongs to the continuation, as tokenizers put it at the front of words.
+        The two are encoded together, and the continuation is what lies beyond as many tokens as the context has alone.
+        """
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        if not stripped:
+            if self.start is None:
+                raise EvaluationError(
+                    f"{self.name}: an empty context needs a start token, and the tokenizer names none"
+                )
+            return [self.start], self.encode(continuation)
+        n_context = len(self.encode(stripped))
+        whole = self.encode(stripped + continuation)
+        return whole[:n_context], whole[n_context:]
+
+
+class ZooSubject(Subject):
+    """A trained run of the zoo."""
+
+    def __init__(self, run: str | Path, device: str = "auto", dtype: str = "auto"):
+        from zoo.inference.loading import load_for_generation
+        from zoo.loading import load_tokenizer
+
+        folder = Path(run)
+        self._set(load_for_generation(folder, device, dtype), load_tokenizer(folder), str(run))
+        self.digest = _digest(folder)
+        recipe = _recipe(folder)
+        if recipe is not None:
+            self.data = recipe.data
+            self.held_out = HeldOut(recipe.data, max_seq_len=self.max_len, vocab_size=self.vocab_size, seed=recipe.seed)
+
+    @classmethod
+    def of_model(cls, model, tokenizer: Tokenizer | None, name: str = "model", data: Any = None) -> "ZooSubject":
+        """A zoo.model.Decoder that is in memory, as while it trains."""
+        subject = cls.__new__(cls)
+        subject._set(model, tokenizer, name)
+        subject.data = data
+        return subject
+
+    def _set(self, model, tokenizer: Tokenizer | None, name: str) -> None:
+        weight = model.embedding.weight
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.vocab_size, self.max_len = model.config.vocab_size, model.config.max_seq_len
+        self.start = None if tokenizer is None else tokenizer.end_of_document  # documents begin after it in training
+        self.device = weight.device
+        self.dtype_name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(weight.dtype, "fp32")
+
+    @torch.no_grad()
+    def logits(self, tokens_BT, row_N, position_N, document_starts_BT=None):
+        hidden_NC = self.model.hidden(tokens_BT, document_starts_BT)[row_N, position_N]
+        return torch.nn.functional.linear(hidden_NC, self.model.head_weight.to(hidden_NC.dtype)).float()
+
+    def greedy(self, prompts, max_tokens):
+        from zoo.inference.generate import generate
+
+        result = generate(self.model, prompts, max_tokens=max_tokens, tokenizer=self.tokenizer, temperature=0.0)
+        return [each.tokens for each in result.results]
+
+
+def _recipe(folder: Path):
+    """The recipe of a run folder; None where the folder holds a model alone."""
+    from zoo.recipe import load_recipe
+
+    path = folder / "recipe.yaml"
+    return load_recipe(path) if path.is_file() else None
+
+
+def _digest(folder: Path) -> str | None:
+    from zoo.files import sha256
+
+    found = sorted(folder.glob("*.safetensors"))
+    return sha256(found[0]) if len(found) == 1 else None
+
+
+def load_subject(path: str | Path, device: str = "auto", dtype: str = "auto") -> Subject:
+    """The model in a folder: a run of the zoo (model.yaml), or a local transformers folder (config.json).
+
+    Raises EvaluationError if it is neither, LoadError if it cannot be loaded.
+    """
+    folder = Path(path)
+    if (folder / "model.yaml").exists() or (folder / "recipe.yaml").exists():
+        return ZooSubject(folder, device, dtype)
+    if (folder / "config.json").is_file():
+        from zoo.evaluation.transformers_subject import TransformersSubject
+
+        return TransformersSubject(folder, device, dtype)
+    if not folder.is_dir():
+        raise EvaluationError(f"{path}: no such folder; zoo train makes runs/<name>")
+    raise EvaluationError(f"{path}: neither a run of the zoo (model.yaml) nor a transformers folder (config.json)")
+
+
+def with_data(subject: Subject, file: Path, folder: str | Path) -> None:
+    """Let a subject take its held-out text from the `data` section of a file, made of its own tokens."""
+    from zoo.data.tokenizers import Bytes
+    from zoo.evaluation.held_out import data_section
+
+    is_bytes = isinstance(subject.tokenizer, Bytes)
+    data = data_section(file, None if subject.tokenizer is None else Path(folder), is_bytes)
+    subject.held_out = HeldOut(data, max_seq_len=subject.max_len, vocab_size=subject.vocab_size, seed=0, name=str(file))

@@ -1,0 +1,78 @@
+"""Results and tasks as plain text tables."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.evaluation.registry import task_class
+from zoo.evaluation.results import Result
+
+
+def as_table(results: Mapping[str, Sequence[Result]]) -> str:
+    """One row a task and metric, one column a model: value and 95% interval; the chance level beside them."""
+    labels = list(dict.fromkeys(result.label for found in results.values() for result in found))
+    by_model = {model: {result.label: result for result in found} for model, found in results.items()}
+    head = ["task", "metric", "chance", *(Path(model).name or model for model in results)]
+    lines = [head]
+    for label in labels:
+        shown = next(found[label] for found in by_model.values() if label in found)
+        for i, name in enumerate(shown.metrics):
+            cells = [
+                _cell(found[label].metrics.get(name), shown, name) if label in found else ""
+                for found in by_model.values()
+            ]
+            chance = shown.metrics[name]["chance"]
+            lines.append([label if i == 0 else "", name, "" if chance is None else number(chance, shown, name), *cells])
+    notes = [
+        f"{Path(model).name}: {result.label}: {result.truncated:,} of {result.rows:,} rows were cut at the left to fit"
+        for model, found in results.items()
+        for result in found
+        if result.truncated
+    ]
+    foot = "value (95% interval, bootstrap over rows); chance: a model that guesses"
+    return aligned(lines, left=2) + "\n" + "\n".join([foot, *notes]) + "\n"
+
+
+def _cell(numbers: Mapping[str, Any] | None, result: Result, name: str) -> str:
+    if numbers is None:
+        return ""
+    value = number(numbers["value"], result, name)
+    if numbers["low"] is None:
+        return value
+    low, high = (number(numbers[key], result, name) for key in ("low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def number(value: float, result: Result, name: str) -> str:
+    """A value as its metric is shown: a share as a percentage."""
+    return f"{100 * value:.1f}%" if is_percent(result, name) else f"{value:.3f}"
+
+
+def is_percent(result: Result, name: str) -> bool:
+    """Whether a metric is a share; one of a task that is not there any more is shown as a plain number."""
+    try:
+        metrics = task_class(result.task).metrics
+    except Exception:  # a task of another package, or of lm-eval
+        return name.startswith("acc")
+    return any(metric.name == name and metric.percent for metric in metrics)
+
+
+def list_table(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> str:
+    """What each task measures, its rows, its chance level, and where its data come from; then the groups."""
+    lines = [["task", "measures", "rows", "chance", "data"]]
+    for name in names:
+        task = task_class(name)
+        lines.append([name, task.measures, task.row_count(), task.chance_text(), task.data_from])
+    listed = "\n".join(f"{group}: {', '.join(tasks)}" for group, tasks in groups.items())
+    return f"{aligned(lines, left=2)}\n\ngroups\n{listed}\n"
+
+
+def aligned(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Columns of one width each; the first `left` of them begin at the left, the others end at the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = [
+        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
+    rows.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(row.rstrip() for row in rows) + "\n"

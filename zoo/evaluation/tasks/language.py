@@ -1,0 +1,152 @@
+"""Loss on held-out text: by position at and beyond the training length, and by document."""
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.task import IGNORED, Labelled, Metric, ModelFacts, Predicted, Row, Task
+
+ROWS = 64
+DOCUMENTS = 100  # that eval.json lists one by one
+BUCKETS = 16
+
+
+class LossByPosition(Task):
+    """Cross-entropy of held-out text in buckets of position, at the lengths asked for, also past the training length.
+
+    The text is cut into rows of the longest length; a shorter length scores the beginning of the same rows, so that
+    lengths are compared on the same tokens.
+    """
+
+    title: ClassVar[str] = "Loss by position"
+    measures: ClassVar[str] = "how the loss falls with context, at and beyond the training length"
+    data_from: ClassVar[str] = "the run's held-out text, or --data"
+    metrics: ClassVar = (
+        Metric("nats", "lower", False, about="per token"),
+        Metric("bits_per_byte", "lower", False, about="of the text"),
+    )
+    facets: ClassVar[tuple[str, ...]] = ("length", "position")
+    needs_text: ClassVar[bool] = False
+
+    task: Literal["loss_by_position"] = "loss_by_position"
+    lengths: tuple[int, ...] | None = Field(
+        None, description="Tokens of a row, one set of rows for each. Default: the model's context."
+    )
+    bucket: int | None = Field(None, ge=1, description="Positions in a bucket. Default: a sixteenth of the longest.")
+
+    @classmethod
+    def row_count(cls) -> str:
+        return f"{ROWS} a length"
+
+    def examples(self, model: ModelFacts) -> list[Labelled]:
+        lengths = self.lengths or (model.max_len,)
+        longest = max(lengths)
+        if model.longest is not None and longest > model.longest:
+            raise EvaluationError(f"lengths: {longest} tokens, and the model takes {model.longest}")
+        text = _held_out(model)
+        size = text.bytes_per_token
+        rows = list(islice(_windows(text.stream(), longest + 1), self.rows or ROWS))
+        if not rows:
+            raise EvaluationError(
+                f"the held-out text has fewer than {longest + 1} tokens; give more, or a shorter length"
+            )
+        bucket = self.bucket or max(1, longest // BUCKETS)
+        return [
+            Labelled(row[:n], row[1 : n + 1], facets={"length": n, "bucket": bucket, "bytes": size}, cluster=f"row {i}")
+            for n in sorted(lengths)
+            for i, row in enumerate(rows)
+        ]
+
+    def score(self, example: Labelled, answer: Predicted) -> Row:
+        n, bucket = float(len(answer.nats)), example.facets["bucket"]
+        length = example.facets["length"]
+        row = _row(answer.nats, example.facets["bytes"])
+        row.by.append(("length", length, "nats", row.values["nats"], n))
+        for start in range(0, len(answer.nats), bucket):
+            part = answer.nats[start : start + bucket]
+            key = f"{length}: {start + 1}-{start + len(part)}"
+            row.by.append(("position", key, "nats", float(part.mean()), float(len(part))))
+        return row
+
+
+class Perplexity(Task):
+    """Cross-entropy of a whole held-out split, in the rows of training: of all, by position and by document."""
+
+    title: ClassVar[str] = "Perplexity"
+    measures: ClassVar[str] = "loss and bits per byte of a text, by position and by document"
+    data_from: ClassVar[str] = "the run's held-out text, or --data"
+    metrics: ClassVar = (
+        Metric("nats", "lower", False, about="per token"),
+        Metric("bits_per_byte", "lower", False, about="of the text"),
+    )
+    facets: ClassVar[tuple[str, ...]] = ("position", "document")
+    needs_text: ClassVar[bool] = False
+
+    task: Literal["perplexity"] = "perplexity"
+    bucket: int | None = Field(None, ge=1, description="Positions in a bucket. Default: a sixteenth of the row.")
+
+    @classmethod
+    def row_count(cls) -> str:
+        return "the whole split"
+
+    def examples(self, model: ModelFacts) -> list[Labelled]:
+        text = _held_out(model)
+        found, document = [], -1
+        for row in islice(text.rows(), self.rows):
+            firsts = {int(start) for start in row.starts if start > 0 or document < 0}
+            facets = {"bytes": text.bytes_per_token, "first": document, "bucket": self.bucket}
+            found.append(Labelled(row.inputs, row.labels, starts=row.starts, facets=facets))
+            document += len(firsts)
+        return found
+
+    def score(self, example: Labelled, answer: Predicted) -> Row:
+        places = np.flatnonzero(example.labels != IGNORED)
+        row = _row(answer.nats, example.facets["bytes"])
+        bucket = example.facets["bucket"] or max(1, len(example.tokens) // BUCKETS)
+        for index in np.unique(places // bucket):
+            part = answer.nats[places // bucket == index]
+            key = f"{index * bucket + 1}-{(index + 1) * bucket}"
+            row.by.append(("position", key, "nats", float(part.mean()), float(len(part))))
+        row.by += self._by_document(example, answer, places)
+        return row
+
+    def _by_document(self, example: Labelled, answer: Predicted, places: np.ndarray) -> Iterator[tuple]:
+        first = example.facets["first"]
+        begun = np.searchsorted(example.starts[example.starts > 0], places, side="right")
+        for index in np.unique(begun):
+            number = max(0, first) + int(index)
+            if number < DOCUMENTS:
+                part = answer.nats[begun == index]
+                yield "document", number, "nats", float(part.mean()), float(len(part))
+
+
+def _row(nats: np.ndarray, bytes_per_token: float | None) -> Row:
+    n = float(len(nats))
+    row = Row({"nats": float(nats.mean())}, {"nats": n})
+    if bytes_per_token is not None:
+        row.values["bits_per_byte"] = float(nats.mean()) / math.log(2) / bytes_per_token
+        row.weights["bits_per_byte"] = n
+    return row
+
+
+def _held_out(model: ModelFacts):
+    if model.held_out is None:
+        raise EvaluationError(
+            f"{model.name} has no held-out text; name some with --data FILE (a recipe's data section)"
+        )
+    return model.held_out
+
+
+def _windows(stream: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
+    """The tokens of a stream in rows of `length`, the last of which is the first of the next; a short end is left."""
+    kept = np.zeros(0, np.int64)
+    for part in stream:
+        kept = np.concatenate((kept, part))
+        while len(kept) >= length:
+            yield kept[:length]
+            kept = kept[length - 1 :]

@@ -36,6 +36,11 @@ from zoo.data.reading import (
     separator_pattern,
 )
 
+# What load_dataset takes for a reader of whatever lies in the working directory, and not for a dataset's name.
+READERS = (
+    *("arrow", "csv", "generator", "json", "pandas", "parquet", "spark", "sql", "text", "webdataset", "xml", "cache"),
+    *("audiofolder", "hdf5", "imagefolder", "lance", "niftifolder", "pdffolder", "videofolder"),
+)
 STDLIB_TESTS = {"test", "tests", "idle_test"}
 LINE_END = re.compile(rb"\n")
 NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
@@ -349,7 +354,12 @@ def _huggingface_texts(source: HuggingFaceDataset) -> Iterator[object]:
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    path = local_path(source.path)
+    path = local_path(source.path).absolute()
+    if not path.is_dir() and source.path in READERS:
+        raise DataError(
+            f"dataset {source.path!r}: the name of a reader of the datasets library, which would read the working "
+            "directory (pandas: pickles, which run code); name a dataset, or a folder of data files"
+        )
     for file in filter(Path.is_file, path.rglob("*")):
         if not is_hidden(file.relative_to(path)):
             check_head(file)

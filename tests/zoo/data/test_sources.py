@@ -1,5 +1,7 @@
 import gzip
 import json
+import os
+import pickle
 import sysconfig
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from zoo.data import DataError
 from zoo.data.config import DataConfig
-from zoo.data.sources import documents, fingerprint, pieces, stdlib_files
+from zoo.data.sources import READERS, documents, fingerprint, pieces, stdlib_files
 
 
 def source(**settings):
@@ -222,3 +224,21 @@ def test_a_huggingface_folder_with_a_pointer_of_git_lfs(tmp_path):
     (tmp_path / "train.jsonl").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n")
     with pytest.raises(DataError, match=r"train\.jsonl: a Git LFS pointer"):
         read(kind="huggingface", path=str(tmp_path))
+
+
+def test_a_reader_of_the_datasets_library_is_no_dataset(tmp_path, monkeypatch):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.pkl").write_bytes(pickle.dumps(Evil()))
+    pandas = source(kind="huggingface", path="pandas")
+    with pytest.raises(DataError, match="dataset 'pandas': the name of a reader"):
+        list(documents(pandas, 1000))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_every_reader_of_the_datasets_library_is_known():
+    packaged_modules = pytest.importorskip("datasets.packaged_modules")
+    assert set(packaged_modules._PACKAGED_DATASETS_MODULES) <= set(READERS)

@@ -227,15 +227,16 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="cuda, cpu, ...; auto: a GPU if there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32; auto: bf16 on a GPU, fp32 on a CPU.")] = "auto",
+    plugins: Plugins = None,
 ) -> None:
     """Score trained models on tasks: recall, long context, common sense, loss by position."""
     from zoo.evaluation.command import Request, eval_command, list_command
 
     if list_tasks:
-        print(list_command(json), end="")
+        out_styled(list_command(json), end="")
         return
     wanted = Request(models or [], tasks, harness, seq_len, data, rows, seed, device, dtype, again, json, output)
-    print(eval_command(wanted), end="")
+    out_styled(eval_command(wanted), end="")
 
 
 @app.command()

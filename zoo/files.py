@@ -250,7 +250,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object with a checksum, which `read_json` verifies: one flipped character shows."""
-    write_json(path, value | {CHECKSUM: _checksum(value)})
+    as_read = json.loads(json.dumps(value))  # keys that are numbers become text
+    write_json(path, value | {CHECKSUM: _checksum(as_read)})
 
 
 def _checksum(value: dict[str, Any]) -> str:

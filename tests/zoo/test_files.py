@@ -150,3 +150,13 @@ def test_folders_that_are_links_are_not_written_into(tmp_path):
         files.make_folder(tmp_path / "y")
     files.make_folder(tmp_path / "z")
     assert (tmp_path / "z").is_dir()
+
+
+def test_a_checksum_shows_one_changed_character(tmp_path):
+    path = tmp_path / "x.json"
+    value = {"b": [1.5, None, "é"], "a": {10: 1, 9: (2, 3)}}
+    files.write_sealed_json(path, value)
+    assert files.read_json(path) == {"b": [1.5, None, "é"], "a": {"10": 1, "9": [2, 3]}}
+    path.write_text(path.read_text().replace("1.5", "1.6"))
+    with pytest.raises(FileError, match=r"x\.json: damaged, its checksum does not match; remove it"):
+        files.read_json(path)

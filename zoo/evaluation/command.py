@@ -1,7 +1,6 @@
 """`zoo eval`: a live table on the terminal, results in eval.json, JSON on request."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.registry import GROUPS, make_tasks, names, task_class
 from zoo.evaluation.results import FILE, Result, ResultFile
 from zoo.evaluation.table import as_table, list_table
+from zoo.terminal import clean, err
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,14 @@ class _Screen:
     def begin(self, task, rows: int) -> None:
         self.close()
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=self.console, transient=True)
-            self._task = self._bar.add_task(f"{self._model}: {task.label}", total=rows)
+            self._task = self._bar.add_task(clean(f"{self._model}: {task.label}"), total=rows)
             self._bar.start()
 
     def advance(self, rows: int) -> None:
@@ -155,7 +160,8 @@ class _Screen:
         self.close()
         name, numbers = result.primary
         how = "kept from before" if found else f"{result.rows:,} rows in {result.time_s:.1f} s"
-        self.console.print(f"{self._model}: {task.label}: {name} {numbers['value']:.4f} ({how})", markup=False)
+        said = f"{self._model}: {task.label}: {name} {numbers['value']:.4f} ({how})"
+        self.console.print(clean(said), markup=False)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -164,4 +170,4 @@ class _Screen:
 
 
 def stderr_note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    err(f"note: {text}")

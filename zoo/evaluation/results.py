@@ -12,7 +12,7 @@ import numpy as np
 from zoo.errors import ZooError
 from zoo.evaluation.statistics import Estimate, bootstrap
 from zoo.evaluation.task import Example, Row, Task
-from zoo.files import read_json, write_json
+from zoo.files import present, read_json, write_sealed_json
 
 FORMAT = 1
 FILE = "eval.json"
@@ -104,7 +104,7 @@ class ResultFile:
     def __init__(self, path: Path):
         self.path = path
         self._results: dict[str, Result] = {}
-        if path.is_file():
+        if present(path):
             self._results = {result.label: result for result in read_results(path)}
 
     def find(self, task: Task, model: dict[str, Any]) -> Result | None:
@@ -122,7 +122,7 @@ class ResultFile:
 
     def add(self, result: Result) -> None:
         self._results[result.label] = result
-        write_json(self.path, {"format": FORMAT, "results": [asdict(each) for each in self._results.values()]})
+        write_sealed_json(self.path, {"format": FORMAT, "results": [asdict(each) for each in self._results.values()]})
 
 
 def read_results(path: Path) -> list[Result]:

@@ -126,10 +126,11 @@ class ZooSubject(Subject):
 
 def _recipe(folder: Path):
     """The recipe of a run folder; None where the folder holds a model alone."""
+    from zoo.files import present
     from zoo.recipe import load_recipe
 
     path = folder / "recipe.yaml"
-    return load_recipe(path) if path.is_file() else None
+    return load_recipe(path, of_run=True) if present(path) else None
 
 
 def _digest(folder: Path) -> str | None:

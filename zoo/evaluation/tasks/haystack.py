@@ -13,6 +13,7 @@ import numpy as np
 
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.task import ModelFacts
+from zoo.files import read_text
 
 NOISE = "The water of the lake is calm. A boat lies at the shore. A lamp burns in the window. The night is long. "
 
@@ -56,9 +57,9 @@ def filler(model: ModelFacts, haystack: str, text: str | None, least: int) -> Fi
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"text: {path}: cannot be read as UTF-8 text: {error}") from error
+        return read_text(path, error=EvaluationError)
+    except EvaluationError as error:
+        raise EvaluationError(f"text: {error}") from error
 
 
 def encode(model: ModelFacts, text: str) -> list[int]:

@@ -25,6 +25,7 @@ STOP_SIGNALS = tuple(
 DUMP_STACKS = signal.SIGUSR2  # from the parent: write the stacks of all threads, and go on
 WATCH_S = 1.0  # how soon a child leaves where the system cannot end it with its parent
 _PR_SET_PDEATHSIG = 1
+stacks: Path | None = None  # where a forked child appends its stacks; set before it is forked
 
 
 @contextlib.contextmanager
@@ -52,11 +53,11 @@ def start_resource_tracker() -> None:
         pass
 
 
-def stay_with_parent(stacks: Path | None = None) -> None:
+def stay_with_parent() -> None:
     """Tie a child process to its parent: it ends with it, at the latest `WATCH_S` later, and by nobody else's SIGTERM.
 
     Of the stop signals, which must be blocked (`sheltered`), it obeys SIGTERM from the parent; at `DUMP_STACKS` from
-    the parent it appends its stacks to the file `stacks`.
+    the parent it appends its stacks to the file `stacks`, if one is set.
     """
     parent = os.getppid()
     end_with_parent(signal.SIGKILL)
@@ -65,7 +66,7 @@ def stay_with_parent(stacks: Path | None = None) -> None:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return
-    threading.Thread(target=_watch, args=(parent, stacks), name="stay-with-parent", daemon=True).start()
+    threading.Thread(target=_watch, args=(parent,), name="stay-with-parent", daemon=True).start()
 
 
 def end_with_parent(number: int) -> None:
@@ -74,7 +75,7 @@ def end_with_parent(number: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
-def _watch(parent: int, stacks: Path | None) -> None:
+def _watch(parent: int) -> None:
     while os.getppid() == parent:
         told = signal.sigtimedwait(STOP_SIGNALS, WATCH_S)
         if told is None or told.si_pid != parent:

@@ -27,6 +27,25 @@ class LearningRate(Callback):
             group["lr"] = self.lr * self.plan.lr_ratio(int(state.timestamp.batch))
 
 
+class Beats(Callback):
+    """Tell a watchdog, called as beat(what), of every batch of training and validation and of every checkpoint."""
+
+    def __init__(self, beat: Callable[[str], None]):
+        self.beat = beat
+
+    def fit_start(self, state, logger) -> None:
+        self.beat("training began")
+
+    def batch_end(self, state, logger) -> None:
+        self.beat(f"batch {int(state.timestamp.batch)}")
+
+    def batch_checkpoint(self, state, logger) -> None:
+        self.beat(f"batch {int(state.timestamp.batch)} and what is due after it")
+
+    def eval_batch_end(self, state, logger) -> None:
+        self.beat(f"a batch of the validation after batch {int(state.timestamp.batch)}")
+
+
 class ClipGradients(Callback):
     """Scale the gradients down to `max_norm` (None: leave them); `norm` is the norm before, over all devices."""
 

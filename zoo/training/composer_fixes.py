@@ -6,6 +6,7 @@
 | checkpoints are read with full pickle: a crafted one runs code        | `read_safely`                             |
 | random state is not restored in a mid-epoch resume                    | `RestoreRandomState`                      |
 | SIGTERM and Ctrl-C end the process without a checkpoint               | `StopOnSignal`, interrupts.py              |
+| an old checkpoint removed by hand ends the training                   | `Saver`                                   |
 | a validation cannot be stopped                                        | `StoppableTrainer`                        |
 | under torchrun a resume asks for NODE_RANK, which torchrun does not set | `name_node_rank`                         |
 | NCCL process groups are never ended                                   | `end_process_groups`                      |
@@ -17,6 +18,7 @@
 
 import contextlib
 import datetime
+import logging
 import os
 import pickle
 import warnings
@@ -27,6 +29,7 @@ import composer.utils.checkpoint as composer_checkpoint
 import numpy as np
 import torch
 from composer import Callback, Trainer
+from composer.callbacks import CheckpointSaver
 from composer.utils import dist, reproducibility
 
 from zoo.errors import ZooError
@@ -34,6 +37,8 @@ from zoo.files import replace_durably
 from zoo.training.checkpoints import TEMPORARY
 from zoo.training.composer_model import PREFIX
 from zoo.training.interrupts import StopRequests
+
+log = logging.getLogger("zoo.training")
 
 EXPECTED_WARNINGS = (
     r".*No batches were trained for global rank",  # a resume exactly at the end of an epoch starts on the next one
@@ -202,6 +207,21 @@ class StopOnSignal(Callback):
             self.stopped = True
             state.stop_training()
         return told
+
+
+class Saver(CheckpointSaver):
+    """A CheckpointSaver that does not end a training because an old checkpoint is gone or cannot be removed."""
+
+    def _rotate_checkpoints(self, sharding_enabled: bool = False) -> None:
+        self.saved_checkpoints = [path for path in self.saved_checkpoints if os.path.lexists(path)]
+        while len(self.saved_checkpoints) > self.num_checkpoints_to_keep:
+            path = self.saved_checkpoints.pop(0)
+            try:
+                os.remove(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                log.warning("%s: an old checkpoint that cannot be removed: %s", path, error.strerror)
 
 
 def name_node_rank() -> None:

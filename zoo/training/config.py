@@ -107,6 +107,9 @@ class TrainConfig(_Section):
     workers: Annotated[int, Field(ge=0, le=256, strict=True)] = Field(
         1, description="Processes that read rows, for each device; 0 reads in the training process."
     )
+    stall_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        30.0, description="A run without progress for so long writes its stacks into log.txt and ends; 0: never."
+    )
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Checkpoint interval and retention.")
     loggers: list[Literal["jsonl", "tensorboard", "wandb", "mlflow"]] = Field(
         [], description="Further loggers. metrics.jsonl and TensorBoard events are always written."

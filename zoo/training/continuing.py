@@ -39,6 +39,7 @@ CHANGEABLE = (
     "train.compile",
     "train.parallelism",
     "train.workers",
+    "train.stall_minutes",
     "train.checkpoint",
     "train.loggers",
 )
@@ -53,6 +54,7 @@ WATCHING = (
     "train.activation_checkpointing",
     "train.parallelism",
     "train.workers",
+    "train.stall_minutes",
     "train.checkpoint",
     "train.loggers",
 )

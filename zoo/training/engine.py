@@ -1,10 +1,10 @@
 """Composer's Trainer, assembled from a recipe, run, and ended in every way it can end."""
 
 import contextlib
+import os
 
 import torch
 from composer import Evaluator, Event
-from composer.callbacks import CheckpointSaver
 from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config
 
@@ -14,9 +14,16 @@ from zoo.files import sha256
 from zoo.kernels.dispatch import use_implementation
 from zoo.model import build_model
 from zoo.training import checkpoints
-from zoo.training.callbacks import ClipGradients, LearningRate, Metrics, StopIfNotFinite
+from zoo.training.callbacks import Beats, ClipGradients, LearningRate, Metrics, StopIfNotFinite
 from zoo.training.checkpoints import where_it_continues
-from zoo.training.composer_fixes import RestoreRandomState, StopOnSignal, StoppableTrainer, end_process_groups, fixed
+from zoo.training.composer_fixes import (
+    RestoreRandomState,
+    Saver,
+    StopOnSignal,
+    StoppableTrainer,
+    end_process_groups,
+    fixed,
+)
 from zoo.training.composer_model import LanguageModel
 from zoo.training.continuing import Change
 from zoo.training.device import peak_flops
@@ -28,6 +35,7 @@ from zoo.training.run_folder import RunFolder
 from zoo.training.screen import Screen
 from zoo.training.setup import Setup
 from zoo.training.summary import Summary
+from zoo.training.watchdog import Watchdog
 
 
 def run(recipe, folder: RunFolder, screen: Screen, changes: list[Change], requests: StopRequests) -> Summary:
@@ -38,8 +46,14 @@ def run(recipe, folder: RunFolder, screen: Screen, changes: list[Change], reques
     kernels = recipe.train.kernels
     with fixed(), contextlib.nullcontext() if kernels == "auto" else use_implementation(kernels, "train.kernels"):
         setup = Setup.make(recipe, folder, screen, changes, requests)
+        watchdog = Watchdog(
+            recipe.train.stall_minutes,
+            folder.log,
+            f"rank {setup.device.rank}, process {os.getpid()}",
+            lambda: where_it_continues(folder.checkpoints),
+        )
         try:
-            with contextlib.closing(Engine(setup, requests)) as engine:
+            with watchdog, contextlib.closing(Engine(setup, requests, watchdog)) as engine:
                 engine.fit()
                 summary = engine.finish()
         except ZooError:  # every process raises it after the same batch
@@ -52,8 +66,8 @@ def run(recipe, folder: RunFolder, screen: Screen, changes: list[Change], reques
 class Engine:
     """A Trainer with the zoo's callbacks, its state loaded from the checkpoint if there is one."""
 
-    def __init__(self, setup: Setup, requests: StopRequests):
-        self.setup, self.requests = setup, requests
+    def __init__(self, setup: Setup, requests: StopRequests, watchdog: Watchdog):
+        self.setup, self.requests, self.watchdog = setup, requests, watchdog
         recipe, train, device = setup.recipe, setup.recipe.train, setup.device
         decoder = build_model(recipe)
         decoder.activation_checkpointing = train.activation_checkpointing
@@ -86,6 +100,7 @@ class Engine:
             progress_bar=False,
         )
         restore.state_dicts = self.trainer._rng_state
+        watchdog.beat("the model and the loaders were made")
 
     def fit(self) -> None:
         """Train; validate before the first batch, and where an earlier session left that out.
@@ -128,6 +143,7 @@ class Engine:
     def finish(self) -> Summary:
         """Write the weights and the summary, and print it. All processes must call this."""
         self.requests.enter("ends when the weights are written")
+        self.watchdog.beat("the last batch")
         setup, clock = self.setup, self.trainer.state.timestamp
         state = full_state_dict(self.trainer.state.model)
         digest = export(setup.folder, setup.recipe, state, setup.prepared.tokenizer) if setup.device.rank == 0 else ""
@@ -174,6 +190,7 @@ class Engine:
             StopIfNotFinite(clip, self.where_it_continues),
             Metrics(clip, self.writers, self._mfu_per_token()),
             self.stopper,
+            Beats(self.watchdog.beat),
         ]
 
     def _make_writers(self) -> list:
@@ -183,14 +200,14 @@ class Engine:
         folder, start = setup.folder, setup.from_batch
         return [setup.screen, JsonLines(folder.metrics, start), TensorBoard(folder.tensorboard, start)]
 
-    def _saver(self) -> CheckpointSaver:
+    def _saver(self) -> Saver:
         setup, stopper = self.setup, self.stopper
 
         def due(state, event: Event) -> bool:
             return event == Event.BATCH_CHECKPOINT and (setup.plan.saves(int(state.timestamp.batch)) or stopper.stopped)
 
         keep = setup.recipe.train.checkpoint.keep
-        saver = CheckpointSaver(
+        saver = Saver(
             folder=str(setup.folder.checkpoints),
             filename=checkpoints.FILENAME,
             latest_filename=None,

@@ -6,9 +6,12 @@ The errors of torch, gloo, Streaming and the operating system for these have no 
 import errno
 import os
 import re
+import resource
 import shutil
 
 from zoo.data.stale import SHARED_MEMORY
+
+HEADROOM_BYTES = 256 << 20  # a tiny model trains in it; with 80 MB left the process was aborted
 
 _READER = re.compile(
     r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed by signal: (\w[\w ]*)|exited unexpectedly)"
@@ -32,6 +35,11 @@ def explain(error: BaseException) -> str | None:
         return _killed_reader(killed[1].strip(), killed[2])
     if _SHARED.search(text) and (number == errno.ENOSPC or "No space left" in text or "unable to" in text):
         return f"{_first_line(text)}; {_shared_memory()}"
+    if isinstance(error, ImportError) and (limit := _address_space()) is not None:
+        return (
+            f"{_first_line(str(error))}; this shell limits the address space of a process to {limit / 1e9:,.1f} GB, "
+            "and PyTorch alone takes 2 to 4: raise it (ulimit -v unlimited)"
+        )
     if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY.search(text):
         return (
             f"{_first_line(text) or 'out of memory'}; a smaller train.micro_batch, or train.activation_checkpointing="
@@ -84,6 +92,29 @@ def _shared_memory() -> str:
         f"{SHARED_MEMORY}{free} is too small for the rows that train.workers hand over: make it larger (docker run "
         "--shm-size=1g; mount -o remount,size=1g /dev/shm), or set train.workers to 0"
     )
+
+
+def check_headroom() -> None:
+    """Raise MemoryError if the engine, now imported, leaves too little of the address space that the shell allows.
+
+    Libraries written in Rust abort the process at the next allocation.
+    """
+    limit = _address_space()
+    if limit is None or not os.path.exists("/proc/self/statm"):
+        return
+    with open("/proc/self/statm") as file:
+        taken = int(file.read().split()[0]) * resource.getpagesize()
+    if limit - taken < HEADROOM_BYTES:
+        raise MemoryError(
+            f"PyTorch and the engine take {taken / 1e9:,.1f} GB of address space, and this shell allows a process "
+            f"{limit / 1e9:,.1f} (ulimit -v)"
+        )
+
+
+def _address_space() -> int | None:
+    """The limit in bytes, None if there is none."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _text(error: BaseException) -> str:

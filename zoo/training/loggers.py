@@ -3,12 +3,14 @@
 import json
 import math
 import os
+import re
+import secrets
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from zoo.errors import Problem, RecipeError, shorten
-from zoo.files import FileError, open_file, open_text_to_append, present, write_text
+from zoo.errors import Problem, RecipeError, ZooError, shorten
+from zoo.files import FileError, open_file, open_text_to_append, present, read_json, write_text
 
 MOST_LINE_BYTES = 1 << 20
 MOST_NUMBER = 1e100  # plots and sums of larger ones overflow
@@ -96,7 +98,9 @@ class TensorBoard:
     def __init__(self, folder: Path, from_batch: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=from_batch + 1 if from_batch else None)
+        started_over = not from_batch and folder.is_dir()  # killed before its first checkpoint
+        purged = 0 if started_over else from_batch + 1 if from_batch else None
+        self._writer = SummaryWriter(str(folder), purge_step=purged)
 
     def __call__(self, record: dict) -> None:
         label = "validation" if "validation_loss" in record else "train"
@@ -120,15 +124,72 @@ def check_installed(names: list[str]) -> None:
 
 def composer_loggers(names: list[str], run_name: str, run_dir: Path) -> list:
     """Composer's loggers for the names that are not the zoo's own. They are set up by their own environment variables
-    (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, ...)."""
+    (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, ...).
+
+    A run folder is one run of theirs: its id is kept in loggers.json, and later sessions go on with it, unless
+    WANDB_RUN_ID or MLFLOW_RUN_ID names another.
+    """
     loggers = []
+    kept = KeptIds(run_dir / "loggers.json")
     if "wandb" in names:
         from composer.loggers import WandBLogger
 
         os.environ.setdefault("WANDB_SILENT", "true")
-        loggers.append(WandBLogger(name=run_name, init_kwargs={"dir": str(run_dir)}))
+        # "allow": goes on with the id if the server knows it, and begins it if not (another project, offline before).
+        same = {}
+        if "WANDB_RUN_ID" not in os.environ:
+            same["id"] = kept.get("wandb") or kept.keep("wandb", secrets.token_hex(4))
+        loggers.append(WandBLogger(name=run_name, init_kwargs={"dir": str(run_dir), "resume": "allow", **same}))
     if "mlflow" in names:
-        from composer.loggers import MLFlowLogger
-
-        loggers.append(MLFlowLogger(experiment_name="attention-zoo", run_name=run_name))
+        loggers.append(_mlflow(kept, experiment_name="attention-zoo", run_name=run_name))
     return loggers
+
+
+class KeptIds:
+    """loggers.json of a run folder: the ids by which Weights & Biases and MLflow know the run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        found = read_json(path) if present(path) else {}
+        self._ids = found if isinstance(found, dict) else {}
+
+    def get(self, name: str) -> str | None:
+        """The kept id, None if there is none."""
+        found = self._ids.get(name)
+        return found if isinstance(found, str) and re.fullmatch(r"[\w-]{1,64}", found) else None
+
+    def keep(self, name: str, identity: str) -> str:
+        """Write an id down, on the first of several processes, and return it."""
+        self._ids[name] = identity
+        if int(os.environ.get("RANK", 0)) == 0:
+            write_text(self.path, json.dumps(self._ids) + "\n")
+        return identity
+
+
+def _mlflow(kept: KeptIds, **settings):
+    from composer.loggers import MLFlowLogger
+
+    class OneRun(MLFlowLogger):
+        """Composer looks for a run of the same name, which another run folder may have begun; here the id decides."""
+
+        def _start_mlflow_run(self, state) -> None:
+            before = os.environ.get("MLFLOW_RUN_ID")
+            same = before or kept.get("mlflow")
+            if same is not None:
+                os.environ["MLFLOW_RUN_ID"] = same
+            try:
+                super()._start_mlflow_run(state)
+            except Exception as error:  # of the server, of a file store, or of MLflow itself
+                if before is not None or same is None:
+                    raise
+                why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise ZooError(
+                    f"{kept.path}: MLflow cannot go on with run {same}: {why}; remove the file to begin a new one there"
+                ) from error
+            finally:
+                if before is None:
+                    os.environ.pop("MLFLOW_RUN_ID", None)
+            if before is None and same is None:
+                kept.keep("mlflow", self._run_id)
+
+    return OneRun(**settings)

@@ -9,7 +9,7 @@ from zoo.errors import ZooError
 from zoo.processes import start_resource_tracker
 from zoo.training.checkpoints import where_it_continues
 from zoo.training.continuing import Change, check_continues, check_data_of_complete, damage, refuse_untrained
-from zoo.training.failures import explain, in_reader
+from zoo.training.failures import check_headroom, explain, in_reader
 from zoo.training.interrupts import Interrupted, StopRequests
 from zoo.training.loggers import check_installed
 from zoo.training.run_folder import RunFolder
@@ -65,6 +65,7 @@ def _run(
     try:
         from zoo.training.engine import run  # Composer takes seconds to import, and sets handlers of its own
 
+        check_headroom()
         requests.listen()
         requests.check()
         return run(recipe, folder, screen, changes, requests)

@@ -107,3 +107,21 @@ def test_a_validation_is_left_at_its_next_batch():
         with pytest.raises(composer_fixes.CutShort):
             stopper.eval_batch_start(Clock(3), None)
     assert stopper.cut_short
+
+
+def test_checkpoints_removed_by_hand_are_not_missed(tmp_path, caplog):
+    saver = composer_fixes.Saver.__new__(composer_fixes.Saver)  # Composer's own makes a temporary folder
+    saver.num_checkpoints_to_keep = 2
+    paths = [tmp_path / f"ep0-ba{batch}-rank0.pt" for batch in range(1, 6)]
+    for path in paths:
+        path.touch()
+    saver.saved_checkpoints = list(map(str, paths))
+    paths[0].unlink()
+    paths[3].unlink()  # one of those to keep: the two before it stay
+    saver._rotate_checkpoints()
+    assert sorted(tmp_path.iterdir()) == [paths[2], paths[4]]
+    paths[2].unlink()
+    paths[2].mkdir()  # as one that cannot be removed
+    saver.saved_checkpoints = list(map(str, [paths[2], paths[4], tmp_path]))
+    saver._rotate_checkpoints()
+    assert "ep0-ba3-rank0.pt: an old checkpoint that cannot be removed: Is a directory" in caplog.text

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pytest
 from rich.console import Console
@@ -56,6 +57,74 @@ def test_tensorboard_events_can_be_read_back(tmp_path):
     events.Reload()
     assert sorted(events.Tags()["scalars"]) == ["train/loss", "validation/loss"]
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1), (2, 2), (3, 23), (4, 24)]
+
+
+def test_a_run_that_starts_over_has_every_step_once_in_tensorboard(tmp_path):
+    """Killed before its first checkpoint: what it wrote is purged, the validation before the first batch too."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for shift in (0, 10):
+        board = TensorBoard(tmp_path / "tensorboard", 0)
+        board({"batch": 0, "tokens": 0, "time_s": 0.1, "validation_loss": 5.0 + shift})
+        for batch in (1, 2):
+            board({"batch": batch, "tokens": 10, "time_s": 0.1, "loss": float(batch + shift)})
+        board.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 11), (2, 12)]
+    assert [(e.step, e.value) for e in events.Scalars("validation/loss")] == [(0, 15)]
+
+
+def test_a_run_folder_is_one_run_of_wandb(tmp_path, monkeypatch):
+    composer = pytest.importorskip("composer.loggers")
+    made = []
+    monkeypatch.setattr(composer, "WandBLogger", lambda name, init_kwargs: made.append(init_kwargs))
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    for _ in range(2):
+        loggers.composer_loggers(["wandb"], "tiny", tmp_path)
+    assert made[0] == made[1]
+    assert made[0]["resume"] == "allow"
+    assert json.loads((tmp_path / "loggers.json").read_text()) == {"wandb": made[0]["id"]}
+    (tmp_path / "other").mkdir()
+    loggers.composer_loggers(["wandb"], "tiny", tmp_path / "other")
+    assert made[2]["id"] != made[0]["id"]
+    monkeypatch.setenv("WANDB_RUN_ID", "of-the-user")
+    loggers.composer_loggers(["wandb"], "tiny", tmp_path)
+    assert "id" not in made[3]
+
+
+class Server:
+    """In place of Composer's MLFlowLogger: knows the runs of one server."""
+
+    known = ["other"]
+
+    def __init__(self, **settings):
+        self.settings = settings
+
+    def _start_mlflow_run(self, state):
+        wanted = os.environ.get("MLFLOW_RUN_ID")
+        if wanted is not None and wanted not in self.known:
+            raise RuntimeError(f"Run '{wanted}' not found")
+        self._run_id = wanted or f"run{len(self.known)}"
+        self.known.append(self._run_id)
+
+
+def test_a_run_folder_is_one_run_of_mlflow(tmp_path, monkeypatch):
+    composer = pytest.importorskip("composer.loggers")
+    monkeypatch.setattr(composer, "MLFlowLogger", Server)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+
+    def session():
+        (logger,) = loggers.composer_loggers(["mlflow"], "tiny", tmp_path)
+        logger._start_mlflow_run(None)
+        assert "MLFLOW_RUN_ID" not in os.environ
+        return logger._run_id
+
+    assert session() == session() == "run1"
+    (tmp_path / "loggers.json").write_text('{"mlflow": "gone"}')
+    with pytest.raises(
+        ZooError, match=r"loggers\.json: MLflow cannot go on with run gone: .*not found; remove the file"
+    ):
+        session()
 
 
 def test_a_logger_that_is_not_installed_is_named(monkeypatch):

@@ -47,10 +47,19 @@ def sheltered() -> Iterator[None]:
 def start_resource_tracker() -> None:
     """Start Python's keeper of shared memory, sheltered, before anything else does.
 
-    Python lets it ignore SIGINT and SIGTERM only; SIGHUP or SIGUSR1 to the group would end it.
+    Python lets it ignore SIGINT and SIGTERM only; SIGHUP or SIGUSR1 to the group would end it.  It cleans up without a
+    word after a process that was killed: its warning would come after the line that says why.
     """
-    with sheltered():
-        pass
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    try:
+        with sheltered():
+            pass
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def stay_with_parent() -> None:
@@ -67,6 +76,16 @@ def stay_with_parent() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return
     threading.Thread(target=_watch, args=(parent,), name="stay-with-parent", daemon=True).start()
+
+
+def launched() -> bool:
+    """Whether torchrun or Composer's launcher started this process, itself and not through a shell."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return True
+    with contextlib.suppress(OSError):
+        arguments = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
+        return any(os.path.basename(each) == b"composer" or each == b"composer.cli.launcher" for each in arguments)
+    return False
 
 
 def end_with_parent(number: int) -> None:

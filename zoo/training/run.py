@@ -3,10 +3,11 @@
 import contextlib
 import logging
 import os
+import signal
 from pathlib import Path
 
 from zoo.errors import ZooError
-from zoo.processes import start_resource_tracker
+from zoo.processes import end_with_parent, launched, start_resource_tracker
 from zoo.training.checkpoints import where_it_continues
 from zoo.training.continuing import Change, check_continues, check_data_of_complete, damage, refuse_untrained
 from zoo.training.failures import check_headroom, explain, in_reader
@@ -36,6 +37,8 @@ def train(recipe, run_dir: str | Path) -> Summary:
             return summary
     check_installed(recipe.train.loggers)
     start_resource_tracker()
+    if launched():
+        end_with_parent(signal.SIGTERM)  # a launcher that was killed would leave its processes training on
     requests = StopRequests(quiet=rank != 0)
     try:
         with requests, folder.locked() if rank == 0 else contextlib.nullcontext():

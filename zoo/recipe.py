@@ -34,7 +34,7 @@ from zoo.errors import Problem, RecipeError, shorten, unknown
 from zoo.schedule import Schedule, ScheduleError, Use, Where
 from zoo.seal import in_run_folder
 from zoo.training.config import EvalConfig, TrainConfig
-from zoo.yaml_reader import read_recipe, scalar
+from zoo.yaml_reader import Node, read_recipe, scalar
 
 
 def _refusal(lines: Iterable[Found], value: Any) -> ValidationError:
@@ -305,10 +305,9 @@ def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), *, of_ru
     """
     root = read_recipe(path, overrides)
     data = root.plain()
-    named = root.value.get("plugins")
-    of_run = named is not None and (of_run or in_run_folder(named.place.file))
     try:
-        return Recipe.model_validate_json(json.dumps(data), strict=True, context={"of_run": of_run})
+        context = {"of_run": _of_run(root.value.get("plugins"), path, of_run)}
+        return Recipe.model_validate_json(json.dumps(data), strict=True, context=context)
     except ValidationError as error:
         from zoo import schema
 
@@ -337,6 +336,13 @@ def load_data_section(path: str | os.PathLike, overrides: Iterable[str] = ()) ->
         definitions = schema.schema_definitions()
         found = translate(error, plain["data"], lambda at: schema.known_keys(("data", *at), plain, definitions))
         raise RecipeError([locate((("data", *at), where, why), root) for at, where, why in found]) from error
+
+
+def _of_run(plugins: Node | None, path: str | os.PathLike, of_run: bool) -> bool:
+    """Whether the plugins of a recipe are somebody else's word: neither of a file of the user's own nor of `--set`."""
+    if plugins is None or plugins.place.line is None:
+        return False
+    return of_run or in_run_folder(path) or in_run_folder(plugins.place.file)
 
 
 def _partial_problems(data: dict) -> list[Found]:

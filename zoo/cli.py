@@ -225,6 +225,9 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Instead of eval.json in the folder.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw needles and loss by position: .svg, .png or .pdf.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cuda, cpu, ...; auto: a GPU if there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32; auto: bf16 on a GPU, fp32 on a CPU.")] = "auto",
     plugins: Plugins = None,
@@ -235,7 +238,7 @@ def evaluate(
     if list_tasks:
         out_styled(list_command(json), end="")
         return
-    wanted = Request(models or [], tasks, harness, seq_len, data, rows, seed, device, dtype, again, json, output)
+    wanted = Request(models or [], tasks, harness, seq_len, data, rows, seed, device, dtype, again, json, output, plot)
     out_styled(eval_command(wanted), end="")
 
 

@@ -15,7 +15,7 @@ from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.registry import GROUPS, make_tasks, names, task_class
 from zoo.evaluation.results import FILE, Result, ResultFile
 from zoo.evaluation.table import as_table, list_table
-from zoo.terminal import clean, err
+from zoo.terminal import clean
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Request:
     again: bool = False
     json: bool = False
     output: Path | None = None
+    plot: Path | None = None
 
 
 def list_command(as_json: bool) -> str:
@@ -66,7 +67,15 @@ def eval_command(request: Request) -> str:
     tasks = _tasks(request)
     if request.output is not None and len(request.models) > 1:
         raise EvaluationError("--output: is for one model; each of several keeps an eval.json of its own")
+    if request.plot is not None:
+        from zoo.evaluation.plots import check_suffix
+
+        check_suffix(request.plot)
     results = {model: _evaluate(model, tasks, request) for model in request.models}
+    if request.plot is not None:
+        from zoo.evaluation.plots import plot
+
+        plot(results, request.plot)
     if request.json:
         return json.dumps({model: [asdict(r) for r in found] for model, found in results.items()}, indent=1) + "\n"
     return as_table(results)
@@ -167,7 +176,3 @@ class _Screen:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-def stderr_note(text: str) -> None:
-    err(f"note: {text}")

@@ -160,7 +160,7 @@ def as_result(found: dict[str, Any], name: str, label: str, model: HarnessModel,
         if metric.endswith("_stderr") or not isinstance(value, int | float) or metric in metrics:
             continue
         stderr = numbers.get(f"{metric}_stderr,{_filter}")
-        metrics[metric] = _metric(float(value), stderr, n, better.get(metric, True))
+        metrics[metric] = _metric(float(value), stderr, n, better.get(metric, True), metric.startswith("acc"))
     if not metrics:
         raise EvaluationError(f"--harness: lm-eval returned no numbers for {name}")
     return Result(
@@ -177,7 +177,7 @@ def as_result(found: dict[str, Any], name: str, label: str, model: HarnessModel,
     )
 
 
-def _metric(value: float, stderr: Any, rows: int, higher: bool) -> dict[str, Any]:
+def _metric(value: float, stderr: Any, rows: int, higher: bool, share: bool) -> dict[str, Any]:
     known = isinstance(stderr, int | float)
     spread = 1.96 * stderr if known else 0.0
     return {
@@ -188,6 +188,7 @@ def _metric(value: float, stderr: Any, rows: int, higher: bool) -> dict[str, Any
         "rows": rows,
         "chance": None,
         "better": "higher" if higher else "lower",
+        "share": share,
     }
 
 

@@ -32,10 +32,12 @@ class HeldOut:
     def split(self) -> str:
         return "validation" if self.prepared.rows("validation") else "train"
 
-    @property
-    def bytes_per_token(self) -> float | None:
-        """Bytes of text that a token stands for; None for plain numbers."""
-        return self.prepared.bytes_per_token[self.split]
+    @cached_property
+    def token_bytes(self) -> np.ndarray | None:
+        """Bytes of text that each token stands for, [vocabulary]; None for plain numbers."""
+        from zoo.data.token_bytes import token_bytes
+
+        return token_bytes(self.prepared, self.split, self._settings["vocab_size"])
 
     def rows(self) -> Iterator[StoredRow]:
         """The rows as training packed them."""

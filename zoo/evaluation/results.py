@@ -44,6 +44,10 @@ class Result:
         """(name, numbers) of the metric that a table shows first."""
         return next(iter(self.metrics.items()))
 
+    def is_share(self, metric: str) -> bool:
+        """Whether a metric is a share of 1, which is shown as a percentage."""
+        return bool(self.metrics[metric].get("share"))
+
 
 def summarise(task: Task, examples: Sequence[Example], rows: Sequence[Row]) -> tuple[dict, dict]:
     """(metrics, by) of a `Result` from the numbers of each row."""
@@ -57,6 +61,7 @@ def summarise(task: Task, examples: Sequence[Example], rows: Sequence[Row]) -> t
             metrics[metric.name] = bootstrap(*zip(*found, strict=True)).as_dict() | {
                 "chance": chance.get(metric.name),
                 "better": metric.better,
+                "share": metric.percent,
             }
     return metrics, _breakdowns(rows, clusters)
 

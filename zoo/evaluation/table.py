@@ -45,16 +45,7 @@ def _cell(numbers: Mapping[str, Any] | None, result: Result, name: str) -> str:
 
 def number(value: float, result: Result, name: str) -> str:
     """A value as its metric is shown: a share as a percentage."""
-    return f"{100 * value:.1f}%" if is_percent(result, name) else f"{value:.3f}"
-
-
-def is_percent(result: Result, name: str) -> bool:
-    """Whether a metric is a share; one of a task that is not there any more is shown as a plain number."""
-    try:
-        metrics = task_class(result.task).metrics
-    except Exception:  # a task of another package, or of lm-eval
-        return name.startswith("acc")
-    return any(metric.name == name and metric.percent for metric in metrics)
+    return f"{100 * value:.1f}%" if result.is_share(name) else f"{value:.3f}"
 
 
 def list_table(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> str:

@@ -58,6 +58,7 @@ def _specs(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[An
         yield "layers to cross the row", _at(length), lambda c, n=length: c["receptive_field"][n], _reach, False
     yield from _measured(found)
     yield from _TRAINED
+    yield from _evaluated(found)
 
 
 def _cache_by_kind(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[Any], str], bool]]:
@@ -68,6 +69,31 @@ def _cache_by_kind(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Call
         yield group, f"{kind}, nominal", _part("cache", "by_kind", kind, "nominal_bytes_per_token"), binary, True
         held = _part("cache", "by_kind", kind, "held_bytes_per_token", length)
         yield group, f"{kind}, held {_at(length)}", held, binary, True
+
+
+def _evaluated(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[Any], str], bool]]:
+    """The scores of the runs that were evaluated, with the half width of the 95% interval and the chance level."""
+    scores = [(column.get("run") or {}).get("evaluation") or {} for column in found["columns"]]
+    for task in dict.fromkeys(task for one in scores for task in one):
+        known = next(one[task] for one in scores if task in one)
+        for metric, numbers in known.items():
+            show = percent if numbers["share"] else _score
+            chance = "" if numbers["chance"] is None else f", chance {show(numbers['chance'])}"
+            label = f"{task}: {metric}{chance}"
+            yield "scores, with the 95% interval", label, _part("run", "evaluation", task, metric), _interval, False
+
+
+def _interval(numbers: dict[str, Any]) -> str:
+    """`53.1% ±2.9`: the value, and half the width of its 95% interval in the same unit."""
+    show, unit = (percent, 100) if numbers["share"] else (_score, 1)
+    if numbers["low"] is None:
+        return show(numbers["value"])
+    half = unit * (numbers["high"] - numbers["low"]) / 2
+    return f"{show(numbers['value'])} ±{half:.1f}" if numbers["share"] else f"{show(numbers['value'])} ±{half:.3f}"
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}"
 
 
 def _part(section: str, *path: str) -> Read:
@@ -84,13 +110,20 @@ def _part(section: str, *path: str) -> Read:
 
 def _row(columns: list[dict], group: str, label: str, read: Read, text, compared: bool) -> Row:
     found = [None if column["error"] and "parameters" not in column else read(column) for column in columns]
-    numbers = [value["layers"] if isinstance(value, dict) else value for value in found]
+    numbers = [_number(value) for value in found]
     base = numbers[0] if compared else None
     values = [
         None if value is None else Value(number, text(value), number / base if base else None)
         for value, number in zip(found, numbers, strict=True)
     ]
     return Row(group, label, values)
+
+
+def _number(value: Any) -> float | None:
+    """What a value is sorted by: of a reach the layers, of a score its value."""
+    if isinstance(value, dict):
+        return value["layers"] if "layers" in value else value["value"]
+    return value
 
 
 def _at(length: str) -> str:

@@ -18,6 +18,7 @@ def facts(column: Column) -> dict[str, Any]:
     the latest validation, `best` the lowest; both None where there was none.  `diverged_at` is the first batch whose
     loss is no finite number, None if all are: such losses are in no curve and are neither final nor best.  `data` is
     the record of what it read, None for runs of earlier versions; `damage` says what is wrong with its weights.
+    `evaluation` holds the scores of `zoo eval` by task and metric, of the run's own weights only.
     """
     from zoo.training.continuing import damage  # imports numpy, which recipes alone do without
 
@@ -45,6 +46,7 @@ def facts(column: Column) -> dict[str, Any]:
         "final": _validation([] if diverged else validations[-1:]),
         "best": _validation(sorted(validations, key=lambda record: record["validation_loss"])[:1]),
         "environment": _environment(column.run),
+        "evaluation": _evaluation(column.run, summary),
         "training": [[r["tokens"], r["time_s"], r["loss"]] for r in steps],
         "validation": [[r["tokens"], r["time_s"], r["validation_loss"]] for r in validations],
     }
@@ -82,6 +84,21 @@ def _data(folder: RunFolder) -> dict[str, Any] | None:
     from zoo.data.identity import DataRecord
 
     return DataRecord.read(folder.data).model_dump() if present(folder.data) else None
+
+
+def _evaluation(folder: RunFolder, summary: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Task -> metric -> numbers, from eval.json; results of other weights are left out."""
+    path = folder.path / "eval.json"
+    if not present(path):
+        return {}
+    from zoo.evaluation.results import read_results  # imports numpy, which recipes alone do without
+
+    weights = None if summary is None else summary.get("sha256")
+    return {
+        result.label: {name: {**numbers, "share": result.is_share(name)} for name, numbers in result.metrics.items()}
+        for result in read_results(path)
+        if weights is None or result.model.get("digest") == weights
+    }
 
 
 def _environment(folder: RunFolder) -> dict[str, Any]:

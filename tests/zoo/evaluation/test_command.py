@@ -7,6 +7,7 @@ import pytest
 from tests.zoo.evaluation.subjects import Guesser
 from zoo.cli import run as zoo
 from zoo.evaluation.command import parse_lengths, parse_tasks
+from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.registry import GROUPS, make_tasks, names, register, task_class
 from zoo.evaluation.results import ResultFile, read_results
 from zoo.evaluation.run import evaluate
@@ -100,3 +101,19 @@ def test_results_of_other_weights_are_not_taken(tmp_path):
     assert ResultFile(kept).find(task, first[0].model) == first[0]
     assert ResultFile(kept).find(task, first[0].model | {"digest": "other"}) is None
     assert ResultFile(kept).find(task, first[0].model | {"dtype": "bf16"}) is None
+
+
+def test_needles_and_losses_are_drawn(tmp_path):
+    from zoo.data.tokenizers import Bytes
+    from zoo.evaluation.plots import plot
+
+    model = Guesser(vocab_size=257, max_len=1024, tokenizer=Bytes())
+    task = {"task": "niah_single_1", "lengths": [600, 900], "depths": 3, "rows": 3, "generate": False}
+    results = {"runs/a": evaluate(model, [task])}
+    plot(results, tmp_path / "needles.svg")
+    drawn = (tmp_path / "needles.svg").read_text()
+    assert "depth of the needle" in drawn or "<path" in drawn
+    with pytest.raises(EvaluationError, match="--plot: must end in"):
+        plot(results, tmp_path / "needles.txt")
+    with pytest.raises(EvaluationError, match="none of them is among the tasks"):
+        plot({"runs/a": evaluate(Guesser(), ["copy"], rows=2)}, tmp_path / "copy.png")

@@ -49,7 +49,6 @@ class LossByPosition(Task):
         if model.longest is not None and longest > model.longest:
             raise EvaluationError(f"lengths: {longest} tokens, and the model takes {model.longest}")
         text = _held_out(model)
-        size = text.bytes_per_token
         rows = list(islice(_windows(text.stream(), longest + 1), self.rows or ROWS))
         if not rows:
             raise EvaluationError(
@@ -57,7 +56,12 @@ class LossByPosition(Task):
             )
         bucket = self.bucket or max(1, longest // BUCKETS)
         return [
-            Labelled(row[:n], row[1 : n + 1], facets={"length": n, "bucket": bucket, "bytes": size}, cluster=f"row {i}")
+            Labelled(
+                row[:n],
+                row[1 : n + 1],
+                facets={"length": n, "bucket": bucket, "bytes": _bytes(text, row[1 : n + 1])},
+                cluster=f"row {i}",
+            )
             for n in sorted(lengths)
             for i, row in enumerate(rows)
         ]
@@ -99,7 +103,7 @@ class Perplexity(Task):
         found, document = [], -1
         for row in islice(text.rows(), self.rows):
             firsts = {int(start) for start in row.starts if start > 0 or document < 0}
-            facets = {"bytes": text.bytes_per_token, "first": document, "bucket": self.bucket}
+            facets = {"bytes": _bytes(text, row.labels), "first": document, "bucket": self.bucket}
             found.append(Labelled(row.inputs, row.labels, starts=row.starts, facets=facets))
             document += len(firsts)
         return found
@@ -125,13 +129,20 @@ class Perplexity(Task):
                 yield "document", number, "nats", float(part.mean()), float(len(part))
 
 
-def _row(nats: np.ndarray, bytes_per_token: float | None) -> Row:
+def _row(nats: np.ndarray, size: float | None) -> Row:
+    """size: bytes of text that the scored tokens stand for; None if they are plain numbers."""
     n = float(len(nats))
     row = Row({"nats": float(nats.mean())}, {"nats": n})
-    if bytes_per_token is not None:
-        row.values["bits_per_byte"] = float(nats.mean()) / math.log(2) / bytes_per_token
-        row.weights["bits_per_byte"] = n
+    if size:
+        row.values["bits_per_byte"] = float(nats.sum()) / math.log(2) / size
+        row.weights["bits_per_byte"] = size
     return row
+
+
+def _bytes(text, labels: np.ndarray) -> float | None:
+    """Bytes that the labels of a row stand for, those that are not scored left out."""
+    sizes = text.token_bytes
+    return None if sizes is None else float(sizes[labels[labels != IGNORED]].sum())
 
 
 def _held_out(model: ModelFacts):

@@ -1,0 +1,40 @@
+"""Scores of `zoo eval` beside the losses of a comparison."""
+
+import json
+from pathlib import Path
+
+from tests.zoo.evaluation.subjects import Guesser
+from zoo.evaluation.run import evaluate
+from zoo.report.compare import Request, compare
+from zoo.report.runs import _evaluation
+from zoo.training.run_folder import RunFolder
+
+LABEL = "copy(rows=10)"
+
+
+def evaluated(run: str) -> str:
+    """A run with an eval.json of a model that guesses."""
+    model = Guesser()
+    model.digest = "0" * 64
+    evaluate(model, ["copy"], rows=10, output=Path(run) / "eval.json")
+    return run
+
+
+def test_scores_stand_beside_the_losses_with_interval_and_chance(run, tmp_path):
+    first, other = (evaluated(run(name, [3.0, 2.5])) for name in ("full", "window"))
+    text = compare(Request([first, other]))
+    assert "scores, with the 95% interval" in text
+    line = next(line for line in text.splitlines() if f"{LABEL}: accuracy, chance 0.8%" in line)
+    assert line.count("±") == 2
+    found = json.loads(compare(Request([first, other], json=True)))
+    numbers = found["columns"][0]["run"]["evaluation"][LABEL]["accuracy"]
+    assert {"value", "low", "high", "chance", "stderr"} <= set(numbers)
+    page = tmp_path / "page.html"
+    compare(Request([first, other], html=page, maps=False))
+    assert f"{LABEL}: accuracy, chance 0.8%" in page.read_text()
+
+
+def test_scores_of_other_weights_are_left_out(run):
+    folder = RunFolder(evaluated(run("full", [3.0, 2.5])))
+    assert set(_evaluation(folder, {"sha256": "0" * 64})) == {LABEL}
+    assert _evaluation(folder, {"sha256": "1" * 64}) == {}

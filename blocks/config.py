@@ -64,11 +64,8 @@ class BlockConfig(Kinded):
 
         Raises ValueError if the block cannot be built for d_model, or has no such part.
         """
-        point = None
-        if self.states("grid_point"):
-            point = self.grid_point(d_model, part).resolve(d_model, seq_len)
-        elif not (self.states("cost") and self.states("build")):
-            raise NotImplementedError(f"{type(self).__name__} defines neither grid_point nor its own cost and build")
+        on_grid = self.states("grid_point") or not (self.states("cost") and self.states("build"))
+        point = self.grid_point(d_model, part).resolve(d_model, seq_len) if on_grid else None
         if point is not None and not self.states("cost") and not self.states("build"):
             return point
         return StatedMixer(self, d_model, part, point)
@@ -79,11 +76,11 @@ class BlockConfig(Kinded):
 
     def cost(self, d_model: int, seq_len: int, part: str | None = None) -> Cost:
         """Parameters, forward FLOPs and cache elements of one layer on one row of seq_len tokens."""
-        return self.resolve(d_model, part=part).cost(seq_len)
+        return self.grid_point(d_model, part).resolve(d_model).cost(seq_len)
 
     def build(self, d_model: int, part: str | None = None) -> Any:
         """The torch module of one layer."""
-        return self.resolve(d_model, part=part).build()
+        return self.grid_point(d_model, part).resolve(d_model).build()
 
     def check(self, d_model: int, part: str | None = None) -> None:
         """Raise ValueError if the block cannot be built for d_model, or has no such part."""

@@ -53,11 +53,17 @@ class Context(_Positions):
     """Where the tokens of a batch stand, made once for a forward pass and shared by all layers.
 
     positions_BT: index of each token in its document, [B or 1, T].  documents: None if each row is one document.
+    losses: what layers have added to the training loss.
     """
 
     positions_BT: torch.Tensor
     documents: Documents | None = None
+    losses: list[torch.Tensor] = field(default_factory=list, repr=False)
     _tables: dict = field(default_factory=dict, repr=False)
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """Add a scalar, such as one that balances experts, to the training loss. Validation ignores it."""
+        self.losses.append(loss)
 
     @classmethod
     def for_tokens(
@@ -89,6 +95,9 @@ class Step(_Positions):
     _made: dict = field(default_factory=dict, repr=False)
 
     documents = None  # each row is one
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """Nothing: tokens that are appended to a cache are not trained on."""
 
     @classmethod
     def after(cls, start_B: torch.Tensor, seq_len: int, n_new_B: torch.Tensor | None, fresh: bool) -> "Step":

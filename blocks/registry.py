@@ -149,15 +149,20 @@ class Family:
         if kind is None:
             raise _refusal("union_tag_not_found", (), value, discriminator="'kind'")
         if not isinstance(kind, str) or kind not in {**self.own, **self.installed()[0], **self.installed()[1]}:
-            known = ", ".join(repr(name) for name in self.kinds())
-            raise _refusal("union_tag_invalid", (), value, discriminator="'kind'", tag=str(kind), expected_tags=known)
+            known = [repr(name) for name in self.kinds()]
+            if self.default is not None:
+                expected = " or ".join([", ".join(known[:-1]), known[-1]] if known[1:] else known)
+                raise _refusal("literal_error", ("kind",), kind, expected=expected)
+            tags = {"discriminator": "'kind'", "tag": str(kind), "expected_tags": ", ".join(known)}
+            raise _refusal("union_tag_invalid", (), value, **tags)
         try:
             config = self.config_class(kind)
         except ValueError as error:
             raise _refusal(PydanticCustomError("part", "{why}", {"why": str(error)}), ("kind",), value) from error
+        given = {"kind": kind, **value}
         if as_json:
-            return config.model_validate_json(json.dumps(value), strict=True)
-        return config.model_validate(value)
+            return config.model_validate_json(json.dumps(given), strict=True)
+        return config.model_validate(given)
 
 
 def _refusal(error: Any, path: tuple, value: Any, **context: Any) -> ValidationError:

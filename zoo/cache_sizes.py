@@ -41,10 +41,10 @@ def kind_of(layer: Layer) -> str:
 
 def cache_sizes(model: ModelConfig, seq_len: int, bytes_per_element: int = BYTES_PER_ELEMENT) -> dict[str, CacheSize]:
     """The cache of one row by kind of layer, in the order of first use.  Raises ValueError if seq_len is below 1."""
-    counts = Counter((kind_of(layer), layer.config, layer.part) for layer in model.expanded())
+    counts = Counter((kind_of(layer), layer.mixer) for layer in model.expanded())
     sizes: dict[str, CacheSize] = {}
-    for (kind, config, part), times in counts.items():
-        cost = config.cost(model.d_model, seq_len, part)
+    for (kind, mixer), times in counts.items():
+        cost = mixer.cost(seq_len)
         nominal, held = bytes_per_element * cost.cache_nominal_elements, cost.cache_held_bytes(bytes_per_element)
         size = CacheSize(times, seq_len, times * nominal, times * held)
         sizes[kind] = sizes[kind] + size if kind in sizes else size

@@ -13,14 +13,14 @@ from zoo.blocks.cost import Cost
 from zoo.recipe import ModelConfig
 
 BYTES_PER_ELEMENT = 2  # caches are counted in bf16
-FFN_MATRICES = {"swiglu": 3, "gelu": 2}
 
 
 @dataclass(frozen=True)
 class ModelCost:
     """The cost of a model on one row of `seq_len` tokens.
 
-    parameters: by part and in `total`; a tied head counts in `embedding` alone.
+    parameters: by part and in `total`; a tied head counts in `embedding` alone.  active_parameters: of them, those that
+    one token uses; fewer than the total where feed-forwards choose among experts.
     flops_by_part: forward FLOPs of one token, averaged over the row (attention grows along it).
     cache_nominal_bytes, cache_held_bytes: of the whole row, bf16. Nominal counts keys and values (or latent and rotary
     key) of every layer at every token, as papers do; held what the cache tensors occupy, with ring buffers and pooled
@@ -29,6 +29,7 @@ class ModelCost:
 
     seq_len: int
     parameters: dict[str, int]
+    active_parameters: int
     flops_by_part: dict[str, float]
     cache_nominal_bytes: int
     cache_held_bytes: int
@@ -49,7 +50,9 @@ def model_cost(model: ModelConfig, seq_len: int) -> ModelCost:
     layers = list(layer_costs(model, seq_len))
     n_layers = sum(times for _, times, _ in layers)
     embedding = model.vocab_size * model.d_model
-    ffn = n_layers * FFN_MATRICES[model.ffn.kind] * model.d_model * model.ffn.d_ff
+    ffns = [layer.ffn for layer in model.expanded()]
+    ffn = sum(each.parameters(model.d_model) for each in ffns)
+    active = sum(each.active_parameters(model.d_model) for each in ffns)
     parameters = {
         "embedding": embedding,
         "attention": sum(times * cost.total_parameters for _, times, cost in layers),
@@ -59,12 +62,14 @@ def model_cost(model: ModelConfig, seq_len: int) -> ModelCost:
     }
     flops = {
         "attention": sum(times * cost.total_flops for _, times, cost in layers) / seq_len,
-        "ffn": 2.0 * ffn,
+        "ffn": sum(each.flops(model.d_model) for each in ffns),
         "head": 2.0 * embedding,
     }
+    total = sum(parameters.values())
     return ModelCost(
         seq_len,
-        {**parameters, "total": sum(parameters.values())},
+        {**parameters, "total": total},
+        total - ffn + active,
         flops,
         BYTES_PER_ELEMENT * sum(times * cost.cache_nominal_elements for _, times, cost in layers),
         sum(times * cost.cache_held_bytes(BYTES_PER_ELEMENT) for _, times, cost in layers),
@@ -73,6 +78,6 @@ def model_cost(model: ModelConfig, seq_len: int) -> ModelCost:
 
 def layer_costs(model: ModelConfig, seq_len: int) -> Iterator[tuple[BlockConfig, int, Cost]]:
     """(config, how many layers use it, cost of one) for each distinct attention layer, in order of first use."""
-    counts = Counter((layer.config, layer.part) for layer in model.expanded())
-    for (config, part), times in counts.items():
-        yield config, times, config.cost(model.d_model, seq_len, part)
+    counts = Counter((layer.config, layer.mixer) for layer in model.expanded())
+    for (config, mixer), times in counts.items():
+        yield config, times, mixer.cost(seq_len)

@@ -1,7 +1,7 @@
 """The decoder: token embedding, pre-norm layers of one attention block and one feed-forward each, norm, head.
 
-Shapes: B batch, T tokens, C model width, F feed-forward width, V vocabulary.
-The order of this file is the order of the forward pass, read from the bottom up: Decoder, Layer, FeedForward, RMSNorm.
+Shapes: B batch, T tokens, C model width, V vocabulary.
+The order of this file is the order of the forward pass, read from the bottom up: Decoder, Layer, RMSNorm.
 """
 
 import math
@@ -10,12 +10,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo import blocks, fused
-from zoo.blocks.base import Context
+from zoo import fused
+from zoo.blocks.context import Context, Step
+from zoo.blocks.interface import Caching, SelfInitialised
+from zoo.blocks.registry import load
 from zoo.cost import model_cost
 from zoo.errors import ZooError
 from zoo.inference.cache import ModelCache
 from zoo.kernels.documents import Documents
+from zoo.recipe import Layer as LayerConfig
 from zoo.recipe import ModelConfig, Recipe
 
 
@@ -31,35 +34,21 @@ class RMSNorm(nn.Module):
         return fused.rms_norm(x, self.weight, self.eps)
 
 
-class FeedForward(nn.Module):
-    """SwiGLU, W_down(silu(W_gate x) * W_up x), or GELU, W_down gelu(W_up x); no biases.  [B, T, C] -> [B, T, C]."""
-
-    def __init__(self, d_model: int, d_ff: int, kind: str):
-        super().__init__()
-        self.gate = nn.Linear(d_model, d_ff, bias=False) if kind == "swiglu" else None
-        self.up = nn.Linear(d_model, d_ff, bias=False)
-        self.output = nn.Linear(d_ff, d_model, bias=False)
-
-    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
-        up_BTF = self.up(x_BTC)
-        hidden_BTF = nn.functional.gelu(up_BTF) if self.gate is None else fused.swiglu(self.gate(x_BTC), up_BTF)
-        return self.output(hidden_BTF)
-
-
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)): the pre-norm residual layer.  [B, T, C] -> [B, T, C]."""
 
-    def __init__(self, model: ModelConfig, layer):
+    def __init__(self, model: ModelConfig, layer: LayerConfig):
         super().__init__()
         self.attention_norm = RMSNorm(model.d_model, model.norm_eps)
-        self.attention = blocks.build(layer.config, model.d_model, part=layer.part)
+        self.attention = layer.mixer.build()
         self.feed_forward_norm = RMSNorm(model.d_model, model.norm_eps)
-        self.feed_forward = FeedForward(model.d_model, model.ffn.d_ff, model.ffn.kind)
+        ffn = layer.ffn.resolve(model.d_model, model.max_seq_len)
+        self.feed_forward = load(ffn.module)(ffn, model.d_model)
 
-    def forward(self, x_BTC: torch.Tensor, context: Context, *cache) -> torch.Tensor:
+    def forward(self, x_BTC: torch.Tensor, context: Context | Step, *cache) -> torch.Tensor:
         """cache: the layer's, if the tokens of x are to be appended to one."""
         x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), context, *cache)
-        return x_BTC + self.feed_forward(self.feed_forward_norm(x_BTC))
+        return x_BTC + self.feed_forward(self.feed_forward_norm(x_BTC), context)
 
 
 class Decoder(nn.Module):
@@ -133,7 +122,7 @@ class Decoder(nn.Module):
         weight = self.embedding.weight
         layers = []
         for index, layer in enumerate(self.layers):
-            if not hasattr(layer.attention, "new_cache"):
+            if not isinstance(layer.attention, Caching):
                 block = type(layer.attention).__name__
                 raise ZooError(f"layer {index}: its block ({block}) keeps no cache; it needs the method new_cache")
             layers.append(layer.attention.new_cache(batch, max_len, device or weight.device, dtype or weight.dtype))
@@ -159,21 +148,29 @@ class Decoder(nn.Module):
         """Cross-entropy in nats of labels_BT (int64, already shifted; -100 = no target) under the model.
 
         reduction: "mean" over the targets, or "sum".  A batch without a single target has loss 0 and zero gradients.
+        In training mode what layers add (`Context.add_loss`) counts in the mean, and in the sum once for each target.
         """
         if reduction not in ("mean", "sum"):
             raise ValueError(f"loss: reduction must be 'mean' or 'sum'; found {reduction!r}")
-        hidden_BTC = self.hidden(tokens_BT, document_starts_BT)
+        context = self._context(tokens_BT, document_starts_BT)
+        hidden_BTC = self._hidden(tokens_BT, context)
         total = fused.linear_cross_entropy(hidden_BTC.flatten(0, 1), self.head_weight, labels_BT.flatten())
-        if reduction == "sum":
-            return total
-        return total / (labels_BT != fused.IGNORED).sum().clamp(min=1)
+        n_targets = (labels_BT != fused.IGNORED).sum()
+        if self.training and context.losses:
+            total = total + torch.stack([loss.float() for loss in context.losses]).sum() * n_targets
+        return total if reduction == "sum" else total / n_targets.clamp(min=1)
 
     def hidden(self, tokens_BT: torch.Tensor, document_starts_BT: torch.Tensor | None = None) -> torch.Tensor:
         """Final hidden states [B, T, C], after the last norm: what the head reads."""
+        return self._hidden(tokens_BT, self._context(tokens_BT, document_starts_BT))
+
+    def _context(self, tokens_BT: torch.Tensor, document_starts_BT: torch.Tensor | None) -> Context:
         documents = None
         if self.config.document_mask and document_starts_BT is not None:
             documents = Documents.from_starts(document_starts_BT, self.max_documents)
-        context = Context.for_tokens(*tokens_BT.shape, device=tokens_BT.device, documents=documents)
+        return Context.for_tokens(*tokens_BT.shape, device=tokens_BT.device, documents=documents)
+
+    def _hidden(self, tokens_BT: torch.Tensor, context: Context) -> torch.Tensor:
         x_BTC = self.embedding(tokens_BT)
         for layer in self.layers:
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -211,23 +208,26 @@ def build_model(recipe: Recipe | ModelConfig, *, device: str = "cpu", seed: int 
 def _check_counts(model: Decoder) -> None:
     """Raise ZooError, naming the block and both numbers, unless every part has the parameters that its config counts.
 
-    `zoo show`, `compare` and `cost` state the counted numbers, so a block that differs would make all of them wrong.
+    `zoo show`, `compare` and `cost` state the counted numbers, so a part that differs would make all of them wrong.
     """
     config, checked = model.config, set()
     for layer, built in zip(config.expanded(), model.layers, strict=True):
-        if (layer.config, layer.part) in checked:
-            continue
-        checked.add((layer.config, layer.part))
-        counted = layer.config.cost(config.d_model, config.max_seq_len, layer.part).total_parameters
-        found = _n_parameters(built.attention)
-        if counted != found:
-            raise ZooError(
-                f"model.blocks.{layer.name}: layer {layer.index} ({type(built.attention).__name__}) has {found:,} "
-                f"parameters; the cost of {type(layer.config).__name__} counts {counted:,}; correct its `cost`"
-            )
+        if (layer.name, layer.mixer) not in checked:
+            counted = layer.mixer.cost(config.max_seq_len).total_parameters
+            place = f"model.blocks.{layer.name}: layer {layer.index}"
+            _check_count(place, built.attention, counted, f"the cost of {type(layer.config).__name__}")
+            counted = layer.ffn.resolve(config.d_model, config.max_seq_len).parameters(config.d_model)
+            _check_count("model.ffn", built.feed_forward, counted, f"{type(layer.ffn).__name__}.parameters")
+        checked.add((layer.name, layer.mixer))
     total, built = model_cost(config, config.max_seq_len).parameters["total"], _n_parameters(model)
     if total != built:
         raise ZooError(f"model: it has {built:,} parameters; zoo.cost counts {total:,}")
+
+
+def _check_count(place: str, module: nn.Module, counted: int, by: str) -> None:
+    found, name = _n_parameters(module), type(module).__name__
+    if counted != found:
+        raise ZooError(f"{place} ({name}) has {found:,} parameters; {by} counts {counted:,}; correct the count")
 
 
 def _n_parameters(module: nn.Module) -> int:
@@ -239,16 +239,22 @@ def initialise(model: Decoder, seed: int) -> None:
     """Draw the weights: every linear map and the embedding from N(0, init_std^2), norms 1, biases 0.
 
     The two maps of each layer that write to the residual stream (`output` of attention and of the feed-forward) use
-    init_std / sqrt(2 n_layers), so that the stream's variance does not grow with depth (GPT-2). Other parameters of a
-    block keep the values the block gave them. Drawn on the CPU in the order of the modules: the same seed gives the
-    same weights on every machine.
+    init_std / sqrt(2 n_layers), so that the stream's variance does not grow with depth (GPT-2). A module with a method
+    `initialise` draws its own weights, and those inside it; other parameters keep the values that their module gave
+    them. Drawn on the CPU in the order of the modules: the same seed gives the same weights on every machine.
     """
-    generator = torch.Generator().manual_seed(seed)
-    std = model.config.init_std
-    residual = {id(part.output) for layer in model.layers for part in (layer.attention, layer.feed_forward)}
+    generator, std = torch.Generator().manual_seed(seed), model.config.init_std
+    residual_std = std / math.sqrt(2 * len(model.layers))
+    parts = [part for layer in model.layers for part in (layer.attention, layer.feed_forward)]
+    residual = {id(getattr(part, "output", None)) for part in parts}
+    drawn: set[int] = set()
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            scale = 1 / math.sqrt(2 * len(model.layers)) if id(module) in residual else 1.0
-            module.weight.normal_(0.0, std * scale, generator=generator)
+        if id(module) in drawn:
+            continue
+        if isinstance(module, SelfInitialised):
+            module.initialise(generator, std, residual_std)
+            drawn |= {id(inside) for inside in module.modules()}
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.normal_(0.0, residual_std if id(module) in residual else std, generator=generator)
             if getattr(module, "bias", None) is not None:
                 module.bias.zero_()

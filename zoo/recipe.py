@@ -7,8 +7,8 @@ import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import yaml
 from pydantic import (
@@ -28,9 +28,12 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from zoo import schedule
 from zoo.blocks import plugins, registry
 from zoo.blocks.config import BlockConfig
+from zoo.blocks.resolved import ResolvedMixer
 from zoo.checking import Found, Path, locate, translate
 from zoo.data.config import DataConfig
 from zoo.errors import Problem, RecipeError, shorten, unknown
+from zoo.feed_forward.base import FeedForwardConfig
+from zoo.parts import FEED_FORWARDS, PartOf
 from zoo.schedule import Schedule, ScheduleError, Use, Where
 from zoo.seal import in_run_folder
 from zoo.training.config import EvalConfig, TrainConfig
@@ -99,23 +102,32 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FeedForwardConfig(Section):
-    """The feed-forward network of each layer."""
-
-    kind: Literal["swiglu", "gelu"] = Field(
-        "swiglu", description="swiglu: W_down(silu(W_gate x) * W_up x), three matrices. gelu: W_down gelu(W_up x), two."
-    )
-    d_ff: Count = Field(description="Width of the hidden layer.")
+FeedForward = Annotated[FeedForwardConfig, PartOf(FEED_FORWARDS)]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of the expanded schedule. `name` is the key in `blocks`, `block` the name with its part."""
+    """One layer of the expanded schedule. `name` is the key in `blocks`, `block` the name with its part.
+
+    d_model, seq_len: what its mixer is resolved for: the model's width and its max_seq_len.
+    """
 
     index: int
     name: str
     part: str | None
     config: BlockConfig
+    ffn: FeedForwardConfig
+    d_model: int
+    seq_len: int
+    _mixers: dict[tuple[BlockConfig, str | None], ResolvedMixer] = field(repr=False, compare=False)
+
+    @property
+    def mixer(self) -> ResolvedMixer:
+        """The block with every number known, made at first use; layers with the same block share it."""
+        key = self.config, self.part
+        if key not in self._mixers:
+            self._mixers[key] = self.config.resolve(self.d_model, self.seq_len, self.part)
+        return self._mixers[key]
 
     @property
     def block(self) -> str:
@@ -135,7 +147,7 @@ class ModelConfig(Section):
     )
     vocab_size: Annotated[int, Field(ge=2, le=2**31 - 1)] = Field(description="Size of the vocabulary.")
     max_seq_len: Count = Field(description="Longest sequence the model is made for, in tokens.")
-    ffn: FeedForwardConfig = Field(description="The feed-forward network of each layer.")
+    ffn: FeedForward = Field(description="The feed-forward network of each layer.")
     tie_embeddings: bool = Field(True, description="The output head uses the embedding's matrix.")
     norm_eps: float = Field(1e-5, gt=0, lt=1, description="Epsilon of the layers' RMSNorms.")
     init_std: float = Field(0.02, gt=0, le=1, description="Standard deviation of initial weights.")
@@ -159,6 +171,7 @@ class ModelConfig(Section):
         """
         turns: dict[str, int] = {}
         made: dict[int, BlockConfig] = {}
+        mixers: dict[tuple[BlockConfig, str | None], ResolvedMixer] = {}
         layers = []
         for index, use in enumerate(schedule.expand(self.layers, self.n_layers)):
             base = self.blocks[use.name]
@@ -168,7 +181,8 @@ class ModelConfig(Section):
             if part is None and base.parts:
                 turn = turns.get(use.name, 0)
                 part, turns[use.name] = base.alternation[turn % len(base.alternation)], turn + 1
-            layers.append(Layer(index, use.name, part, made[id(use)]))
+            sizes = self.ffn, self.d_model, self.max_seq_len
+            layers.append(Layer(index, use.name, part, made[id(use)], *sizes, mixers))
         return layers
 
     @property

@@ -83,6 +83,9 @@ def _editable(node: Any) -> Any:
         {"if": {"properties": {tag: {"const": value}}, "required": [tag]}, "then": {"$ref": reference}}
         for value, reference in mapping.items()
     ]
+    if node.pop("default_kind", None):  # without a tag, which may also be inherited, the fields of any member
+        members = {"anyOf": [{"$ref": reference} for reference in mapping.values()]}
+        branches.append({"if": {"not": {"required": [tag]}}, "then": members})
     return {**node, "type": "object", "properties": {tag: {"enum": list(mapping)}}, "allOf": branches}
 
 
@@ -114,7 +117,8 @@ def _members(node: dict, definitions: dict, data: Any) -> list[dict]:
         return _members(definitions[node["$ref"].rsplit("/", 1)[-1]], definitions, data)
     if "discriminator" in node and isinstance(data, dict):
         mapping = node["discriminator"]["mapping"]
-        named = [mapping[data[tag]] for tag in TAGS if isinstance(data.get(tag), str) and data[tag] in mapping]
+        tagged = {"kind": node.get("default_kind"), **data}
+        named = [mapping[tagged[tag]] for tag in TAGS if isinstance(tagged.get(tag), str) and tagged[tag] in mapping]
         if named:
             return _members({"$ref": named[0]}, definitions, data)
     options = node.get("anyOf", node.get("oneOf"))

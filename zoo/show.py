@@ -36,13 +36,12 @@ def facts(recipe: Recipe) -> dict[str, Any]:
     model = recipe.model
     at = {seq_len: model_cost(model, seq_len) for seq_len in (model.max_seq_len, *CONTEXTS)}
     cost = at[model.max_seq_len]
-    describe = cache(lambda config, part: description(config, part, model.d_model))
     layers = [
         {
             "index": layer.index,
             "block": layer.block,
             "kind": layer.kind,
-            "attention": describe(layer.config, layer.part),
+            "attention": layer.mixer.describe(),
         }
         for layer in model.expanded()
     ]
@@ -51,6 +50,7 @@ def facts(recipe: Recipe) -> dict[str, Any]:
         "summary": recipe.summary,
         "layers": layers,
         "parameters": cost.parameters,
+        "active_parameters": cost.active_parameters,
         "max_seq_len": model.max_seq_len,
         "flops_per_token": cost.flops_per_token,
         "flops_by_part": cost.flops_by_part,
@@ -116,10 +116,10 @@ def strip_cell(number: int) -> tuple[str, str]:
 def _layer_table(recipe: Recipe, layers: list[dict], seen: list[str]) -> Table:
     table = plain_table("layer", "", "block", "kind", "attention", "parameters")
     table.columns[0].justify = table.columns[-1].justify = "right"
-    count = cache(lambda config, part: config.cost(recipe.model.d_model, 1, part).total_parameters)
+    count = cache(lambda mixer: mixer.cost(1).total_parameters)
     for layer, row in zip(recipe.model.expanded()[:MAX_ROWS], layers, strict=False):
         cell = Text(*strip_cell(seen.index(row["attention"])))
-        parameters = f"{count(layer.config, layer.part):,}"
+        parameters = f"{count(layer.mixer):,}"
         table.add_row(str(row["index"]), cell, row["block"], row["kind"], row["attention"], parameters)
     if len(layers) > MAX_ROWS:
         table.add_row("", Text("..."), f"{len(layers) - MAX_ROWS:,} more", "", "--json lists every layer", "")
@@ -133,6 +133,8 @@ def _size_table(found: dict) -> Table:
     flops = {**found["flops_by_part"], "total": found["flops_per_token"]}
     for part, count in found["parameters"].items():
         table.add_row(part, f"{count:,}", f"{flops[part]:,.0f}" if flops.get(part) else "")
+    if found["active_parameters"] != found["parameters"]["total"]:
+        table.add_row("active", f"{found['active_parameters']:,}", "")
     return table
 
 

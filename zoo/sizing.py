@@ -116,18 +116,16 @@ def _even(recipe: Recipe, seq_len: int) -> bool:
 
 def _layers(model: ModelConfig, seq_len: int) -> tuple[list[tuple[int, int]], tuple[str, ...]]:
     """((bytes of one layer on one row, how many such layers) ..., kinds whose attention is not counted)."""
-    counts = Counter((layer.config, layer.part) for layer in model.expanded())
+    counts = Counter((layer.kind, layer.mixer) for layer in model.expanded())
     layers, unknown = [], {}
-    for (config, part), times in counts.items():
-        attention = config.resolve(model.d_model, model.max_seq_len, part).activation_bytes(seq_len)
+    for (kind, mixer), times in counts.items():
+        attention = mixer.activation_bytes(seq_len)
         if attention is None:
-            unknown[config.kind] = None
+            unknown[kind] = None
         layers.append((_layer_bytes(model, seq_len) + (attention or 0), times))
     return layers, tuple(unknown)
 
 
 def _layer_bytes(model: ModelConfig, seq_len: int) -> int:
-    """What a layer keeps beside its attention: the residual stream before both norms (float32), the casts that its
-    feed-forward maps read, and the hidden values."""
-    maps, hidden = (2, 3) if model.ffn.kind == "swiglu" else (1, 2)
-    return seq_len * (2 * FLOAT * model.d_model + BF16 * (maps * model.d_model + hidden * model.ffn.d_ff))
+    """What a layer keeps beside its attention: the residual stream before both norms (float32), its feed-forward."""
+    return seq_len * (2 * FLOAT * model.d_model + model.ffn.activation_bytes(model.d_model))

@@ -11,7 +11,15 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "composer", "streaming", "transformers", "datasets", "numpy")
 LIGHT = ["errors", "schedule", "yaml_reader", "checking", "recipe", "schema", "cost", "cli", "show", "data.config"]
 LIGHT += ["cache_sizes", "bench.memory_needed", "bench.decode_report", "inference.command", "training.config"]
-LIGHT += ["blocks.registry", "blocks.config", "blocks"]
+LIGHT += [
+    "blocks.registry",
+    "blocks.config",
+    "blocks",
+    "blocks.interface",
+    "blocks.resolved",
+    "parts",
+    "feed_forward.dense_config",
+]
 
 
 def imported(path: Path) -> set[str]:

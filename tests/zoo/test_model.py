@@ -153,5 +153,5 @@ def test_a_block_that_counts_its_parameters_wrongly_is_named(device, kind, part,
     counted = config.blocks["mine"].cost(32, 64, part).total_parameters
     monkeypatch.setattr(cls, "build", with_a_vector)
     has = rf"model\.blocks\.mine: layer {layer} \(Attention\) has {counted + 7:,} parameters"
-    with pytest.raises(ZooError, match=rf"{has}; the cost of {cls.__name__} counts {counted:,}; correct its `cost`"):
+    with pytest.raises(ZooError, match=rf"{has}; the cost of {cls.__name__} counts {counted:,}; correct the count"):
         build_model(config, device=device)

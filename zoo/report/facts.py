@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cache
 from typing import Any
 
 from zoo.blocks.config import BlockConfig
@@ -64,12 +63,11 @@ def _reach(model: ModelConfig, seq_len: int) -> dict[str, Any]:
 
 
 def _layers(model: ModelConfig) -> list[dict[str, str]]:
-    describe = cache(lambda config, part: description(config, part, model.d_model))
     return [
         {
             "block": layer.block,
             "kind": f"{layer.kind}.{layer.part}" if layer.part else layer.kind,
-            "attention": describe(layer.config, layer.part),
+            "attention": layer.mixer.describe(),
         }
         for layer in model.expanded()
     ]

@@ -57,8 +57,7 @@ def _layer(recipe: Recipe, pattern: str) -> Layer:
 def _of_recipe(recipe: Recipe, layer: Layer, seq_len: int):
     from zoo.report.maps import random_visibility
 
-    mixer = layer.config.resolve(recipe.model.d_model, recipe.model.max_seq_len, layer.part)
-    return random_visibility(mixer, None, recipe.model.d_model, seq_len, recipe.seed)
+    return random_visibility(layer.mixer, None, recipe.model.d_model, seq_len, recipe.seed)
 
 
 def _of_run(run: Path, recipe: Recipe, layer: Layer, seq_len: int, text: Path | None):

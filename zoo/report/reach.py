@@ -1,7 +1,6 @@
 """How far information travels through a schedule: layers until the first token can reach the last. No torch."""
 
 from dataclasses import dataclass
-from functools import cache
 
 from zoo.recipe import ModelConfig
 
@@ -33,12 +32,11 @@ def reach(model: ModelConfig, seq_len: int) -> Reach:
     A selection that is free to choose counts as seeing every block, for some choice does. Compression sees the first
     token once its first block is complete.
     """
-    mixer_of = cache(lambda config, part: config.resolve(model.d_model, model.max_seq_len, part))
     known = 1  # bit t: token t depends on the first one
     if seq_len == 1:
         return Reach(0, (), 1)
     for layer in model.expanded():
-        reached = mixer_of(layer.config, layer.part).reach(known, seq_len)
+        reached = layer.mixer.reach(known, seq_len)
         if reached is None:
             return Reach(None, unknown=layer.kind)
         if through := tuple(kind for kind, tokens in reached.items() if tokens >> (seq_len - 1) & 1):

@@ -160,7 +160,7 @@ class ShoutConfig(BlockConfig):
 
 @pytest.fixture
 def shout(monkeypatch):
-    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    monkeypatch.setattr(registry.MIXERS, "own", dict(registry.MIXERS.own))
     monkeypatch.setattr("zoo.docs.shouting", ShoutConfig, raising=False)
     register("shout", "zoo.docs:shouting")
     return "reference/blocks/shout.md"

@@ -1,0 +1,28 @@
+"""Every family of parts that a recipe chooses from by `kind`: those of blocks/, and those of zoo's own rooms. No torch.
+
+A part is a config class without torch and the class that runs, which the config names; see blocks/registry.py. What a
+family is for, and what its parts define, stands in the docstring of its base class.
+"""
+
+from zoo.blocks.registry import FAMILIES, MIXERS, PATTERNS, PROJECTIONS, Family, PartOf
+
+__all__ = ["FAMILIES", "FEED_FORWARDS", "MIXERS", "PATTERNS", "PROJECTIONS", "Family", "PartOf"]
+
+
+def _family(*arguments, **options) -> Family:
+    family = Family(*arguments, **options)
+    FAMILIES[family.name] = family
+    return family
+
+
+FEED_FORWARDS = _family(
+    "ffns",
+    "feed-forward",
+    "zoo.feed_forward.base:FeedForwardConfig",
+    {
+        "swiglu": "zoo.feed_forward.dense_config:SwiGLU",
+        "gelu": "zoo.feed_forward.dense_config:GELU",
+    },
+    "What each layer does to every token by itself: `model.ffn`.",
+    default="swiglu",
+)

@@ -64,7 +64,7 @@ class BlockConfig(Kinded):
 
         Raises ValueError if the block cannot be built for d_model, or has no such part.
         """
-        on_grid = self.states("grid_point") or not (self.states("cost") and self.states("build"))
+        on_grid = self.states("grid_point") or not self.states("cost")
         point = self.grid_point(d_model, part).resolve(d_model, seq_len) if on_grid else None
         if point is not None and not self.states("cost") and not self.states("build"):
             return point

@@ -14,7 +14,10 @@ Found = tuple[Path, str | Where, str]  # path of the key, "key" | "value" | a pl
 
 MOST_PROBLEMS = 100  # of one recipe that are listed; looking for near names takes time for each
 TAGS = ("kind", "rope_type")  # the fields that say which member of a union a mapping is
-_BY_REGISTRY = ("model",)  # sections whose parts are looked up by the registry, which adds no tag to pydantic's path
+_BY_REGISTRY = (
+    "model",
+    "train",
+)  # sections whose parts are looked up by the registry, which adds no tag to pydantic's path
 
 _EXPECTED = {
     "int_type": "a whole number",

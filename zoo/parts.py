@@ -6,7 +6,17 @@ family is for, and what its parts define, stands in the docstring of its base cl
 
 from zoo.blocks.registry import FAMILIES, MIXERS, PATTERNS, PROJECTIONS, Family, PartOf
 
-__all__ = ["FAMILIES", "FEED_FORWARDS", "MIXERS", "PATTERNS", "PROJECTIONS", "Family", "PartOf"]
+__all__ = [
+    "FAMILIES",
+    "FEED_FORWARDS",
+    "MIXERS",
+    "OPTIMIZERS",
+    "PATTERNS",
+    "PROJECTIONS",
+    "SCHEDULES",
+    "Family",
+    "PartOf",
+]
 
 
 def _family(*arguments, **options) -> Family:
@@ -25,4 +35,24 @@ FEED_FORWARDS = _family(
     },
     "What each layer does to every token by itself: `model.ffn`.",
     default="swiglu",
+)
+OPTIMIZERS = _family(
+    "optimizers",
+    "optimiser",
+    "zoo.training.optimizers.base:OptimizerConfig",
+    {"adamw": "zoo.training.optimizers.adamw_config:AdamW"},
+    "How weights follow gradients: `train.optimizer`.",
+    default="adamw",
+)
+SCHEDULES = _family(
+    "schedules",
+    "learning-rate schedule",
+    "zoo.training.schedules:ScheduleConfig",
+    {
+        "cosine": "zoo.training.schedules:Cosine",
+        "linear": "zoo.training.schedules:Linear",
+        "wsd": "zoo.training.schedules:WarmupStableDecay",
+    },
+    "The learning rate over time: `train.schedule`.",
+    default="cosine",
 )

@@ -88,20 +88,21 @@ def step_size(recipe: Recipe, seq_len: int, rows: int, gpu: Gpu, checkpointing: 
     loss = tokens * model.d_model * (FLOAT + 2 * BF16) + FLOAT * head  # last norm, its cast, both gradients
     weights, copies = FLOAT * parameters, BF16 * linear
     accumulates = recipe.train.rows(seq_len) > rows if _even(recipe, seq_len) else True
-    standing = weights + 2 * FLOAT * parameters + copies
+    state = recipe.train.optimizer.state_bytes(parameters)
+    standing = weights + state + copies
     backward = standing + activations + loss + (FLOAT * parameters if accumulates else 0)
     forwards = 4 if checkpointing else 3
-    traffic = parameters * (2 * FLOAT + 4 * BF16 + 7 * FLOAT) + 2 * activations
+    traffic = parameters * (2 * FLOAT + 4 * BF16) + recipe.train.optimizer.step_traffic(parameters) + 2 * activations
     return StepSize(
         tokens=tokens,
         weights=weights,
         copies=copies,
         gradients=FLOAT * parameters,
-        optimiser=2 * FLOAT * parameters,
+        optimiser=state,
         activations=activations,
         activations_other=other,
         loss=loss,
-        peak=max(backward, weights + 3 * FLOAT * parameters),
+        peak=max(backward, weights + state + FLOAT * parameters),
         compute_s=forwards * cost.flops_per_token * tokens / gpu.peak_flops,
         memory_s=traffic / gpu.bytes_per_s,
         checkpointing=checkpointing,

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from composer import Callback
@@ -19,12 +19,14 @@ class LearningRate(Callback):
     checkpoints, where an extended duration would not reach them. A function of the batch number has neither flaw.
     """
 
-    def __init__(self, plan: Plan, lr: float):
-        self.plan, self.lr = plan, lr
+    def __init__(self, plan: Plan, peaks: Sequence[float]):
+        """peaks: the highest rate of each parameter group, read before a checkpoint's are loaded."""
+        self.plan, self.peaks = plan, list(peaks)
 
     def batch_start(self, state, logger) -> None:
-        for group in state.optimizers[0].param_groups:
-            group["lr"] = self.lr * self.plan.lr_ratio(int(state.timestamp.batch))
+        ratio = self.plan.lr_ratio(int(state.timestamp.batch))
+        for group, peak in zip(state.optimizers[0].param_groups, self.peaks, strict=True):
+            group["lr"] = peak * ratio
 
 
 class Beats(Callback):

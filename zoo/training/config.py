@@ -5,7 +5,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from zoo.errors import shorten
-from zoo.training.duration import Duration, Interval, Part, Span
+from zoo.parts import OPTIMIZERS, SCHEDULES, PartOf
+from zoo.training.duration import Duration, Interval, Span
+from zoo.training.optimizers.adamw_config import AdamW
+from zoo.training.optimizers.base import OptimizerConfig
+from zoo.training.schedules import Cosine, ScheduleConfig
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -32,38 +36,8 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class OptimizerConfig(_Section):
-    """AdamW with decoupled weight decay (arXiv 1711.05101) in PyTorch's form: each step takes off lr x weight_decay."""
-
-    kind: Literal["adamw"] = Field("adamw", description="The optimiser.")
-    lr: Positive = Field(3e-4, description="Peak learning rate, reached at the end of the warm-up.")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.95), description="Decay rates of the averages of the gradient and of its square."
-    )
-    eps: Positive = Field(1e-8, description="Added to the root of the second average.")
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.1, description="Weight decay of matrices. Norms, biases and other vectors have none."
-    )
-    decay_embeddings: bool = Field(
-        False, description="Whether the token embedding (and a tied output head) is decayed too."
-    )
-
-
-class ScheduleConfig(_Section):
-    """Learning rate over time: a linear warm-up from 0, then one of three forms down to lr x final_lr_ratio."""
-
-    kind: Literal["cosine", "linear", "wsd"] = Field(
-        "cosine", description="cosine or linear decay after the warm-up, or wsd: warm-up, stable, then linear decay."
-    )
-    warmup: Part = Field("0.02dur", description="Length of the warm-up; dur is a share of the duration.")
-    final_lr_ratio: Share = Field(0.1, description="Learning rate at the end, as a share of the peak.")
-    decay: Interval | None = Field(None, description="wsd only: length of the final decay; 0.2dur if not given.")
-
-    @model_validator(mode="after")
-    def _decay_needs_wsd(self):
-        if self.decay is not None and self.kind != "wsd":
-            raise ValueError(f"decay is for kind: wsd; {self.kind} decays from the end of the warm-up to the end")
-        return self
+Optimizer = Annotated[OptimizerConfig, PartOf(OPTIMIZERS)]
+Schedule = Annotated[ScheduleConfig, PartOf(SCHEDULES)]
 
 
 class CheckpointConfig(_Section):
@@ -86,8 +60,8 @@ class TrainConfig(_Section):
         description="Rows of one forward and backward on one device. auto: on a GPU the most that fits (found while "
         "training), on a CPU the device's whole share of the batch.",
     )
-    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="The optimiser and its settings.")
-    schedule: ScheduleConfig = Field(ScheduleConfig(), description="The learning rate over time.")
+    optimizer: Optimizer = Field(AdamW(), description="The optimiser and its settings.")
+    schedule: Schedule = Field(Cosine(), description="The learning rate over time.")
     clip_norm: Positive | None = Field(1.0, description="Gradients are scaled down to this norm; null: never.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="bf16 is mixed precision (float32 weights). auto: bf16 on a CUDA GPU, fp32 on a CPU."
@@ -136,22 +110,18 @@ class TrainConfig(_Section):
         total = Span.parse(self.duration).batches(tokens_per_batch, batches_per_epoch)
         warmup = Span.parse(self.schedule.warmup).batches(tokens_per_batch, batches_per_epoch, total)
         decay, said = max(0, total - warmup), ""
-        if self.schedule.kind == "wsd":
-            decay = Span.parse(self._decay).batches(tokens_per_batch, batches_per_epoch, total)
+        if self.schedule.decay_span is not None:
+            decay = Span.parse(self.schedule.decay_span).batches(tokens_per_batch, batches_per_epoch, total)
             said = f" and {decay} of decay"
         if warmup + decay > total:
             found = f"{warmup} batches of warm-up{said}"
             raise ValueError(f"must fit into the duration of {total} batches; found {found}")
         return total, warmup, decay
 
-    @property
-    def _decay(self) -> str:
-        return self.schedule.decay or "0.2dur"
-
     def schedule_problem(self, seq_len: int) -> str | None:
         """Why warm-up and decay do not fit into the duration, if that is known before the data: without epochs."""
-        spans = [self.duration, self.schedule.warmup] + [self._decay] * (self.schedule.kind == "wsd")
-        if any(Span.parse(span).unit == "ep" for span in spans):
+        spans = self.duration, self.schedule.warmup, self.schedule.decay_span
+        if any(span is not None and Span.parse(span).unit == "ep" for span in spans):
             return None
         try:
             self.schedule_batches(self.rows(seq_len) * seq_len, batches_per_epoch=0)

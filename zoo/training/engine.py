@@ -80,9 +80,11 @@ class Engine:
             model = get_device(device.name).module_to_device(model)
         self.stopper, restore = StopOnSignal(requests, setup.plan.saves), RestoreRandomState()
         self.writers, self.evaluator = self._make_writers(), self._make_evaluator()
+        optimizer = make_optimizer(model, train.optimizer)
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.trainer = StoppableTrainer(
             model=model,
-            optimizers=make_optimizer(model, train.optimizer),
+            optimizers=optimizer,
             train_dataloader=self.loaders["train"],
             eval_dataloader=self.evaluator,
             max_duration=f"{setup.plan.total}ba",
@@ -185,7 +187,7 @@ class Engine:
         setup = self.setup
         clip = ClipGradients(setup.recipe.train.clip_norm)
         return [
-            LearningRate(setup.plan, setup.recipe.train.optimizer.lr),
+            LearningRate(setup.plan, self.peaks),
             clip,
             StopIfNotFinite(clip, self.where_it_continues),
             Metrics(clip, self.writers, self._mfu_per_token()),

@@ -1,9 +1,10 @@
-"""AdamW over two parameter groups: matrices, which decay, and everything else, which does not."""
+"""Making the optimiser of a recipe, and the parameter groups that optimisers share."""
 
 import torch
 from torch import nn
 
-from zoo.training.config import OptimizerConfig
+from zoo.blocks.registry import load
+from zoo.training.optimizers.base import OptimizerConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bool = False) -> list[dict]:
@@ -24,10 +25,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bo
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig, lr_ratio: float = 1.0) -> torch.optim.AdamW:
-    """AdamW as the recipe says; lr_ratio scales the first learning rate, a callback sets those of later batches."""
-    groups = parameter_groups(model, config.weight_decay, config.decay_embeddings)
-    on_gpu = next(model.parameters()).is_cuda
-    return torch.optim.AdamW(
-        groups, lr=config.lr * lr_ratio, betas=config.betas, eps=config.eps, fused=True if on_gpu else None
-    )
+def make_optimizer(model: nn.Module, config: OptimizerConfig, lr_ratio: float = 1.0) -> torch.optim.Optimizer:
+    """The optimiser as the recipe says; lr_ratio scales the first learning rates, a callback sets all later ones."""
+    optimizer = load(config.module)(model, config)
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * lr_ratio
+    return optimizer

@@ -4,12 +4,12 @@ Every span of a recipe (tokens, epochs, shares) becomes a whole number of batche
 batch size, the sequence length and the rows of the data. The engine then counts batches only.
 """
 
-import math
 from dataclasses import dataclass
 
 from zoo.errors import Problem, RecipeError
 from zoo.training.config import EvalConfig, TrainConfig
 from zoo.training.duration import Span
+from zoo.training.schedules import ScheduleConfig
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class Plan:
     checkpoint_every: int
     warmup: int
     decay: int
-    schedule: str
-    final_lr_ratio: float
+    schedule: ScheduleConfig
 
     @classmethod
     def make(cls, train: TrainConfig, evaluation: EvalConfig, seq_len: int, n_rows: int) -> "Plan":
@@ -58,22 +57,15 @@ class Plan:
             checkpoint_every=max(1, batches(train.checkpoint.every)),
             warmup=warmup,
             decay=decay,
-            schedule=train.schedule.kind,
-            final_lr_ratio=train.schedule.final_lr_ratio,
+            schedule=train.schedule,
         )
 
     def lr_ratio(self, batch: int) -> float:
         """Learning rate of a batch as a share of the peak.
 
-        The warm-up ends on the peak (no batch is spent on a rate of 0), the last batch has exactly final_lr_ratio.
+        The schedule is asked for the batches that are done with this one, so that its end falls on the last batch.
         """
-        done = batch + 1
-        if done <= self.warmup:
-            return done / self.warmup
-        progress = min(1.0, max(0.0, 1 - (self.total - done) / self.decay)) if self.decay else 0.0
-        if self.schedule == "cosine":
-            progress = (1 - math.cos(math.pi * progress)) / 2
-        return 1 - (1 - self.final_lr_ratio) * progress
+        return self.schedule.lr_ratio(batch + 1, self.total, self.warmup, self.decay)
 
     def validates(self, batches_done: int) -> bool:
         """Whether validation runs after so many batches."""

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.training.config import OptimizerConfig
 from zoo.training.optimizer import make_optimizer, parameter_groups
+from zoo.training.optimizers.adamw_config import AdamW
 
 
 class Model(nn.Module):
@@ -41,7 +41,7 @@ def test_which_parameters_decay():
 def test_a_step_without_gradient_takes_off_lr_times_weight_decay():
     model = nn.Linear(3, 3)
     before = model.weight.detach().clone()
-    optimizer = make_optimizer(model, OptimizerConfig(lr=0.1, weight_decay=0.5))
+    optimizer = make_optimizer(model, AdamW(lr=0.1, weight_decay=0.5))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     bias = model.bias.detach().clone()
@@ -51,7 +51,7 @@ def test_a_step_without_gradient_takes_off_lr_times_weight_decay():
 
 
 def test_the_recipe_reaches_the_optimizer():
-    config = OptimizerConfig(lr=0.01, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.3)
+    config = AdamW(lr=0.01, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.3)
     group = make_optimizer(nn.Linear(2, 2), config).param_groups[0]
     assert {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")} == config.model_dump(
         include={"lr", "betas", "eps", "weight_decay"}

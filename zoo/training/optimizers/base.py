@@ -1,0 +1,30 @@
+"""What an optimiser says of itself without torch: its fields, and what it needs of a GPU's memory and time."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from zoo.blocks.cost import FLOAT
+from zoo.blocks.fields import Kinded
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class OptimizerConfig(Kinded):
+    """The optimiser, as a recipe writes it. A subclass states at least `module`.
+
+    Every optimiser has a peak learning rate `lr`. Parameter groups may have peaks of their own: the learning rate that
+    a group has when the optimiser is made is its peak, and the schedule scales each by the same ratio.
+    """
+
+    module: ClassVar[str]  # "package.module:function"; called as function(model, config), returns a torch optimiser
+
+    lr: Positive = Field(3e-4, description="Peak learning rate, reached at the end of the warm-up.")
+
+    def state_bytes(self, parameters: int) -> int:
+        """Bytes of its state for so many float32 parameters; by default two averages, as Adam's."""
+        return 2 * FLOAT * parameters
+
+    def step_traffic(self, parameters: int) -> int:
+        """Bytes that a step reads and writes: weight, gradient and state read, weight and state written."""
+        return 3 * FLOAT * parameters + 2 * self.state_bytes(parameters)

@@ -81,10 +81,10 @@ def _load(path: Path, overrides: list[str] | None):
 
 
 def _report_broken_kinds() -> None:
-    """Name the block kinds of other packages that cannot be used; the rest works."""
-    from zoo.blocks import broken
+    """Name the parts of other packages that cannot be used; the rest works."""
+    from zoo.parts_text import broken
 
-    for why in broken().values():
+    for why in broken():
         err(f"note: {why}")
 
 
@@ -275,11 +275,22 @@ def cost(
 
 @app.command()
 def blocks(name: Kind = None, json: AsJson = False, plugins: Plugins = None) -> None:
-    """List the kinds of block, or the fields of one."""
-    from zoo import show as room
+    """List the kinds of block, or the fields of one: the same as zoo parts mixers."""
+    parts("mixers", name, json)
+
+
+@app.command()
+def parts(
+    family: Annotated[str | None, typer.Argument(help="A family of parts; without it all families.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A kind of the family; without it all kinds.")] = None,
+    json: AsJson = False,
+    plugins: Plugins = None,
+) -> None:
+    """List the families of parts that a recipe chooses from, the kinds of one, or the fields of one kind."""
+    from zoo import parts_text as room
 
     _report_broken_kinds()
-    out_styled(room.blocks_as_json(name) if json else room.blocks_as_text(name), end="")
+    out_styled((room.as_json if json else room.as_text)(family, name), end="")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What `zoo show` and `zoo blocks` print, as text for people and as JSON for programs. No torch."""
+"""What `zoo show` prints, as text for people and as JSON for programs. No torch."""
 
 import io
 import json
@@ -10,12 +10,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from zoo.blocks import block_kinds
 from zoo.blocks.config import BlockConfig
 from zoo.cache_sizes import cache_sizes
 from zoo.cost import model_cost
-from zoo.errors import Problem, RecipeError, unknown
-from zoo.field_rows import field_rows
 from zoo.recipe import ModelConfig, Recipe
 from zoo.terminal import cleaned
 
@@ -154,49 +151,9 @@ def _cache_table(cache: dict) -> Table:
     return table
 
 
-def blocks_as_text(kind: str | None, width: int | None = None) -> str:
-    """All kinds of block, or the fields of one kind."""
-    if kind is None:
-        table = plain_table("kind", "parts", "what it is")
-        for name, config in block_kinds():
-            table.add_row(name, " ".join(config.parts) or "", first_line(config))
-        return rendered([table, Text(), Text("The fields of one: zoo blocks NAME")], width)
-    config = _known(kind)
-    table, schema = plain_table("field", "type", "default", "description"), config.model_json_schema()
-    for row in field_rows(schema, schema.get("$defs", {})):
-        table.add_row(row.name, ", ".join(filter(None, (row.types, row.bounds))), row.default, row.description)
-    about = Text(_reflowed(config.__doc__ or ""))
-    parts = [Text(f"parts: {', '.join(f'{kind}.{part}' for part in config.parts)}"), Text()] if config.parts else []
-    return rendered([Text(kind, style="bold"), about, Text(), *parts, table], width)
-
-
-def blocks_as_json(kind: str | None) -> str:
-    """The same as JSON: each kind's summary, parts and JSON Schema."""
-    known = dict(block_kinds())
-    chosen = known if kind is None else {kind: _known(kind)}
-    found = {
-        name: {"summary": first_line(config), "parts": list(config.parts), "schema": config.model_json_schema()}
-        for name, config in chosen.items()
-    }
-    return json.dumps(found, indent=2) + "\n"
-
-
-def first_line(config: type[BlockConfig]) -> str:
+def first_line(config: type) -> str:
     """The first sentence of what a config's docstring says."""
     return (config.__doc__ or "").strip().split("\n")[0]
-
-
-def _reflowed(docstring: str) -> str:
-    """Paragraphs on one line each, so that the terminal breaks them."""
-    paragraphs = docstring.strip().split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-
-
-def _known(kind: str) -> type[BlockConfig]:
-    known = dict(block_kinds())
-    if kind not in known:
-        raise RecipeError([Problem(unknown("block kind", kind, known))])
-    return known[kind]
 
 
 def plain_table(*headings: str) -> Table:

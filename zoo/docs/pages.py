@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.docs import benchmarks, commands_page, python_page
+from zoo.docs.families import FOLDER as PARTS
+from zoo.docs.families import family_pages
 from zoo.docs.kinds import FOLDER as BLOCKS
 from zoo.docs.kinds import kind_maps, kind_pages
 from zoo.docs.recipes import FOLDER as RECIPES
@@ -14,6 +16,8 @@ REFERENCE = f"""
 ## Reference
 
 - [Blocks]({BLOCKS}/index.md): what each computes, its fields, what a query sees, what it costs
+- [Patterns]({PARTS}/patterns.md), [projections]({PARTS}/projections.md), [feed-forwards]({PARTS}/ffns.md),
+  [optimisers]({PARTS}/optimizers.md) and [schedules]({PARTS}/schedules.md): what else a recipe chooses from
 - [Recipes]({RECIPES}/index.md): layers and numbers of each recipe that ships
 - [Commands]({commands_page.PATH}) and [Python]({python_page.PATH})
 - [Benchmarks]({benchmarks.PATH})
@@ -36,6 +40,7 @@ def generated(root: Path) -> dict[str, str]:
     return {
         **kind_pages(),
         **kind_maps(),
+        **family_pages(),
         **recipe_pages(root),
         commands_page.PATH: commands_page.commands_page(),
         python_page.PATH: python_page.python_page(),
@@ -48,6 +53,7 @@ def navigation(pages: dict[str, str], root: Path) -> list[dict[str, Any]]:
     tables = sorted((root / "docs" / "benchmarks").glob("*.md"))
     return [
         {"Blocks": [page for page in pages if page.startswith(f"{BLOCKS}/") and page.endswith(".md")]},
+        {"Other parts": [page for page in pages if page.startswith(f"{PARTS}/")]},
         {"Recipes": _recipes(pages)},
         {"Commands": commands_page.PATH},
         {"Python": python_page.PATH},

@@ -39,7 +39,7 @@ def zoo(target):
     """Run a command where the package is installed: (exit code, standard output, standard error)."""
 
     def zoo(*arguments: str) -> tuple[int, str, str]:
-        environment = os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": f"{target}:{ROOT}", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "zoo", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
         return done.returncode, done.stdout, done.stderr
@@ -52,7 +52,7 @@ def python(target):
     """Run a piece of Python where the package is installed; it must end well."""
 
     def python(code: str) -> None:
-        environment = os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": f"{target}:{ROOT}", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
         assert done.returncode == 0, done.stderr

@@ -55,9 +55,7 @@ class ZooCache:
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row b goes on where row beam_idx[b] is, as beam search wants it."""
-        tensors = [tensor for layer in self.model.layers for tensor in layer.tensors]
-        for tensor in (*tensors, self.model.length_B):
-            tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
+        self.model.reorder(beam_idx)
 
     def crop(self, max_length: int) -> None:
         raise ValueError("the cache of an attention-zoo model cannot forget tokens, as assisted generation needs it to")

@@ -5,17 +5,19 @@ from copy import copy
 
 import torch
 
-from zoo.blocks.cache import Step
+from zoo.blocks.context import Step
+from zoo.blocks.interface import LayerCache
+from zoo.errors import ZooError
 
 
 class ModelCache:
     """What a model keeps of up to max_len tokens of each of `batch` rows; made by `Decoder.new_cache`.
 
-    layers: one cache for each layer, as `blocks.cache.LayerCache`, or what a block of another package makes.
+    layers: one cache for each layer, as `zoo.blocks.interface.LayerCache` says.
     length_B: int64, tokens that each row holds.
     """
 
-    def __init__(self, layers: list, batch: int, max_len: int, device: torch.device):
+    def __init__(self, layers: list[LayerCache], batch: int, max_len: int, device: torch.device):
         self.layers, self.max_len = layers, max_len
         self.length_B = torch.zeros(batch, dtype=torch.int64, device=device)
         # Bounds of length_B that the host knows without waiting for the device; caches of some rows share the list.
@@ -53,6 +55,20 @@ class ModelCache:
         part.layers, part.length_B = [layer.rows(lo, hi) for layer in self.layers], self.length_B[lo:hi]
         part._rows = self._rows[lo:hi]
         return part
+
+    def reorder(self, source_B: torch.Tensor) -> None:
+        """Row b goes on where row source_B[b] is, int64 [B], as beam search wants it.
+
+        Raises ZooError if a layer is of a block whose cache cannot.
+        """
+        for index, layer in enumerate(self.layers):
+            if not hasattr(layer, "reorder"):
+                kind = type(layer).__name__
+                raise ZooError(f"layer {index}: beam search needs the method reorder of its cache ({kind})")
+            layer.reorder(source_B.to(self.length_B.device))
+        self.length_B.copy_(self.length_B.index_select(0, source_B.to(self.length_B.device)))
+        longest = self.longest
+        self._hold(lambda held: longest)  # a bound: which rows are taken only the device knows
 
     def begin(self, tokens_BT: torch.Tensor, n_new_B: torch.Tensor | None) -> Step:
         """The step that appends these tokens.  Raises ValueError if they do not fit."""

@@ -28,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def _run(folder: Path, *arguments: str) -> str:
-    environment = os.environ | {"PYTHONPATH": f"{folder / 'target'}:{folder}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{folder / 'target'}:{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -64,3 +64,45 @@ def test_a_recipe_can_name_the_module_that_registers_it(folder):
     recipe = folder / "by_plugin.yaml"
     recipe.write_text(f"plugins: [my_blocks]\n{FILES['decay.yaml']}")
     assert "decaying means" in _run(folder, "-m", "zoo", "show", str(recipe))
+
+
+EXPORTED = """
+import torch, transformers, zoo
+from zoo.data.tokenizers import Bytes
+from zoo.export.export import export
+from zoo.training.export import export as finish_run
+from zoo.training.run_folder import RunFolder
+from pathlib import Path
+
+torch.set_num_threads(1)
+recipe = zoo.load_recipe("decay.yaml", ["model.d_model=32", "model.n_layers=5", "model.layers=decay*3 nearby global"])
+folder = RunFolder(Path("run"))
+folder.path.mkdir()
+folder.recipe.write_text(recipe.dump())
+finish_run(folder, recipe, zoo.build_model(recipe).state_dict(), Bytes())
+export("run", "exported")
+theirs = transformers.AutoModelForCausalLM.from_pretrained("exported", trust_remote_code=True).eval()
+ours = zoo.load("run")
+prompts = [b"def main(", b"import os and", b"x"]
+longest = max(map(len, prompts))
+rows = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+with torch.no_grad():
+    logits = theirs(rows, attention_mask=mask).logits
+    for row, prompt in enumerate(prompts):
+        alone = ours(torch.tensor([list(prompt)]))[0]
+        torch.testing.assert_close(logits[row, longest - len(prompt):], alone, rtol=1e-4, atol=1e-4)
+    options = dict(attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=256)
+    for beams in (1, 4):
+        cached = theirs.generate(rows, num_beams=beams, use_cache=True, **options)
+        plain = theirs.generate(rows, num_beams=beams, use_cache=False, **options)
+        assert torch.equal(cached, plain), beams
+    settings = dict(max_tokens=12, temperature=0.0, tokenizer=Bytes())
+    texts = zoo.generate(ours, [prompt.decode() for prompt in prompts], **settings)
+    greedy = theirs.generate(rows, num_beams=1, **options)[:, longest:].tolist()
+    assert [result.tokens for result in texts.results] == greedy
+"""
+
+
+def test_the_block_passes_beam_search_left_padding_and_export(folder):
+    _run(folder, "-c", EXPORTED)

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from zoo.files import make_folder, present, read_json, write_sealed_json
 from zoo.terminal import err
 
 FORMAT = 2  # part of every cache key: raise it when the same configuration makes other rows, or other counts
+BUILDING = re.compile(r"[a-z-]+-[0-9a-f]{16}\.building")  # nothing else is removed: the cache may be any folder
 CHECKSUMS = "checksums.json"  # of a tokenizer's files
 PIECE_BYTES = 1 << 25
 ABANDONED_S = 7 * 24 * 3600  # a preparation that was cut short and not taken up for so long will not be
@@ -209,7 +211,7 @@ class _Preparation:
 
     def remove_abandoned(self) -> None:
         """Remove the `*.building` folders of the cache that no process works on and nothing was added to for a week."""
-        for folder in self.root.glob("*.building"):
+        for folder in filter(lambda path: BUILDING.fullmatch(path.name), self.root.glob("*.building")):
             # OSError: somebody holds the lock, or the folder is another user's.
             with suppress(OSError, DataError), _lock_file(folder.with_suffix("")).open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

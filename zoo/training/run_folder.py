@@ -58,6 +58,9 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if self.path.is_symlink() and not os.path.lexists(self.recipe) and any(self.path.iterdir()):
+                where = f"a symbolic link to {os.readlink(self.path)}, which holds files and no run"
+                raise RunFolderError(f"{self.path}: {where}; name another folder with --run-dir")
             for folder in (self.checkpoints, self.tensorboard, *(self.path / name for name in ("wandb", "mlruns"))):
                 if folder in (self.checkpoints, self.tensorboard) or os.path.lexists(folder):
                     make_folder(folder, RunFolderError)

@@ -187,18 +187,20 @@ def test_ctrl_c_ends_the_tokenising_processes_at_once_and_without_a_word(corpus,
 
 def test_what_was_cut_short_a_week_ago_is_removed_unless_a_process_owns_it(prep, of_text, tmp_path, capfd):
     cache, long_ago = tmp_path / "cache", time.time() - ABANDONED_S - 60
-    for name in ("old", "owned", "worked-on", "young"):
-        (cache / f"text-{name}.building" / "done").mkdir(parents=True)
-        if name != "young":
-            os.utime(cache / f"text-{name}.building" / "done", (long_ago, long_ago))
-            os.utime(cache / f"text-{name}.building", (long_ago, long_ago))
-    (cache / "text-worked-on.building" / "done" / "00000.json").write_text("{}")
-    with (cache / ".text-owned.lock").open("a") as owner:
+    old, owned, worked_on, young = (f"text-{digit * 16}" for digit in "0123")
+    theirs = "house"  # the cache may be any folder: what the zoo did not make stays
+    for name in (old, owned, worked_on, young, theirs):
+        (cache / f"{name}.building" / "done").mkdir(parents=True)
+        if name != young:
+            os.utime(cache / f"{name}.building" / "done", (long_ago, long_ago))
+            os.utime(cache / f"{name}.building", (long_ago, long_ago))
+    (cache / f"{worked_on}.building" / "done" / "00000.json").write_text("{}")
+    with (cache / f".{owned}.lock").open("a") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
         prep(of_text(), quiet=False)
     left = sorted(folder.name for folder in cache.glob("*.building"))
-    assert left == ["text-owned.building", "text-worked-on.building", "text-young.building"]
-    assert "text-old.building: cut short more than a week ago" in capfd.readouterr().err
+    assert left == [f"{name}.building" for name in (theirs, owned, worked_on, young)]
+    assert f"{old}.building: cut short more than a week ago" in capfd.readouterr().err
 
 
 def test_two_at_once_make_one_folder(prep, of_text):

@@ -73,3 +73,12 @@ def test_a_summary_that_is_a_link_is_replaced(folder, victim):
     folder.summary.symlink_to(victim)
     folder.write_summary({"name": "x"})
     assert not folder.summary.is_symlink()
+
+
+def test_a_run_folder_that_is_a_link_to_other_files_is_refused(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.jsonl").write_text("precious")
+    (tmp_path / "run").symlink_to(tmp_path / "mine")
+    with pytest.raises(ZooError, match="holds files and no run"), RunFolder(tmp_path / "run").locked():
+        pass
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["metrics.jsonl"]

@@ -18,8 +18,8 @@ from zoo.recipe import load_recipe
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)(?: title=.*)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-OWN_TESTS = ["own_block.md"]  # its files are a package, which tests/zoo/docs/test_own_block.py installs
-QUICK = ["show", "blocks", "schema", "cost", "compare"]  # commands that train nothing, and need no run
+OWN_TESTS = ["own_block.md", "own_part.md"]  # their files are tested in tests/zoo/docs
+QUICK = ["show", "blocks", "parts", "schema", "cost", "compare"]  # commands that train nothing, and need no run
 
 
 def fenced(language):

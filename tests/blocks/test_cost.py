@@ -83,7 +83,7 @@ def test_attention_flops_follow_the_pairs():
 
 @pytest.mark.parametrize("seq_len", [256, 8192])
 def test_cache_is_that_of_the_table(seq_len):
-    """BLOCKS.md, "Cache, per layer and token": nominal and held elements at d_model 1024, 16 heads of 64, K = 4."""
+    """docs/blocks.md, "Cache": nominal and held elements at d_model 1024, 16 heads of 64, K = 4."""
     recent, heads = min(seq_len, 512), {"n_heads": 16, "n_kv_heads": 4}
     latent = {"n_heads": 16, "kv_rank": 224, "rope_dim": 32}
     rows = [

@@ -54,11 +54,12 @@ def translate(
     data: Any,
     known_keys: Callable[[Path], list[str]],
     is_part: bool = False,
+    elsewhere: Callable[[Path], list[str]] = lambda path: [],
 ) -> list[Found]:
     """Say each error of pydantic in one sentence; errors of the members of a union become one.
 
     data: what was validated.  known_keys: path of a mapping -> the keys it may have.  is_part: whether the data are one
-    part, which the registry looks up, and not a recipe.
+    part, which the registry looks up, and not a recipe.  elsewhere: path of an unknown key -> where else it may stand.
     """
     found: list[Found] = []
     expected: dict[Path, list[str]] = {}
@@ -72,7 +73,7 @@ def translate(
         if line["loc"][-1:] == ("[key]",):
             found.append((path, "key", _mismatch([_EXPECTED[kind].format(**context)], path[-1])))
         elif kind == "extra_forbidden":
-            found.append((path, "key", unknown("key", path[-1], known_keys(path[:-1]))))
+            found.append((path, "key", unknown("key", path[-1], known_keys(path[:-1]), elsewhere(path))))
         elif kind == "missing" and isinstance(line["loc"][-1], int):
             found.append((path, "value", f"is too short: it has no entry {line['loc'][-1]}, counted from 0"))
         elif kind == "missing":

@@ -17,7 +17,7 @@ import zoo
 from zoo.bench import commands as bench
 from zoo.docs import commands as docs
 from zoo.errors import Problem, RecipeError, ZooError
-from zoo.terminal import err, out, out_styled
+from zoo.terminal import err, out, out_styled, tolerate_encoding
 
 app = typer.Typer(
     help="Attention architectures as YAML recipes: show what they cost, train them, generate from them.",
@@ -374,4 +374,5 @@ def _tell(message: str) -> None:
 
 def main() -> None:
     """The `zoo` command."""
+    tolerate_encoding()
     sys.exit(run())

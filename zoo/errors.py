@@ -50,17 +50,22 @@ class RecipeError(ZooError):
         return type(self), (self.problems,)  # not the text: one process hands it to the others
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the known name nearest to `name`, or "" when none is near."""
+def did_you_mean(name: object, known: Iterable[str], elsewhere: Sequence[str] = ()) -> str:
+    """Return " Did you mean 'x'?" for the known name nearest to `name`, or "" when none is near.
+
+    elsewhere: paths where just this name is a key; the first two are suggested too.
+    """
     by_folded = {candidate.casefold(): candidate for candidate in known}
     near = difflib.get_close_matches(str(name)[:200].casefold(), by_folded, n=1)
-    return f" Did you mean {by_folded[near[0]]!r}?" if near else ""
+    found = [by_folded[one] for one in near] + list(elsewhere[:2])
+    return f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
-def unknown(what: str, name: object, known: Iterable[str]) -> str:
+def unknown(what: str, name: object, known: Iterable[str], elsewhere: Sequence[str] = ()) -> str:
     """Return "unknown block 'gloabl'; known: local, global. Did you mean 'global'?"."""
     known = list(known)
-    return f"unknown {what} {shorten(name)}; known: {', '.join(known) or 'none'}.{did_you_mean(name, known)}"
+    hint = did_you_mean(name, known, elsewhere)
+    return f"unknown {what} {shorten(name)}; known: {', '.join(known) or 'none'}.{hint}"
 
 
 def shorten(value: object, limit: int = 60) -> str:

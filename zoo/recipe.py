@@ -326,7 +326,12 @@ def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), *, of_ru
         from zoo import schema
 
         definitions = functools.cache(schema.schema_definitions)
-        found = translate(error, data, lambda at: schema.known_keys(at, data, definitions()))
+        found = translate(
+            error,
+            data,
+            lambda at: schema.known_keys(at, data, definitions()),
+            elsewhere=lambda at: schema.paths_of(at[-1], at[:-1], definitions()),
+        )
         found += [line for line in _partial_problems(data) if line[0] not in {path for path, _, _ in found}]
     problems = dict.fromkeys(locate(line, root) for line in found)
     own = os.fspath(path)

@@ -10,6 +10,7 @@ from zoo.recipe import Recipe
 from zoo.schedule import NAME
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+MOST_DEPTH = 6  # keys of a path that hints look through
 _NAME = f"{NAME.pattern}(\\.{NAME.pattern})?"
 
 
@@ -102,6 +103,24 @@ def known_keys(path: Path, data: Any, definitions: dict[str, Any]) -> list[str]:
         nodes = [member for child in children for member in _members(child, definitions, data)]
     keys = {key: None for node in nodes for key in node.get("properties", {})}
     return [*keys, "extends"] if not path else list(keys)
+
+
+def paths_of(name: str, below: Path, definitions: dict[str, Any]) -> list[str]:
+    """Where in a recipe a key of this name may stand, e.g. `train.optimizer.lr`; first the places under `below`."""
+    found: dict[Path, None] = {}
+
+    def walk(node: dict, path: Path) -> None:
+        for member in _members(node, definitions, None) if len(path) < MOST_DEPTH else ():
+            for key, child in member.get("properties", {}).items():
+                if key == name:
+                    found[(*path, key)] = None
+                walk(child, (*path, key))
+            if isinstance(member.get("additionalProperties"), dict):
+                walk(member["additionalProperties"], (*path, "<name>"))
+
+    walk({"$ref": "#/$defs/Recipe"}, ())
+    nearest = sorted(found, key=lambda path: (path[: len(below)] != below, len(path)))
+    return [".".join(map(str, path)) for path in nearest]
 
 
 def _child(data: Any, part: str | int) -> Any:

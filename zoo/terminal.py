@@ -5,7 +5,9 @@ File names, recipes, metrics, documents and messages of libraries can hold seque
 the zoo prints passes `clean`.
 """
 
+import codecs
 import contextlib
+import io
 import logging
 import re
 import sys
@@ -18,6 +20,15 @@ _UNSAFE = re.compile(
     "\ud800-\udfff"  # bytes of file names that are not UTF-8
     "\U000e0000-\U000e007f]"  # tags: text that no terminal shows
 )
+
+_NEAREST = {
+    **{"\u00d7": "x", "\u2026": "...", "\u00b7": ".", "\u2192": "->", "\u2264": "<=", "\u2265": ">=", "\u00b5": "u"},
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\u2500\u2501", "-"),
+    **dict.fromkeys("\u2018\u2019", "'"),
+    **dict.fromkeys("\u201c\u201d", '"'),
+    **dict.fromkeys("\u2502\u2503", "|"),
+    **dict.fromkeys("\u2588\u2589\u258a\u258b\u25a0", "#"),
+}
 
 
 def clean(text: str) -> str:
@@ -35,8 +46,28 @@ def _escape(match: re.Match) -> str:
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 1 << 16 else f"\\U{number:08x}"
 
 
+def nearest(error: UnicodeError) -> tuple[str, int]:
+    """Error handler of encodings: characters that an encoding lacks as near ones (`x` for a times sign), or `?`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_NEAREST.get(one, "?") for one in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("zoo.nearest", nearest)
+
+
+def tolerate_encoding() -> None:
+    """Let no line fail because standard output or standard error is ASCII, as with LC_ALL=C or PYTHONIOENCODING=ascii.
+
+    For what other libraries print too.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="zoo.nearest")
+
+
 def out(text: str = "", end: str = "\n", flush: bool = False) -> None:
-    """Print to standard output.  A character that its encoding lacks becomes a question mark."""
+    """Print to standard output.  A character that its encoding lacks becomes a near one, or a question mark."""
     _write(sys.stdout, text, end, flush)
 
 
@@ -58,7 +89,7 @@ def _write(stream: TextIO | None, text: str, end: str, flush: bool) -> None:
 def _print(stream: TextIO | None, text: str, end: str, flush: bool) -> None:
     if stream is not None:
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        print(text.encode(encoding, "replace").decode(encoding), end=end, file=stream, flush=flush)
+        print(text.encode(encoding, "zoo.nearest").decode(encoding), end=end, file=stream, flush=flush)
 
 
 class CleanFormatter(logging.Formatter):

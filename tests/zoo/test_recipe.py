@@ -303,3 +303,23 @@ def test_any_value_at_any_key_gives_a_recipe_or_a_clean_error(load, changes):
     pieces = [yaml.safe_dump(value, default_flow_style=True, width=10**9).split("\n...")[0] for _, value in changes]
     with suppress(RecipeError):
         load(GOOD, *(f"{key}={piece.strip()}" for (key, _), piece in zip(changes, pieces, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("train.lr", "Did you mean 'train.optimizer.lr'?"),
+        ("train.warmup", "Did you mean 'train.schedule.warmup'?"),
+        ("lr", "Did you mean 'train.optimizer.lr'?"),
+        ("model.lr", "Did you mean 'train.optimizer.lr'?"),
+        ("data.batch_size", "Did you mean 'train.batch_size'?"),
+        ("model.n_kv_heads", "Did you mean 'model.blocks.<name>.n_kv_heads' or "),
+        ("train.optimizer.warmup", "Did you mean 'train.schedule.warmup'?"),
+        ("train.batches", "Did you mean 'batch_tokens' or 'eval.batches'?"),
+        ("data.tokeniser", "Did you mean 'tokenizer'?"),
+    ],
+)
+def test_a_key_at_the_wrong_place_gets_the_right_one(load, key, hint):
+    with pytest.raises(RecipeError, match=rf"--set {key}=1: {key}: unknown key ") as error:
+        load(GOOD, f"{key}=1")
+    assert hint in str(error.value)

@@ -2,6 +2,10 @@
 
 import io
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -65,3 +69,22 @@ def test_rich_text_is_cleaned_and_keeps_its_colours():
     assert "\x1b]8" not in written
     assert "\x1b[31m" in written
     assert "[link=http://x]name" in written
+
+
+def test_characters_that_ascii_lacks_become_near_ones(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", stream)
+    terminal.tolerate_encoding()
+    terminal.out("x\u00d70.50 \u2192 Gr\u00f6\u00dfe \u2026")
+    print("\u2264 \u6ce8", file=stream, flush=True)
+    assert stream.buffer.getvalue() == b"xx0.50 -> Gr??e ...\n<= ?\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_comparison_is_printed_on_a_terminal_without_utf8(encoding):
+    recipes = Path(__file__).parents[2] / "recipes" / "tiny"
+    command = [sys.executable, "-m", "zoo", "compare", recipes / "full.yaml", recipes / "nsa.yaml"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert done.stderr == b""
+    assert (b" x1." if encoding == "ascii" else b" \xd71.") in done.stdout

@@ -28,6 +28,7 @@ class Source(Part):
     proportion: float | None = Field(
         None,
         gt=0,
+        le=1e9,
         allow_inf_nan=False,
         description="Share of this source in a mixture, relative to the others; all of a mixture state it, or none "
         "(then each counts by its size).",

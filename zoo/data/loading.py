@@ -40,8 +40,15 @@ class RowDataset(StreamingDataset):
         super().__init__(streams=[_stream(s) for s in self._rows_of], **settings)
         self._seq_len, self._vocab_size = prepared.seq_len, prepared.vocab_size
         self._pad = prepared.tokenizer.end_of_document if prepared.tokenizer else 0
-        self._order = np.random.default_rng(0).permutation(self.num_samples) if mixed else None
+        self._order = self._mixed_order() if mixed else None
         self._failure: BaseException | None = None
+
+    def _mixed_order(self) -> np.ndarray:
+        """The row read in the place of each: a fixed permutation of the rows that are chosen."""
+        chosen = np.unique(self.resample_streams(0)[1])
+        order = np.arange(self.num_samples)
+        order[chosen] = np.random.default_rng(0).permutation(chosen)
+        return order
 
     def __getitem__(self, at: Any) -> Any:
         if not isinstance(at, int | np.integer):
@@ -149,7 +156,8 @@ def loader(
                 mixed=not training and not any(stream.remote for stream in prepared.streams[split]),
                 batch_size=batch_size,
                 shuffle=shuffle and training,
-                shuffle_seed=seed,
+                shuffle_seed=seed if training else 0,  # every run validates on the same rows
+                sampling_method="balanced" if training else "fixed",
                 num_canonical_nodes=1,  # fixed: the order must not change with the number of machines
             )
     except (ValueError, RuntimeError) as error:
@@ -241,5 +249,6 @@ def _stream(stream: RowStream) -> CheckedStream:
         remote=stream.remote,
         local=str(stream.folder),
         proportion=stream.proportion,
+        choose=stream.choose,
         validate_hash=hash_name(read_index(stream.folder)),
     )

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +13,32 @@ from zoo.data.errors import DataError
 from zoo.data.files import local_path
 from zoo.data.packing import Counts, Tokenizer
 from zoo.data.prepared import RowStream
+from zoo.data.remote import renew_index
 from zoo.data.shards import make_first_shard_ready, read_index
-from zoo.files import check_file, make_folder, present
 
 SAMPLE_ROWS = 64
 FEWEST_TOKENS = 16  # to conclude anything from zeros
 TYPES = ("uint16", "uint32", "int32", "int64")  # what `bytes_dtype` can be
-FETCH_SECONDS = 60.0
 
 
 def open_mds(
-    source: Mds, tokenizer: Tokenizer | None, root: Path, *, seq_len: int, vocab_size: int
+    source: Mds,
+    tokenizer: Tokenizer | None,
+    root: Path,
+    *,
+    seq_len: int,
+    vocab_size: int,
+    say: Callable[[str], None] = print,
 ) -> tuple[str, RowStream]:
     """Return the content key and the rows of ready shards.  Local shards are sampled: columns, length, token numbers.
 
-    Bytes are estimated from the sample where a tokenizer is stated; for remote shards they are not known.
+    Bytes are estimated from the sample where a tokenizer is stated; for remote shards they are not known.  Copies of
+    remote shards that were made anew since are dropped.  say: called with what to tell the user.
     """
     folder = _folder(source, root)
     remote = source.remote and "/".join(part for part in (source.remote.rstrip("/"), source.split) if part)
-    if remote and not present(folder / "index.json", DataError):
-        _fetch_index(remote, folder)
+    if remote:
+        renew_index(remote, folder, say)
     shards = read_index(folder)
     rows = sum(shard["samples"] for shard in shards)
     if not rows:
@@ -88,22 +94,6 @@ def _folder(source: Mds, root: Path) -> Path:
     return folder / source.split if source.split else folder
 
 
-def _fetch_index(remote: str, folder: Path) -> None:
-    from streaming.base.storage.download import CloudDownloader
-
-    temporary = folder / "index.json.tmp"
-    make_folder(folder, DataError)
-    temporary.unlink(missing_ok=True)
-    check_local(f"{remote}/index.json")
-    try:
-        CloudDownloader.direct_download(f"{remote}/index.json", str(temporary), FETCH_SECONDS)
-        temporary.replace(folder / "index.json")
-    except Exception as error:  # each store has its own errors
-        raise DataError(
-            f"source mds: {remote}/index.json cannot be fetched: {type(error).__name__}: {error}"
-        ) from error
-
-
 def _check_type(stream: RowStream, values: list, vocab_size: int) -> None:
     """Raise DataError where plain bytes are not of the type that `bytes_dtype` states."""
     stated = stream.source.bytes_dtype
@@ -133,12 +123,6 @@ def _may_be(name: str, values: list[bytes], vocab_size: int) -> bool:
     fits = all(row.min() >= 0 and row.max() < vocab_size for row in rows if row.size)
     too_narrow = any(row[::2].any() for row in rows) and not any(row[1::2].any() for row in rows)
     return bool(fits and not (too_narrow and sum(map(len, rows)) >= FEWEST_TOKENS))
-
-
-def check_local(remote: str) -> None:
-    """Refuse what is no file in a remote that is a folder: copying from a FIFO or a device would not end."""
-    if "://" not in remote:
-        check_file(remote, DataError)
 
 
 def rows_of(folder: Path, shard: dict, places: Iterable[int]) -> Iterator[dict]:

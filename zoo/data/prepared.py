@@ -9,13 +9,17 @@ from zoo.data.packing import Counts, Tokenizer
 
 @dataclass(frozen=True)
 class RowStream:
-    """The rows of one source in one split: an MDS folder, or remote shards kept in that folder."""
+    """The rows of one source in one split: an MDS folder, or remote shards kept in that folder.
+
+    choose: how many of the rows are read, always the same ones; None: all of them, or as `proportion` says.
+    """
 
     folder: Path
     source: Source
     counts: Counts
     remote: str | None = None
     proportion: float | None = None
+    choose: int | None = None
     ours: bool = True  # made by `prepare`, so that it can be removed and made again
 
     @property
@@ -81,7 +85,13 @@ class PreparedData:
         folders = dict.fromkeys(s.folder.parent if s.ours else s.folder for ss in self.streams.values() for s in ss)
         took = f"prepared in {self.seconds:.1f} s" if self.seconds else "found in the cache"
         rows = f"rows of {self.seq_len:,} tokens; {how}; {took}"
-        return [rows, *(f"  {folder}" for folder in folders), *self.notes]
+        return [rows, *(f"  {folder}" for folder in folders), *self._mixture(), *self.notes]
+
+    def _mixture(self) -> list[str]:
+        """Of which rows the validation is, where it leaves some out to have the proportions of training."""
+        chosen = [s for s in self.streams["validation"] if s.choose is not None]
+        shares = [f"{s.choose:,} of {s.counts.rows:,} rows of source {s.source.kind}" for s in chosen]
+        return [f"validation in the proportions of training: {', '.join(shares)}"] if shares else []
 
     @property
     def tokenizer_name(self) -> str:

@@ -98,7 +98,7 @@ class _Preparation:
         elif not self.fraction:
             held = []
         _check_filled(self.data, train, held)
-        keep = {"train": train, "validation": [(key, s) for key, s in held if s.counts.rows]}
+        keep = {"train": train, "validation": _in_proportion([(key, s) for key, s in held if s.counts.rows])}
         names = {split: [(key, s.proportion) for key, s in streams] for split, streams in keep.items()}
         return PreparedData(
             config=self.data,
@@ -155,7 +155,8 @@ class _Preparation:
         """Return the content key of a source, and its rows by split."""
         if isinstance(source, Mds):
             with self.locked(self.root / "mds") if source.remote else nullcontext():
-                key, stream = open_mds(source, tokenizer, self.root, seq_len=self.seq_len, vocab_size=vocab_size)
+                sizes = {"seq_len": self.seq_len, "vocab_size": vocab_size}
+                key, stream = open_mds(source, tokenizer, self.root, say=self.say, **sizes)
             return key, {"validation" if fraction == 1.0 else "train": stream}
         key = self._key(source, tokenizer, fraction)
         folder = self.root / f"{source.kind}-{key}"
@@ -283,6 +284,21 @@ def _save(tokenizer: Subwords, path: Path) -> None:
     make_folder(temporary, DataError)
     write_sealed_json(temporary / CHECKSUMS, {"files": tokenizer.save(temporary)})
     temporary.rename(path)
+
+
+def _in_proportion(held: list[tuple[str, RowStream]]) -> list[tuple[str, RowStream]]:
+    """Choose as many held-out rows as there are in the proportions of training, at least one of each source.
+
+    Without proportions the held-out rows have them already: each source counts by its size.
+    """
+    weights = [stream.source.proportion for _, stream in held]
+    if len(held) < 2 or None in weights:
+        return held
+    unit = min(stream.counts.rows / weight for (_, stream), weight in zip(held, weights, strict=True))
+    return [
+        (key, replace(stream, choose=min(stream.counts.rows, max(1, round(unit * weight)))))
+        for (key, stream), weight in zip(held, weights, strict=True)
+    ]
 
 
 def _check_filled(data: DataConfig, train: list[tuple[str, RowStream]], held: list[tuple[str, RowStream]]) -> None:

@@ -10,8 +10,8 @@ from streaming import Stream
 from streaming.base.format import reader_from_json
 
 from zoo.data.errors import DataError
-from zoo.data.mds import check_local
 from zoo.data.mds_index import read_index
+from zoo.data.remote import check_local
 from zoo.data.shards import expand, file_problem
 from zoo.files import create
 

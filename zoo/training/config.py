@@ -8,11 +8,11 @@ from zoo.errors import shorten
 from zoo.parts import OPTIMIZERS, SCHEDULES, PartOf
 from zoo.training.duration import Duration, Interval, Span
 from zoo.training.optimizers.adamw_config import AdamW
-from zoo.training.optimizers.base import OptimizerConfig
+from zoo.training.optimizers.base import MOST_SETTING, OptimizerConfig
 from zoo.training.schedules import Cosine, ScheduleConfig
 
 Count = Annotated[int, Field(ge=1, strict=True)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=MOST_SETTING, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

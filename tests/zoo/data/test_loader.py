@@ -305,3 +305,54 @@ def test_a_temporary_folder_too_deep_for_sockets_is_refused(prep, of_text, tmp_p
     with pytest.raises(DataError, match=r"must be at most 75 bytes for the sockets .*; found .*deep.*TMPDIR"):
         loader(prepared, "train", batch_size=4, shuffle=False, seed=0, num_workers=1)
     loader(prepared, "train", batch_size=4, shuffle=False, seed=0)
+
+
+def first_share(found) -> tuple[float, int]:
+    """Share of the first source's tokens among both, and rows."""
+    tokens = torch.cat([batch["input_ids"] for batch in found])
+    counts = [(tokens == ord(letter)).sum().item() for letter in "az"]
+    return counts[0] / sum(counts), len(tokens)
+
+
+def mixture(tmp_path, *proportions) -> dict:
+    sources = []
+    for letter, n, proportion in zip("az", (200, 2000), proportions, strict=True):
+        path = tmp_path / f"{letter}.txt"
+        path.write_text("\n\n".join(letter * (50 + i % 97) + str(i) for i in range(n)))
+        sources.append({"kind": "text", "paths": [str(path)], "separator": "\n\n", "proportion": proportion})
+    return {"validation_fraction": 0.1, "sources": sources}
+
+
+@pytest.mark.parametrize("proportions", [(9, 1), (1, 3), (0.02, 0.02)])
+def test_validation_is_the_mixture_of_training(prep, tmp_path, proportions):
+    prepared = prep(mixture(tmp_path, *proportions))
+    wanted = proportions[0] / sum(proportions)
+    rows = [stream.counts.rows for stream in prepared.streams["validation"]]
+    first = batches(prepared, "validation")
+    share, n = first_share(first)
+    assert share == pytest.approx(wanted, abs=0.06)
+    assert n == pytest.approx(min(rows[0] / wanted, rows[1] / (1 - wanted)), abs=1), "as many rows as there are"
+    again = batches(prepared, "validation", seed=8)
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, again, strict=True))
+    half, _ = first_share(first[: len(first) // 2])
+    assert half == pytest.approx(wanted, abs=0.15), "a run that reads some batches reads the mixture too"
+    assert "validation in the proportions of training: " in prepared.report
+
+
+def test_validation_without_proportions_is_all_that_was_held_out(prep, tmp_path):
+    prepared = prep(mixture(tmp_path, None, None))
+    assert first_share(batches(prepared, "validation"))[1] == prepared.rows("validation")
+    assert "in the proportions" not in prepared.report
+
+
+def test_a_rare_source_keeps_a_row_of_validation(prep, tmp_path):
+    prepared = prep(mixture(tmp_path, 1e-6, 1))
+    assert prepared.streams["validation"][0].choose == 1
+
+
+def test_validation_rows_stay_the_same_each_time(prep, tmp_path):
+    """Streaming would draw other rows of a source in each epoch."""
+    spec = loader(prep(mixture(tmp_path, 9, 1)), "validation", batch_size=4, shuffle=False, seed=3)
+    first, second = ([batch["input_ids"] for batch in spec.dataloader] for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    spec.dataloader.dataset.close()

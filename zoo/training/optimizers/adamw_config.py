@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import About, Paper
-from zoo.training.optimizers.base import OptimizerConfig, Positive
+from zoo.training.optimizers.base import MOST_SETTING, OptimizerConfig, Positive
 
 
 class AdamW(OptimizerConfig):
@@ -23,7 +23,7 @@ class AdamW(OptimizerConfig):
         (0.9, 0.95), description="Decay rates of the averages of the gradient and of its square."
     )
     eps: Positive = Field(1e-8, description="Added to the root of the second average.")
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    weight_decay: Annotated[float, Field(ge=0, le=MOST_SETTING, allow_inf_nan=False)] = Field(
         0.1, description="Weight decay of matrices. Norms, biases and other vectors have none."
     )
     decay_embeddings: bool = Field(

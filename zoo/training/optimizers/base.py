@@ -7,7 +7,8 @@ from pydantic import Field
 from zoo.blocks.cost import FLOAT
 from zoo.blocks.fields import Kinded
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MOST_SETTING = 1e6  # beyond any use, and far below where float32 overflows
+Positive = Annotated[float, Field(gt=0, le=MOST_SETTING, allow_inf_nan=False)]
 
 
 class OptimizerConfig(Kinded):

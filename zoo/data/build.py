@@ -24,7 +24,7 @@ from zoo.data.errors import DataError
 from zoo.data.packing import SPLITS, Counts, Packed, Tokenizer, pack, token_type
 from zoo.data.progress import Progress
 from zoo.data.shards import merge_indexes, write_shards
-from zoo.data.sources import Piece, pieces
+from zoo.data.sources import Piece, Texts, pieces
 from zoo.data.synthetic import make_rows
 from zoo.files import make_folder, present, read_json, sync, write_sealed_json
 from zoo.processes import sheltered, stay_with_parent
@@ -44,8 +44,10 @@ class Builder:
         self._final, self._columns = folder, columns
         self._building = folder.with_name(f"{folder.name}.building")
         self._done = self._building / "done"
+        self.scratch = self._building / "tokens"
         for made in (self._building, self._done, *(self._building / split for split in SPLITS)):
             make_folder(made, DataError)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def counts(self, part: int) -> dict[str, Counts] | None:
         """Return what a finished part holds, None if it is not finished."""
@@ -73,6 +75,7 @@ class Builder:
         write_sealed_json(self._building / "counts.json", {split: asdict(total[split]) for split in SPLITS})
         if notes:
             write_sealed_json(self._building / "notes.json", {"notes": list(notes)})
+        shutil.rmtree(self.scratch, ignore_errors=True)
         shutil.rmtree(self._done)
         self._building.rename(self._final)
         sync(self._final.parent)
@@ -117,9 +120,10 @@ def build_text(
     tokens = f"ndarray:{token_type(tokenizer.vocab_size).__name__}"
     builder = Builder(folder, {"tokens": tokens, "starts": "ndarray:uint32"})
     todo = _unfinished(builder, pieces(source, piece_bytes), progress)
-    for part, packed in _pack_all(todo, tokenizer, fraction, workers):
+    for part, packed in _pack_all(todo, tokenizer, fraction, workers, builder.scratch):
         counts = {split: replace(p.counts, max_documents=p.max_documents(seq_len)) for split, p in packed.items()}
         builder.write(part, {split: p.rows(seq_len) for split, p in packed.items()}, counts)
+        shutil.rmtree(builder.scratch / str(part))
         progress.advance(_bytes(counts))
     builder.finish(notes)
 
@@ -153,19 +157,21 @@ def _unfinished(builder: Builder, all_pieces: Iterable[Piece], progress: Progres
             progress.advance(_bytes(counts))
 
 
-def _pack_all(todo: Numbered, tokenizer: Tokenizer, fraction: float, workers: int) -> Iterator[tuple[int, dict]]:
+def _pack_all(
+    todo: Numbered, tokenizer: Tokenizer, fraction: float, workers: int, scratch: Path
+) -> Iterator[tuple[int, dict]]:
     """Yield (part, packed splits), in any order; in this process when there is one worker or one piece."""
     head = list(islice(todo, 2))
     todo = chain(head, todo)
     if workers == 1 or len(head) < 2:
-        yield from ((part, pack(piece, tokenizer, fraction)) for part, piece in todo)
+        yield from ((part, pack(piece, tokenizer, fraction, scratch / str(part))) for part, piece in todo)
         return
     # Spawned, not forked: the caller may have threads and CUDA.  A worker imports no torch and starts in about 0.3 s.
     spawn = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(tokenizer, fraction))
     try:
-        yield from _pack_in_pool(pool, todo, most=2 * workers)
+        yield from _pack_in_pool(pool, todo, scratch, most=2 * workers)
     except BrokenProcessPool as error:
         raise DataError(
             "a tokenising process died: out of memory (lower data.workers), killed, or started from a script without "
@@ -179,12 +185,18 @@ def _pack_all(todo: Numbered, tokenizer: Tokenizer, fraction: float, workers: in
         pool.shutdown(cancel_futures=True)
 
 
-def _pack_in_pool(pool: ProcessPoolExecutor, todo: Numbered, most: int) -> Iterator[tuple[int, dict[str, Packed]]]:
+def _pack_in_pool(
+    pool: ProcessPoolExecutor, todo: Numbered, scratch: Path, most: int
+) -> Iterator[tuple[int, dict[str, Packed]]]:
     pending: dict[Future, int] = {}
     for part, piece in chain(todo, [(-1, None)]):
         if piece is not None:
+            folder = scratch / str(part)
+            if isinstance(piece, Texts):  # pieces that wait must not hold their text in memory
+                folder.mkdir(parents=True)
+                piece = piece.written(folder / "texts.jsonl")
             with sheltered():  # the pool starts its processes at the first piece
-                future = pool.submit(_pack_in_worker, piece)
+                future = pool.submit(_pack_in_worker, piece, folder)
             pending[future] = part
         while len(pending) >= (most if piece is not None else 1):
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -199,5 +211,5 @@ def _start_worker(tokenizer: Tokenizer, fraction: float) -> None:
     stay_with_parent()  # the preparation that started it decides what a signal to the group means
 
 
-def _pack_in_worker(piece: Piece) -> dict[str, Packed]:
-    return pack(piece, **_in_worker)
+def _pack_in_worker(piece: Piece, folder: Path) -> dict[str, Packed]:
+    return pack(piece, folder=folder, **_in_worker)

@@ -5,19 +5,36 @@ rows of `seq_len + 1`: a row's last token is the next row's first, so every toke
 last row may be shorter; the loader pads it.  Nothing is dropped.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Annotated
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Protocol
 
 import numpy as np
 import xxhash
 from pydantic import Field
 
-from zoo.data.sources import Piece, texts
+from zoo.data.errors import DataError
+from zoo.data.sources import Part, Piece
 from zoo.data.tokenizers import Bytes, Subwords
 
 SPLITS = ("train", "validation")
+READ_TOKENS = 1 << 20
+WRITE_BYTES = 1 << 20
+PART_CHARACTERS = 1 << 18  # of text that is encoded at a time
+UNCUT_CHARACTERS = 1 << 20  # the most of one document without a safe place to cut
 Tokenizer = Bytes | Subwords
+
+
+class Cutter(Protocol):
+    """What says where a long text can be cut: a tokenizer, or what stands for one that is not learnt yet."""
+
+    def last_cut(self, text: str) -> int:
+        """The last safe place inside a text; 0 if there is none."""
+
 
 Size = Annotated[int, Field(ge=0)]  # checked where counts are read from a file
 
@@ -52,62 +69,210 @@ class Counts:
 
 @dataclass
 class Packed:
-    """One split of one piece: its tokens in a row, and where documents begin among them."""
+    """One split of one piece: a file of its tokens in a row, and where documents begin among them."""
 
-    tokens: np.ndarray
+    path: Path
+    kind: type
     starts: np.ndarray
     counts: Counts
 
+    @property
+    def tokens(self) -> np.ndarray:
+        """All tokens, read at once."""
+        return np.fromfile(self.path, self.kind)
+
     def rows(self, seq_len: int) -> Iterator[dict[str, np.ndarray]]:
         """Yield rows of at most seq_len + 1 tokens, with the places where documents begin (place 0 always listed)."""
-        for begin in range(0, len(self.tokens) - 1, seq_len):
-            row = self.tokens[begin : begin + seq_len + 1]
-            first, last = np.searchsorted(self.starts, [begin + 1, begin + len(row)])
-            starts = np.concatenate([[0], self.starts[first:last] - begin]).astype(np.uint32)
-            yield {"tokens": row, "starts": starts}
+        step = max(1, READ_TOKENS // seq_len) * seq_len
+        with self.path.open("rb") as file:
+            for at in range(0, self.counts.tokens - 1, step):
+                file.seek(at * np.dtype(self.kind).itemsize)
+                yield from self._rows_of(np.fromfile(file, self.kind, step + 1), at, seq_len)
+
+    def _rows_of(self, tokens: np.ndarray, at: int, seq_len: int) -> Iterator[dict[str, np.ndarray]]:
+        begins = np.arange(0, len(tokens) - 1, seq_len)
+        ends = np.minimum(begins + seq_len + 1, len(tokens))
+        firsts = np.searchsorted(self.starts, at + begins + 1)
+        lasts = np.searchsorted(self.starts, at + ends)
+        for begin, end, first, last in zip(begins, ends, firsts, lasts, strict=True):
+            starts = np.zeros(1 + last - first, np.uint32)
+            starts[1:] = self.starts[first:last] - (at + begin)
+            yield {"tokens": tokens[begin:end], "starts": starts}
 
     def max_documents(self, seq_len: int) -> int:
         """The most documents among the inputs (all but the last token) of one row, its padding counted as one."""
-        places = len(self.tokens) - 1
+        places = self.counts.tokens - 1
         if places < 1:
             return 0
-        begins = np.union1d(self.starts, np.arange(0, places, seq_len))
-        in_row = np.bincount(begins // seq_len)
-        in_row[-1] += places % seq_len > 0
-        return int(in_row.max())
+        inside = self.starts[(self.starts % seq_len > 0) & (self.starts < places)]
+        rows, more = np.unique(inside // seq_len, return_counts=True)
+        most = 1 + int(more.max(initial=0))
+        if places % seq_len:  # the last row has padding
+            last = more[rows == places // seq_len].sum()
+            most = max(most, 2 + int(last))
+        return most
 
 
-@dataclass
 class _Split:
-    parts: list[np.ndarray] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    counts: Counts = field(default_factory=Counts)
+    """A split while it is written."""
+
+    def __init__(self, path: Path, kind: type):
+        self.path, self.kind = path, kind
+        self.starts = array("q")
+        self.documents = self.bytes = self.tokens = 0
+        self._file = path.open("wb", buffering=WRITE_BYTES)
+
+    def add(self, tokens: np.ndarray, n_bytes: int) -> None:
+        """Take a document whose tokens are in memory."""
+        self.begin(n_bytes, len(tokens))
+        self._file.write(tokens.data)
+
+    def add_file(self, path: Path, n_bytes: int, n_tokens: int) -> None:
+        """Take a document whose tokens are in a file."""
+        self.begin(n_bytes, n_tokens)
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, self._file, WRITE_BYTES)
+
+    def begin(self, n_bytes: int, n_tokens: int) -> None:
+        self.starts.append(self.tokens)
+        self.documents += 1
+        self.bytes += n_bytes
+        self.tokens += n_tokens
+
+    def finish(self) -> Packed:
+        self._file.close()
+        counts = Counts(self.documents, self.bytes, self.tokens)
+        return Packed(self.path, self.kind, np.asarray(self.starts, np.int64), counts)
+
+
+class _LongDocument:
+    """A document that comes in several parts: its split is known when the hash of all of its text is."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.hash = xxhash.xxh64()
+        self.bytes = self.tokens = 0
+        self._file = path.open("wb")
+
+    def add(self, data: bytes, tokens: np.ndarray) -> None:
+        self.hash.update(data)
+        self.bytes += len(data)
+        self.tokens += len(tokens)
+        self._file.write(tokens.data)
+
+    def finish(self, end: np.ndarray) -> None:
+        self.add(b"", end)
+        self._file.close()
 
 
 def held_out(text: str, fraction: float) -> bool:
     """Whether a document belongs to validation: decided by its text alone, so equal documents never part."""
-    return xxhash.xxh64_intdigest(text.encode()) < fraction * 2**64
+    return _below(xxhash.xxh64_intdigest(text.encode()), fraction)
 
 
-def pack(piece: Piece, tokenizer: Tokenizer, fraction: float) -> dict[str, Packed]:
-    """Tokenise a piece into its two splits; empty documents are left out."""
-    splits = {name: _Split() for name in SPLITS}
-    end = np.array([tokenizer.end_of_document], token_type(tokenizer.vocab_size))
-    for text in texts(piece):
-        if not text:
-            continue
-        split = splits["validation" if held_out(text, fraction) else "train"]
-        tokens = tokenizer.encode(text)
-        split.starts.append(split.counts.tokens)
-        split.parts += [tokens, end]
-        split.counts += Counts(1, len(text.encode()) + 1, len(tokens) + 1)
-    return {name: Packed(_joined(s.parts, end), np.asarray(s.starts), s.counts) for name, s in splits.items()}
+def _below(hash_: int, fraction: float) -> bool:
+    return hash_ < fraction * 2**64
+
+
+def pack(piece: Piece, tokenizer: Tokenizer, fraction: float, folder: Path) -> dict[str, Packed]:
+    """Tokenise a piece into its two splits; empty documents are left out.
+
+    Tokens are written to files in `folder`: memory does not grow with the piece, nor with its largest document.
+    Raises DataError for a document of more than UNCUT_CHARACTERS that the tokenizer gives no place to cut.
+    """
+    kind = token_type(tokenizer.vocab_size)
+    end = np.array([tokenizer.end_of_document], kind)
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = {name: _Split(folder / f"{name}.tokens", kind) for name in SPLITS}
+    long: _LongDocument | None = None
+    for batch in _batches(cut(piece, tokenizer)):
+        tokens, lengths = tokenizer.encode_many([part.text for part, _ in batch], [begins for _, begins in batch])
+        ends = np.cumsum(lengths).tolist()
+        for (part, begins), first, last in zip(batch, [0, *ends[:-1]], ends, strict=True):
+            data, numbers = part.text.encode(), tokens[first:last]
+            if begins and part.last:
+                if data:
+                    held = _below(xxhash.xxh64_intdigest(data), fraction)
+                    splits["validation" if held else "train"].add(np.concatenate([numbers, end]), len(data) + 1)
+                continue
+            long = long or _LongDocument(folder / "long.tokens")
+            long.add(data, numbers)
+            if part.last:
+                long.finish(end)
+                if long.bytes:
+                    held = _below(long.hash.intdigest(), fraction)
+                    splits["validation" if held else "train"].add_file(long.path, long.bytes + 1, long.tokens)
+                long = None
+    return {name: split.finish() for name, split in splits.items()}
+
+
+def training_documents(all_pieces: Iterable[Piece], fraction: float, cutter: Cutter) -> Iterator[Iterable[str]]:
+    """Yield the documents that are not held out, each as its parts, cut at safe places.
+
+    A document of several parts is kept in a file until its end is known, and with it whether it is held out.
+    """
+    for piece in all_pieces:
+        with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as file:
+            lengths: list[int] = []
+            hash_ = xxhash.xxh64()
+            for part, begins in cut(piece, cutter):
+                if begins and part.last:
+                    if not held_out(part.text, fraction):
+                        yield (part.text,)
+                    continue
+                lengths.append(len(part.text))
+                hash_.update(part.text.encode())
+                file.write(part.text)
+                if part.last:
+                    if not _below(hash_.intdigest(), fraction):
+                        file.seek(0)
+                        yield map(file.read, lengths)
+                    file.seek(0)
+                    file.truncate()
+                    lengths, hash_ = [], xxhash.xxh64()
+
+
+def cut(piece: Piece, tokenizer: Tokenizer | Cutter) -> Iterator[tuple[Part, bool]]:
+    """Yield (part, whether it begins a document), where parts end at safe places and are of bounded length."""
+    held, begins = "", True
+    for part in piece.parts():
+        text, at = held + part.text, 0
+        while len(text) - at > PART_CHARACTERS:
+            length = tokenizer.last_cut(text[at : at + PART_CHARACTERS])
+            if not length and len(text) - at > UNCUT_CHARACTERS:
+                length = tokenizer.last_cut(text[at : at + UNCUT_CHARACTERS])
+                if not length:
+                    raise DataError(_uncut(piece.place(part.where)))
+            if not length:
+                break
+            yield Part(text[at : at + length], False, part.where), begins
+            at, begins = at + length, False
+        held = text[at:]
+        if part.last:
+            yield Part(held, True, part.where), begins
+            held, begins = "", True
+
+
+def _uncut(place: str) -> str:
+    return (
+        f"{place}: more than {UNCUT_CHARACTERS:,} characters in which the tokenizer gives no safe place to cut, and "
+        "it needs about 100 bytes of memory for each; cut the document (`separator` cuts text files), or use "
+        "tokenizer `byte`"
+    )
+
+
+def _batches(parts: Iterator[tuple[Part, bool]]) -> Iterator[list[tuple[Part, bool]]]:
+    batch, size = [], 0
+    for part, begins in parts:
+        batch.append((part, begins))
+        size += len(part.text) + 1
+        if size >= PART_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def token_type(vocab_size: int) -> type:
     """The integer type that holds the tokens on disk."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
-
-
-def _joined(parts: list[np.ndarray], like: np.ndarray) -> np.ndarray:
-    return np.concatenate(parts) if parts else like[:0]

@@ -21,15 +21,16 @@ from zoo.data.config import BpeTokenizer, ByteTokenizer, DataConfig, HuggingFace
 from zoo.data.errors import DataError
 from zoo.data.files import local_path
 from zoo.data.mds import open_mds
-from zoo.data.packing import SPLITS, Tokenizer, held_out
+from zoo.data.packing import SPLITS, Tokenizer, training_documents
 from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.progress import Progress
-from zoo.data.sources import documents, fingerprint, notes, separator_notes, total_bytes
-from zoo.data.tokenizers import Bytes, Subwords, check_files, load_huggingface, train_bpe
+from zoo.data.sources import fingerprint, notes, pieces, separator_notes, total_bytes
+from zoo.data.tokenizers import GPT2_CUTTER, Bytes, Subwords, check_files, load_huggingface, train_bpe
 from zoo.files import make_folder, present, read_json, write_sealed_json
 from zoo.terminal import err
 
 FORMAT = 2  # part of every cache key: raise it when the same configuration makes other rows, or other counts
+BPE_LEARNING = 2  # part of the key of a learnt bpe: raise it when the same text gives other merges
 BUILDING = re.compile(r"[a-z-]+-[0-9a-f]{16}\.building")  # nothing else is removed: the cache may be any folder
 CHECKSUMS = "checksums.json"  # of a tokenizer's files
 PIECE_BYTES = 1 << 25
@@ -124,7 +125,7 @@ class _Preparation:
     def _bpe(self, config: BpeTokenizer) -> Tokenizer:
         sources = self.data.text_streams()
         inputs = [(_settings(s), s.proportion, fingerprint(s)) for s in sources]
-        path = self.root / f"bpe-{_digest([FORMAT, config.model_dump(), inputs, self.fraction])}"
+        path = self.root / f"bpe-{_digest([FORMAT, BPE_LEARNING, config.model_dump(), inputs, self.fraction])}"
         with self.locked(path):
             if not path.is_dir():
                 self.say(f"training the bpe tokenizer ({config.vocab_size:,} tokens)")
@@ -138,14 +139,14 @@ class _Preparation:
         return load_huggingface(HuggingFaceTokenizer(kind="huggingface", path=str(path)))
 
     def _training_texts(self, config: BpeTokenizer, sources: list[Source]) -> Iterator[str]:
-        """Yield training documents of each source, in order, up to its share of `training_bytes`."""
+        """Yield training documents of each source, up to its share of `training_bytes`; long ones in parts."""
         weights = [source.proportion or 1.0 for source in sources]
         for source, weight in zip(sources, weights, strict=True):
             left = config.training_bytes * weight / sum(weights)
-            texts = documents(source, self.piece_bytes)
-            for text in (t for t in texts if not held_out(t, self.fraction)):
-                yield text
-                left -= len(text.encode())
+            for document in training_documents(pieces(source, self.piece_bytes), self.fraction, GPT2_CUTTER):
+                for text in document:
+                    left -= len(text.encode())
+                    yield text
                 if left <= 0:
                     break
 

@@ -168,8 +168,32 @@ class Texts:
         """Where a part came from."""
         return f"dataset {self.dataset}: document {self.first + where}"
 
+    def written(self, path: Path) -> "WrittenTexts":
+        """Write the documents to a file, and return the piece that reads them from there."""
+        with path.open("w", encoding="ascii") as file:
+            file.writelines(json.dumps(text) + "\n" for text in self.texts)
+        return WrittenTexts(path, self.first, self.dataset)
 
-Piece = WholeFiles | TextRange | JsonRange | ParquetGroups | Texts
+
+@dataclass(frozen=True)
+class WrittenTexts:
+    """As `Texts`, with the documents in a file of ours, one JSON string a line."""
+
+    path: Path
+    first: int
+    dataset: str
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the documents."""
+        with self.path.open(encoding="ascii") as file:
+            yield from (Part(json.loads(line), True, i) for i, line in enumerate(file))
+
+    def place(self, where: int) -> str:
+        """Where a part came from."""
+        return f"dataset {self.dataset}: document {self.first + where}"
+
+
+Piece = WholeFiles | TextRange | JsonRange | ParquetGroups | Texts | WrittenTexts
 
 
 def pieces(source: Source, piece_bytes: int) -> Iterator[Piece]:
@@ -379,7 +403,7 @@ def _huggingface_texts(source: HuggingFaceDataset) -> Iterator[object]:
     if names is not None and source.field not in names:
         raise DataError(f"dataset {source.path!r}: no column {source.field!r}; it has {', '.join(map(repr, names))}")
     try:
-        for batch in dataset.iter(batch_size=1000):
+        for batch in dataset.iter(batch_size=64):  # documents may be long
             if source.field not in batch:
                 found = ", ".join(map(repr, batch))
                 raise DataError(f"dataset {source.path!r}: no column {source.field!r}; it has {found}")

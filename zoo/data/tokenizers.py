@@ -9,16 +9,20 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
+from zoo.data import cutting
 from zoo.data.config import BYTE_VOCAB_SIZE, END_OF_DOCUMENT_BYTE, BpeTokenizer, HuggingFaceTokenizer
 from zoo.data.errors import DataError
 from zoo.data.files import LFS_POINTER, local_path
+from zoo.data.words import GPT2_WORDS, Words
 from zoo.files import check_file, present, read_text, sha256, write_text
 
+MOST_LEARNT_CHARACTERS = 6_000_000  # of different words; the library needs about 85 bytes for each
 PROBE = "a B\n\tc1,  naïve 注意 \U0001f600 \x00 �"
 END_OF_DOCUMENT_TEXT = "<|end-of-document|>"
 
@@ -34,6 +38,15 @@ class Bytes:
         """Return the numbers of `text`, without the end of document."""
         return np.frombuffer(text.encode(), np.uint8).astype(np.uint16)
 
+    def encode_many(self, texts: Sequence[str], begins: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of all texts in a row, and how many each has."""
+        found = [text.encode() for text in texts]
+        return np.frombuffer(b"".join(found), np.uint8).astype(np.uint16), np.array([len(data) for data in found])
+
+    def last_cut(self, text: str) -> int:
+        """Where a long text can be cut: anywhere."""
+        return len(text)
+
     def decode(self, numbers: Sequence[int]) -> str:
         """Return the text; the end of document is left out, half a character becomes U+FFFD."""
         return bytes(int(n) for n in numbers if n < 256).decode(errors="replace")
@@ -46,19 +59,19 @@ class Subwords:
     """
 
     def __init__(self, text: str, end_of_document: str):
-        from tokenizers import Tokenizer
-
-        # Pieces are tokenised by processes; the library's threads would make it warn when a process forks later.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._text = text
         self._end = end_of_document
-        self._tokenizer = Tokenizer.from_str(text)
-        self._tokenizer.encode_special_tokens = True
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = _library_tokenizer(text)
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.end_of_document = self._tokenizer.token_to_id(end_of_document)
         self.identity = xxhash.xxh64(f"{end_of_document}\0{text}".encode()).hexdigest()
+        self._kind = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+        settings = json.loads(text)
+        self._safe = cutting.safe_places(settings)
+        other = cutting.without_prepended_space(settings)
+        self._continuing = _library_tokenizer(json.dumps(other)) if other and self._safe else self._tokenizer
+        self._by_word = cutting.splits_like_gpt2(settings) and self._safe is not None
+        self._words = Words(lambda words: _numbers(self._continuing, words), self._kind)
 
     @property
     def text(self) -> str:
@@ -76,8 +89,39 @@ class Subwords:
 
     def encode(self, text: str) -> np.ndarray:
         """Return the numbers of `text`, without the end of document and without other special tokens."""
-        kind = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
-        return np.asarray(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids, kind)
+        return np.asarray(_numbers(self._tokenizer, [text])[0], self._kind)
+
+    def encode_many(self, texts: Sequence[str], begins: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of all texts in a row, and how many each has; the same numbers as those of `encode`.
+
+        `begins`: whether a text begins a document; the others continue one, cut at `last_cut`.
+        """
+        if self._safe is None:
+            found = [np.asarray(numbers, self._kind) for numbers in _numbers(self._tokenizer, texts)]
+            return np.concatenate(found), np.array([len(numbers) for numbers in found])
+        if self._by_word:
+            words = [GPT2_WORDS.findall(text) for text in texts]
+            tokens, lengths = self._words.tokens(list(chain.from_iterable(words)))
+            ends = np.concatenate([[0], np.cumsum(lengths)])[np.cumsum([len(some) for some in words])]
+            return tokens, np.diff(ends, prepend=0)
+        return self._encode_pieces(texts, begins)
+
+    def _encode_pieces(self, texts: Sequence[str], begins: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+        """As `encode_many`, cut before spaces; the first piece of a document may be encoded in its own way."""
+        pieces = [list(cutting.in_order(cutting.BEFORE_SPACE, text)) for text in texts]
+        first = iter(_numbers(self._tokenizer, [some[0] for some, begin in zip(pieces, begins, strict=True) if begin]))
+        later = [some[begin:] for some, begin in zip(pieces, begins, strict=True)]
+        tokens, lengths = self._words.tokens(list(chain.from_iterable(later)))
+        ends = np.concatenate([[0], np.cumsum(lengths)])[np.cumsum([0, *map(len, later)])]
+        parts = []
+        for i, begin in enumerate(begins):
+            head = np.asarray(next(first) if begin else [], self._kind)
+            parts.append(np.concatenate([head, tokens[ends[i] : ends[i + 1]]]))
+        return np.concatenate(parts), np.array([len(part) for part in parts])
+
+    def last_cut(self, text: str) -> int:
+        """Where a long text can be cut so that the numbers of the pieces are those of the whole; 0 for nowhere."""
+        return 0 if self._safe is None else cutting.last_cut(self._safe, text)
 
     def decode(self, numbers: Sequence[int]) -> str:
         """Return the text; the end of document is left out, half a character becomes U+FFFD."""
@@ -111,13 +155,49 @@ def check_files(folder: Path, expected: object, remedy: str) -> None:
             raise DataError(f"{folder / name}: damaged or replaced: its SHA-256 does not match; {remedy}")
 
 
+class _Cutter:
+    """Where text can be cut for a byte-level BPE that is still to be learnt."""
+
+    @staticmethod
+    def last_cut(text: str) -> int:
+        """The last safe place inside a text; 0 if there is none."""
+        return cutting.last_cut(cutting.BETWEEN_CLASSES, text)
+
+
+GPT2_CUTTER = _Cutter()
+
+
+def _library_tokenizer(text: str):
+    """The library's tokenizer that reads text that spells a special token as plain text."""
+    from tokenizers import Tokenizer
+
+    # Pieces are tokenised by processes; the library's threads would make it warn when a process forks later.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _numbers(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    return [found.ids for found in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
 def train_bpe(config: BpeTokenizer, texts: Iterable[str]) -> Subwords:
-    """Learn byte-level BPE (GPT-2's splitting into words) from `texts`; the same texts give the same merges."""
+    """Learn byte-level BPE (GPT-2's splitting into words) from `texts`; the same texts give the same merges.
+
+    A long document may come in several texts, cut at `cutting.BETWEEN_CLASSES`.  Memory is that of the different words:
+    once they have MOST_LEARNT_CHARACTERS, words that were not seen before are left out.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    # The words come split already, set apart by spaces, which the byte-level alphabet writes in another way.
+    tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         min_frequency=config.min_frequency,
@@ -125,8 +205,35 @@ def train_bpe(config: BpeTokenizer, texts: Iterable[str]) -> Subwords:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    with _threads():
+        tokenizer.train_from_iterator(_split_words(texts, splitter), trainer)
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.ByteLevel()
     return Subwords(tokenizer.to_str(), END_OF_DOCUMENT_TEXT)
+
+
+def _split_words(texts: Iterable[str], splitter) -> Iterator[str]:
+    """Yield texts as their words in the byte-level alphabet; each different word is split once."""
+    known: dict[str, str] = {}
+    room = MOST_LEARNT_CHARACTERS
+    for text in texts:
+        words = GPT2_WORDS.findall(text)
+        for word in dict.fromkeys(words):
+            if word not in known and room > 0:
+                known[word] = " ".join(part for part, _ in splitter.pre_tokenize_str(word))
+                room -= len(word)
+        yield " ".join(filter(None, map(known.get, words)))
+
+
+@contextmanager
+def _threads() -> Iterator[None]:
+    """Let the library use its threads, whose number does not change what is learnt."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        yield
+    finally:
+        os.environ["TOKENIZERS_PARALLELISM"] = before or "false"
 
 
 def load_huggingface(config: HuggingFaceTokenizer) -> Subwords:

@@ -9,8 +9,8 @@ TEXTS = tuple(f"document {i} " * (i % 5 + 1) for i in range(30)) + ("",)
 
 
 @pytest.mark.parametrize("seq_len", [1, 7, 64, 100_000])
-def test_every_token_is_a_target_once_and_documents_come_back(seq_len):
-    packed = pack(Texts(TEXTS), Bytes(), fraction=0.0)["train"]
+def test_every_token_is_a_target_once_and_documents_come_back(seq_len, tmp_path):
+    packed = pack(Texts(TEXTS), Bytes(), 0.0, tmp_path)["train"]
     rows = list(packed.rows(seq_len))
     assert all(len(r["tokens"]) == seq_len + 1 for r in rows[:-1])
     targets = np.concatenate([r["tokens"][1:] for r in rows])
@@ -20,8 +20,8 @@ def test_every_token_is_a_target_once_and_documents_come_back(seq_len):
 
 
 @pytest.mark.parametrize("seq_len", [1, 7, 64])
-def test_starts_stand_after_each_end(seq_len):
-    for row in pack(Texts(TEXTS), Bytes(), fraction=0.0)["train"].rows(seq_len):
+def test_starts_stand_after_each_end(seq_len, tmp_path):
+    for row in pack(Texts(TEXTS), Bytes(), 0.0, tmp_path)["train"].rows(seq_len):
         after_ends = np.flatnonzero(row["tokens"][:-1] == 256) + 1
         assert row["starts"].tolist() == [0, *after_ends]
 
@@ -33,13 +33,13 @@ def documents_of(row, seq_len: int) -> int:
 
 
 @pytest.mark.parametrize("seq_len", [1, 7, 20, 64, 977, 100_000])
-def test_most_documents_of_a_row(seq_len):
-    packed = pack(Texts(TEXTS), Bytes(), fraction=0.0)["train"]
+def test_most_documents_of_a_row(seq_len, tmp_path):
+    packed = pack(Texts(TEXTS), Bytes(), 0.0, tmp_path)["train"]
     assert packed.max_documents(seq_len) == max(documents_of(row, seq_len) for row in packed.rows(seq_len))
 
 
-def test_counts():
-    packed = pack(Texts(TEXTS), Bytes(), fraction=0.4)
+def test_counts(tmp_path):
+    packed = pack(Texts(TEXTS), Bytes(), 0.4, tmp_path)
     kept = {
         "validation": [t for t in TEXTS if t and held_out(t, 0.4)],
         "train": [t for t in TEXTS if t and not held_out(t, 0.4)],
@@ -59,8 +59,8 @@ def test_held_out_share_is_the_fraction():
     assert all(held_out(t, 1.0) for t in TEXTS)
 
 
-def test_nothing_to_pack():
-    packed = pack(Texts(("", "")), Bytes(), fraction=0.5)["train"]
+def test_nothing_to_pack(tmp_path):
+    packed = pack(Texts(("", "")), Bytes(), 0.5, tmp_path)["train"]
     assert list(packed.rows(8)) == []
     assert packed.max_documents(8) == 0
     assert packed.counts.documents == 0

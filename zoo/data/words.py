@@ -1,0 +1,60 @@
+"""Words and their tokens, remembered: natural text repeats its words, so most of them are encoded once.
+
+Encoding 10 MB of source code with the `tokenizers` library takes 5.3 s of one core; looking up its 2.2 million words,
+54,000 of them different, takes 1 s.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+# A word for GPT-2's byte-level pre-tokenizer, or several together: each match begins and ends where that one splits.
+# Where ASCII classes do not decide (the next character is not ASCII), everything up to the next space is one match.
+_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# An apostrophe may begin "'s", unless a space before it makes it part of " '".
+_ENDING = "'(?:[stmd]|re|ve|ll)"
+_SIGNS = r"[!-/:-@\[-`{-~]++"
+_ASCII_NEXT = r"(?![^ -~\t-\r])"
+GPT2_WORDS = re.compile(
+    rf"{_ENDING}{_ASCII_NEXT}"
+    rf"|[ \t-\r]*+(?:[A-Za-z]++|[0-9]++|(?!'){_SIGNS}){_ASCII_NEXT}"
+    rf"|(?:[ \t-\r]++(?<= )|(?!{_ENDING})){_SIGNS}{_ASCII_NEXT}"
+    f"|[{_SPACE}]*+[^{_SPACE}]++|[{_SPACE}]++"
+)
+MOST_WORDS = 200_000  # remembered at a time, about 200 bytes each
+
+
+class Words:
+    """Remembers the tokens of words.  `encode` gives the tokens of each of several words; `kind` is their type."""
+
+    def __init__(self, encode: Callable[[list[str]], list[list[int]]], kind: type):
+        self._encode, self._kind = encode, kind
+        self._forget()
+
+    def _forget(self) -> None:
+        self._places: dict[str, int] = {}
+        self._tokens = np.empty(0, self._kind)
+        self._begins, self._lengths = np.empty(0, np.int64), np.empty(0, np.int64)
+
+    def tokens(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens of all words in a row, and how many each word has."""
+        if len(self._places) > MOST_WORDS:
+            self._forget()
+        self._learn([word for word in dict.fromkeys(words) if word not in self._places])
+        places = np.fromiter(map(self._places.__getitem__, words), np.int64, len(words))
+        lengths = self._lengths[places]
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        return self._tokens[np.repeat(self._begins[places] - (ends - lengths), lengths) + np.arange(total)], lengths
+
+    def _learn(self, words: list[str]) -> None:
+        if not words:
+            return
+        found = self._encode(words)
+        lengths = np.array([len(numbers) for numbers in found], np.int64)
+        begins = len(self._tokens) + np.cumsum(lengths) - lengths
+        self._places.update(zip(words, range(len(self._lengths), len(self._lengths) + len(words)), strict=True))
+        self._tokens = np.concatenate([self._tokens, *(np.asarray(numbers, self._kind) for numbers in found)])
+        self._begins = np.concatenate([self._begins, begins])
+        self._lengths = np.concatenate([self._lengths, lengths])

@@ -47,6 +47,11 @@ class _Patient(BuiltinSharedMemory):
             try:
                 super().__init__(name, create, size)
                 break
+            except (FileExistsError, FileNotFoundError):
+                raise
+            except OSError as error:  # its name is that within /dev/shm
+                place = str(SHARED_MEMORY / (name or "").lstrip("/"))
+                raise type(error)(error.errno, os.strerror(error.errno or 0), place) from error
             except ValueError as error:
                 if create or "empty file" not in str(error) or time.monotonic() > end:
                     raise
@@ -77,10 +82,11 @@ def check_room(needed: int, workers: int) -> None:
         return
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free < needed:
+        larger = "make it larger (docker run --shm-size=1g; mount -o remount,size=1g /dev/shm)"
+        fewer = ", or set train.workers to 0" if workers else ""
         raise DataError(
             f"{SHARED_MEMORY} has {free / 1e6:,.1f} MB of room, and the rows of train.workers: {workers} need "
-            f"{needed / 1e6:,.1f} MB; make it larger (docker run --shm-size=1g; mount -o remount,size=1g /dev/shm), or "
-            "set train.workers to 0"
+            f"{needed / 1e6:,.1f} MB; {larger}{fewer}"
         )
 
 

@@ -72,6 +72,7 @@ class Run:
 
     def __init__(self, arguments: list[str], ranks: int, said: Path, real: bool, launcher: str):
         self.ranks, self.said = ranks, said
+        self.family: set[int] = set()  # all processes that were seen
         if real:
             self.leader = self._start(arguments, launcher)
         else:
@@ -119,9 +120,9 @@ class Run:
 
     def wait(self) -> int | None:
         """The exit code, None if it hangs; all processes of the run have ended then."""
-        end, family = time.monotonic() + PATIENCE_S, {self.leader, *_descendants(self.leader)}
+        end, family = time.monotonic() + PATIENCE_S, self.family
         while time.monotonic() < end:
-            family |= _descendants(self.leader)
+            family |= {self.leader, *_descendants(self.leader)}
             pid, status = os.waitpid(self.leader, os.WNOHANG)
             if pid:
                 while any(_lives(each) for each in family) and time.monotonic() < end:
@@ -204,6 +205,7 @@ def _trains(pid: int) -> bool:
 def disturb(run: Run, number: str, whom: str, draw: random.Random) -> bool:
     """Send the signal; whether anybody was there to get it."""
     members, value = run.members(), getattr(signal, number)
+    run.family |= {run.leader, *_descendants(run.leader)}  # those of a launcher that is killed are no longer its own
     targets = {"group": members, "rank": members and [draw.choice(members)], "launcher": [run.leader]}[whom]
     sent = False
     for pid in targets:

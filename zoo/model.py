@@ -94,7 +94,7 @@ class Decoder(nn.Module):
         elif self.config.document_mask and document_starts_BT is not None:
             raise ValueError("cache: each of its rows is one document, so document_starts_BT must be None")
         else:
-            hidden_BTC = self._append(tokens_BT, cache, n_new_B)
+            hidden_BTC = self.append(tokens_BT, cache, n_new_B)
         return nn.functional.linear(hidden_BTC, self.head_weight)
 
     @torch.no_grad()
@@ -105,7 +105,7 @@ class Decoder(nn.Module):
 
         The logits of a row without a new token mean nothing.
         """
-        hidden_BTC = self._append(tokens_BT, cache, n_new_B)
+        hidden_BTC = self.append(tokens_BT, cache, n_new_B)
         if n_new_B is None:
             last_BC = hidden_BTC[:, -1]
         else:
@@ -129,8 +129,8 @@ class Decoder(nn.Module):
         return ModelCache(layers, batch, max_len, device or weight.device)
 
     @torch.no_grad()
-    def _append(self, tokens_BT: torch.Tensor, cache: ModelCache, n_new_B: torch.Tensor | None) -> torch.Tensor:
-        """Final hidden states [B, T, C] of tokens that follow those of the cache."""
+    def append(self, tokens_BT: torch.Tensor, cache: ModelCache, n_new_B: torch.Tensor | None = None) -> torch.Tensor:
+        """Final hidden states [B, T, C] of tokens that follow those of the cache, as in `forward`."""
         step = cache.begin(tokens_BT, n_new_B)
         x_BTC = self.embedding(tokens_BT)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
@@ -160,13 +160,20 @@ class Decoder(nn.Module):
             total = total + torch.stack([loss.float() for loss in context.losses]).sum() * n_targets
         return total if reduction == "sum" else total / n_targets.clamp(min=1)
 
-    def hidden(self, tokens_BT: torch.Tensor, document_starts_BT: torch.Tensor | None = None) -> torch.Tensor:
-        """Final hidden states [B, T, C], after the last norm: what the head reads."""
-        return self._hidden(tokens_BT, self._context(tokens_BT, document_starts_BT))
+    def hidden(
+        self, tokens_BT: torch.Tensor, document_starts_BT: torch.Tensor | None = None, *, isolated: bool = False
+    ) -> torch.Tensor:
+        """Final hidden states [B, T, C], after the last norm: what the head reads.
 
-    def _context(self, tokens_BT: torch.Tensor, document_starts_BT: torch.Tensor | None) -> Context:
+        isolated: read document_starts_BT, whatever the recipe says of `document_mask`.
+        """
+        return self._hidden(tokens_BT, self._context(tokens_BT, document_starts_BT, isolated))
+
+    def _context(
+        self, tokens_BT: torch.Tensor, document_starts_BT: torch.Tensor | None, isolated: bool = False
+    ) -> Context:
         documents = None
-        if self.config.document_mask and document_starts_BT is not None:
+        if (isolated or self.config.document_mask) and document_starts_BT is not None:
             documents = Documents.from_starts(document_starts_BT, self.max_documents)
         return Context.for_tokens(*tokens_BT.shape, device=tokens_BT.device, documents=documents)
 

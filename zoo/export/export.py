@@ -76,7 +76,11 @@ def _write_weights(model, folder: Path, prefix: str) -> None:
     from safetensors.torch import save_file
 
     state = {prefix + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "model.safetensors"
+    path.touch()
+    mode = path.stat().st_mode  # as the umask says; safetensors lets only the owner read
+    save_file(state, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def _write_transformers(model, tokenizer, folder: Path, dtype: str) -> None:
@@ -88,7 +92,9 @@ def _write_transformers(model, tokenizer, folder: Path, dtype: str) -> None:
     from zoo.inference.loading import DTYPES
 
     config = model.config
-    end = {} if tokenizer is None else {"eos_token_id": tokenizer.end_of_document}
+    # A text begins after the end of the one before, also that of an empty prompt.
+    ends = ("bos_token_id", "eos_token_id")
+    end = {} if tokenizer is None else dict.fromkeys(ends, tokenizer.end_of_document)
     made = modeling_zoo.ZooConfig(
         config.model_dump(mode="json"),
         architectures=["ZooForCausalLM"],

@@ -1,6 +1,8 @@
 """Exported folders, read by the installed transformers: the same logits and tokens, with and without the cache."""
 
 import json
+import os
+import stat
 
 import pytest
 import torch
@@ -249,3 +251,13 @@ def test_a_wrong_file_is_one_line_and_nothing_is_written(run, tmp_path, damage, 
     assert len(lines) == 2
     assert all(line.startswith(f"{folder / 'model.safetensors'}: ") for line in lines)
     assert not (tmp_path / "new").exists()
+
+
+def test_files_have_the_permissions_of_the_umask(run, tmp_path):
+    before = os.umask(0o027)
+    try:
+        files = export(run, tmp_path / "exported")
+    finally:
+        os.umask(before)
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in files} == {path.name: 0o640 for path in files}
+    assert json.loads((tmp_path / "exported" / "generation_config.json").read_text())["bos_token_id"] == 256

@@ -1,7 +1,8 @@
 """Selection attention in Triton: from tensors to the kernels, and how it differentiates.
 
-The kernels are in `kernel_by_query.py` (forward, dq) and `kernel_by_key.py` (dk, dv). An operator of torch.library may
-not return None, so an absent rotary gradient is an empty tensor.
+The kernels are in `kernel_by_query.py` (forward, dq) and `kernel_by_key.py` (dk, dv); `kernel_partial.py` has forward
+and dq by key block, for the shapes that `by_key` names. An operator of torch.library may not return None, so an absent
+rotary gradient is an empty tensor.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from triton.runtime.errors import OutOfResources
 from zoo.kernels.documents import Documents
 from zoo.kernels.layout import dense_rows
 from zoo.kernels.registration import differentiable, gradients_instead, opaque
-from zoo.kernels.selection import kernel_by_key, kernel_by_query, reference
+from zoo.kernels.selection import kernel_by_key, kernel_by_query, kernel_partial, reference
+
+MIN_TOKENS = 4096  # of a batch, for `by_key`
 
 
 def selection_attention(
@@ -41,10 +44,26 @@ def _forward(
     chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     q, k, v, q_rope, k_rope = (dense_rows(x) for x in (q, k, v, q_rope, k_rope))
-    block, query_group, _ = sizes
-    return kernel_by_query.forward(
-        q, k, v, q_rope, k_rope, chosen.contiguous(), first, start, block, query_group, scale
-    )
+    block, query_group, max_documents = sizes
+    inputs = (q, k, v, q_rope, k_rope, chosen.contiguous(), first, start)
+    if by_key(q, k, v, q_rope, block, query_group, scale):
+        return kernel_partial.forward(*inputs, max_documents, block, query_group, scale)
+    return kernel_by_query.forward(*inputs, block, query_group, scale)
+
+
+def by_key(q, k, v, q_rope, block: int, query_group: int, scale: float) -> bool:
+    """Whether forward and dq run by key block too: where a query group has few rows, and a block many keys.
+
+    Time in kernels, forward and backward, 32K tokens, 1,024 keys a query, H200, by query -> by key, ms. Blocks of 64,
+    heads 64 wide: 1 row 27 -> 3.7, 2 rows 14 -> 3.2, 4 rows 7.6 -> 2.7, 8 rows 8.4 -> 5.3, 16 rows 2.6 -> 3.4; heads
+    128 wide: 4 rows 16 -> 6.3, 8 rows 18 -> 12, 16 rows 20 -> 24. Blocks of 32, 4 rows 8.7 -> 5.0; blocks of 16 and
+    512 keys 4.6 -> 4.7. Below MIN_TOKENS the host is slower than the kernels, and by key has more launches.
+    """
+    if q.shape[0] * q.shape[1] < MIN_TOKENS:
+        return False
+    rows = query_group * (q.shape[2] // k.shape[2])
+    widest = max(x.shape[-1] for x in (q, v, q_rope) if x is not None)
+    return q.element_size() == 2 and widest <= 128 and rows <= 8 and block >= 32 and scale > 0
 
 
 def _forward_fake(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale):
@@ -61,8 +80,13 @@ def _backward(
     do, q, k, v, q_rope, k_rope = (dense_rows(x) for x in (do, q, k, v, q_rope, k_rope))
     block, query_group, max_documents = sizes
     inputs = (q, k, v, q_rope, k_rope, chosen.contiguous(), first, start)
-    dq, dq_rope, delta = kernel_by_query.backward(*inputs, o, lse, do, block, query_group, scale)
-    dk, dv, dk_rope = kernel_by_key.backward(*inputs, lse, delta, do, max_documents, block, query_group, scale)
+    if by_key(q, k, v, q_rope, block, query_group, scale):
+        gradients = kernel_partial.backward(*inputs, o, lse, do, max_documents, block, query_group, scale)
+        dq, dq_rope, dk, dv, dk_rope = gradients
+    else:
+        dq, dq_rope, delta = kernel_by_query.backward(*inputs, o, lse, do, block, query_group, scale)
+        size = kernel_by_query.sizes(q, k, v, q_rope, chosen, block, query_group, first is not None)
+        dk, dv, dk_rope = kernel_by_key.backward(*inputs, lse, delta, do, max_documents, size, scale)
     return (dq, dk, dv, q.new_empty(0), q.new_empty(0)) if q_rope is None else (dq, dk, dv, dq_rope, dk_rope)
 
 

@@ -21,20 +21,21 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from zoo.kernels.launching import cdiv, launch, next_power_of_2
-from zoo.kernels.selection.kernel_by_query import group_of, load_rows, scores, sizes, strides
+from zoo.kernels.selection.kernel_by_query import group_of, load_rows, scores, strides
 
 ROWS_PER_PROGRAM = 8192
 MAX_CHUNKS = 32  # of one list
 
 
 @triton.jit
-def _keys_kernel(chosen, first, start, base, key, n, T, n_groups, n_slots, n_lists,
+def _keys_kernel(chosen, first, start, base, key, n, T, n_groups, g0, n_here, n_slots, n_lists,
                  K: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr, QUERY_GROUP: tl.constexpr,
                  DOCUMENTS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """The list of each entry of `chosen`; empty places, and blocks after the group's own, go to the end, list n_lists.
@@ -44,40 +45,40 @@ def _keys_kernel(chosen, first, start, base, key, n, T, n_groups, n_slots, n_lis
     i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     m = tl.load(chosen + i, mask=i < n, other=-1)
     i_k = (i // S) % K
-    i_bg = i // (S * K)
-    i_b = i_bg // n_groups
+    i_b, i_g = i // (S * K) // n_here, g0 + i // (S * K) % n_here
     if DOCUMENTS:
-        t0 = tl.load(first + i_bg, mask=i < n, other=-1)
+        t0 = tl.load(first + i_b * n_groups + i_g, mask=i < n, other=-1)
         m_used = (i < n) & (t0 >= 0)
         own = (t0 - tl.load(start + i_b * T + t0, mask=m_used, other=0)) // BLOCK
         m = tl.where(m_used & (m >= 0) & (m <= own), m + tl.load(base + i_b * T + t0, mask=m_used, other=0), -1)
     else:
-        m = tl.where(m <= (i_bg % n_groups).to(tl.int32) * QUERY_GROUP // BLOCK, m, -1)
+        m = tl.where(m <= i_g.to(tl.int32) * QUERY_GROUP // BLOCK, m, -1)
     tl.store(key + i, tl.where(m >= 0, (i_b * K + i_k) * n_slots + m, n_lists).to(key.dtype.element_ty), mask=i < n)
 
 
 @triton.jit
-def _index_kernel(key, order, first, start, entry, begin, list_of, n, T, n_groups, n_lists, steps,
+def _index_kernel(key, order, first, start, entry, place, begin, list_of, n, T, n_groups, g0, n_here, n_lists, steps,
                   K: tl.constexpr, S: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
                   CHUNK: tl.constexpr, MAX: tl.constexpr, TILE: tl.constexpr, LISTS: tl.constexpr):  # fmt: skip
     """The index, from sorted keys: programs for TILE entries each, and after them programs for LISTS lists each."""
     n_tiles = tl.cdiv(n, TILE)
     if tl.program_id(0) < n_tiles:
         i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-        _write_entries(order, first, start, entry, i, n, T, n_groups, K, S, QUERY_GROUP, DOCUMENTS)
+        _write_entries(order, first, start, entry, place, i, n, T, n_groups, g0, n_here, K, S, QUERY_GROUP, DOCUMENTS)
     else:
         o_l = (tl.program_id(0) - n_tiles) * LISTS + tl.arange(0, LISTS)
         _write_lists(key, begin, list_of, o_l, n, n_lists, steps, CHUNK, MAX, LISTS)
 
 
 @triton.jit
-def _write_entries(order, first, start, entry, i, n, T, n_groups,
+def _write_entries(order, first, start, entry, place, i, n, T, n_groups, g0, n_here,
                    K: tl.constexpr, S: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr):  # fmt: skip
-    """The query group of each sorted entry, packed: first token * 32 + number of tokens."""
-    i_bg = tl.load(order + i, mask=i < n, other=0) // (S * K)
-    i_b = i_bg // n_groups
-    t0, n_tokens, _ = group_of(first, start, i_b, (i_bg % n_groups).to(tl.int32), T, n_groups, QUERY_GROUP, DOCUMENTS)
+    """Of each sorted entry: its query group, as first token * 32 + number of tokens, and its place in `chosen`."""
+    i_place = tl.load(order + i, mask=i < n, other=0)
+    i_b, i_g = i_place // (S * K) // n_here, g0 + i_place // (S * K) % n_here
+    t0, n_tokens, _ = group_of(first, start, i_b, i_g.to(tl.int32), T, n_groups, QUERY_GROUP, DOCUMENTS)
     tl.store(entry + i, t0 * 32 + n_tokens, mask=i < n)
+    tl.store(place + i, i_place.to(tl.int32), mask=i < n)
 
 
 @triton.jit
@@ -117,15 +118,16 @@ def chunks_of(begin, i_l, CHUNK: tl.constexpr, MAX: tl.constexpr):
 
 @triton.jit
 def _selection_bwd_dkdv_kernel(
-    q, k, v, q_rope, k_rope, do, lse, delta, entry, begin, list_of, slot_start, part,
+    q, k, v, q_rope, k_rope, do, lse, delta, entry, place, begin, list_of, slot_start, part,
+    part_q, weight_q, part_r, weight_r,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, qr_b, qr_t, qr_h, kr_b, kr_t, do_b, do_t, do_h,
     T, n_slots, scale, scale_log2,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
     V: tl.constexpr, VP: tl.constexpr, BLOCK: tl.constexpr, DOCUMENTS: tl.constexpr,
     CHUNK: tl.constexpr, MAX: tl.constexpr, GROUP_ROWS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    FLIP: tl.constexpr, FLIP_S: tl.constexpr, SCALAR: tl.constexpr,
+    FLIP: tl.constexpr, FLIP_S: tl.constexpr, SCALAR: tl.constexpr, DQ: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """Partial dk | dv | dk_rope of one chunk and KEYS keys of its block."""
+    """Partial dk | dv | dk_rope of one chunk and KEYS keys of its block; with DQ, partial dq of each row too."""
     i_c = tl.program_id(0)
     i_l = tl.load(list_of + i_c)
     if i_l < 0:
@@ -150,11 +152,16 @@ def _selection_bwd_dkdv_kernel(
     acc_k = tl.zeros([DP, KEYS] if FLIP else [KEYS, DP], tl.float32)
     acc_v = tl.zeros([VP, KEYS] if FLIP else [KEYS, VP], tl.float32)
 
+    if AHEAD:
+        following = entries(entry, e_begin, e_end, tl.arange(0, ROWS), GROUP_ROWS)
     for r in range(0, (e_end - e_begin) * GROUP_ROWS, ROWS):
         o_r = r + tl.arange(0, ROWS)
         ENTRIES: tl.constexpr = ROWS // GROUP_ROWS
-        if not SCALAR:
-            group = tl.load(entry + e_begin + o_r // GROUP_ROWS, mask=o_r < (e_end - e_begin) * GROUP_ROWS, other=0)
+        if AHEAD:
+            group = following
+            following = entries(entry, e_begin, e_end, o_r + ROWS, GROUP_ROWS)
+        elif not SCALAR:
+            group = entries(entry, e_begin, e_end, o_r, GROUP_ROWS)
         else:
             group = tl.load(entry + e_begin + r // GROUP_ROWS) + tl.zeros([ROWS], tl.int32)
             for i in tl.static_range(1, ENTRIES):
@@ -183,6 +190,13 @@ def _selection_bwd_dkdv_kernel(
         acc_k = add_transposed_product(acc_k, b_ds, b_q, FLIP)
         if R > 0:
             acc_r = add_transposed_product(acc_r, b_ds, b_qr, FLIP)
+        if DQ:
+            o_p = partial_rows(place, e_begin, e_end, o_r, GROUP_ROWS, BLOCK // KEYS)
+            b_dq = tl.dot(b_ds, b_k, input_precision="ieee")
+            write_partial(part_q, weight_q, o_p, m_r, b_dq, o_d, D)
+            if R > 0:
+                b_dqr = tl.dot(b_ds, b_kr, input_precision="ieee")
+                write_partial(part_r, weight_r, o_p, m_r, b_dqr, o_e, R)
 
     o_key = (i_c.to(tl.int64) * BLOCK + tl.program_id(1) * KEYS + tl.arange(0, KEYS)) * (D + V + R)
     p_part = part + o_key[:, None]
@@ -190,6 +204,38 @@ def _selection_bwd_dkdv_kernel(
     tl.store(p_part + D + o_v[None, :], tl.trans(acc_v) if FLIP else acc_v, mask=o_v[None, :] < V)
     if R > 0:
         tl.store(p_part + D + V + o_e[None, :], (tl.trans(acc_r) if FLIP else acc_r) * scale, mask=o_e[None, :] < R)
+
+
+@triton.jit
+def entries(p, e_begin, e_end, o_r, GROUP_ROWS: tl.constexpr):
+    """What p, `entry` or `place`, holds for each row of a tile; 0 for rows past the chunk."""
+    return tl.load(p + e_begin + o_r // GROUP_ROWS, mask=o_r < (e_end - e_begin) * GROUP_ROWS, other=0)
+
+
+@triton.jit
+def first_token(entry, e_begin, r, GROUP_ROWS: tl.constexpr):
+    """The first token of the tile at row r of a chunk: entries are in the order of their tokens."""
+    return tl.load(entry + e_begin + r // GROUP_ROWS) >> 5
+
+
+@triton.jit
+def partial_rows(place, e_begin, e_end, o_r, GROUP_ROWS: tl.constexpr, PIECES: tl.constexpr):
+    """Where the partial results of a tile's rows go: [place, piece of the block, row of the query group]."""
+    i_place = entries(place, e_begin, e_end, o_r, GROUP_ROWS).to(tl.int64)
+    return (i_place * PIECES + tl.program_id(1)) * GROUP_ROWS + o_r % GROUP_ROWS
+
+
+@triton.jit
+def write_partial(part, weight, o_p, m_r, x, o_w, WIDTH: tl.constexpr):
+    """Rows of x as 16 bits a number and one float32 a row: x over a power of two near its largest magnitude, and that.
+
+    In float16 the quotient keeps 11 bits whatever the range of x, eight times as exact as bfloat16.
+    """
+    top = tl.maximum(tl.max(tl.abs(x), 1), 1e-37).to(tl.int32, bitcast=True) & 0x7F800000
+    inverse = (0x7F000000 - top).to(tl.float32, bitcast=True)  # the exponent negated
+    p_part = part + o_p[:, None] * WIDTH + o_w[None, :]
+    tl.store(p_part, (x * inverse[:, None]).to(part.dtype.element_ty), mask=m_r[:, None] & (o_w[None, :] < WIDTH))
+    tl.store(weight + o_p, top.to(tl.float32, bitcast=True), mask=m_r)
 
 
 @triton.jit
@@ -206,9 +252,13 @@ def add_transposed_product(acc, a, b, FLIP: tl.constexpr):
 def _sum_chunks_kernel(
     part, begin, slot_start, start, dk, dv, dk_rope, T, n_slots,
     K: tl.constexpr, D: tl.constexpr, V: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, DOCUMENTS: tl.constexpr,
-    CHUNK: tl.constexpr, MAX: tl.constexpr, TILE_D: tl.constexpr, TILE_V: tl.constexpr, TILE_R: tl.constexpr,
+    CHUNK: tl.constexpr, MAX: tl.constexpr, ADD: tl.constexpr,
+    TILE_D: tl.constexpr, TILE_V: tl.constexpr, TILE_R: tl.constexpr,
 ):  # fmt: skip
-    """Sum the chunks of a block in order: a tile of columns of dk, of dv, or of dk_rope, there over all kv heads."""
+    """Sum the chunks of a block in order: a tile of columns of dk, of dv, or of dk_rope, there over all kv heads.
+
+    With ADD onto what is there.
+    """
     i_b = (tl.program_id(0) // n_slots // K).to(tl.int64)
     i_k, i_m, i_w = tl.program_id(0) // n_slots % K, tl.program_id(0) % n_slots, tl.program_id(1)
     o_n = tl.arange(0, BLOCK)
@@ -227,27 +277,30 @@ def _sum_chunks_kernel(
     TILES_V: tl.constexpr = (V + TILE_V - 1) // TILE_V
     if i_w < TILES_D:
         _sum_columns(part, begin, i_l, n_slots, dk, o_row * K + i_k, m_n, i_w * TILE_D, 0, D,
-                     1, D + V + R, BLOCK, CHUNK, MAX, TILE_D)  # fmt: skip
+                     1, D + V + R, BLOCK, CHUNK, MAX, ADD, TILE_D)  # fmt: skip
     elif i_w < TILES_D + TILES_V:
         _sum_columns(part, begin, i_l, n_slots, dv, o_row * K + i_k, m_n, (i_w - TILES_D) * TILE_V, D, V,
-                     1, D + V + R, BLOCK, CHUNK, MAX, TILE_V)  # fmt: skip
+                     1, D + V + R, BLOCK, CHUNK, MAX, ADD, TILE_V)  # fmt: skip
     if R > 0:
         of_rope = i_w - TILES_D - TILES_V
         if (of_rope >= 0) & (i_k == 0):
             _sum_columns(part, begin, i_l, n_slots, dk_rope, o_row, m_n, of_rope * TILE_R, D + V, R,
-                         K, D + V + R, BLOCK, CHUNK, MAX, TILE_R)  # fmt: skip
+                         K, D + V + R, BLOCK, CHUNK, MAX, ADD, TILE_R)  # fmt: skip
 
 
 @triton.jit
 def _sum_columns(
     part, begin, i_l, n_slots, out, o_row, m_n, w0,
     OFFSET: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, PART_WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr, CHUNK: tl.constexpr, MAX: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr, CHUNK: tl.constexpr, MAX: tl.constexpr, ADD: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """out[o_row, w0..] = the sum over HEADS lists, n_slots apart, of columns OFFSET + w0.. of their chunks."""
     o_w = w0 + tl.arange(0, TILE)
     m = m_n[:, None] & (o_w[None, :] < WIDTH)
+    p_out = out + o_row[:, None] * WIDTH + o_w[None, :]
     acc = tl.zeros([BLOCK, TILE], tl.float32)
+    if ADD:
+        acc += tl.load(p_out, mask=m, other=0.0)
     for i_h in range(0, HEADS):
         first, end, length, first_chunk = chunks_of(begin, i_l + i_h * n_slots, CHUNK, MAX)
         p_part = part + first_chunk.to(tl.int64) * BLOCK * PART_WIDTH + OFFSET
@@ -255,7 +308,7 @@ def _sum_columns(
         for _ in range(0, tl.cdiv(end - first, length)):
             acc += tl.load(p_part, mask=m, other=0.0)
             p_part += BLOCK * PART_WIDTH
-    tl.store(out + o_row[:, None] * WIDTH + o_w[None, :], acc.to(out.dtype.element_ty), mask=m)
+    tl.store(p_out, acc.to(out.dtype.element_ty), mask=m)
 
 
 def block_slots(start: torch.Tensor, block: int, max_documents: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -270,24 +323,51 @@ def block_slots(start: torch.Tensor, block: int, max_documents: int) -> tuple[to
     return base_BT.contiguous(), slot_start_BM.scatter_(1, slot_BT.long(), index_BT)[:, :n_slots].contiguous()
 
 
-def inverted_index(chosen, first, start, base, seq_len, n_slots, block, query_group, chunk):
-    """entry, begin, list_of as the kernels read them: the last as long as the chunks are many."""
-    batch, n_groups, K, S = chosen.shape
-    n, n_lists = chosen.numel(), batch * K * n_slots
-    device, shared = chosen.device, dict(K=K, S=S, DOCUMENTS=first is not None)
+class Index(NamedTuple):
+    """The inverted index of the choice of some query groups.
+
+    entry: int32 [n], the query group of each entry of the lists, as first token * 32 + number of tokens.
+    place: int32 [n], its place in `chosen`.  begin: int32, the first entry of each list.
+    list_of: int32, the list of each chunk, -1 for an empty one.  slot_start: int32 [B, n_slots], with documents.
+    chunk: entries of a chunk.  group_rows: rows of an entry; the last ones may stand for none.
+    """
+
+    entry: torch.Tensor
+    place: torch.Tensor
+    begin: torch.Tensor
+    list_of: torch.Tensor
+    slot_start: torch.Tensor | None
+    n_slots: int
+    chunk: int
+    group_rows: int
+
+
+def inverted_index(chosen, first, start, size: dict, seq_len, max_documents, g0=0, n_groups=None) -> Index:
+    """The index of `chosen`, which holds query groups g0 and on of the n_groups of each row (all, if None)."""
+    batch, n_here, K, S = chosen.shape
+    n, device, block, query_group = chosen.numel(), chosen.device, size["BLOCK"], size["QUERY_GROUP"]
+    base, slot_start, n_slots = None, None, cdiv(seq_len, block)
+    if first is not None:
+        base, slot_start = block_slots(start, block, max_documents)
+        n_slots = slot_start.shape[1]
+    n_lists = batch * K * n_slots
+    group_rows = next_power_of_2(query_group * size["G"])
+    chunk = chunk_entries(n, group_rows, n_here * S * block // seq_len)
+    shared = dict(K=K, S=S, DOCUMENTS=first is not None)
     key = torch.empty(n, device=device, dtype=torch.int16 if n_lists < 2**15 else torch.int32)  # half the passes
     n_tiles, n_programs = cdiv(n, 1024), cdiv(n, 1024) + cdiv(n_lists + 1, 128)
-    arguments = chosen, first, start, base, key, n, seq_len, n_groups, n_slots, n_lists
+    groups = n_groups or n_here, g0, n_here
+    arguments = chosen, first, start, base, key, n, seq_len, *groups, n_slots, n_lists
     constants = dict(shared, BLOCK=block, QUERY_GROUP=query_group)
     launch(_keys_kernel, lambda tile: (n_tiles,), arguments, constants, _KEYS_TILES, device)
     key, order = torch.sort(key, stable=True)
-    entry = torch.empty(n, device=device, dtype=torch.int32)
+    entry, place = torch.empty(2, n, device=device, dtype=torch.int32)
     begin = torch.empty(n_lists + 1, device=device, dtype=torch.int32)
     list_of = torch.empty(n // chunk + n_lists, device=device, dtype=torch.int32)
-    arguments = key, order, first, start, entry, begin, list_of, n, seq_len, n_groups, n_lists, n.bit_length() + 1
+    arguments = key, order, first, start, entry, place, begin, list_of, n, seq_len, *groups, n_lists
     constants = dict(QUERY_GROUP=query_group, CHUNK=chunk, MAX=MAX_CHUNKS, **shared)
-    launch(_index_kernel, lambda tile: (n_programs,), arguments, constants, _INDEX_TILES, device)
-    return entry, begin, list_of
+    launch(_index_kernel, lambda tile: (n_programs,), (*arguments, n.bit_length() + 1), constants, _INDEX_TILES, device)
+    return Index(entry, place, begin, list_of, slot_start, n_slots, chunk, group_rows)
 
 
 _KEYS_TILES = [dict(TILE=1024)]
@@ -303,17 +383,18 @@ def key_tiles(size: dict, itemsize: int) -> list[dict]:
 @cache
 def _key_tiles(keys: int, widest: int, rotary: bool, scalar: bool, itemsize: int) -> list[dict]:
     """scalar: entries have four rows or more, so that a tile has up to 16 of them."""
-    small = dict(ROWS=16, KEYS=16, FLIP=False, FLIP_S=False, SCALAR=False, num_warps=4, num_stages=1)
+    common = dict(KEYS=keys, FLIP=False, FLIP_S=False, SCALAR=False, AHEAD=False)
+    small = dict(common, ROWS=16, KEYS=16, num_warps=4, num_stages=1)
     if itemsize == 4 or widest > 128:
         return [dict(small, KEYS=min(16 if itemsize == 4 else 32, keys)), small]
     if keys < 32:
-        best = dict(ROWS=128, KEYS=keys, FLIP=False, FLIP_S=True, SCALAR=False, num_warps=2, num_stages=2)
+        best = dict(common, ROWS=128, FLIP_S=True, num_warps=2, num_stages=2)
         if widest <= 64:
             best |= dict(ROWS=64, num_stages=3, maxnreg=160)
         return [best, small]
     if keys == 64 and widest <= 64 and not rotary:
-        return [dict(ROWS=128, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=False, num_warps=4, num_stages=2), small]
-    return [dict(ROWS=64, KEYS=keys, FLIP=True, FLIP_S=False, SCALAR=scalar, num_warps=4, num_stages=2), small]
+        return [dict(common, ROWS=128, FLIP=True, num_warps=4, num_stages=2), small]
+    return [dict(common, ROWS=64, FLIP=True, SCALAR=scalar, num_warps=4, num_stages=2), small]
 
 
 def chunk_entries(n: int, group_rows: int, average: int) -> int:
@@ -322,43 +403,49 @@ def chunk_entries(n: int, group_rows: int, average: int) -> int:
     return next_power_of_2(max(1, min(ROWS_PER_PROGRAM // group_rows, n // 2048), average // 4))
 
 
-def backward(
-    q, k, v, q_rope, k_rope, chosen, first, start, lse, delta, do, max_documents, selection_block, query_group, scale,
-):  # fmt: skip
+def backward(q, k, v, q_rope, k_rope, chosen, first, start, lse, delta, do, max_documents, size: dict, scale):
     """dk, dv, dk_rope (None without rotary part)."""
-    B, T, _, D = q.shape
-    size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
-    V, R, K = size["V"], size["R"], size["K"]
-    group_rows = next_power_of_2(query_group * size["G"])  # rows of an entry; the last ones may stand for none
-    average = chosen.shape[1] * chosen.shape[3] * selection_block // T
-    chunk = chunk_entries(chosen.numel(), group_rows, average)
-    base, slot_start, n_slots = None, None, cdiv(T, selection_block)
-    if first is not None:
-        base, slot_start = block_slots(start, selection_block, max_documents)
-        n_slots = slot_start.shape[1]
-    entry, begin, list_of = inverted_index(chosen, first, start, base, T, n_slots, selection_block, query_group, chunk)
-    part = torch.empty(len(list_of), selection_block, D + V + R, device=q.device, dtype=torch.float32)
+    index = inverted_index(chosen, first, start, size, q.shape[1], max_documents)
     tiles = key_tiles(size, q.element_size())
+    part = partial_sums(q, k, v, q_rope, k_rope, lse, delta, do, index, (None,) * 4, size, tiles, scale)
+    gradients = torch.empty_like(k, memory_format=CONTIGUOUS), torch.empty_like(v, memory_format=CONTIGUOUS)
+    gradients += (torch.empty_like(k_rope, memory_format=CONTIGUOUS) if size["R"] else None,)
+    add_up(part, index, start, gradients, size, q.shape[1], add=False)
+    return gradients
+
+
+CONTIGUOUS = torch.contiguous_format
+
+
+def partial_sums(q, k, v, q_rope, k_rope, lse, delta, do, index: Index, parts_q, size: dict, tiles, scale):
+    """dk | dv | dk_rope of each chunk, float32. parts_q: where dq's partial results go (part and weight, of the rotary
+    part too), or None four times."""
+    D, V, R, BLOCK = size["D"], size["V"], size["R"], size["BLOCK"]
+    n_chunks = len(index.list_of)
+    part = torch.empty(n_chunks, BLOCK, D + V + R, device=q.device, dtype=torch.float32)
     constants = {name: n for name, n in size.items() if name not in ("S", "SP", "QUERY_GROUP")}
-    constants |= dict(CHUNK=chunk, MAX=MAX_CHUNKS, GROUP_ROWS=group_rows)
+    constants |= dict(CHUNK=index.chunk, MAX=MAX_CHUNKS, GROUP_ROWS=index.group_rows, DQ=parts_q[0] is not None)
     arguments = (
-        q, k, v, q_rope, k_rope, do, lse, delta, entry, begin, list_of, slot_start, part,
+        q, k, v, q_rope, k_rope, do, lse, delta, *index[:5], part, *parts_q,
         *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2), *strides(do, 3),
-        T, n_slots, scale, scale * math.log2(math.e),
+        q.shape[1], index.n_slots, scale, scale * math.log2(math.e),
     )  # fmt: skip
     launch(
-        _selection_bwd_dkdv_kernel, lambda tile: (len(list_of), selection_block // tile["KEYS"]), arguments, constants,
-        tiles, q.device,
+        _selection_bwd_dkdv_kernel, lambda tile: (n_chunks, BLOCK // tile["KEYS"]), arguments, constants, tiles,
+        q.device,
     )  # fmt: skip
+    return part
 
-    dk, dv = (torch.empty(B, T, K, width, device=q.device, dtype=q.dtype) for width in (D, V))
-    dk_rope = torch.empty_like(k_rope, memory_format=torch.contiguous_format) if R else None
-    constants = dict(K=K, D=D, V=V, R=R, BLOCK=selection_block, DOCUMENTS=first is not None)
-    constants |= dict(CHUNK=chunk, MAX=MAX_CHUNKS)
-    n_tiles, tiles = sum_tiles(selection_block, D, V, R)
-    arguments = part, begin, slot_start, start, dk, dv, dk_rope, T, n_slots
-    launch(_sum_chunks_kernel, lambda tile: (B * K * n_slots, n_tiles), arguments, constants, tiles, q.device)
-    return dk, dv, dk_rope
+
+def add_up(part, index: Index, start, gradients, size: dict, seq_len: int, *, add: bool) -> None:
+    """Sum the chunks into dk, dv and dk_rope; with `add` onto what they hold."""
+    K, D, V, R, BLOCK = (size[name] for name in ("K", "D", "V", "R", "BLOCK"))
+    constants = dict(K=K, D=D, V=V, R=R, BLOCK=BLOCK, DOCUMENTS=size["DOCUMENTS"])
+    constants |= dict(CHUNK=index.chunk, MAX=MAX_CHUNKS, ADD=add)
+    n_tiles, tiles = sum_tiles(BLOCK, D, V, R)
+    arguments = part, index.begin, index.slot_start, start, *gradients, seq_len, index.n_slots
+    n_lists = len(index.begin) - 1
+    launch(_sum_chunks_kernel, lambda tile: (n_lists, n_tiles), arguments, constants, tiles, part.device)
 
 
 @cache

@@ -82,9 +82,12 @@ run, JITFunction.run = JITFunction.run, compile_only
 for module in walk_packages(kernels.__path__, "zoo.kernels."):  # all, before Triton is told to interpret
     import_module(module.name)
 os.environ["TRITON_INTERPRET"] = "1"  # from here on, for dispatch: it takes tensors of a CPU
+import_module("zoo.kernels.selection.kernel").MIN_TOKENS = 1  # small groups by key block, as in long rows
 with kernels.use_implementation("triton"):
     layer(16, 4, 64, 32, 16, 16, 16, 4)  # ansa.global at 340M
     layer(16, 2, 128, 0, 32, 16, 64, 1)  # as NSA publishes it
+    q, k, chosen = noise(1, 2048, 16, 64), noise(1, 2048, 4, 64), torch.zeros(1, 2048, 4, 16, dtype=torch.int32)
+    kernels.selection_attention(q, k, k, chosen, selection_block=64).sum().backward()  # NSA at 340M
     decoding("ansa")
     decoding("nsa")
 for name in sorted(served):

@@ -26,6 +26,7 @@ from zoo.kernels import (
     use_implementation,
     window_attention,
 )
+from zoo.kernels.selection import kernel as selection_kernel
 
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
 SEQ_LEN = 333
@@ -79,17 +80,20 @@ def main(recipes: list[str]) -> None:
     for row, tokens in enumerate(([5, 6, 40, 130, 300], [17, 128])):
         starts[row, tokens] = True
     documents = Documents.from_starts(starts.to(DEVICE), 8)
+    selection_kernel.MIN_TOKENS = 1
     with use_implementation("triton"):
         for settings in (
             (16, 4, 64, 32, 16, 16, 16, 64, 4),  # ansa.global at 340M
             (64, 4, 128, 0, 32, 16, 64, 16, 1),  # as NSA publishes it
             (64, 4, 128, 0, 32, 16, 64, 16, 4),
+            (16, 4, 64, 0, 32, 16, 64, 16, 1),  # NSA at 340M: selection by key block
         ):
             for seq_len in (SEQ_LEN, 2048) if DEVICE == "cuda" else (40,):
                 layer(seq_len, *settings)
                 print("ok", seq_len, *settings, flush=True)
         layer(SEQ_LEN, 16, 4, 64, 32, 16, 16, 16, 16, 4, batch=2, documents=documents)
         layer(SEQ_LEN, 8, 2, 128, 0, 32, 16, 64, 8, 1, batch=2, documents=documents)
+        layer(SEQ_LEN, 8, 4, 64, 32, 32, 16, 32, 8, 2, batch=2, documents=documents)
         print("ok, documents", flush=True)
         long_rows(4096 + 3, 16, 4, 64, 32, 16, 64)
         long_rows(2048 + 3, 16, 4, 64, 16, 16, 16)

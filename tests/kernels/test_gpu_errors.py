@@ -42,6 +42,8 @@ SETTINGS = {
     "ansa_340m": Setting(3001, 16, 4, 64, 32, (16, 16), (16, 64), 4),
     "nsa": Setting(1537, 64, 4, 128, 0, (32, 16), (64, 16), 1),
     "nsa, shared": Setting(1537, 64, 4, 128, 0, (32, 16), (64, 8), 4),
+    "groups of 4": Setting(2001, 16, 4, 64, 0, (32, 16), (64, 16), 1),
+    "groups of 2, rotary": Setting(1300, 16, 8, 64, 32, (32, 16), (32, 16), 2),
     "groups of 3": Setting(1100, 12, 4, 96, 0, (16, 16), (32, 8), 2, window=100),
 }
 
@@ -116,6 +118,14 @@ def seen_by_choice(chosen_BGKS, position_T, group, block, n_keys):
     for block_KT in blocks_KTS.unbind(-1):
         inside |= key_N // block == block_KT[..., None]
     return inside & (key_N <= position_T[:, None])
+
+
+@pytest.fixture(autouse=True)
+def short_rows_too(monkeypatch):
+    """Small groups run by key block, as they do at the lengths of training."""
+    from zoo.kernels.selection import kernel
+
+    monkeypatch.setattr(kernel, "MIN_TOKENS", 1)
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())

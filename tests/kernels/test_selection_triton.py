@@ -1,5 +1,6 @@
 """Selection attention in Triton against the float64 reference: the output and every gradient."""
 
+import importlib.util
 import math
 from dataclasses import dataclass
 
@@ -46,6 +47,13 @@ REAL = {
     "many heads": Case(rows=((600,),), H=64, K=1, D=64, V=128, block=32, n_selected=8, query_group=16),
     "odd groups": Case(rows=((777,),), H=12, K=4, D=96, V=64, block=128, n_selected=3, query_group=2),
     "no sharing": Case(rows=((1100,),), H=4, K=4, D=64, V=64, block=16, n_selected=20),
+    "groups of 4": Case(rows=((2100,), (2100,)), H=16, K=4, D=64, V=64, block=64, n_selected=16),
+    "groups of 4, packed": Case(rows=((1, 900, 1199), (2100,)), H=16, K=4, D=64, V=64, block=64, n_selected=16),
+    "groups of 1": Case(rows=((1100,),), H=4, K=4, D=128, V=128, block=64, n_selected=12),
+    "groups of 2, two queries, rotary": Case(
+        rows=((1500,),), H=16, K=8, D=64, V=64, R=32, block=32, n_selected=20, query_group=2
+    ),
+    "groups of 8, long blocks": Case(rows=((1300,),), H=16, K=2, D=96, V=80, block=128, n_selected=6),
 }
 
 
@@ -119,6 +127,75 @@ def test_small(case, poisoned):
         found = run(case, leaves, do, chosen, documents, "triton")
     expected = run(case, *wide(leaves, do), chosen, documents, "reference")
     check_against(expected, found, leaves, do, case.scale or (case.D + case.R) ** -0.5)
+
+
+@pytest.fixture(autouse=True)
+def short_rows_too(monkeypatch):
+    """The shape of a query group alone chooses the kernels, not the length of the rows."""
+    if importlib.util.find_spec("triton"):
+        from zoo.kernels.selection import kernel
+
+        monkeypatch.setattr(kernel, "MIN_TOKENS", 1)
+
+
+@pytest.fixture
+def by_key(monkeypatch):
+    """Forward and dq by key block, whatever the shape."""
+    from zoo.kernels.selection import kernel
+
+    monkeypatch.setattr(kernel, "by_key", lambda *arguments: True)
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize(
+    "name",
+    ["one token", "groups of 3 heads, rotary", "one head a key head", "blocks of 64", "documents", "short documents"],
+)
+def test_by_key(name, by_key, poisoned):
+    test_small(SMALL[name], poisoned)
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("rows", [((37,),), ((9, 12), (21,))], ids=["one document", "documents"])
+def test_by_key_in_pieces(rows, by_key, monkeypatch, poisoned):
+    """Partial results of 16 query groups at a time."""
+    from zoo.kernels.selection import kernel_partial
+
+    monkeypatch.setattr(kernel_partial, "WORKSPACE", 1)
+    test_small(Case(rows=rows, n_selected=3), poisoned)
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("size", [1e-3, 2e4])
+def test_partials_in_float16_keep_the_range(size, by_key, monkeypatch):
+    """A sum of 64 values of 2e4 is beyond float16's largest number; gradients may be any size."""
+    from zoo.kernels.selection import kernel_partial
+
+    monkeypatch.setattr(kernel_partial, "partial_dtype", lambda dtype: torch.float16)
+    case = Case(rows=((70,),), block=64)
+    (q, k, v), do, chosen, _ = inputs(case)
+    leaves, do = [q, k, (v * size).detach().requires_grad_()], do * size**2
+    found = run(case, leaves, do, chosen, None, "triton")
+    expected = run(case, *wide(leaves, do), chosen, None, "reference")
+    for a, b in zip(found, expected, strict=True):
+        assert ((a - b).norm() / b.norm()).item() < 3e-4
+
+
+@pytest.mark.interp
+def test_the_shape_chooses(monkeypatch):
+    from zoo.kernels.selection import kernel
+    from zoo.kernels.selection.kernel import by_key
+
+    monkeypatch.setattr(kernel, "MIN_TOKENS", 8)
+
+    def chosen(H=16, K=4, D=64, dtype=torch.bfloat16, block=64, query_group=1, scale=0.1, T=4):
+        q, k = torch.empty(2, T, H, D, dtype=dtype), torch.empty(2, T, K, D, dtype=dtype)
+        return by_key(q, k, k, None, block, query_group, scale)
+
+    assert all([chosen(), chosen(H=32), chosen(K=16, D=128), chosen(query_group=2, block=32)])
+    assert not any([chosen(H=64), chosen(query_group=4), chosen(D=256), chosen(block=16), chosen(dtype=torch.float32)])
+    assert not chosen(T=3)  # 6 tokens
+    assert not chosen(scale=-0.1)  # the largest score would not be the largest exponent
 
 
 @pytest.mark.interp

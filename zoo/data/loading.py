@@ -1,7 +1,9 @@
 """Rows to batches: a StreamingDataset over prepared rows, and the loader that Composer reads."""
 
 import mmap
+import multiprocessing.queues
 import os
+import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,8 @@ from zoo.data.stored import row_parts
 from zoo.data.streams import CheckedStream
 from zoo.data.synthetic import IGNORED
 from zoo.processes import sheltered, stay_with_parent
+
+MOST_OPEN_FILES = 65536
 
 
 class RowDataset(StreamingDataset):
@@ -143,6 +147,7 @@ def loader(
     training = split == "train"
     if num_workers:
         _check_sockets()
+        _check_open_files(num_workers)
     _check_enough(prepared, split, batch_size)
     _check_shards(prepared.streams[split])
     if dist.get_local_rank() == 0:
@@ -186,6 +191,13 @@ class _Loader(DataLoader):
 
 def _begin_reader(worker: int) -> None:
     stay_with_parent()
+    # Python prints what keeps a batch from being handed over, drops the batch, and training waits for it for ever.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_reader)
+
+
+def _end_reader(error: BaseException, batch: object) -> None:
+    os.write(2, f"process {os.getpid()}, which reads rows, ends: {type(error).__name__}: {error}\n".encode())
+    os._exit(1)
 
 
 def _count_rows(batch: dict[str, torch.Tensor]) -> int:
@@ -214,6 +226,24 @@ def _handed_over(seq_len: int, batch_size: int, num_workers: int) -> int:
     batch = batch_size * seq_len * sum(each.itemsize for each in (torch.int64, torch.int64, torch.bool))
     ahead = num_workers * (1 + 2)  # the DataLoader asks two batches ahead of each worker
     return 2 * (ahead * batch * dist.get_local_world_size() + 16 * mmap.PAGESIZE)
+
+
+def _check_open_files(num_workers: int) -> None:
+    """Allow this process, and those that it starts, as many open files as it may; raise DataError if that is too few.
+
+    Each batch that is handed over is three open files, in the process that reads it and in the one that trains.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard > soft:
+        wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+        soft = max(soft, wanted)
+    needed = 40 + 12 * num_workers  # 48 were too few for one, 64 were enough
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        raise DataError(
+            f"a process may have {soft} open files here, and train.workers: {num_workers} needs {needed}; raise the "
+            "limit (ulimit -n 4096), or set train.workers to 0"
+        )
 
 
 def _check_sockets() -> None:

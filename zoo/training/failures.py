@@ -76,7 +76,9 @@ def in_reader(error: BaseException) -> str | None:
 def _killed_reader(pids: str, signal_name: str | None) -> str:
     if signal_name and "bus error" in signal_name.lower():
         return f"process {pids}, which reads rows, found {SHARED_MEMORY} full; {_shared_memory()}"
-    how = f"was killed ({signal_name.strip()})" if signal_name else "ended"
+    if not signal_name:
+        return f"process {pids}, which reads rows, ended; if it said no reason, give the job more memory"
+    how = f"was killed ({signal_name.strip()})"
     return (
         f"process {pids}, which reads rows, {how}; the system does that when memory runs out: lower train.workers, "
         "or give the job more memory"

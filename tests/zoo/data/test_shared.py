@@ -114,6 +114,36 @@ def test_too_little_room_for_the_rows_is_said_before_training(prep, of_text, mon
         loader(prepared, "train", batch_size=2, shuffle=True, seed=1, num_workers=4)
 
 
+def test_too_few_open_files_for_readers_are_said_before_training(prep, of_text, monkeypatch):
+    from zoo.data import loading
+
+    prepared, limits = prep(of_text()), []
+    monkeypatch.setattr(loading.resource, "setrlimit", lambda which, pair: limits.append(pair))
+    monkeypatch.setattr(loading.resource, "getrlimit", lambda which: (32, 48))
+    with pytest.raises(DataError, match=r"may have 48 open files here, and train\.workers: 1 needs 52; raise the"):
+        loader(prepared, "train", batch_size=2, shuffle=True, seed=1, num_workers=1)
+    monkeypatch.setattr(loading.resource, "getrlimit", lambda which: (32, loading.resource.RLIM_INFINITY))
+    loading._check_open_files(1)
+    assert limits == [(48, 48), (65536, loading.resource.RLIM_INFINITY)]
+
+
+class Stubborn:
+    """A row that cannot be handed over to another process."""
+
+    def __reduce__(self):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_a_reader_that_cannot_hand_over_a_batch_ends(prep, of_text, capfd):
+    """Else training would wait for the batch for ever."""
+    data = loader(prep(of_text()), "train", batch_size=2, shuffle=True, seed=1, num_workers=1).dataloader
+    data.collate_fn = lambda rows: Stubborn()
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        next(iter(data))
+    assert "which reads rows, ends: OSError: [Errno 24] Too many open files" in capfd.readouterr().err
+
+
 def test_nothing_of_a_closed_dataset_stays(prep, of_text, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     data = loader(prep(of_text()), "train", batch_size=2, shuffle=True, seed=1).dataloader

@@ -187,8 +187,8 @@ def import_all() -> None:
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
 
 
-def run_command(folder: Path, command: str, limit_s: float = 60.0) -> Outcome:
-    """Run one command in `folder`, in a forked process that is killed after `limit_s`."""
+def run_command(folder: Path, command: str, limit_s: float = 180.0) -> Outcome:
+    """Run one command in `folder`, in a forked process that is killed after `limit_s`: generous, for a busy machine."""
     output = folder / ".output"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 warns of a fork beside threads

@@ -61,6 +61,7 @@ def _right(template: Path, tmp_path_factory, command: str):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("damage", FAST)
 def test_a_damaged_file_is_named_or_harmless(template, right, tmp_path, damage):
     def chosen(file: str, how: str, command: str) -> bool:

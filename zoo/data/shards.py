@@ -15,26 +15,23 @@ import xxhash
 
 from zoo.data.errors import DataError
 from zoo.data.mds_index import read_index
+from zoo.data.shard_writer import ShardWriter
 from zoo.errors import shorten
 from zoo.files import create, open_file, read_json, sync_files, write_sealed_json
 
 HASH = "xxh64"
-COMPRESSION = "zstd"
-SHARD_BYTES = 1 << 26
 CHUNK_BYTES = 1 << 22
 CODECS = {"zstd": "zstd", "gz": "gzip", "bz2": "bz2", "br": "brotli"}  # Streaming's names -> pyarrow's
 
 
 def write_shards(folder: Path, columns: dict[str, str], rows: Iterable[Mapping[str, Any]]) -> int:
     """Write rows as compressed, hashed shards with an index, synced to disk; return how many rows."""
-    from streaming import MDSWriter
-
     n = 0
-    writer = MDSWriter(out=str(folder), columns=columns, compression=COMPRESSION, hashes=[HASH], size_limit=SHARD_BYTES)
-    with writer:
-        for row in rows:
-            writer.write(row)
-            n += 1
+    writer = ShardWriter(folder, columns)
+    for row in rows:
+        writer.write(row)
+        n += 1
+    writer.finish()
     sync_files(folder)
     return n
 

@@ -142,10 +142,9 @@ class ResolvedAttention(ResolvedMixer):
         return entry * seq_len * self.n_kv_sets, held, other
 
     def activation_bytes(self, seq_len: int) -> int:
-        """The input of each map is cast to bf16 for that map alone; the gates and their sum are kept as well."""
+        """The input, which the projection and the gates read; the gates and their sum are kept as well."""
         projection, n_patterns = self.projection, len(self.patterns)
-        maps = 1 + (n_patterns > 1)  # that of the projection, and the gate
-        per_token = BF16 * self.d_model * maps + projection.activation_bytes(self.n_kv_sets)
+        per_token = BF16 * self.d_model + projection.activation_bytes(self.n_kv_sets)
         if n_patterns > 1:
             per_token += BF16 * projection.n_heads * (n_patterns + projection.v_head_dim)
         return int(seq_len * per_token + sum(pattern.activation_bytes(self, seq_len) for pattern in self.patterns))

@@ -21,6 +21,8 @@ OPERATIONS = {  # operation -> the module that registers its implementations
     "gated_sum": "zoo.kernels.combine",
     "rotate": "zoo.kernels.rotary",
     "rms_norm": "zoo.kernels.norm",
+    "add_rms_norm": "zoo.kernels.residual",
+    "swiglu_mlp": "zoo.kernels.swiglu",
     "cached_attention": "zoo.kernels.decode",
     "cached_choose_blocks": "zoo.kernels.decode",
     "cached_selection_attention": "zoo.kernels.decode",

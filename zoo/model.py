@@ -23,19 +23,24 @@ from zoo.recipe import ModelConfig, Recipe
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale; statistics in float32.  x [..., C] -> [..., C]."""
+    """The addition to the residual stream and the norm after it, with a learned scale; statistics in float32."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return fused.rms_norm(x, self.weight, self.eps)
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + delta (x itself if that is None), and its norm in the dtype that products have, all [..., C]."""
+        return fused.add_norm(x, delta, self.weight, self.eps)
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)): the pre-norm residual layer.  [B, T, C] -> [B, T, C]."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)): the pre-norm residual layer.
+
+    The second addition is left to whoever reads the residual stream next, because it is one kernel with the norm there:
+    a layer takes the stream and what the layer before adds to it, and returns the same two.
+    """
 
     def __init__(self, model: ModelConfig, layer: LayerConfig):
         super().__init__()
@@ -45,10 +50,13 @@ class Layer(nn.Module):
         ffn = layer.ffn.resolve(model.d_model, model.max_seq_len)
         self.feed_forward = load(ffn.module)(ffn, model.d_model)
 
-    def forward(self, x_BTC: torch.Tensor, context: Context | Step, *cache) -> torch.Tensor:
-        """cache: the layer's, if the tokens of x are to be appended to one."""
-        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), context, *cache)
-        return x_BTC + self.feed_forward(self.feed_forward_norm(x_BTC), context)
+    def forward(
+        self, x_BTC: torch.Tensor, delta_BTC: torch.Tensor | None, context: Context | Step, *cache
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """delta_BTC: not yet added to x; None before the first layer.  cache: the layer's, to append the tokens to."""
+        x_BTC, normed_BTC = self.attention_norm(x_BTC, delta_BTC)
+        x_BTC, normed_BTC = self.feed_forward_norm(x_BTC, self.attention(normed_BTC, context, *cache))
+        return x_BTC, self.feed_forward(normed_BTC, context)
 
 
 class Decoder(nn.Module):
@@ -132,11 +140,11 @@ class Decoder(nn.Module):
     def append(self, tokens_BT: torch.Tensor, cache: ModelCache, n_new_B: torch.Tensor | None = None) -> torch.Tensor:
         """Final hidden states [B, T, C] of tokens that follow those of the cache, as in `forward`."""
         step = cache.begin(tokens_BT, n_new_B)
-        x_BTC = self.embedding(tokens_BT)
+        x_BTC, delta_BTC = self.embedding(tokens_BT), None
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x_BTC = layer(x_BTC, step, layer_cache)
+            x_BTC, delta_BTC = layer(x_BTC, delta_BTC, step, layer_cache)
         cache.end(step)
-        return self.norm(x_BTC)
+        return self.norm(x_BTC, delta_BTC)[1]
 
     def loss(
         self,
@@ -178,13 +186,15 @@ class Decoder(nn.Module):
         return Context.for_tokens(*tokens_BT.shape, device=tokens_BT.device, documents=documents)
 
     def _hidden(self, tokens_BT: torch.Tensor, context: Context) -> torch.Tensor:
-        x_BTC = self.embedding(tokens_BT)
+        x_BTC, delta_BTC = self.embedding(tokens_BT), None
         for layer in self.layers:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BTC = checkpoint(layer, x_BTC, context, use_reentrant=False)
+                if delta_BTC is not None:  # one tensor to keep, not two
+                    x_BTC, delta_BTC = x_BTC + delta_BTC, None
+                x_BTC, delta_BTC = checkpoint(layer, x_BTC, delta_BTC, context, use_reentrant=False)
             else:
-                x_BTC = layer(x_BTC, context)
-        return self.norm(x_BTC)
+                x_BTC, delta_BTC = layer(x_BTC, delta_BTC, context)
+        return self.norm(x_BTC, delta_BTC)[1]
 
 
 def build_model(recipe: Recipe | ModelConfig, *, device: str = "cpu", seed: int | None = None) -> Decoder:

@@ -85,7 +85,8 @@ def step_size(recipe: Recipe, seq_len: int, rows: int, gpu: Gpu, checkpointing: 
     inputs = tokens * FLOAT * model.d_model * sum(times for _, times in layers)
     again = inputs + rows * max(size for size, _ in layers)
     activations, other = (again, kept) if checkpointing else (kept, again)
-    loss = tokens * model.d_model * (FLOAT + 2 * BF16) + FLOAT * head  # last norm, its cast, both gradients
+    # What the last norm keeps, and the gradients of its result, of the stream, of the last layer's output, of the head.
+    loss = tokens * model.d_model * (3 * BF16 + FLOAT) + FLOAT * head
     weights, copies = FLOAT * parameters, BF16 * linear
     accumulates = recipe.train.rows(seq_len) > rows if _even(recipe, seq_len) else True
     state = recipe.train.optimizer.state_bytes(parameters)
@@ -128,5 +129,6 @@ def _layers(model: ModelConfig, seq_len: int) -> tuple[list[tuple[int, int]], tu
 
 
 def _layer_bytes(model: ModelConfig, seq_len: int) -> int:
-    """What a layer keeps beside its attention: the residual stream before both norms (float32), its feed-forward."""
-    return seq_len * (2 * FLOAT * model.d_model + model.ffn.activation_bytes(model.d_model))
+    """What a layer keeps beside its attention: the residual stream before both norms, rounded, and the root mean square
+    of each token; its feed-forward."""
+    return seq_len * (2 * (BF16 * model.d_model + FLOAT) + model.ffn.activation_bytes(model.d_model))

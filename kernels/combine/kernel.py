@@ -29,7 +29,7 @@ def _gate(logits, o_row, n_rows, BRANCH: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def _fwd_kernel(
+def _gated_sum_fwd_kernel(
     logits, o0, o1, o2, o3, out, n_rows, V: tl.constexpr, VP: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr
 ):
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -44,7 +44,7 @@ def _fwd_kernel(
 
 
 @triton.jit
-def _bwd_kernel(
+def _gated_sum_bwd_kernel(
     logits, o0, o1, o2, o3, do, dlogits, do0, do1, do2, do3, n_rows,
     V: tl.constexpr, VP: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -69,7 +69,7 @@ def _forward(
     o3: torch.Tensor | None,
 ) -> torch.Tensor:
     out = torch.empty_like(o0)
-    _launch(_fwd_kernel, o0, logits, (logits, *_pointers(o0, o1, o2, o3), out))
+    _launch(_gated_sum_fwd_kernel, o0, logits, (logits, *_pointers(o0, o1, o2, o3), out))
     return out
 
 
@@ -87,7 +87,7 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     grads = _backward_fake(do, logits, o0, o1, o2, o3)
     pointers = (logits, *_pointers(o0, o1, o2, o3), do.contiguous(), grads[0], *grads[1:])
-    _launch(_bwd_kernel, o0, logits, pointers)
+    _launch(_gated_sum_bwd_kernel, o0, logits, pointers)
     return grads
 
 

@@ -34,7 +34,7 @@ def _rows(x, o_row, m_row, i_h, o_d, T, x_b, x_t, x_h, D: tl.constexpr):
 
 
 @triton.jit
-def _fwd_kernel(
+def _rms_norm_fwd_kernel(
     x, weight, out, n_rows, T, H, eps, x_b, x_t, x_h, w_h, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
     i_h, o_d = tl.program_id(1), tl.arange(0, DP)
@@ -48,7 +48,7 @@ def _fwd_kernel(
 
 
 @triton.jit
-def _bwd_kernel(
+def _rms_norm_bwd_kernel(
     x, weight, dy, dx, part, n_rows, T, H, eps, x_b, x_t, x_h, dy_b, dy_t, dy_h, w_h,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -78,7 +78,7 @@ def _forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     out = x.new_empty(x.shape)
     arguments = x, weight, out, B * T, T, H, eps, *x.stride()[:3], _head_stride(weight)
     tiles, constants = _tiles(D)
-    launch(_fwd_kernel, lambda tile: (cdiv(B * T, tile["ROWS"]), H), arguments, constants, tiles, x.device)
+    launch(_rms_norm_fwd_kernel, lambda tile: (cdiv(B * T, tile["ROWS"]), H), arguments, constants, tiles, x.device)
     return out
 
 
@@ -93,7 +93,7 @@ def _backward(
     part = x.new_empty(programs, H, D, dtype=torch.float32)
     strides = *x.stride()[:3], *dy.stride()[:3], _head_stride(weight)
     arguments = x, weight, dy, dx, part, B * T, T, H, eps, *strides
-    launch(_bwd_kernel, lambda tile: (programs, H), arguments, constants, tiles, x.device)
+    launch(_rms_norm_bwd_kernel, lambda tile: (programs, H), arguments, constants, tiles, x.device)
     return dx, part.sum(0 if weight.dim() == 2 else (0, 1)).to(weight.dtype)
 
 

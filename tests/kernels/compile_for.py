@@ -69,6 +69,15 @@ def layer(H: int, K: int, D: int, R: int, block: int, stride: int, selected: int
     kernels.gated_sum([near, far, named], noise(1, T, H, 3)).sum().backward()
 
 
+def around_attention(C: int, F: int) -> None:
+    """The residual stream in float32, what is added to it and what the products read in DTYPE, and a feed-forward."""
+    x, weight = torch.zeros(1, 64, C, requires_grad=True), torch.ones(C, requires_grad=True)
+    for delta in (noise(1, 64, C), None):
+        total, normed = kernels.add_rms_norm(x, delta, weight, eps=1e-5, dtype=DTYPE)
+        (total.sum() + normed.sum()).backward()
+    kernels.swiglu_mlp(noise(64, C), noise(F, C), noise(F, C), noise(C, F)).sum().backward()
+
+
 def decoding(name: str) -> None:
     """One new token, and a long piece, after a prompt."""
     model = zoo.build_model(zoo.load_recipe(f"recipes/tiny/{name}.yaml")).to(DTYPE)
@@ -88,6 +97,8 @@ with kernels.use_implementation("triton"):
     layer(16, 2, 128, 0, 32, 16, 64, 1)  # as NSA publishes it
     q, k, chosen = noise(1, 2048, 16, 64), noise(1, 2048, 4, 64), torch.zeros(1, 2048, 4, 16, dtype=torch.int32)
     kernels.selection_attention(q, k, k, chosen, selection_block=64).sum().backward()  # NSA at 340M
+    around_attention(1024, 2624)
+    around_attention(8192, 64)
     decoding("ansa")
     decoding("nsa")
 for name in sorted(served):

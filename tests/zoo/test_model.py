@@ -67,9 +67,9 @@ def test_documents_do_not_see_each_other_when_the_recipe_says_so():
 class Room(torch.nn.Module):
     """A layer that notes how many documents a row has room for."""
 
-    def forward(self, x_BTC, context):
+    def forward(self, x_BTC, delta_BTC, context):
         self.found = context.documents.max_documents
-        return x_BTC
+        return x_BTC, delta_BTC
 
 
 @pytest.mark.parametrize("known", [None, 3])

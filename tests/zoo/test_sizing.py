@@ -40,7 +40,8 @@ class Kept(torch.autograd.Function):
 
 def like_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """On this CPU, keep what the CUDA implementations keep: Triton's attention its inputs, output and log-sum-exp,
-    scaled_dot_product_attention the joined rotary parts, the norm of heads, liger's norm and SwiGLU their inputs."""
+    scaled_dot_product_attention the joined rotary parts, the norm of heads its input, that of the residual stream the
+    rounded stream, the feed-forward both products before the gate."""
 
     def attention(q, k, v, rope, k_rope, *more):
         output, lse = q.new_zeros(*q.shape[:3], v.shape[-1]), q.new_zeros(q.shape[:3], dtype=torch.float32)
@@ -65,6 +66,14 @@ def like_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def selection(q, k, v, chosen, *, q_rope, k_rope, **options):
         return attention(q, k, v, q_rope, k_rope, chosen)[0]
 
+    def add_norm(x, delta, weight, eps):
+        total = x if delta is None else x + delta
+        return total, Kept.apply(total.bfloat16(), False, total.bfloat16(), total[..., 0].clone())
+
+    def swiglu(x, w_gate, w_up, w_down):
+        gate, up = (x.detach() @ weight.detach().T for weight in (w_gate, w_up))
+        return Kept.apply(x, False, x, gate, up)
+
     def gated_sum(outputs, gate):
         return Kept.apply(outputs[0], False, *outputs, gate)
 
@@ -75,8 +84,8 @@ def like_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zoo.blocks.patterns.selection.selection_attention", selection)
     monkeypatch.setattr(base, "gated_sum", gated_sum)
     monkeypatch.setattr(parts, "rms_norm", lambda x, weight, eps: Kept.apply(x, False, x))
-    monkeypatch.setattr(fused, "rms_norm", lambda x, weight, eps: Kept.apply(x, False, x))
-    monkeypatch.setattr(fused, "swiglu", lambda gate, up: Kept.apply(gate, False, gate, up))
+    monkeypatch.setattr(fused, "add_norm", add_norm)
+    monkeypatch.setattr(fused, "swiglu", swiglu)
 
 
 def kept_bytes(layer: Layer, x: torch.Tensor, context: Context) -> int:
@@ -93,7 +102,7 @@ def kept_bytes(layer: Layer, x: torch.Tensor, context: Context) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
-        output = layer(x, context)
+        output = layer(x, None, context)
     shared = [*layer.parameters(), *(x for table in context._tables.values() for x in (table.cos_BTR, table.sin_BTR))]
     for tensor in shared:
         kept.pop(tensor.untyped_storage().data_ptr(), None)
@@ -137,7 +146,7 @@ def test_parts_by_hand():
     size, parameters = step_size(recipe, 8192, 2, H200), model_cost(recipe.model, 8192).parameters["total"]
     assert (size.weights, size.gradients, size.optimiser) == (4 * parameters, 4 * parameters, 8 * parameters)
     assert size.copies == 2 * (parameters - 32000 * 1024 - 49 * 1024)
-    per_token = 24 * (2 * 4 * 1024 + 2 * (2 * 1024 + 3 * 2816) + 2 * 1024 + 2 * (16 + 4 + 4) * 64 + 16 * (2 * 64 + 4))
+    per_token = 24 * (2 * (2 * 1024 + 4) + 2 * (1024 + 2 * 2816) + 2 * 1024 + 2 * (16 + 4 + 4) * 64 + 16 * (2 * 64 + 4))
     assert size.activations == 2 * 8192 * per_token
     forward = model_cost(recipe.model, 8192).flops_per_token
     assert size.compute_s == pytest.approx(3 * forward * 2 * 8192 / 989e12)

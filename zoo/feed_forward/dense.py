@@ -18,8 +18,7 @@ class SwiGLUModule(nn.Module):
         self.output = nn.Linear(config.d_ff, d_model, bias=False)
 
     def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> torch.Tensor:
-        up_BTF = self.up(x_BTC)
-        return self.output(fused.swiglu(self.gate(x_BTC), up_BTF))
+        return fused.swiglu(x_BTC, self.gate.weight, self.up.weight, self.output.weight)
 
 
 class GELUModule(nn.Module):

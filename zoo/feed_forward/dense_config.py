@@ -28,8 +28,8 @@ $$ y = W_{down}\,(\operatorname{silu}(W_{gate}\, x) \odot W_{up}\, x) $$
         return 3 * d_model * self.d_ff
 
     def activation_bytes(self, d_model: int) -> int:
-        """The input is cast for each of two maps; kept are both products and what the last map reads."""
-        return BF16 * (2 * d_model + 3 * self.d_ff)
+        """The input, and both products before the gate; what the last map reads is made again in the backward."""
+        return BF16 * (d_model + 2 * self.d_ff)
 
 
 class GELU(FeedForwardConfig):
@@ -51,5 +51,5 @@ $$ y = W_{down} \operatorname{gelu}(W_{up}\, x) $$
         return 2 * d_model * self.d_ff
 
     def activation_bytes(self, d_model: int) -> int:
-        """The input is cast for one map; kept are its product and what the last map reads."""
+        """The input, the product before the GELU, and what the last map reads."""
         return BF16 * (d_model + 2 * self.d_ff)

@@ -66,17 +66,18 @@ class RowDataset(StreamingDataset):
             raise DataError(f"{stream.folder}: row {at} cannot be read: {problem}; {stream.remedy}") from error
         return self._row(stream, sample)
 
-    def _row(self, stream: RowStream, sample: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _row(self, stream: RowStream, sample: dict[str, Any]) -> dict[str, np.ndarray]:
         inputs, labels, starts = row_parts(stream, sample, self._seq_len, self._vocab_size)
         n = len(inputs)
-        row = {
-            "input_ids": np.full(self._seq_len, self._pad, np.int64),
-            "labels": np.full(self._seq_len, IGNORED, np.int64),
-            "document_starts": np.zeros(self._seq_len, bool),
-        }
-        row["input_ids"][:n], row["labels"][:n] = inputs, labels
-        row["document_starts"][[0, *starts[starts < n], *([n] if n < self._seq_len else [])]] = True
-        return {name: torch.from_numpy(values) for name, values in row.items()}
+        is_start = np.zeros(self._seq_len, bool)
+        is_start[0] = True
+        if len(starts) > 1 or starts[0]:
+            is_start[starts[starts < n]] = True
+        if n < self._seq_len:
+            padding = np.full(self._seq_len - n, self._pad, np.int64)
+            inputs, labels = np.append(inputs, padding), np.append(labels, np.full_like(padding, IGNORED))
+            is_start[n] = True
+        return {"input_ids": inputs, "labels": labels, "document_starts": is_start}
 
     def close(self) -> None:
         """Let go of shared memory now: Streaming 0.13 keeps it, 12 open files a dataset, until the process ends.
@@ -174,6 +175,7 @@ def loader(
         batch_size=batch_size,
         num_workers=num_workers,
         drop_last=training,
+        collate_fn=_as_batch,
         generator=generator,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_begin_reader,
@@ -198,6 +200,11 @@ def _begin_reader(worker: int) -> None:
 def _end_reader(error: BaseException, batch: object) -> None:
     os.write(2, f"process {os.getpid()}, which reads rows, ends: {type(error).__name__}: {error}\n".encode())
     os._exit(1)
+
+
+def _as_batch(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Rows as one tensor a name, made at once: a tensor for each row costs as much as reading it."""
+    return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
 
 def _count_rows(batch: dict[str, torch.Tensor]) -> int:

@@ -12,6 +12,7 @@ from streaming.base.format import reader_from_json
 from zoo.data.errors import DataError
 from zoo.data.mds_index import read_index
 from zoo.data.remote import check_local
+from zoo.data.shard_reader import made_quick
 from zoo.data.shards import expand, file_problem
 from zoo.files import create
 
@@ -31,7 +32,7 @@ class CheckedStream(Stream):
         shards = [reader_from_json(self.local, self.split, copy.deepcopy(shard)) for shard in found]
         for shard in shards:
             shard.validate(allow_unsafe_types)
-        return shards
+        return made_quick(shards)
 
     def _download_file(self, from_basename: str, to_basename: str | None = None) -> str:
         if self.remote is not None:

@@ -104,6 +104,29 @@ def decode(
     print(as_markdown(report))
 
 
+@app.command()
+def train(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes; weights and tokens are random.")],
+    steps: Annotated[int, typer.Option(min=1, help="Batches that are timed, after four that are not.")] = 20,
+    data: Annotated[bool, typer.Option("--data", help="Read the recipe's own rows, as zoo train does.")] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Time transformers' Llama with liger-kernel as well, and the same compiled.")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every recipe. Repeatable.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Time the training step with Composer's loop, its memory and its parts, and print the tables as Markdown."""
+    from zoo.bench.train import as_markdown, measure
+
+    command = ["zoo bench train", *map(str, recipes), f"--steps {steps}"]
+    command += ["--data"] * data + ["--peers"] * peers + [f"--set {override}" for override in overrides or []]
+    settings = {"steps": steps, "data": data, "peers": peers, "command": " ".join(command)}
+    report = measure(map(str, recipes), overrides or [], **settings, say=_say, save=_saver(json_file))
+    print(as_markdown(report))
+
+
 @app.command("decode-pair")
 def decode_pair(
     context: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens in the cache.")] = "32768,131072",

@@ -1,0 +1,104 @@
+"""`zoo bench train`: speed, memory and a breakdown of the training step of recipes, each in a process of its own.
+
+What runs is the engine of `zoo train`, Composer's loop and the zoo's callbacks included, on random tokens: nothing is
+downloaded or prepared. With `data`, the rows are the recipe's own, read as `zoo train` reads them. Peers are
+transformers' Llama of the same width, depth and heads, with liger-kernel's operations, in a plain loop, with the same
+batch, micro-batch and optimiser.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+
+from zoo.errors import ZooError
+
+WARM_UP = 4  # batches before the clock starts: kernels are compiled, the micro-batch is found, graphs are captured
+PROFILED = 3  # batches under the profiler, after those that are timed
+PEERS = {"llama + liger": "liger", "llama + liger, compiled": "liger-compiled"}
+TIMEOUT_S = 1800
+
+
+def measure(
+    recipes: Iterable[str],
+    overrides: list[str],
+    *,
+    steps: int,
+    data: bool,
+    peers: bool,
+    command: str,
+    say: Callable[[str], None] = print,
+    save: Callable[[dict], object] = lambda report: None,
+) -> dict:
+    """Measure every recipe, and with `peers` the peers of each.  Returns the report as plain data.
+
+    steps: batches that are timed.  save: given the report after each measurement.
+    Raises ZooError if a recipe cannot be measured; a peer that fails leaves its reason in the report.
+    """
+    report = {"machine": None, "command": command, "rows": [], "failed": []}
+    for path in recipes:
+        row = _in_a_process(path, overrides, steps, data, None, say)
+        if "error" in row:
+            raise ZooError(f"bench train: {path}: {row['error']}")
+        report["machine"] = report["machine"] or row["machine"]
+        report["rows"].append(row)
+        save(report)
+        for name, peer in PEERS.items() if peers else ():
+            asked = [*overrides, f"train.micro_batch={row['micro_batch']}"]
+            found = _in_a_process(path, asked, steps, False, peer, say)
+            report["failed" if "error" in found else "rows"].append({"peer_of": row["name"]} | found | {"name": name})
+            save(report)
+    return report
+
+
+def _in_a_process(path: str, overrides: list[str], steps: int, data: bool, peer: str | None, say: Callable) -> dict:
+    """One measurement; {"error": reason} if it failed. Peak memory and start-up are those of a process."""
+    say(f"measuring {path}{f' as {peer}' if peer else ''}")
+    command = [sys.executable, "-m", "zoo.bench.train_step", path, "--steps", str(steps), "--started", str(time.time())]
+    command += ["--data"] * data + (["--peer", peer] if peer else [])
+    command += [part for override in overrides for part in ("--set", override)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {TIMEOUT_S} s"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"name"')]
+    if done.returncode == 0 and lines:
+        return json.loads(lines[-1])
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    return {"error": said[-1] if said else f"the process ended with {done.returncode}"}
+
+
+def as_markdown(report: dict) -> str:
+    """The tables of a report, with chip, versions, date and command."""
+    machine = report["machine"]
+    where = ", ".join(f"{name} {machine[name]}" for name in ("torch", "triton", "python") if machine.get(name))
+    lines = [f"One {machine['device']}, {where}, {machine['date']}.", "", f"    {report['command']}", ""]
+    lines += [
+        "| | micro-batch | CUDA graph | step, ms | tokens/s | MFU | peak memory, GiB | first step after, s |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [_speed_line(row) for row in report["rows"]]
+    parts = [row for row in report["rows"] if row.get("parts_ms")]
+    if parts:
+        names = list(dict.fromkeys(name for row in parts for name in row["parts_ms"]))
+        lines += ["", "Milliseconds of a step by category, by the profiler; host: the GPU waits.", ""]
+        lines += ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+        for row in parts:
+            cells = (f"{row['parts_ms'].get(name, 0.0):.1f}" for name in names)
+            lines.append(f"| {_name(row)} | " + " | ".join(cells) + " |")
+    lines += ["", *(f"{row['peer_of']}, {row['name']} failed: {row['error']}" for row in report["failed"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _name(row: dict) -> str:
+    return f"{row['peer_of']}: {row['name']}" if "peer_of" in row else row["name"]
+
+
+def _speed_line(row: dict) -> str:
+    mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
+    memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.1f}"
+    return (
+        f"| {_name(row)} | {row['micro_batch']} x {row['seq_len']:,} | {row['graph']} | {row['step_ms']:.1f} "
+        f"| {row['tokens_per_s']:,.0f} | {mfu} | {memory} | {row['first_step_s']:.1f} |"
+    )

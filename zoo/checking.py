@@ -49,6 +49,13 @@ _EXPECTED = {
 }
 
 
+# Keys that recipes had once -> why not any more, and what to do.
+REMOVED: dict[Path, str] = {
+    ("train", "compile"): "was removed: on a GPU it recompiled for minutes before the first step. Remove the key; "
+    "train.cuda_graph ends the waiting for Python, and norms and SwiGLU are fused without it",
+}
+
+
 def translate(
     error: ValidationError,
     data: Any,
@@ -73,7 +80,8 @@ def translate(
         if line["loc"][-1:] == ("[key]",):
             found.append((path, "key", _mismatch([_EXPECTED[kind].format(**context)], path[-1])))
         elif kind == "extra_forbidden":
-            found.append((path, "key", unknown("key", path[-1], known_keys(path[:-1]), elsewhere(path))))
+            why = REMOVED.get(path) or unknown("key", path[-1], known_keys(path[:-1]), elsewhere(path))
+            found.append((path, "key", why))
         elif kind == "missing" and isinstance(line["loc"][-1], int):
             found.append((path, "value", f"is too short: it has no entry {line['loc'][-1]}, counted from 0"))
         elif kind == "missing":

@@ -319,6 +319,7 @@ def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), *, of_ru
     """
     root = read_recipe(path, overrides)
     data = root.plain()
+    _drop_unused(data)
     try:
         context = {"of_run": _of_run(root.value.get("plugins"), path, of_run)}
         return Recipe.model_validate_json(json.dumps(data), strict=True, context=context)
@@ -362,6 +363,13 @@ def _of_run(plugins: Node | None, path: str | os.PathLike, of_run: bool) -> bool
     if plugins is None or plugins.place.line is None:
         return False
     return of_run or in_run_folder(path) or in_run_folder(plugins.place.file)
+
+
+def _drop_unused(data: dict) -> None:
+    """Take out keys that are gone and that recipes in older run folders set to what is the case now."""
+    train = data.get("train")
+    if isinstance(train, dict) and train.get("compile") is False:
+        del train["compile"]
 
 
 def _partial_problems(data: dict) -> list[Found]:

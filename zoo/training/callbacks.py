@@ -11,6 +11,8 @@ from composer.utils import dist
 from zoo.errors import ZooError
 from zoo.training.plan import Plan
 
+LOSS = "loss/train/total"  # Composer's name of a batch's loss
+
 
 class LearningRate(Callback):
     """Set each batch's learning rate from the plan.
@@ -53,36 +55,44 @@ class ClipGradients(Callback):
 
     def __init__(self, max_norm: float | None):
         self.max_norm = math.inf if max_norm is None else max_norm
-        self._norm: torch.Tensor | None = None
-
-    @property
-    def norm(self) -> float:
-        return float(self._norm)
+        self.norm: torch.Tensor | None = None
 
     def after_train_batch(self, state, logger) -> None:
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.max_norm)
-        self._norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 class NonFinite(ZooError):
     """The loss or the gradient norm became infinite or not a number."""
 
 
-class StopIfNotFinite(Callback):
-    """Raise NonFinite after a batch whose loss or gradient norm is not finite, before a checkpoint can be written."""
+def refuse_non_finite(batch: int, loss: float, norm: float, last_good: Callable[[], str]) -> None:
+    """Raise NonFinite if the loss or the gradient norm of a batch is not finite."""
+    for name, value in {"loss": loss, "gradient norm": norm}.items():
+        if not math.isfinite(value):
+            raise NonFinite(
+                f"batch {batch}: the {name} is {value}; training stopped. {last_good()} A lower learning rate "
+                "(--set train.optimizer.lr=...) or a longer warm-up usually helps."
+            )
 
-    def __init__(self, clip: ClipGradients, last_good: Callable[[], str]):
-        self.clip, self.last_good = clip, last_good
 
-    def batch_end(self, state, logger) -> None:
-        numbers = {"loss": state.total_loss_dict["loss/train/total"], "gradient norm": self.clip.norm}
-        for name, value in numbers.items():
-            if not math.isfinite(value):
-                raise NonFinite(
-                    f"batch {int(state.timestamp.batch)}: the {name} is {value}; training stopped. "
-                    f"{self.last_good()} A lower learning rate (--set train.optimizer.lr=...) or a longer "
-                    "warm-up usually helps."
-                )
+class Numbers:
+    """A batch's loss and gradient norm. On a GPU their copy is started here, and `read` waits for it."""
+
+    def __init__(self, loss: float | torch.Tensor, norm: float | torch.Tensor):
+        self.values, self.event = (loss, norm), None
+        if isinstance(loss, torch.Tensor) and loss.is_cuda:
+            both = torch.stack([number.detach().reshape(()).float() for number in (loss, norm)])
+            self.values = torch.empty(2, pin_memory=True)
+            self.values.copy_(both, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def read(self) -> tuple[float, float]:
+        if self.event is not None:
+            self.event.synchronize()
+        loss, norm = (float(number) for number in self.values)
+        return loss, norm
 
 
 class Metrics(Callback):
@@ -91,28 +101,57 @@ class Metrics(Callback):
     writers: called as writer(record) on rank 0. A batch's record has batch (batches done), tokens, time_s, loss, lr,
     grad_norm, tokens_per_s and, where the device's peak is known, mfu; a validation's has batch, tokens, time_s,
     validation_loss (nats a target) and, where rows are text, validation_bits_per_byte (of the same targets' bytes).
+    check: called as check(batch, loss, norm) before a record is written; it raises to stop the training.
+    saves: whether a checkpoint is due after so many batches.
+
+    Where the loss is still on a GPU, a batch's record is finished after the next batch has been started, so that the
+    GPU never waits for Python; but before a validation, a checkpoint and the end.
     """
 
     WINDOW = 20  # batches that tokens_per_s and mfu are averaged over
 
-    def __init__(self, clip: ClipGradients, writers: list, mfu_per_token: float | None):
-        self.clip, self.writers = clip, writers
+    def __init__(
+        self,
+        clip: ClipGradients,
+        writers: list,
+        mfu_per_token: float | None,
+        check: Callable[[int, float, float], None] = lambda batch, loss, norm: None,
+        saves: Callable[[int], bool] = lambda batch: False,
+    ):
+        self.clip, self.writers, self.check, self.saves = clip, writers, check, saves
         self.mfu_per_token = mfu_per_token
+        self._waiting: deque[tuple[dict, Numbers]] = deque()
         self._recent: deque[tuple[int, float]] = deque(maxlen=self.WINDOW)
         self._n_batches = 0
 
     def batch_end(self, state, logger) -> None:
         clock = state.timestamp
         tokens_per_s = self._speed(int(clock.token - state.previous_timestamp.token), clock.batch_wct.total_seconds())
-        record = self._place(state) | {
-            "loss": state.total_loss_dict["loss/train/total"],
-            "lr": state.optimizers[0].param_groups[0]["lr"],
-            "grad_norm": self.clip.norm,
-            "tokens_per_s": tokens_per_s,
-        }
+        record = self._place(state) | {"loss": None, "lr": state.optimizers[0].param_groups[0]["lr"]}
+        record |= {"grad_norm": None, "tokens_per_s": tokens_per_s}
         if self.mfu_per_token is not None:
             record["mfu"] = tokens_per_s * self.mfu_per_token
-        self._write(record, logger, "train")
+        numbers = Numbers(state.total_loss_dict[LOSS], self.clip.norm)
+        self._waiting.append((record, numbers))
+        self._finish(logger, 0 if numbers.event is None else 1)
+
+    def eval_start(self, state, logger) -> None:
+        self._finish(logger)
+
+    def batch_checkpoint(self, state, logger) -> None:
+        if self.saves(int(state.timestamp.batch)) or state.timestamp >= state.max_duration:
+            self._finish(logger)
+
+    def fit_end(self, state, logger) -> None:
+        self._finish(logger)
+
+    def _finish(self, logger, left: int = 0) -> None:
+        """Check and write the records of all batches but the latest `left`."""
+        while len(self._waiting) > left:
+            record, numbers = self._waiting.popleft()
+            record["loss"], record["grad_norm"] = numbers.read()
+            self.check(record["batch"], record["loss"], record["grad_norm"])
+            self._write(record, logger, "train")
 
     def eval_end(self, state, logger) -> None:
         found = {name: float(metric.compute()) for name, metric in state.eval_metrics["validation"].items()}

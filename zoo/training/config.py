@@ -72,7 +72,11 @@ class TrainConfig(_Section):
     kernels: Literal["auto", "reference"] = Field(
         "auto", description="reference: plain PyTorch everywhere. auto: Triton kernels where they serve."
     )
-    compile: bool = Field(False, description="Compile the model with torch.compile (minutes at the first start).")
+    cuda_graph: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Capture forward and backward of a micro-batch as a CUDA graph and replay it: small models then no "
+        "longer wait for Python. auto: where that is possible (log.txt says why not); on: fail where it is not.",
+    )
     parallelism: Literal["ddp", "fsdp2"] = Field(
         "ddp",
         description="With several processes: ddp copies the model to each, fsdp2 shards weights, gradients and "

@@ -36,7 +36,7 @@ CHANGEABLE = (
     "train.precision",
     "train.activation_checkpointing",
     "train.kernels",
-    "train.compile",
+    "train.cuda_graph",
     "train.parallelism",
     "train.workers",
     "train.stall_minutes",

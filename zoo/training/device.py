@@ -45,6 +45,19 @@ def resolve_micro_batch(train: TrainConfig, per_device: int, on_gpu: bool, shard
     return "auto"
 
 
+def why_no_graph(train: TrainConfig, on_gpu: bool, world_size: int) -> str | None:
+    """Why a training cannot use CUDA graphs, as far as that is known before the first batch; None if it can."""
+    if train.cuda_graph == "off":
+        return "the recipe says off"
+    if not on_gpu:
+        return "there is no CUDA GPU"
+    if world_size > 1:
+        return f"{world_size} processes exchange gradients during the backward pass"
+    if train.activation_checkpointing:
+        return "activation_checkpointing restores the random state during the backward pass"
+    return None
+
+
 def rows_per_device(batch_size: int, world_size: int) -> int:
     """Rows of a batch on each device.  Raises RecipeError if they do not come out even."""
     if batch_size % world_size:

@@ -1,7 +1,9 @@
 """Composer's Trainer, assembled from a recipe, run, and ended in every way it can end."""
 
 import contextlib
+import logging
 import os
+from functools import partial
 
 import torch
 from composer import Evaluator, Event
@@ -14,20 +16,20 @@ from zoo.files import sha256
 from zoo.kernels.dispatch import use_implementation
 from zoo.model import build_model
 from zoo.training import checkpoints
-from zoo.training.callbacks import Beats, ClipGradients, LearningRate, Metrics, StopIfNotFinite
+from zoo.training.callbacks import Beats, ClipGradients, LearningRate, Metrics, refuse_non_finite
 from zoo.training.checkpoints import where_it_continues
 from zoo.training.composer_fixes import (
     RestoreRandomState,
     Saver,
     StopOnSignal,
-    StoppableTrainer,
     end_process_groups,
     fixed,
 )
 from zoo.training.composer_model import LanguageModel
 from zoo.training.continuing import Change
-from zoo.training.device import peak_flops
+from zoo.training.device import peak_flops, why_no_graph
 from zoo.training.export import export, full_state_dict
+from zoo.training.graphs import BatchStep, StepTrainer
 from zoo.training.interrupts import Interrupted, StopRequests
 from zoo.training.loggers import JsonLines, TensorBoard, composer_loggers, read_metrics
 from zoo.training.optimizer import make_optimizer
@@ -36,6 +38,8 @@ from zoo.training.screen import Screen
 from zoo.training.setup import Setup
 from zoo.training.summary import Summary
 from zoo.training.watchdog import Watchdog
+
+log = logging.getLogger("zoo.training")
 
 
 def run(recipe, folder: RunFolder, screen: Screen, changes: list[Change], requests: StopRequests) -> Summary:
@@ -82,7 +86,7 @@ class Engine:
         self.writers, self.evaluator = self._make_writers(), self._make_evaluator()
         optimizer = make_optimizer(model, train.optimizer)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.trainer = StoppableTrainer(
+        self.trainer = StepTrainer(
             model=model,
             optimizers=optimizer,
             train_dataloader=self.loaders["train"],
@@ -93,7 +97,6 @@ class Engine:
             device_train_microbatch_size=device.micro_batch,
             accumulate_train_batch_on_tokens=True,
             parallelism_config={"fsdp": FSDP2Config(state_dict_type="full")} if device.sharded else None,
-            compile_config={} if train.compile else None,
             callbacks=[restore, *self._callbacks(), self._saver()],
             loggers=composer_loggers(train.loggers, recipe.name, setup.folder.path),
             load_path=str(setup.checkpoint.path) if setup.checkpoint else None,
@@ -102,6 +105,7 @@ class Engine:
             progress_bar=False,
         )
         restore.state_dicts = self.trainer._rng_state
+        self.trainer.step = self._make_step()
         watchdog.beat("the model and the loaders were made")
 
     def fit(self) -> None:
@@ -189,11 +193,26 @@ class Engine:
         return [
             LearningRate(setup.plan, self.peaks),
             clip,
-            StopIfNotFinite(clip, self.where_it_continues),
-            Metrics(clip, self.writers, self._mfu_per_token()),
+            Metrics(
+                clip,
+                self.writers,
+                self._mfu_per_token(),
+                check=partial(refuse_non_finite, last_good=self.where_it_continues),
+                saves=setup.plan.saves,
+            ),
             self.stopper,
             Beats(self.watchdog.beat),
         ]
+
+    def _make_step(self) -> BatchStep | None:
+        """What runs the batches on one GPU; None where Composer's own step does: elsewhere, or where graphs are off."""
+        train, device = self.setup.recipe.train, self.setup.device
+        reason = why_no_graph(train, device.on_gpu, device.world_size)
+        if reason is not None:
+            log.info("cuda_graph: not used: %s", reason)
+        if train.cuda_graph == "off" or not device.on_gpu or device.world_size > 1:
+            return None
+        return BatchStep(train.cuda_graph if reason is None else "off")
 
     def _make_writers(self) -> list:
         setup = self.setup

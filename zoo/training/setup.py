@@ -20,7 +20,7 @@ from zoo.training.checkpoints import Checkpoint
 from zoo.training.composer_fixes import name_node_rank, refuse_code, refuse_other_weights
 from zoo.training.composer_model import count_tokens
 from zoo.training.continuing import Change, check_data, refuse_untrained, write_record
-from zoo.training.device import resolve_micro_batch, resolve_precision, rows_per_device
+from zoo.training.device import resolve_micro_batch, resolve_precision, rows_per_device, why_no_graph
 from zoo.training.environment import record_environment
 from zoo.training.interrupts import StopRequests
 from zoo.training.plan import Plan
@@ -52,6 +52,8 @@ class Device:
         on_gpu, world_size = torch.cuda.is_available(), dist.get_world_size()
         sharded = world_size > 1 and train.parallelism == "fsdp2"
         per_device = rows_per_device(train.rows(seq_len), world_size)
+        if train.cuda_graph == "on" and (why := why_no_graph(train, on_gpu, world_size)) is not None:
+            raise RecipeError([Problem(f"cannot be on: {why}; auto does without", key="train.cuda_graph")])
         device = cls(
             on_gpu=on_gpu,
             rank=dist.get_global_rank(),

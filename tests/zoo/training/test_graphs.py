@@ -1,0 +1,140 @@
+"""CUDA graphs in training: the same losses, gradients and weights as Composer's own step, bit for bit."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import zoo
+from zoo.errors import RecipeError, ZooError
+from zoo.training import engine, graphs, train
+from zoo.training.config import TrainConfig
+from zoo.training.device import why_no_graph
+from zoo.training.loggers import read_metrics
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")
+RECIPES = Path(__file__).parents[3] / "recipes" / "tiny"
+
+
+class Uncaptured(graphs.MicroBatchGraph):
+    """What would be captured, computed anew at each replay: for machines without a GPU."""
+
+    def capture(self, trainer, pool):
+        self.trainer = trainer
+
+    def replay(self, part, share):
+        if self.first:
+            graphs._forget_gradients(self.trainer)
+        self.fill(part, share)
+        self.compute(self.trainer)
+
+
+class Replayed(graphs.BatchStep):
+    def _capture(self, trainer, keys, parts):
+        for rows, first in keys:
+            self._graphs[rows, first] = Uncaptured(parts[rows], first, self._total)
+            self._graphs[rows, first].capture(trainer, None)
+
+    def _too_large(self):
+        return None
+
+
+def records(run):
+    wanted = ("batch", "loss", "grad_norm", "lr", "validation_loss")
+    return [[r.get(name) for name in wanted] for r in read_metrics(run / "metrics.jsonl")]
+
+
+def assert_same(run, other):
+    assert records(run) == records(other)
+    found, expected = (load_file(folder / "model.safetensors") for folder in (run, other))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("make", "graph"), [(Replayed, "on"), (graphs.BatchStep, "off")], ids=["graphs", "plain"])
+@pytest.mark.parametrize("micro_batch", [4, 3])
+def test_the_batch_without_waits_is_composers(make, graph, micro_batch, recipe, tmp_path, monkeypatch):
+    """3 does not divide the rows of a batch: there is a graph for the rest."""
+    changed, step = recipe(f"train.micro_batch={micro_batch}", "train.duration=5ba"), make(graph)
+    train(changed, tmp_path / "plain")
+    monkeypatch.setattr(engine.Engine, "_make_step", lambda self: step)
+    train(changed, tmp_path / "graphs")
+    assert step._total is not None
+    assert len(step._graphs) == (0 if graph == "off" else 1 if micro_batch == 4 else 2)
+    assert_same(tmp_path / "graphs", tmp_path / "plain")
+
+
+def test_what_cannot_be_captured_is_said_or_refused(recipe, tmp_path, monkeypatch):
+    class Failing(Replayed):
+        def _capture(self, trainer, keys, parts):
+            try:
+                raise RuntimeError("this op waits\nfor the device")
+            finally:
+                raise RuntimeError("the capture failed")  # as leaving a broken capture does
+
+    for graph in ("auto", "on"):
+        monkeypatch.setattr(engine.Engine, "_make_step", lambda self, graph=graph: Failing(graph))
+        changed = recipe("train.duration=3ba")
+        if graph == "on":
+            with pytest.raises(ZooError, match="cannot be on: the step cannot be captured: this op waits; auto does"):
+                train(changed, tmp_path / graph)
+        else:
+            train(changed, tmp_path / graph)
+            said = "cuda_graph: not used: the step cannot be captured: this op waits"
+            assert said in (tmp_path / graph / "log.txt").read_text()
+
+
+def test_reasons():
+    auto = TrainConfig()
+    assert why_no_graph(auto, True, 1) is None
+    assert why_no_graph(auto, False, 1) == "there is no CUDA GPU"
+    assert why_no_graph(auto, True, 2) == "2 processes exchange gradients during the backward pass"
+    assert "random state" in why_no_graph(TrainConfig(activation_checkpointing=True), True, 1)
+    assert why_no_graph(TrainConfig(cuda_graph="off"), True, 1) == "the recipe says off"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_on_is_refused_where_it_cannot_be(recipe, tmp_path):
+    with pytest.raises(RecipeError, match=r"train\.cuda_graph: cannot be on: there is no CUDA GPU; auto does without"):
+        train(recipe("train.cuda_graph=on"), tmp_path / "run")
+
+
+def test_the_reason_is_in_the_log(recipe, tmp_path):
+    train(recipe("train.duration=3ba", "train.cuda_graph=off"), tmp_path / "run")
+    assert "cuda_graph: not used: the recipe says off" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_compile_is_refused_with_what_to_do_instead(recipe):
+    with pytest.raises(RecipeError, match=r"train\.compile: was removed: .* Remove the key"):
+        recipe("train.compile=true")
+    assert "compile" not in recipe("train.compile=false").dump()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["full", "nsa", "ansa", "mla", "packed"])
+@pytest.mark.parametrize("micro_batch", [16, 6])
+def test_gpu_the_same_bits(name, micro_batch, tmp_path):
+    """Composer's own step, without graphs, and ours with them; 6 leaves rows over."""
+    overrides = ["train.duration=8ba", "train.schedule.warmup=2ba", f"train.micro_batch={micro_batch}"]
+    overrides += ["train.checkpoint.every=4ba", "train.workers=0", "eval={every: 4ba, batches: 2}"]
+    overrides += ["model.document_mask=true"] if name == "packed" else []
+    path = RECIPES / f"{'ansa' if name == 'packed' else name}.yaml"
+    for wanted in ("off", "on"):
+        train(zoo.load_recipe(path, overrides=[*overrides, f"train.cuda_graph={wanted}"]), tmp_path / wanted)
+    assert "captured" in (tmp_path / "on" / "log.txt").read_text()
+    assert_same(tmp_path / "on", tmp_path / "off")
+
+
+@pytest.mark.gpu
+def test_gpu_a_resumed_run_is_the_same_bits(tmp_path):
+    overrides = ["train.duration=6ba", "train.schedule.warmup=2ba", "train.checkpoint={every: 3ba, keep: all}"]
+    overrides += ["train.cuda_graph=on", "train.workers=0"]
+    recipe = zoo.load_recipe(RECIPES / "ansa.yaml", overrides=overrides)
+    train(recipe, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for name in ("model.safetensors", "model.yaml", "summary.json", "checkpoints/ep0-ba6-rank0.pt"):
+        (tmp_path / "resumed" / name).unlink()
+    train(recipe, tmp_path / "resumed")
+    assert "resumes after batch 3" in (tmp_path / "resumed" / "log.txt").read_text()
+    assert_same(tmp_path / "resumed", tmp_path / "whole")

@@ -1,0 +1,262 @@
+"""The batch of one GPU, which nowhere waits for the device; forward and backward as CUDA graphs where that can be.
+
+A small model's step is hundreds of kernels of a few microseconds each, which take several times as long to start from
+Python as to run. A graph is captured once and replayed with one call. A large model's step hides Python, except for
+what comes after each wait for the device, of which Composer's own step has ten.
+
+What is computed is what Composer computes, operation by operation, so that losses and gradients are the same bits.
+Composer's loop still does everything else. Its `_train_batch` is replaced after the first batch of a session, which
+runs in its plain form: it compiles the kernels and, with `micro_batch: auto`, finds the rows of a micro-batch.
+"""
+
+import contextlib
+import gc
+import itertools
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from composer import Event
+from composer.core import get_precision_context
+from composer.trainer.trainer import TrainerMode
+from composer.utils import dist
+
+from zoo.errors import ZooError
+from zoo.training.callbacks import LOSS
+from zoo.training.composer_fixes import StoppableTrainer
+from zoo.training.composer_model import count_targets
+
+log = logging.getLogger("zoo.training")
+
+# A graph keeps the memory of its step for itself, and a validation needs its own beside it. A step that fills more than
+# this share of the GPU runs for hundreds of milliseconds, behind which Python hides.
+MOST_MEMORY = 0.45
+
+
+class StepTrainer(StoppableTrainer):
+    """Composer's Trainer; if `step` is set, that runs the batches after the first of a session."""
+
+    step: "BatchStep | None" = None
+
+    def _train_batch(self, use_grad_scaling: bool) -> dict[str, torch.Tensor] | None:
+        if self.step is None or not self.first_train_batch_complete:
+            return super()._train_batch(use_grad_scaling)
+        try:
+            loss = self.step.run(self)
+        except torch.OutOfMemoryError:
+            if not self.state.auto_microbatching:
+                raise
+            self.step = None  # Composer's own step begins the batch anew, and tries fewer rows
+            return super()._train_batch(use_grad_scaling)
+        self.state.total_loss_dict = {LOSS: loss}
+        return None  # Composer then leaves the loss on the device
+
+    def _iter_dataloader(self, trainer_mode: TrainerMode) -> Iterator[dict[str, torch.Tensor]]:
+        """Composer asks the device after each batch whether another process has come to the end of its data."""
+        if dist.get_world_size() > 1:
+            yield from super()._iter_dataloader(trainer_mode)
+            return
+        batches = itertools.islice(self.state.dataloader, self.state.dataloader_len and int(self.state.dataloader_len))
+        while True:
+            if trainer_mode == TrainerMode.TRAIN:
+                self.engine.run_event(Event.BEFORE_DATALOADER)
+            batch = next(batches, None)
+            if batch is None:
+                if trainer_mode == TrainerMode.TRAIN:
+                    self.engine.run_marker_only_event(Event.AFTER_DATALOADER)
+                return
+            yield batch
+
+    def _accumulate_time_across_ranks(self, num_samples, num_tokens, batch_time):
+        """Composer sends three numbers to the device and waits until they are back, also where there is one process."""
+        if dist.get_world_size() > 1:
+            return super()._accumulate_time_across_ranks(num_samples, num_tokens, batch_time)
+        return int(num_samples), int(num_tokens), batch_time
+
+
+class BatchStep:
+    """Composer's `_train_batch` for one GPU, without its waits.
+
+    graph: "auto" captures what can be captured, and says in the log why it cannot; "on" fails then; "off" does not try.
+    """
+
+    def __init__(self, graph: str):
+        self.graph = graph
+        self._graphs: dict[tuple[int, bool], MicroBatchGraph] = {}
+        self._total: torch.Tensor | None = None
+        self._pool: Any = None
+
+    def run(self, trainer: StepTrainer) -> torch.Tensor:
+        """Forward, backward, clipping and the optimiser's step. Returns the loss of the batch, [1], on the device."""
+        parts = _split(trainer)
+        self._prepare(trainer, parts)
+        trainer.engine.run_event(Event.BEFORE_TRAIN_BATCH)
+        counts = [count_targets(part) for part in parts]  # of tensors that are still on the CPU
+        for i, (part, count) in enumerate(zip(parts, counts, strict=True)):
+            self._run_part(trainer, part, count / sum(counts), i == 0)
+        trainer.engine.run_event(Event.AFTER_TRAIN_BATCH)
+        for optimizer in trainer.state.optimizers:
+            optimizer.step()
+        return self._total
+
+    def _run_part(self, trainer: StepTrainer, part: dict[str, torch.Tensor], share: float, first: bool) -> None:
+        graph = self._graphs.get((len(part["input_ids"]), first))
+        if graph is not None:
+            return graph.replay(part, share)
+        if first:
+            _forget_gradients(trainer)
+        device = self._total.device
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in part.items()}
+        forward_backward(trainer, inputs, torch.full((), share, device=device), self._total, first)
+
+    def _prepare(self, trainer: StepTrainer, parts: list[dict[str, torch.Tensor]]) -> None:
+        """Capture the graphs that this batch needs and that are not there, if there are to be any."""
+        if self._total is None:
+            self._total = torch.zeros(1, device=trainer.state.device._device)
+        keys = dict.fromkeys((len(part["input_ids"]), i == 0) for i, part in enumerate(parts))
+        missing = [key for key in keys if key not in self._graphs]
+        if self.graph == "off" or not missing:
+            return
+        _forget_step(trainer)
+        reason = self._too_large()
+        if reason is None:
+            try:
+                self._capture(trainer, missing, {len(part["input_ids"]): part for part in reversed(parts)})
+                return
+            except RuntimeError as error:
+                reason = f"the step cannot be captured: {_first_cause(error)}"
+        self._graphs.clear()
+        _forget_gradients(trainer)
+        torch.cuda.empty_cache()
+        if self.graph == "on":
+            raise ZooError(f"train.cuda_graph: cannot be on: {reason}; auto does without")
+        log.info("cuda_graph: not used: %s", reason)
+        self.graph = "off"
+
+    def _too_large(self) -> str | None:
+        if self._graphs or self.graph == "on":
+            return None
+        share = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties().total_memory
+        if share <= MOST_MEMORY:
+            return None
+        return f"a step takes {share:.0%} of the GPU's memory, which a graph would keep; at most {MOST_MEMORY:.0%}"
+
+    def _capture(self, trainer: StepTrainer, keys: list[tuple[int, bool]], parts: dict[int, dict]) -> None:
+        """keys: (rows, whether it is a batch's first micro-batch).  parts: an example for each number of rows."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+            _try(trainer, MicroBatchGraph(parts[keys[0][0]], True, self._total))
+        for rows, first in keys:
+            graph = MicroBatchGraph(parts[rows], first, self._total)
+            graph.capture(trainer, self._pool)
+            self._graphs[rows, first] = graph
+            log.info("cuda_graph: forward and backward of %d rows captured", rows)
+
+
+class MicroBatchGraph:
+    """Forward, loss and backward of one micro-batch of fixed shape.
+
+    first, total: as of `forward_backward`.
+    """
+
+    def __init__(self, part: dict[str, torch.Tensor], first: bool, total: torch.Tensor):
+        self.inputs = {name: torch.empty_like(tensor, device=total.device) for name, tensor in part.items()}
+        self.share = torch.zeros((), device=total.device)
+        self.first, self.total, self.graph = first, total, None
+        self.fill(part, 1.0)
+
+    def fill(self, part: dict[str, torch.Tensor], share: float) -> None:
+        """Copy a micro-batch in; share: its targets as a share of the batch's."""
+        for name, tensor in part.items():
+            self.inputs[name].copy_(tensor, non_blocking=True)
+        self.share.fill_(share)
+
+    def compute(self, trainer: StepTrainer) -> None:
+        forward_backward(trainer, self.inputs, self.share, self.total, self.first)
+
+    def capture(self, trainer: StepTrainer, pool: Any) -> None:
+        """thread_local: the loader's thread pins memory meanwhile, which a capture of the whole process forbids."""
+        if self.first:
+            _forget_gradients(trainer)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+            self.compute(trainer)
+
+    def replay(self, part: dict[str, torch.Tensor], share: float) -> None:
+        self.fill(part, share)
+        self.graph.replay()
+
+
+def forward_backward(
+    trainer: StepTrainer, inputs: dict[str, torch.Tensor], share: torch.Tensor, total: torch.Tensor, first: bool
+) -> None:
+    """What Composer's `_train_microbatch` computes, with a number on the device where it has one of Python.
+
+    share: the micro-batch's targets as a share of the batch's.  total: [1], the loss of the batch so far.
+    first: total is written and not added to; gradients are added to those that are there.
+    """
+    state = trainer.state
+    with get_precision_context(state.precision, state.precision_config):
+        outputs = state.model(inputs)
+    with get_precision_context(state.precision, state.precision_config):
+        loss = trainer._original_model.loss(outputs, inputs)
+    loss_1 = torch.zeros(1, device=loss.device).add_(loss.mean())
+    part = loss_1.detach().clone().mean() * share
+    if first:
+        total.copy_(part)
+    else:
+        total += part
+    loss_1.mul_(share)
+    loss_1.backward()
+
+
+def _split(trainer: StepTrainer) -> list[dict[str, torch.Tensor]]:
+    return list(trainer._train_data_spec.split_batch(trainer.state.batch, trainer.state.device_train_microbatch_size))
+
+
+def _forget_gradients(trainer: StepTrainer) -> None:
+    for optimizer in trainer.state.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _forget_step(trainer: StepTrainer) -> None:
+    """Let go of the autograd graph of the last plain step, which Composer holds: what adds up the gradients is part of
+    it, bound to the stream it ran on, and a capture runs on another."""
+    trainer.state.outputs = trainer.state.loss = None
+    gc.collect()
+
+
+def _try(trainer: StepTrainer, graph: MicroBatchGraph) -> None:
+    """Compute once as in a capture, on a stream of its own, and forget it: an operation that waits for the device
+    raises its error here, where nothing has to be undone."""
+    random_state = torch.cuda.get_rng_state()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    _forget_gradients(trainer)
+    with torch.cuda.stream(side), _no_waiting():
+        graph.compute(trainer)
+    torch.cuda.current_stream().wait_stream(side)
+    _forget_gradients(trainer)
+    torch.cuda.set_rng_state(random_state)
+
+
+@contextlib.contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Raise RuntimeError for operations that wait for the device. Torch warns that this mode is a prototype."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode")
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of the error that led to this one: a capture that failed ends in an error of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

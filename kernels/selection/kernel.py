@@ -55,7 +55,7 @@ def by_key(q, k, v, q_rope, block: int, query_group: int, scale: float) -> bool:
     """Whether forward and dq run by key block too: where a query group has few rows, and a block many keys.
 
     Time in kernels, forward and backward, 32K tokens, 1,024 keys a query, H200, by query -> by key, ms. Blocks of 64,
-    heads 64 wide: 1 row 27 -> 3.7, 2 rows 14 -> 3.2, 4 rows 7.6 -> 2.7, 8 rows 8.4 -> 5.3, 16 rows 2.6 -> 3.4; heads
+    heads 64 wide: 1 row 27 -> 3.7, 2 rows 14 -> 3.1, 4 rows 7.6 -> 2.7, 8 rows 8.4 -> 5.3, 16 rows 2.6 -> 3.4; heads
     128 wide: 4 rows 16 -> 6.3, 8 rows 18 -> 12, 16 rows 20 -> 24. Blocks of 32, 4 rows 8.7 -> 5.0; blocks of 16 and
     512 keys 4.6 -> 4.7. Below MIN_TOKENS the host is slower than the kernels, and by key has more launches.
     """

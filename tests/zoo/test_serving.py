@@ -87,7 +87,7 @@ def test_cases_run_and_count(setting):
 
 def test_the_committed_tables_are_those_of_their_json(tmp_path):
     folder = RECIPES.parent / "docs/benchmarks"
-    for name in ("kernels_nsa", "kernels_ansa", "kernels_peers"):
+    for name in ("kernels_nsa", "kernels_ansa", "kernels_peers", "kernels_small_groups"):
         found = json.loads((folder / f"{name}.json").read_text())
         assert report.as_markdown(found) in (folder / f"{name}.md").read_text()
         report.plot(found, tmp_path / f"{name}.png")

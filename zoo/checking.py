@@ -14,10 +14,9 @@ Found = tuple[Path, str | Where, str]  # path of the key, "key" | "value" | a pl
 
 MOST_PROBLEMS = 100  # of one recipe that are listed; looking for near names takes time for each
 TAGS = ("kind", "rope_type")  # the fields that say which member of a union a mapping is
-_BY_REGISTRY = (
-    "model",
-    "train",
-)  # sections whose parts are looked up by the registry, which adds no tag to pydantic's path
+UNION_TAGS = (
+    "rope_type",
+)  # of them, those of pydantic's unions; parts, which have a kind, are looked up by a registry
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -60,13 +59,12 @@ def translate(
     error: ValidationError,
     data: Any,
     known_keys: Callable[[Path], list[str]],
-    is_part: bool = False,
     elsewhere: Callable[[Path], list[str]] = lambda path: [],
 ) -> list[Found]:
     """Say each error of pydantic in one sentence; errors of the members of a union become one.
 
-    data: what was validated.  known_keys: path of a mapping -> the keys it may have.  is_part: whether the data are one
-    part, which the registry looks up, and not a recipe.  elsewhere: path of an unknown key -> where else it may stand.
+    data: what was validated.  known_keys: path of a mapping -> the keys it may have.  elsewhere: path of an unknown key
+    -> where else it may stand.
     """
     found: list[Found] = []
     expected: dict[Path, list[str]] = {}
@@ -74,7 +72,7 @@ def translate(
     if len(lines) > MOST_PROBLEMS:
         found.append(((), "value", f"{len(lines):,} problems; the first {MOST_PROBLEMS} follow"))
     for line in lines[:MOST_PROBLEMS]:
-        path, kind, context = clean_path(line["loc"], data, is_part), line["type"], line.get("ctx", {})
+        path, kind, context = clean_path(line["loc"], data), line["type"], line.get("ctx", {})
         if kind in ("too_short", "too_long") and value_at(data, path) and any(path == f[0][: len(path)] for f in found):
             continue  # pydantic counts only the entries that are valid, and has said what is wrong with the others
         if line["loc"][-1:] == ("[key]",):
@@ -121,17 +119,12 @@ def _mismatch(expected: list[str], value: Any) -> str:
     return f"must be {' or '.join(expected)}; found {shorten(value)}{near}"
 
 
-def clean_path(loc: Iterable, data: Any, is_part: bool = False) -> Path:
-    """The path of the key in the recipe: pydantic also names the member of a union, which is no key.
-
-    The fields of a part of the registry (`window: {kind: window, window: 0}`) follow its name directly.
-    """
+def clean_path(loc: Iterable, data: Any) -> Path:
+    """The path of the key in the recipe: pydantic also names the member of a union, which is no key."""
     path: Path = ()
     tag_passed = False
     for part in loc:
-        registered = is_part or path[:1] in {(section,) for section in _BY_REGISTRY}
-        tags = TAGS[1:] if registered else TAGS
-        is_tag = isinstance(data, dict) and any(data.get(tag) == part for tag in tags)
+        is_tag = isinstance(data, dict) and any(data.get(tag) == part for tag in UNION_TAGS)
         if part == "[key]" or (is_tag and not tag_passed):
             tag_passed = True
         elif isinstance(data, dict):

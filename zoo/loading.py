@@ -53,7 +53,7 @@ def load_tokenizer(run: str | Path):
     if section is None:
         return None
     kind = section.get("kind") if isinstance(section, dict) else None
-    if kind not in ("byte", "bpe", "huggingface"):
+    if kind not in ("byte", "bpe", "huggingface") and not (isinstance(kind, str) and _has_tokenizer_files(folder)):
         raise LoadError(f"{folder / 'model.yaml'}: tokenizer.kind must be byte, bpe or huggingface; found {kind!r}")
     from zoo.data.config import HuggingFaceTokenizer
     from zoo.data.tokenizers import Bytes, check_files, load_huggingface
@@ -69,6 +69,13 @@ def load_tokenizer(run: str | Path):
         )
     check_files(folder, description.get("tokenizer_sha256"), "bring back the files that training wrote")
     return load_huggingface(HuggingFaceTokenizer(kind="huggingface", path=str(folder)))
+
+
+def _has_tokenizer_files(folder: Path) -> bool:
+    """Whether the run folder holds the files of its tokenizer, which are read the same for every kind."""
+    from zoo.files import present
+
+    return present(folder / "tokenizer.json", LoadError)
 
 
 def recorded_digest(run: str | Path) -> object:

@@ -56,3 +56,29 @@ SCHEDULES = _family(
     "The learning rate over time: `train.schedule`.",
     default="cosine",
 )
+SOURCES = _family(
+    "sources",
+    "source",
+    "zoo.data.config:Source",
+    {
+        "python-stdlib": "zoo.data.config:PythonStdlib",
+        "text": "zoo.data.config:TextFiles",
+        "jsonl": "zoo.data.config:JsonLines",
+        "parquet": "zoo.data.config:Parquet",
+        "huggingface": "zoo.data.config:HuggingFaceDataset",
+        "mds": "zoo.data.config:Mds",
+        "synthetic": "zoo.data.config:Synthetic",
+    },
+    "Where rows come from: `data.source`, `data.sources`, `data.validation_source`.",
+)
+TOKENIZERS = _family(
+    "tokenizers",
+    "tokenizer",
+    "zoo.data.config:TokenizerConfig",
+    {
+        "byte": "zoo.data.config:ByteTokenizer",
+        "bpe": "zoo.data.config:BpeTokenizer",
+        "huggingface": "zoo.data.config:HuggingFaceTokenizer",
+    },
+    "How text becomes tokens: `data.tokenizer`.",
+)

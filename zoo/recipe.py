@@ -243,7 +243,7 @@ def _use_problems(use: Use, base: BlockConfig, d_model: int | None) -> Iterator[
         config = _read_block(changed)
     except ValidationError as error:
         known = list(type(base).model_fields)
-        lines = translate(error, changed, lambda path: [] if path else known, is_part=True)
+        lines = translate(error, changed, lambda path: [] if path else known)
         yield from ((("layers",), _in_with(use, path, at == "key"), why) for path, at, why in lines)
         return
     if config.alternation != base.alternation:

@@ -5,9 +5,12 @@ Imports neither torch nor Streaming, so that a recipe is checked at once.  Paths
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from zoo.blocks.about import About
+from zoo.parts import SOURCES, TOKENIZERS, PartOf
 
 END_OF_DOCUMENT_BYTE = 256
 BYTE_VOCAB_SIZE = 257
@@ -23,7 +26,11 @@ class Part(BaseModel):
 
 
 class Source(Part):
-    """What every source has."""
+    """What every source has. One of another package subclasses `DocumentSource`."""
+
+    about: ClassVar[About] = About()  # what its page in the documentation says beyond its fields
+    holds_tokens: ClassVar[bool] = False  # rows of token numbers, which need no tokenizer
+    can_hold_out: ClassVar[bool] = True  # whether a share of it can be held out for validation
 
     proportion: float | None = Field(
         None,
@@ -99,11 +106,28 @@ class HuggingFaceDataset(Source):
     max_documents: int | None = Field(None, ge=1, description="Stop after so many documents; absent: all of them.")
 
 
+class DocumentSource(Source):
+    """A source of text of another package.
+
+    What reads is called as Class(config) and has `documents()`, an iterator of texts in a fixed order, and
+    `fingerprint()`, a list of plain values that changes when the documents do: prepared rows are kept under it.
+    """
+
+    module: ClassVar[str]  # "package.module:Class" of what reads
+
+    def describe(self) -> str:
+        """Where it reads, in a few words, for messages."""
+        return ""
+
+
 class Mds(Source):
     """Ready MDS shards of tokens, made by this program or another.
 
     Rows have `seq_len + 1` tokens or more (the rest is cut), or exactly `seq_len`: then the last token has no target.
     """
+
+    holds_tokens: ClassVar[bool] = True
+    can_hold_out: ClassVar[bool] = False
 
     kind: Literal["mds"]
     local: Text | None = Field(None, description="Folder with index.json; with `remote`: where shards are kept.")
@@ -140,6 +164,8 @@ class Synthetic(Source):
     copy: `span` random tokens, a separator, the same tokens; loss on the second half.
     induction: `span` random tokens, `gap` filler tokens, the same tokens again; loss on the second half.
     """
+
+    holds_tokens: ClassVar[bool] = True
 
     kind: Literal["synthetic"]
     task: Literal["mqar", "compositional_mqar", "forgetting_mqar", "copy", "induction"] = Field(
@@ -215,12 +241,26 @@ class Synthetic(Source):
             yield ("vocab_size",), f"random filler needs a token outside the row's {span}; found {self.vocab_size}"
 
 
-AnySource = Annotated[
-    PythonStdlib | TextFiles | JsonLines | Parquet | HuggingFaceDataset | Mds | Synthetic, Field(discriminator="kind")
-]
+AnySource = Annotated[Source, PartOf(SOURCES)]
 
 
-class ByteTokenizer(Part):
+class TokenizerConfig(Part):
+    """How text becomes tokens, as a recipe writes it.
+
+    One of another package states `module`, "package.module:function". The function is called with the config and
+    returns a `zoo.data.tokenizers.Subwords`, whose files go with the weights.
+    """
+
+    about: ClassVar[About] = About()  # what its page in the documentation says beyond its fields
+    module: ClassVar[str] = ""  # of what makes it; the zoo's own are made where data are prepared
+    is_trained: ClassVar[bool] = False  # on the text of the recipe's sources
+
+    def known_vocab_size(self) -> int | None:
+        """Token numbers this tokenizer uses, None where only loading it tells."""
+        return None
+
+
+class ByteTokenizer(TokenizerConfig):
     """UTF-8 bytes 0..255, and 256 for the end of a document."""
 
     kind: Literal["byte"]
@@ -230,8 +270,10 @@ class ByteTokenizer(Part):
         return BYTE_VOCAB_SIZE
 
 
-class BpeTokenizer(Part):
+class BpeTokenizer(TokenizerConfig):
     """Byte-level BPE, trained on the recipe's own training documents; the same text gives the same tokens."""
+
+    is_trained: ClassVar[bool] = True
 
     kind: Literal["bpe"]
     vocab_size: int = Field(
@@ -249,7 +291,7 @@ class BpeTokenizer(Part):
         return self.vocab_size
 
 
-class HuggingFaceTokenizer(Part):
+class HuggingFaceTokenizer(TokenizerConfig):
     """A tokenizer by its name on the Hub, a local folder, or a local tokenizer.json."""
 
     kind: Literal["huggingface"]
@@ -264,7 +306,7 @@ class HuggingFaceTokenizer(Part):
         return None
 
 
-AnyTokenizer = Annotated[ByteTokenizer | BpeTokenizer | HuggingFaceTokenizer, Field(discriminator="kind")]
+AnyTokenizer = Annotated[TokenizerConfig, PartOf(TOKENIZERS)]
 
 
 class DataConfig(Part):
@@ -317,13 +359,11 @@ class DataConfig(Part):
 
     def text_streams(self) -> list[Source]:
         """The training sources that need a tokenizer."""
-        return [s for s in self.streams() if not isinstance(s, Mds | Synthetic)]
+        return [s for s in self.streams() if not s.holds_tokens]
 
-    def resolved_tokenizer(self) -> ByteTokenizer | BpeTokenizer | HuggingFaceTokenizer | None:
+    def resolved_tokenizer(self) -> TokenizerConfig | None:
         """The tokenizer in use: the one stated, else bytes where there is text, else None (rows are numbers)."""
-        text = self.text_streams() or (
-            self.validation_source and not isinstance(self.validation_source, Mds | Synthetic)
-        )
+        text = self.text_streams() or (self.validation_source and not self.validation_source.holds_tokens)
         return self.tokenizer or (ByteTokenizer(kind="byte") if text else None)
 
     def problems(self, *, vocab_size: int, max_seq_len: int) -> list[Problem]:
@@ -340,11 +380,13 @@ class DataConfig(Part):
             found += [(path + key, message) for key, message in checks]
         return found + self._combination_problems(tokenizer)
 
-    def _combination_problems(self, tokenizer: Part | None) -> list[Problem]:
+    def _combination_problems(self, tokenizer: TokenizerConfig | None) -> list[Problem]:
         found: list[Problem] = []
-        if isinstance(tokenizer, BpeTokenizer) and not self.text_streams():
-            found.append((("tokenizer",), "bpe is trained on the source's text, and no source here has any"))
-        if self.validation_fraction and not self.validation_source and all(isinstance(s, Mds) for s in self.streams()):
+        if tokenizer and tokenizer.is_trained and not self.text_streams():
+            found.append(
+                (("tokenizer",), f"{tokenizer.kind} is trained on the source's text, and no source here has any")
+            )
+        if self.validation_fraction and not self.validation_source and not any(s.can_hold_out for s in self.streams()):
             message = "rows of ready shards are not held out: state `validation_source`, or `validation_fraction: 0`"
             found.append((("validation_fraction",), message))
         alike = [source.model_copy(update={"proportion": None}) for source in self.sources or ()]
@@ -358,7 +400,7 @@ class DataConfig(Part):
         return ("tokenizer",) if self.tokenizer else ()
 
     @staticmethod
-    def _vocab_message(tokenizer: Part, needed: int, vocab_size: int) -> str:
+    def _vocab_message(tokenizer: TokenizerConfig, needed: int, vocab_size: int) -> str:
         need = f"the {tokenizer.kind} tokenizer uses {needed} tokens"
         return f"{need}; model.vocab_size must be at least {needed}, found {vocab_size}"
 

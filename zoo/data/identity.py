@@ -12,7 +12,16 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import zoo
-from zoo.data.config import DataConfig, HuggingFaceDataset, HuggingFaceTokenizer, Mds, PythonStdlib, Source, Synthetic
+from zoo.data.config import (
+    DataConfig,
+    DocumentSource,
+    HuggingFaceDataset,
+    HuggingFaceTokenizer,
+    Mds,
+    PythonStdlib,
+    Source,
+    Synthetic,
+)
 from zoo.data.packing import Tokenizer
 from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.preparing import FORMAT
@@ -267,6 +276,8 @@ def describe(source: Source) -> str:
             place = "/".join(filter(None, (source.remote or source.local, source.split)))
         case Synthetic():
             place = source.task
+        case DocumentSource():
+            place = source.describe()
         case _:
             place = ", ".join(source.paths)
     return f"{source.kind} {place if len(place) <= 80 else shorten(place, 80)[1:-1]}"

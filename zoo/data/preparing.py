@@ -16,6 +16,7 @@ from typing import Any
 
 import xxhash
 
+from zoo.blocks.registry import load
 from zoo.data.build import build_synthetic, build_text, read_counts, read_notes
 from zoo.data.config import BpeTokenizer, ByteTokenizer, DataConfig, HuggingFaceTokenizer, Mds, Source, Synthetic
 from zoo.data.errors import DataError
@@ -88,7 +89,7 @@ class _Preparation:
             found = f"the tokenizer has {tokenizer.vocab_size} tokens, model.vocab_size is {vocab_size}"
             raise DataError(f"data.tokenizer: {found}; raise model.vocab_size to at least {tokenizer.vocab_size}")
         for source in (*self.data.streams(), *filter(None, (self.data.validation_source,))):
-            if not isinstance(source, Mds | Synthetic):
+            if not source.holds_tokens:
                 self.notes += notes(source)  # what is missing is said before hours of work on another source
         made = [self.streams(s, tokenizer, vocab_size, self.fraction) for s in self.data.streams()]
         train = [(key, replace(splits["train"], proportion=splits["train"].source.proportion)) for key, splits in made]
@@ -120,7 +121,10 @@ class _Preparation:
                 return load_huggingface(config)
             case BpeTokenizer() as config:
                 return self._bpe(config)
-        return None
+            case None:
+                return None
+            case config:  # of another package
+                return load(config.module)(config)
 
     def _bpe(self, config: BpeTokenizer) -> Tokenizer:
         sources = self.data.text_streams()

@@ -18,7 +18,17 @@ from typing import NamedTuple
 
 import xxhash
 
-from zoo.data.config import Files, HuggingFaceDataset, JsonLines, Parquet, PythonStdlib, Source, TextFiles
+from zoo.blocks.registry import load
+from zoo.data.config import (
+    DocumentSource,
+    Files,
+    HuggingFaceDataset,
+    JsonLines,
+    Parquet,
+    PythonStdlib,
+    Source,
+    TextFiles,
+)
 from zoo.data.errors import DataError
 from zoo.data.files import check_head, find_files, is_hidden, local_path, survey
 from zoo.data.parquet import groups_of, values
@@ -217,7 +227,13 @@ def pieces(source: Source, piece_bytes: int) -> Iterator[Piece]:
                 found = groups_of(path, source.column, piece_bytes)
                 yield from (ParquetGroups(path, source.column, groups) for groups in found)
         case HuggingFaceDataset():
-            yield from _huggingface_pieces(source, piece_bytes)
+            numbered = enumerate(islice(_huggingface_texts(source), source.max_documents))
+            yield from _read_pieces(numbered, f"dataset {source.path}", source.path, piece_bytes)
+        case DocumentSource():
+            texts_read = enumerate(load(source.module)(source).documents())
+            yield from _read_pieces(texts_read, describe(source), describe(source), piece_bytes)
+        case _:
+            source_files(source)  # which refuses it
 
 
 def documents(source: Source, piece_bytes: int) -> Iterator[str]:
@@ -238,7 +254,7 @@ def texts(piece: Piece) -> Iterator[str]:
 
 def total_bytes(source: Source) -> int | None:
     """Return the size of the source's files, None where only reading tells."""
-    if isinstance(source, HuggingFaceDataset):
+    if isinstance(source, HuggingFaceDataset | DocumentSource):
         return None
     return sum(path.stat().st_size for path in source_files(source))
 
@@ -251,6 +267,8 @@ def fingerprint(source: Source) -> list:
     """
     if isinstance(source, PythonStdlib):
         return [(str(path), xxhash.xxh64(path.read_bytes()).hexdigest()) for path in stdlib_files(source)]
+    if isinstance(source, DocumentSource):
+        return list(load(source.module)(source).fingerprint())
     if isinstance(source, HuggingFaceDataset) and not local_path(source.path).is_dir():
         return []
     files = source_files(source)
@@ -268,6 +286,8 @@ def notes(source: Source) -> list[str]:
 
     Raises DataError if files are missing or not readable.
     """
+    if isinstance(source, DocumentSource):
+        return []
     if not isinstance(source, Files):
         source_files(source)
         return []
@@ -307,6 +327,8 @@ def source_files(source: Source) -> list[Path]:
         return stdlib_files(source)
     if isinstance(source, HuggingFaceDataset):
         return sorted(p for p in local_path(source.path).rglob("*") if p.is_file())
+    if not isinstance(source, Files):
+        raise DataError(f"source {source.kind}: {type(source).__name__} must be a zoo.data.config.DocumentSource")
     return find_files(source)
 
 
@@ -360,17 +382,22 @@ def _checked_text(value: object, place: Callable[[], str]) -> str:
     return value
 
 
-def _huggingface_pieces(source: HuggingFaceDataset, piece_bytes: int) -> Iterator[Texts]:
-    texts, size = [], 0
-    first = 0
-    for i, text in enumerate(islice(_huggingface_texts(source), source.max_documents)):
-        texts.append(_checked_text(text, lambda i=i: f"dataset {source.path}: document {i}"))
+def _read_pieces(numbered: Iterator[tuple[int, object]], place: str, dataset: str, piece_bytes: int) -> Iterator[Texts]:
+    """Pieces of documents that this process reads.  numbered: (number, document)."""
+    texts, size, first = [], 0, 0
+    for i, text in numbered:
+        texts.append(_checked_text(text, lambda i=i: f"{place}: document {i}"))
         size += len(texts[-1])
         if size >= piece_bytes:
-            yield Texts(tuple(texts), first, source.path)
+            yield Texts(tuple(texts), first, dataset)
             texts, size, first = [], 0, i + 1
     if texts:
-        yield Texts(tuple(texts), first, source.path)
+        yield Texts(tuple(texts), first, dataset)
+
+
+def describe(source: Source) -> str:
+    """A source of another package in a few words."""
+    return " ".join(filter(None, (f"source {source.kind}", source.describe())))
 
 
 def _huggingface_texts(source: HuggingFaceDataset) -> Iterator[object]:

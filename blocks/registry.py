@@ -89,6 +89,15 @@ class Family:
         """Every known kind, the zoo's own first."""
         return [*self.own, *(kind for kind in self.installed()[0] if kind not in self.own)]
 
+    def knows(self, kind: str) -> bool:
+        """Whether the name is that of a kind, usable or not; the zoo's own need no look at what is installed."""
+        return kind in self.own or kind in self.installed()[0] or kind in self.installed()[1]
+
+    def expected(self) -> str:
+        """The names of all kinds, as a choice of words: 'a', 'b' or 'c'."""
+        known = [repr(name) for name in self.kinds()]
+        return " or ".join([", ".join(known[:-1]), known[-1]] if known[1:] else known)
+
     def config_class(self, kind: str) -> Any:
         """The config class of a kind.
 
@@ -148,13 +157,11 @@ class Family:
         kind = value.get("kind", self.default)
         if kind is None:
             raise _refusal("union_tag_not_found", (), value, discriminator="'kind'")
-        if not isinstance(kind, str) or kind not in {**self.own, **self.installed()[0], **self.installed()[1]}:
-            known = [repr(name) for name in self.kinds()]
+        if not isinstance(kind, str) or not self.knows(kind):
             if self.default is not None:
-                expected = " or ".join([", ".join(known[:-1]), known[-1]] if known[1:] else known)
-                raise _refusal("literal_error", ("kind",), kind, expected=expected)
-            tags = {"discriminator": "'kind'", "tag": str(kind), "expected_tags": ", ".join(known)}
-            raise _refusal("union_tag_invalid", (), value, **tags)
+                raise _refusal("literal_error", ("kind",), kind, expected=self.expected())
+            known = ", ".join(repr(name) for name in self.kinds())
+            raise _refusal("union_tag_invalid", (), value, discriminator="'kind'", tag=str(kind), expected_tags=known)
         try:
             config = self.config_class(kind)
         except ValueError as error:
@@ -188,6 +195,28 @@ class PartOf:
         choices = {kind: _named(config) for kind, config in self.family.classes()}
         found = handler(core_schema.tagged_union_schema(choices, "kind"))
         return found if self.family.default is None else {**found, "default_kind": self.family.default}
+
+
+class NameOf:
+    """Annotation of a field that holds the name of a part without fields: `Annotated[str, NameOf(LOGGERS)]`."""
+
+    def __init__(self, family: Family):
+        self.family = family
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: Any) -> dict[str, Any]:
+        return {"type": "string", "enum": self.family.kinds()}
+
+    def _check(self, name: Any) -> str:
+        if not isinstance(name, str) or not self.family.knows(name):
+            raise _refusal("literal_error", (), name, expected=self.family.expected())
+        try:
+            self.family.config_class(name)
+        except ValueError as error:
+            raise _refusal(PydanticCustomError("part", "{why}", {"why": str(error)}), (), name) from error
+        return name
 
 
 def _named(config: Any) -> Any:
@@ -243,6 +272,8 @@ def register(kind: str, target: str, family: str = "mixers") -> None:
 
     Raises ValueError if the family is unknown or the zoo or another package has the name already.
     """
+    if family not in FAMILIES:
+        import_module("zoo.parts")  # the families of zoo's own rooms, which a plugin may name before anything read them
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
     FAMILIES[family].register(kind, target)

@@ -4,17 +4,21 @@ A part is a config class without torch and the class that runs, which the config
 family is for, and what its parts define, stands in the docstring of its base class.
 """
 
-from zoo.blocks.registry import FAMILIES, MIXERS, PATTERNS, PROJECTIONS, Family, PartOf
+from zoo.blocks.registry import FAMILIES, MIXERS, PATTERNS, PROJECTIONS, Family, NameOf, PartOf
 
 __all__ = [
     "FAMILIES",
     "FEED_FORWARDS",
+    "LOGGERS",
     "MIXERS",
     "OPTIMIZERS",
     "PATTERNS",
     "PROJECTIONS",
     "SCHEDULES",
+    "SOURCES",
+    "TOKENIZERS",
     "Family",
+    "NameOf",
     "PartOf",
 ]
 
@@ -81,4 +85,16 @@ TOKENIZERS = _family(
         "huggingface": "zoo.data.config:HuggingFaceTokenizer",
     },
     "How text becomes tokens: `data.tokenizer`.",
+)
+LOGGERS = _family(
+    "loggers",
+    "logger",
+    "zoo.training.logger_config:LoggerConfig",
+    {
+        "jsonl": "zoo.training.logger_config:JsonLinesLogger",
+        "tensorboard": "zoo.training.logger_config:TensorBoardLogger",
+        "wandb": "zoo.training.logger_config:WandBLogger",
+        "mlflow": "zoo.training.logger_config:MLflowLogger",
+    },
+    "Where metrics go beside the run folder: the names in `train.loggers`.",
 )

@@ -17,8 +17,8 @@ REFERENCE = f"""
 
 - [Blocks]({BLOCKS}/index.md): what each computes, its fields, what a query sees, what it costs
 - [Patterns]({PARTS}/patterns.md), [projections]({PARTS}/projections.md), [feed-forwards]({PARTS}/ffns.md),
-  [optimisers]({PARTS}/optimizers.md), [schedules]({PARTS}/schedules.md), [sources]({PARTS}/sources.md) and
-  [tokenizers]({PARTS}/tokenizers.md): what else a recipe chooses from
+  [optimisers]({PARTS}/optimizers.md), [schedules]({PARTS}/schedules.md), [sources]({PARTS}/sources.md),
+  [tokenizers]({PARTS}/tokenizers.md) and [loggers]({PARTS}/loggers.md): what else a recipe chooses from
 - [Recipes]({RECIPES}/index.md): layers and numbers of each recipe that ships
 - [Commands]({commands_page.PATH}) and [Python]({python_page.PATH})
 - [Benchmarks]({benchmarks.PATH})

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from zoo.errors import shorten
-from zoo.parts import OPTIMIZERS, SCHEDULES, PartOf
+from zoo.parts import LOGGERS, OPTIMIZERS, SCHEDULES, NameOf, PartOf
 from zoo.training.duration import Duration, Interval, Span
 from zoo.training.optimizers.adamw_config import AdamW
 from zoo.training.optimizers.base import MOST_SETTING, OptimizerConfig
@@ -36,6 +36,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+LoggerName = Annotated[str, NameOf(LOGGERS)]
 Optimizer = Annotated[OptimizerConfig, PartOf(OPTIMIZERS)]
 Schedule = Annotated[ScheduleConfig, PartOf(SCHEDULES)]
 
@@ -89,7 +90,7 @@ class TrainConfig(_Section):
         30.0, description="A run without progress for so long writes its stacks into log.txt and ends; 0: never."
     )
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Checkpoint interval and retention.")
-    loggers: list[Literal["jsonl", "tensorboard", "wandb", "mlflow"]] = Field(
+    loggers: list[LoggerName] = Field(
         [], description="Further loggers. metrics.jsonl and TensorBoard events are always written."
     )
 

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from zoo.blocks.registry import load
 from zoo.errors import Problem, RecipeError, ZooError, shorten
 from zoo.files import FileError, open_file, open_text_to_append, present, read_json, write_text
+from zoo.parts import LOGGERS
 
 MOST_LINE_BYTES = 1 << 20
 MOST_NUMBER = 1e100  # plots and sums of larger ones overflow
@@ -117,32 +119,39 @@ class TensorBoard:
 def check_installed(names: list[str]) -> None:
     """Raise RecipeError for a logger whose library is missing."""
     for name in names:
-        if name in ("wandb", "mlflow") and find_spec(name) is None:
-            message = f"{name} is not installed; to use it: pip install 'attention-zoo[{name}]'"
+        config = LOGGERS.config_class(name)
+        if config.package and find_spec(config.package) is None:
+            wanted = f"'attention-zoo[{config.extra}]'" if config.extra else config.package
+            message = f"{config.package} is not installed; to use it: pip install {wanted}"
             raise RecipeError([Problem(message, key="train.loggers")])
 
 
 def composer_loggers(names: list[str], run_name: str, run_dir: Path) -> list:
-    """Composer's loggers for the names that are not the zoo's own. They are set up by their own environment variables
+    """Composer's loggers for the names that are not always written. They are set up by their own environment variables
     (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, ...).
 
     A run folder is one run of theirs: its id is kept in loggers.json, and later sessions go on with it, unless
     WANDB_RUN_ID or MLFLOW_RUN_ID names another.
     """
-    loggers = []
-    kept = KeptIds(run_dir / "loggers.json")
-    if "wandb" in names:
-        from composer.loggers import WandBLogger
+    configs = [LOGGERS.config_class(name) for name in dict.fromkeys(names)]
+    return [load(config.module)(run_name, run_dir) for config in configs if config.module]
 
-        os.environ.setdefault("WANDB_SILENT", "true")
-        # "allow": goes on with the id if the server knows it, and begins it if not (another project, offline before).
-        same = {}
-        if "WANDB_RUN_ID" not in os.environ:
-            same["id"] = kept.get("wandb") or kept.keep("wandb", secrets.token_hex(4))
-        loggers.append(WandBLogger(name=run_name, init_kwargs={"dir": str(run_dir), "resume": "allow", **same}))
-    if "mlflow" in names:
-        loggers.append(_mlflow(kept, experiment_name="attention-zoo", run_name=run_name))
-    return loggers
+
+def make_wandb(run_name: str, run_dir: Path):
+    """Composer's logger for Weights & Biases."""
+    from composer.loggers import WandBLogger
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    # "allow": goes on with the id if the server knows it, and begins it if not (another project, offline before).
+    kept, same = KeptIds(run_dir / "loggers.json"), {}
+    if "WANDB_RUN_ID" not in os.environ:
+        same["id"] = kept.get("wandb") or kept.keep("wandb", secrets.token_hex(4))
+    return WandBLogger(name=run_name, init_kwargs={"dir": str(run_dir), "resume": "allow", **same})
+
+
+def make_mlflow(run_name: str, run_dir: Path):
+    """Composer's logger for MLflow, which goes on with the run of the run folder."""
+    return _mlflow(KeptIds(run_dir / "loggers.json"), experiment_name="attention-zoo", run_name=run_name)
 
 
 class KeptIds:

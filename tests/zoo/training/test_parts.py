@@ -12,11 +12,13 @@ from torch import nn
 
 from zoo.blocks import register
 from zoo.errors import RecipeError
-from zoo.parts import OPTIMIZERS, SCHEDULES
+from zoo.parts import LOGGERS, OPTIMIZERS, SCHEDULES
 from zoo.recipe import load_recipe
 from zoo.sizing import GPUS, step_size
 from zoo.training.callbacks import LearningRate
 from zoo.training.config import EvalConfig
+from zoo.training.logger_config import LoggerConfig
+from zoo.training.loggers import check_installed, composer_loggers
 from zoo.training.optimizer import make_optimizer
 from zoo.training.optimizers.base import OptimizerConfig
 from zoo.training.plan import Plan
@@ -60,6 +62,26 @@ class Steps(ScheduleConfig):
         return 1.0 if progress <= 0.5 else self.factor
 
 
+class Printed(LoggerConfig):
+    """Prints."""
+
+    module: ClassVar[str] = "zoo_training:make_printed"
+
+    kind: Literal["printed"] = Field("printed", description="Prints.")
+
+
+class Absent(LoggerConfig):
+    """Needs a library that is not there."""
+
+    package: ClassVar[str] = "zoo_no_such_library"
+
+    kind: Literal["absent"] = Field("absent", description="Absent.")
+
+
+def make_printed(run_name, run_dir):
+    return run_name, run_dir
+
+
 def make(model: nn.Module, config: TwoRates) -> torch.optim.SGD:
     groups = {"lr": [], "vector_lr": []}
     for parameter in model.parameters():
@@ -70,12 +92,15 @@ def make(model: nn.Module, config: TwoRates) -> torch.optim.SGD:
 @pytest.fixture
 def path(monkeypatch, tmp_path):
     module = types.ModuleType("zoo_training")
-    module.TwoRates, module.Steps, module.make = TwoRates, Steps, make
+    for part in (TwoRates, Steps, Printed, Absent, make, make_printed):
+        setattr(module, part.__name__, part)
     monkeypatch.setitem(sys.modules, "zoo_training", module)
-    for family in (OPTIMIZERS, SCHEDULES):
+    for family in (LOGGERS, OPTIMIZERS, SCHEDULES):
         monkeypatch.setattr(family, "own", dict(family.own))
     register("twolr", "zoo_training:TwoRates", family="optimizers")
     register("steps", "zoo_training:Steps", family="schedules")
+    register("printed", "zoo_training:Printed", family="loggers")
+    register("absent", "zoo_training:Absent", family="loggers")
     (tmp_path / "mine.yaml").write_text(RECIPE)
     return tmp_path / "mine.yaml"
 
@@ -117,3 +142,23 @@ def test_mistakes_are_named(path):
         with pytest.raises(RecipeError) as caught:
             load_recipe(path)
         assert why in str(caught.value)
+
+
+def test_loggers_are_named_and_made(path, tmp_path):
+    recipe = load_recipe(path, ["train.loggers=[printed, jsonl]"])
+    assert recipe.train.loggers == ["printed", "jsonl"]
+    assert "loggers: [printed, jsonl]" in recipe.dump()
+    assert composer_loggers(recipe.train.loggers, "mine", tmp_path) == [("mine", tmp_path)]
+    check_installed(recipe.train.loggers)
+    with pytest.raises(RecipeError, match="zoo_no_such_library is not installed; to use it: pip install zoo_no_such"):
+        check_installed(["absent"])
+    known = "must be 'jsonl', 'tensorboard', 'wandb', 'mlflow', 'printed' or 'absent'"
+    for value, found in (("prnted", "'prnted'. Did you mean 'printed'?"), ("3", "3."), ("[a]", "a list.")):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(path, [f"train.loggers=[{value}]"])
+        assert f"train.loggers[0]: {known}; found {found}" in str(caught.value)
+
+
+def test_an_unknown_family_is_named():
+    with pytest.raises(ValueError, match=r"unknown family 'optimisers'; known: mixers, .*optimizers"):
+        register("x", "y:Z", family="optimisers")

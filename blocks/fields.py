@@ -42,7 +42,8 @@ class Checked(BaseModel):
     the config is made. Subclasses add theirs to `super().problems(d_model)`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # defer_build: a validator is made when it is first used, and most configs and sets of fields are not, in a command.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     def problems(self, d_model: int | None = None) -> list[Problem]:
         return []

@@ -221,6 +221,7 @@ class NameOf:
 
 def _named(config: Any) -> Any:
     """pydantic's schema of a config under a name, so that JSON Schema refers to it and holds it once."""
+    config.model_rebuild()  # made at first use
     return {**config.__pydantic_core_schema__, "ref": f"{config.__module__}.{config.__qualname__}:{id(config)}"}
 
 

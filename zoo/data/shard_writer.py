@@ -12,7 +12,7 @@ import xxhash
 
 LIMIT_BYTES = 1 << 26  # of a shard, not compressed; its rows are in memory until it is written
 LEVEL = 3  # of zstd, as in MDSWriter
-_SHAPE_TYPES = ("uint8", "uint16", "uint32", "uint64")
+_MOST = (0xFF, 0xFFFF, 0xFFFFFFFF)  # the largest number of 1, 2 and 4 bytes, which write how long an array is
 
 
 class ShardWriter:
@@ -78,8 +78,8 @@ def _encoded(values: np.ndarray, kind: str) -> bytes:
     """The bytes of an array of fixed type: axes and type of the shape in one byte, the shape, the values."""
     if values.dtype != kind or values.ndim != 1 or not values.size:
         raise ValueError(f"must be a row of {kind}, at least one; found {values.dtype} of shape {values.shape}")
-    code = next(i for i, name in enumerate(_SHAPE_TYPES) if values.size <= np.iinfo(name).max)
-    return bytes([1 << 2 | code]) + np.array(values.size, _SHAPE_TYPES[code]).tobytes() + values.tobytes()
+    code = next(i for i, most in enumerate(_MOST) if values.size <= most)
+    return bytes([1 << 2 | code]) + values.size.to_bytes(1 << code, "little") + values.tobytes()
 
 
 def _described(name: str, data: bytes) -> dict:

@@ -88,8 +88,7 @@ def bench_setup(recipe, folder: Path, batches: int, own_data: bool) -> BenchSetu
         checkpoint_every=batches,
         warmup=1,
         decay=batches - 1,
-        schedule="cosine",
-        final_lr_ratio=0.1,
+        schedule=recipe.train.schedule,
     )
     return BenchSetup(recipe, RunFolder(folder), Screen(rank=1), device, prepared, plan, None)
 

@@ -1,0 +1,108 @@
+"""`zoo bench train` on the CPU: what it measures, what it says of a recipe that cannot be measured, its tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zoo import cli
+from zoo.bench import train
+from zoo.bench.train_peers import measure_peer
+from zoo.bench.train_step import WARM_UP, Clock, breakdown, largest, measure_recipe
+from zoo.recipe import load_recipe
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+SMALL = ["model.max_seq_len=32", "model.d_model=32", "model.ffn.d_ff=32", "train.batch_size=2"]
+
+
+def test_kernels_belong_to_one_category():
+    names = {
+        "_add_norm_bwd_kernel": "around attention",
+        "_swiglu_fwd_kernel": "around attention",
+        "_fwd_kernel": "attention",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16": "attention",
+        "_selection_bwd_dq_kernel": "attention",
+        "nvjet_sm90_tst_192x192_64x4_1x2_h_bz_coopB_TNN": "products",
+        "liger_cross_entropy_kernel": "loss",
+        "ncclDevKernel_AllReduce_Sum_f32_RING_LL": "communication",
+        "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedOptimizer": "optimiser",
+        "Memcpy HtoD (Pinned -> Device)": "copies",
+        "void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add": "elementwise",
+    }
+    for name, category in names.items():
+        assert breakdown([(name, 2.0), (name, 1.0)]) == {category: 3.0}
+    spans = [("a", 1.0), ("b", 5.0), ("a", 2.0)]
+    assert largest(spans) == [["b", 5.0, 1], ["a", 3.0, 2]]
+    assert largest(spans, n=1) == [["b", 5.0, 1]]
+
+
+def test_the_clock_leaves_out_what_compiles(monkeypatch):
+    times = iter([100.0, 110.0, 111.0, 112.0, 113.0, 115.0, 117.0, 117.0, 117.0, 117.0, 117.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    clock = Clock(steps=3, started=0.0)
+    for _ in range(clock.total):
+        clock.batch_end()
+    assert WARM_UP == 4
+    row = clock.row("tiny", 100, 50, 2, mfu_per_token=1e-3)
+    assert (row["step_ms"], row["median_ms"]) == (pytest.approx(5000 / 3), 2000.0)
+    assert row["tokens_per_s"] == pytest.approx(60.0)
+    assert row["mfu"] == pytest.approx(0.06)
+
+
+def test_a_recipe_is_measured_without_its_data():
+    recipe = load_recipe(RECIPES / "tiny" / "full.yaml", [*SMALL, "data.source={kind: text, paths: [/nowhere/*.txt]}"])
+    row = measure_recipe(recipe, steps=1, own_data=False, started=0.0)
+    assert row["name"] == "tiny_full"
+    assert row["graph"] == "no: there is no CUDA GPU"
+    assert (row["micro_batch"], row["tokens_per_batch"]) == (2, 64)
+    assert row["tokens_per_s"] == pytest.approx(64e3 / row["step_ms"])
+    assert row["peak_bytes"] > 0
+
+
+def test_a_llama_of_the_same_sizes_is_measured():
+    row = measure_peer(load_recipe(RECIPES / "tiny" / "nsa.yaml", SMALL), compiled=False, steps=1, started=0.0)
+    assert row["tokens_per_batch"] == 64
+    assert row["tokens_per_s"] == pytest.approx(64e3 / row["step_ms"])
+
+
+ROW = {
+    "name": "tiny",
+    "machine": {"device": "NVIDIA H200", "torch": "2.11", "triton": "3.6", "python": "3.12", "date": "2026-11-29"},
+    "seq_len": 256,
+    "micro_batch": 16,
+    "graph": "yes",
+    "step_ms": 10.04,
+    "tokens_per_s": 408000.0,
+    "mfu": 0.123,
+    "peak_bytes": 2**31,
+    "first_step_s": 20.0,
+    "parts_ms": {"attention": 3.0, "products": 6.04, "host": 1.0},
+}
+
+
+def test_the_tables(monkeypatch, capsys, tmp_path):
+    found = {None: ROW, "liger": ROW | {"parts_ms": None, "mfu": None}, "liger-compiled": {"error": "no compiler"}}
+    asked = []
+
+    def measured(path, overrides, steps, data, peer, say):
+        asked.append((path, overrides, peer))
+        return found[peer]
+
+    monkeypatch.setattr(train, "_in_a_process", measured)
+    file = tmp_path / "report.json"
+    assert cli.run(["bench", "train", "r.yaml", "--peers", "--set", "seed=1", "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "One NVIDIA H200, torch 2.11, triton 3.6, python 3.12, 2026-11-29." in out
+    assert "| tiny | 16 x 256 | yes | 10.0 | 408,000 | 12.3% | 2.0 | 20.0 |" in out
+    assert "| tiny: llama + liger | 16 x 256 | yes | 10.0 | 408,000 |  | 2.0 | 20.0 |" in out
+    assert "| tiny | 3.0 | 6.0 | 1.0 |" in out
+    assert "tiny, llama + liger, compiled failed: no compiler" in out
+    assert asked[1] == ("r.yaml", ["seed=1", "train.micro_batch=16"], "liger")
+    assert [row["name"] for row in json.loads(file.read_text())["rows"]] == ["tiny", "llama + liger"]
+
+
+def test_a_broken_recipe_is_one_line(capsys):
+    assert cli.run(["bench", "train", "nowhere.yaml"]) != 0
+    err = capsys.readouterr().err
+    assert "bench train: nowhere.yaml:" in err
+    assert "Traceback" not in err

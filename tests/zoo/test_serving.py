@@ -1,7 +1,9 @@
 """`zoo show --kernels`, and the tables of `zoo bench kernels`, on a machine without a GPU."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from zoo.bench import report
 from zoo.bench.cases import GLOBAL, SETTINGS, Inputs, Setting, Tensors, cases
 from zoo.bench.peers import peer_cases
 from zoo.errors import ZooError
+from zoo.kernels import selection_attention, use_implementation
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
@@ -94,9 +97,36 @@ def test_the_committed_tables_are_those_of_their_json(tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
-def test_peers_are_counted_as_what_they_stand_beside():
+def stand_in_for_cudnn() -> SimpleNamespace:
+    """cuDNN's selection as its documentation has it, by our reference: of each query the first `counts` blocks."""
+
+    def selection(q, k, v, blocks_TKS, counts_TK, ends, ends_k, *, block_size, scale_softmax, is_causal, **lengths):
+        assert is_causal
+        assert ends.tolist() == ends_k.tolist() == [0, len(q)]
+        assert set(lengths.values()) == {len(q)}
+        place = torch.arange(blocks_TKS.shape[-1])
+        chosen = torch.where(place < counts_TK[..., None], blocks_TKS, -1)[None]
+        options = {"selection_block": block_size, "scale": scale_softmax, "impl": "reference"}
+        return {"o_tensor": selection_attention(q[None], k[None], v[None], chosen, **options)[0]}
+
+    return SimpleNamespace(__version__="1.32.0", NSA=SimpleNamespace(selection_attention_wrapper=selection))
+
+
+@pytest.mark.parametrize("query_group", [1, 4])
+def test_cudnn_is_given_what_ours_chose(query_group, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cudnn", stand_in_for_cudnn())
+    inputs = Inputs(Setting(4, 2, 16, 0, 16, 16, 16, 3, query_group), 70, "cpu")
+    (case,) = dict(peer_cases(inputs))["cuDNN"]()
+    with use_implementation("reference"):
+        ours = {case.operation: case for case in cases(inputs)}["selection"].call()
+    assert case.leaves == []  # it has no backward pass
+    torch.testing.assert_close(case.call(), ours.detach())
+
+
+def test_peers_are_counted_as_what_they_stand_beside(monkeypatch):
     """fla takes groups of 16, 32, ... heads, and its compression has the grid of selection; none has a rotary part."""
     pytest.importorskip("fla")
+    monkeypatch.setitem(sys.modules, "cudnn", stand_in_for_cudnn())
 
     def peers(*sizes: int) -> dict[str, str]:
         inputs = Inputs(Setting(*sizes), 64, "cpu")
@@ -108,6 +138,7 @@ def test_peers_are_counted_as_what_they_stand_beside():
         return {case.operation.partition(" 0.")[0]: case.peer_of for case in found}
 
     torchs = {"full, torch flash": "full", "window, torch flex": "window"}
+    torchs["selection, forward alone, cuDNN 1.32.0"] = "selection"
     fla = {f"{name}, fla": name for name in ("selection", "compression", "choice")}
     assert peers(32, 2, 16, 0, 16, 16, 16, 3) == {**torchs, **fla}
     assert peers(32, 2, 16, 0, 16, 16, 16, 3, 4) == {**torchs, "selection, fla": "selection"}

@@ -1,7 +1,8 @@
 """What else there is for an operation, timed beside ours: torch's own attention, and other people's NSA.
 
 That is flash-linear-attention (fla), SF-NSA (github.com/mdy666/Scalable-Flash-Native-Sparse-Attention, the package
-flash_nsa) and X-NSA (github.com/XunhaoLai/native-sparse-attention-triton). None is a dependency of the zoo. A peer that
+flash_nsa), X-NSA (github.com/XunhaoLai/native-sparse-attention-triton) and the selection of cuDNN's frontend (the
+package nvidia-cudnn-frontend, forward only). None is a dependency of the zoo. A peer that
 cannot be imported, or is known to refuse a setting, has no row; one that fails while it is timed is named in its place.
 
 They are given one sequence, and want a choice for every query: that of a query group is repeated for its queries.
@@ -9,6 +10,7 @@ They are given one sequence, and want a choice for every query: that of a query 
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -23,7 +25,7 @@ def peer_cases(inputs: Inputs) -> Iterator[tuple[str, Callable[[], list[Case]]]]
     where it fails, nothing may run after it.
     """
     if not inputs.setting.rope_dim:
-        for whose, make in {"fla": _fla, "X-NSA": _x_nsa, "torch": _torch, "SF-NSA": _sf_nsa}.items():
+        for whose, make in {"fla": _fla, "X-NSA": _x_nsa, "torch": _torch, "cuDNN": _cudnn, "SF-NSA": _sf_nsa}.items():
             yield whose, lambda make=make: make(inputs)
 
 
@@ -176,6 +178,31 @@ def _x_nsa(inputs: Inputs) -> list[Case]:
         inputs.attention("selection, X-NSA", selection, tensors.leaves, "selection"),
         inputs.attention("compression, X-NSA", compression, inputs.queries + slots, "compression"),
     ]
+
+
+def _cudnn(inputs: Inputs) -> list[Case]:
+    """The selection of cuDNN's frontend, of the blocks that ours chose: it has no backward pass.
+
+    It takes groups of up to 16 query heads, and needs a GPU of compute capability 9.0.
+    """
+    setting, tensors = inputs.setting, inputs.tensors
+    if setting.n_heads // setting.n_kv_heads > 16:
+        return []
+    import cudnn
+
+    q, k, v = (x.detach() for x in _one_sequence(tensors.q, tensors.k, tensors.v))
+    chosen_TKS = _of_every_query(inputs).contiguous()
+    counts_TK = (chosen_TKS >= 0).sum(-1, dtype=torch.int32)
+    ends, length, block = _cu_seqlens(len(q), q.device), tensors.seq_len, setting.selection_block
+
+    def selection() -> torch.Tensor:
+        return cudnn.NSA.selection_attention_wrapper(
+            q, k, v, chosen_TKS, counts_TK, ends, ends, block_size=block, scale_softmax=setting.head_dim**-0.5,
+            max_s_q=length, max_s_k=length, is_causal=True,
+        )["o_tensor"][None]  # fmt: skip
+
+    name = f"selection, forward alone, cuDNN {cudnn.__version__}"
+    return [replace(inputs.attention(name, selection, tensors.leaves, "selection"), leaves=[])]
 
 
 def _of_every_query(inputs: Inputs) -> torch.Tensor:

@@ -16,20 +16,23 @@ Positive = Annotated[float, Field(gt=0, le=MOST_SETTING, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _count_or(word: str):
-    """A whole number from 1, or one word; as one type, so that a wrong value gets one message."""
+def _count_or(word: str, least: int = 1, most: int | None = None):
+    """A whole number from least (to most), or one word; as one type, so that a wrong value gets one message."""
 
     def check(value):
-        if value == word or (type(value) is int and value >= 1):
+        if value == word or (type(value) is int and least <= value <= (value if most is None else most)):
             return value
-        raise ValueError(f"must be a whole number from 1, or {word}; found {shorten(value)}")
+        numbers = f"from {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"must be a whole number {numbers}, or {word}; found {shorten(value)}")
 
-    schema = {"anyOf": [{"type": "integer", "minimum": 1}, {"const": word}]}
+    bounds = {"minimum": least} if most is None else {"minimum": least, "maximum": most}
+    schema = {"anyOf": [{"type": "integer", **bounds}, {"const": word}]}
     return Annotated[int | str, PlainValidator(check), WithJsonSchema(schema)]
 
 
 CountOrAuto = _count_or("auto")
 CountOrAll = _count_or("all")
+Workers = _count_or("auto", least=0, most=256)
 
 
 class _Section(BaseModel):
@@ -83,8 +86,10 @@ class TrainConfig(_Section):
         description="With several processes: ddp copies the model to each, fsdp2 shards weights, gradients and "
         "optimiser state over them. One process needs neither.",
     )
-    workers: Annotated[int, Field(ge=0, le=256, strict=True)] = Field(
-        1, description="Processes that read rows, for each device; 0 reads in the training process."
+    workers: Workers = Field(
+        "auto",
+        description="Processes that read rows, for each device; 0 reads in the training process. auto: 4 for one GPU, "
+        "fewer on few cores, otherwise 1. The rows and their order do not depend on it.",
     )
     stall_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         30.0, description="A run without progress for so long writes its stacks into log.txt and ends; 0: never."

@@ -52,6 +52,7 @@ WATCHING = (
     "data.cache_dir",
     "train.micro_batch",
     "train.activation_checkpointing",
+    "train.cuda_graph",
     "train.parallelism",
     "train.workers",
     "train.stall_minutes",

@@ -1,5 +1,7 @@
 """What the device decides: precision, micro-batch, peak speed."""
 
+import os
+
 import torch
 
 from zoo.errors import Problem, RecipeError
@@ -13,6 +15,8 @@ PEAK_BF16 = {
     "H100": 989e12,
     "A100": 312e12,
 }
+
+MOST_WORKERS = 4  # with auto: 256 rows of 256 tokens in 5 ms on an H200's machine (docs/benchmarks/training.md)
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
@@ -56,6 +60,15 @@ def why_no_graph(train: TrainConfig, on_gpu: bool, world_size: int) -> str | Non
     if train.activation_checkpointing:
         return "activation_checkpointing restores the random state during the backward pass"
     return None
+
+
+def resolve_workers(train: TrainConfig, split: str, on_gpu: bool, world_size: int) -> int:
+    """Processes that read the rows of a split: with auto several for training on one GPU, which a small model needs."""
+    if train.workers != "auto":
+        return train.workers
+    if split != "train" or not on_gpu or world_size > 1:
+        return 1
+    return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) - 2))
 
 
 def rows_per_device(batch_size: int, world_size: int) -> int:

@@ -20,7 +20,7 @@ from zoo.training.checkpoints import Checkpoint
 from zoo.training.composer_fixes import name_node_rank, refuse_code, refuse_other_weights
 from zoo.training.composer_model import count_tokens
 from zoo.training.continuing import Change, check_data, refuse_untrained, write_record
-from zoo.training.device import resolve_micro_batch, resolve_precision, rows_per_device, why_no_graph
+from zoo.training.device import resolve_micro_batch, resolve_precision, resolve_workers, rows_per_device, why_no_graph
 from zoo.training.environment import record_environment
 from zoo.training.interrupts import StopRequests
 from zoo.training.plan import Plan
@@ -95,14 +95,14 @@ class Setup:
         """Batches of a split for Composer, None if it has no rows."""
         if not self.prepared.rows(split):
             return None
-        made = data.loader(
-            self.prepared,
-            split,
-            batch_size=self.device.per_device,
-            shuffle=self.recipe.data.shuffle,
-            seed=self.recipe.seed,
-            num_workers=self.recipe.train.workers,
-        )
+        settings = {"batch_size": self.device.per_device, "shuffle": self.recipe.data.shuffle, "seed": self.recipe.seed}
+        workers = resolve_workers(self.recipe.train, split, self.device.on_gpu, self.device.world_size)
+        try:
+            made = data.loader(self.prepared, split, **settings, num_workers=workers)
+        except data.DataError:
+            if self.recipe.train.workers != "auto" or workers == 1:
+                raise
+            made = data.loader(self.prepared, split, **settings, num_workers=1)  # /dev/shm or open files were too few
         return DataSpec(made.dataloader, get_num_tokens_in_batch=count_tokens)
 
     def token_bytes(self) -> np.ndarray | None:

@@ -11,7 +11,7 @@ import zoo
 from zoo.errors import RecipeError, ZooError
 from zoo.training import engine, graphs, train
 from zoo.training.config import TrainConfig
-from zoo.training.device import why_no_graph
+from zoo.training.device import resolve_workers, why_no_graph
 from zoo.training.loggers import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")
@@ -92,6 +92,20 @@ def test_reasons():
     assert why_no_graph(auto, True, 2) == "2 processes exchange gradients during the backward pass"
     assert "random state" in why_no_graph(TrainConfig(activation_checkpointing=True), True, 1)
     assert why_no_graph(TrainConfig(cuda_graph="off"), True, 1) == "the recipe says off"
+
+
+def test_readers_are_several_where_a_gpu_waits_for_them(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    auto = TrainConfig()
+    assert resolve_workers(auto, "train", True, 1) == 4
+    assert [
+        resolve_workers(auto, *where) for where in (("validation", True, 1), ("train", False, 1), ("train", True, 8))
+    ] == [1] * 3
+    assert resolve_workers(TrainConfig(workers=0), "train", True, 1) == 0
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    assert resolve_workers(auto, "train", True, 1) == 1
+    with pytest.raises(ValueError, match="must be a whole number from 0 to 256, or auto; found 257"):
+        TrainConfig(workers=257)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

@@ -6,6 +6,7 @@ else, so its plugins are imported only if they are installed or if the user has 
 
 import json
 import os
+import re
 import sys
 from functools import cache
 from importlib import import_module, metadata
@@ -91,8 +92,20 @@ def _top_names(distribution: metadata.Distribution) -> set[str]:
 
 def _installed_with(top: str) -> list[metadata.Distribution]:
     """The distributions that have a top-level module; an editable one may not list its files."""
-    editable = [d for d in distributions() if _editable_root(d) is not None]
+    editable = [d for d in distributions() if _editable_root(d) is not None and top in _stated_names(d)]
     return [*_by_module().get(top, []), *editable]
+
+
+def _stated_names(distribution: metadata.Distribution) -> set[str]:
+    """The top-level modules of an editable distribution: as it states them, else by its name and its entry points.
+
+    Not all that lies in its folder, which may be the working directory.
+    """
+    stated = distribution.read_text("top_level.txt")
+    if stated:
+        return set(stated.split())
+    entries = {entry.value.partition(":")[0].partition(".")[0].strip() for entry in distribution.entry_points}
+    return {re.sub(r"[-.]+", "_", distribution.metadata["Name"] or ""), *entries}
 
 
 def _roots(distribution: metadata.Distribution) -> list[Path]:

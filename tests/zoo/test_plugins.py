@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from zoo.blocks import plugins
+
 PACKAGE = Path(__file__).with_name("plugin_package")
 ROOT = Path(__file__).parents[2]
 RECIPE = """\
@@ -191,6 +193,30 @@ def test_a_recipe_of_the_users_own_names_any_module(strangers_run, target, tmp_p
     (tmp_path / "own").mkdir()
     recipe = write(tmp_path / "own", "twice", "plugins: [beside]")
     assert in_folder(target, strangers_run.parent, "show", recipe).returncode == 0
+
+
+@pytest.mark.parametrize("stated", ["top_level.txt", "entry_points.txt", None], ids=str)
+def test_an_editable_package_is_its_modules_and_not_its_folder(tmp_path, monkeypatch, stated):
+    """The folder of an editable package is often the working directory, where anything may lie."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(plugins, "_by_module", plugins._by_module.__wrapped__)
+    source, site = tmp_path / "source", tmp_path / "site"
+    info = site / "zoo_blocks_of_tests-1.0.dist-info"
+    for folder in (source, info):
+        folder.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: zoo-blocks.of-tests\nVersion: 1.0\n")
+    (info / "direct_url.json").write_text(json.dumps({"url": source.as_uri(), "dir_info": {"editable": True}}))
+    content = {
+        "top_level.txt": "zoo_blocks_of_tests\n",
+        "entry_points.txt": "[zoo.blocks]\nx = zoo_blocks_of_tests.x:X\n",
+    }
+    if stated:
+        (info / stated).write_text(content[stated])
+    for name in ("zoo_blocks_of_tests", "unpacked_by_tests"):
+        (source / f"{name}.py").write_text("raise SystemExit\n")
+    sys.path += [str(site), str(source)]
+    assert plugins.is_installed("zoo_blocks_of_tests")
+    assert not plugins.is_installed("unpacked_by_tests")
 
 
 def test_installed_plugins_of_a_run_are_imported(python):

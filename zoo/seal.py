@@ -8,7 +8,11 @@ import hashlib
 import os
 import re
 
-_LAST_LINE = re.compile(r"^# checksum of the lines above: ([0-9a-f]{64})\n?\Z", re.MULTILINE)
+EDITED = "edited"
+_LAST_LINE = re.compile(rf"^# checksum of the lines above: ([0-9a-f]{{64}}|{EDITED})\s*\Z", re.MULTILINE)
+_WAY_OUT = (
+    f"Bring the file back; or, if it is as you want it, end it with the line # checksum of the lines above: {EDITED}"
+)
 
 # What lies in run folders and exported folders, and hardly beside a recipe that somebody writes.
 _OF_RUNS = (
@@ -28,15 +32,23 @@ def sealed(text: str) -> str:
     return f"{text}# checksum of the lines above: {_digest(text)}\n"
 
 
-def seal_problem(text: str) -> str | None:
-    """What is wrong with a text by `sealed`; None if nothing is, or if it has no checksum."""
+def seal_problem(text: str, required: bool = False) -> str | None:
+    """What is wrong with a text by `sealed`; None if nothing is, or if it says that it was edited.
+
+    required: whether a text without the last line is cut off, and not of a version that wrote none.
+    """
     found = _LAST_LINE.search(text)
-    if found is None or found[1] == _digest(text[: found.start()]):
+    if found is None:
+        return f"cut off: its last line, the checksum, is missing. {_WAY_OUT}" if required else None
+    if found[1] in (EDITED, _digest(text[: found.start()])):
         return None
-    return (
-        "damaged or edited: the checksum in its last line does not match. Bring the file back; "
-        "or, if it is as you want it, remove the last line"
-    )
+    return f"damaged or edited: the checksum in its last line does not match. {_WAY_OUT}"
+
+
+def must_be_sealed(path: str | os.PathLike) -> bool:
+    """Whether a file is the recipe.yaml of a run whose version ended it with a checksum: those have a data.json."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return name == "recipe.yaml" and os.path.lexists(os.path.join(folder, "data.json")) and in_run_folder(path)
 
 
 def in_run_folder(path: str | os.PathLike) -> bool:

@@ -16,7 +16,7 @@ import yaml
 
 from zoo.errors import Problem, RecipeError, did_you_mean, shorten
 from zoo.files import FileError, read_bytes
-from zoo.seal import in_run_folder, seal_problem
+from zoo.seal import in_run_folder, must_be_sealed, seal_problem
 
 MAX_BYTES = 2_000_000
 MAX_DEPTH = 100
@@ -115,7 +115,7 @@ def _read_chain(path: str, below: list[str], extends: Node | None = None) -> Nod
         refuse(f"extends in a circle: {' -> '.join([*below, path])}")
     if len(below) > MAX_EXTENDS:
         refuse(f"more than {MAX_EXTENDS} files extend each other")
-    if in_run_folder(path) and (why := seal_problem(text)):
+    if in_run_folder(path) and (why := seal_problem(text, required=must_be_sealed(path))):
         refuse(why if extends is None else f"{path}: {why}")
     root = read_text(text, path)
     base = root.value.pop("extends", None)

@@ -36,10 +36,29 @@ def test_an_edited_recipe_is_refused_in_its_run_folder_alone(tmp_path):
         assert load_recipe(folder / "recipe.yaml").name == "a"
         (folder / "recipe.yaml").write_text(sealed(RECIPE).replace("name: a", "name: b"))
     assert load_recipe(tmp_path / "recipe.yaml").name == "b"
-    with pytest.raises(RecipeError, match=r"recipe\.yaml: damaged or edited: .* remove the last line"):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: damaged or edited: .* end it with the line"):
         load_recipe(run / "recipe.yaml")
     (run / "recipe.yaml").write_text(RECIPE)
     assert load_recipe(run / "recipe.yaml").name == "a"
+
+
+def test_a_recipe_that_was_cut_at_a_line_is_refused_in_its_run_folder(tmp_path):
+    """What is left is often a recipe too, with defaults in the place of what is gone."""
+    path = tmp_path / "recipe.yaml"
+    for name in ("data.json", "summary.json"):
+        (tmp_path / name).write_text("{}")
+    lines = sealed(RECIPE + "seed: 5\ntrain: {duration: 5ba}\n").splitlines(keepends=True)
+    path.write_text("".join(lines))
+    assert load_recipe(path).seed == 5
+    for n in (len(lines) - 1, len(lines) - 2):
+        path.write_text("".join(lines[:n]))
+        with pytest.raises(RecipeError, match=r"recipe\.yaml: cut off: its last line, the checksum, is missing"):
+            load_recipe(path)
+    path.write_text(RECIPE + "# checksum of the lines above: edited\n")
+    assert load_recipe(path).seed == 17
+    (tmp_path / "data.json").unlink()  # a run of a version that wrote no checksums
+    path.write_text(RECIPE)
+    assert load_recipe(path).name == "a"
 
 
 @pytest.mark.parametrize(

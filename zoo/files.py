@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -139,10 +140,10 @@ def read_json(
 def parse_object(
     text: str | bytes, place: object, remedy: str = "", error: type[ZooError] = FileError
 ) -> dict[str, Any]:
-    """Parse a JSON object.  Raises `error` at `place` for what is no JSON (NaN and Infinity included) or no object."""
+    """Parse a JSON object.  Raises `error` at `place` for what is no JSON (NaN and infinity included), or no object."""
     after = f"; {remedy}" if remedy else ""
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as found:  # UnicodeDecodeError is a ValueError
         raise error(f"{place}: damaged, not JSON: {found}{after}") from found
     if not isinstance(value, dict):
@@ -152,6 +153,13 @@ def parse_object(
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{shorten(number)} is too large")
+    return value
 
 
 def inside(folder: Path, name: object) -> str | None:

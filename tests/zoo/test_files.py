@@ -77,6 +77,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
         (b'{"a": NaN}', "NaN is no JSON number"),
         (b'{"a": -Infinity}', "-Infinity is no JSON number"),
         (b'{"a": ' + b"9" * 5000 + b"}", "damaged, not JSON"),
+        (b'{"a": 1e999}', "1e999.* is too large"),
         (b"[" * 100_000, "damaged, not JSON"),
         (b'{"a": "\xff"}', "not UTF-8 text: byte 7 is 0xff"),
     ],

@@ -147,10 +147,14 @@ def _expand_snappy(data: bytes, file: BinaryIO, most: int) -> None:
     file.write(pyarrow.decompress(data, decompressed_size=size, codec="snappy", asbytes=True))
 
 
-def _remove_broken_files(folder: Path, shard: dict) -> None:
+def _remove_broken_files(folder: Path, shard: dict) -> str | None:
     for info in (shard["raw_data"], shard.get("zip_data")):
-        if info and file_problem(folder, info):
-            (folder / info["basename"]).unlink(missing_ok=True)
+        if info and (problem := file_problem(folder, info)):
+            try:
+                (folder / info["basename"]).unlink(missing_ok=True)
+            except OSError:  # a folder in its place, or a folder that may not be written
+                return problem
+    return None
 
 
 def file_problem(folder: Path, info: dict) -> str | None:

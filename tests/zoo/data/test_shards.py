@@ -89,6 +89,13 @@ def test_broken_copies_of_remote_shards_are_removed(folder):
     assert zipped(folder, 2).exists()
 
 
+def test_a_folder_in_the_place_of_a_remote_shard_is_named(folder):
+    zipped(folder, 1).unlink()
+    zipped(folder, 1).mkdir()
+    with pytest.raises(DataError, match=rf"{zipped(folder, 1).name}: must be a file; found a folder; remove it"):
+        remove_broken(folder)
+
+
 def index_of(folder) -> dict:
     return json.loads((folder / "index.json").read_text())
 

@@ -38,14 +38,17 @@ def listed(folder: Path) -> list[Checkpoint]:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint file, or None.
 
-    torch.save writes a zip archive with a CRC-32 of every tensor: a truncated file and a flipped bit both show.
+    torch.save writes a zip archive with a CRC-32 of every tensor: a truncated file and a flipped bit both show.  It
+    compresses nothing; an archive that unpacks to more bytes than it has is none of its, and is not unpacked.
     """
     try:
-        check_file(path)
+        size = check_file(path)
     except FileError as error:
         return str(error).removeprefix(f"{path}: ")
     try:
         with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > size:
+                return "it unpacks to more bytes than it has, which no checkpoint does"
             bad = archive.testzip()
     except Exception as error:  # a damaged header can raise nearly anything: BadZipFile, EOFError, NotImplementedError
         return f"{type(error).__name__}: {error}"

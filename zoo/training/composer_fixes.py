@@ -22,7 +22,7 @@ import logging
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import composer.utils.checkpoint as composer_checkpoint
@@ -66,7 +66,7 @@ def refuse_code(path: str | Path) -> None:
     """Raise ZooError if a checkpoint names anything but tensors and plain values; nothing of it is executed."""
     try:
         strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - {name for _, name in _ALLOWED}
-    except (pickle.UnpicklingError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, ValueError) as error:  # RuntimeError: of an archive of other files
         raise _refusal(path, str(error).splitlines()[0]) from error
     if strange:
         raise _refusal(path, f"it asks for {', '.join(sorted(strange))}")
@@ -82,20 +82,38 @@ def read_safely(path: str | Path, map_location: str = "cpu", mmap: bool = False)
         raise _refusal(path, str(error).splitlines()[0]) from error
 
 
-def refuse_other_weights(path: Path, expected: Collection[str]) -> None:
-    """Raise ZooError unless a checkpoint has the decoder's weights of these names.
+def refuse_other_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise ZooError unless a checkpoint is of a training, with the decoder's weights of these names and shapes.
 
-    Composer would end in a traceback of torch's.
+    Composer would end in a traceback of its own or of torch's.
     """
-    found = {name.removeprefix(PREFIX) for name in read_safely(path, mmap=True)["state"]["model"]}
+    found = _weights_of(path)
     wrong = [f"{name} is missing" for name in expected if name not in found]
     wrong += [f"{name} is not part of the model" for name in sorted(found) if name not in expected]
+    for name, tensor in expected.items():
+        shape = getattr(found.get(name), "shape", None)
+        if name in found and shape != tensor.shape:
+            what = type(found[name]).__name__ if shape is None else list(shape)
+            wrong.append(f"{name} must be {list(tensor.shape)}; found {what}")
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise ZooError(
             f"{path}: not the weights of this version's model: {wrong[0]}{more}. "
             f"Continue the run with the version that began it, or remove {path.parents[1]} to start over"
         )
+
+
+def _weights_of(path: Path) -> dict[str, object]:
+    """The weights in a checkpoint by the decoder's names.  Raises ZooError if the file is no checkpoint of Composer."""
+    content = read_safely(path, mmap=True)
+    state = content.get("state") if isinstance(content, dict) else None
+    keys = ("model", "optimizers", "timestamp")
+    if not (isinstance(state, dict) and "rng" in content and all(isinstance(state.get(key), dict) for key in keys)):
+        raise ZooError(
+            f"{path}: not the checkpoint of a training: it must have rng, and state with {', '.join(keys)}; "
+            "bring the checkpoint back, or remove this file to continue from the one before"
+        )
+    return {str(name).removeprefix(PREFIX): value for name, value in state["model"].items()}
 
 
 def _refusal(path: str | Path, found: str) -> ZooError:

@@ -1,6 +1,7 @@
 """Which checkpoint a run continues from, when files are missing, damaged or half written."""
 
 import os
+import zipfile
 
 import pytest
 import torch
@@ -72,3 +73,10 @@ def test_every_byte_of_a_tensor_is_checked(folder):
     for offset in (start, start + 3999):
         path.write_bytes(content[:offset] + bytes([content[offset] ^ 128]) + content[offset + 1 :])
         assert damage(path) is not None
+
+
+def test_an_archive_that_unpacks_to_more_is_not_unpacked(tmp_path):
+    path = tmp_path / "ep0-ba1-rank0.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"0" * 1_000_000)
+    assert damage(path) == "it unpacks to more bytes than it has, which no checkpoint does"

@@ -1,6 +1,7 @@
 """Each wrapper around Composer, alone; test_train.py sees them at work together."""
 
 import os
+import zipfile
 
 import pytest
 import torch
@@ -38,17 +39,48 @@ def test_what_composer_saves_is_read(tmp_path):
     assert composer_fixes.read_safely(path)["state"]["w"].tolist() == [1, 1]
 
 
+def save_weights(path, weights: dict) -> None:
+    """A checkpoint as Composer writes it, as far as it is looked at."""
+    model = {f"summed_loss.decoder.{name}": value for name, value in weights.items()}
+    torch.save({"rng": [], "state": {"model": model, "optimizers": {}, "timestamp": {}}}, path)
+
+
 def test_a_checkpoint_of_other_weights_is_one_clear_error(tmp_path):
     path = tmp_path / "run" / "checkpoints" / "ep0-ba1-rank0.pt"
     path.parent.mkdir(parents=True)
-    held = {f"summed_loss.decoder.{name}": torch.ones(2) for name in ("query", "output")}
-    torch.save({"state": {"model": held}}, path)
-    composer_fixes.refuse_other_weights(path, ["output", "query"])
+    right = {name: torch.ones(2) for name in ("output", "query")}
+    save_weights(path, right)
+    composer_fixes.refuse_other_weights(path, right)
     said = (
         r"ba1-rank0\.pt: not the weights of this version's model: input is missing \(and 1 more\)\. .*remove .*run to"
     )
     with pytest.raises(ZooError, match=said):
-        composer_fixes.refuse_other_weights(path, ["input", "output"])
+        composer_fixes.refuse_other_weights(path, {"input": torch.ones(2), "output": torch.ones(2)})
+    with pytest.raises(ZooError, match=r"output must be \[3\]; found \[2\]\. Continue"):
+        composer_fixes.refuse_other_weights(path, right | {"output": torch.ones(3)})
+    save_weights(path, right | {"output": 7})
+    with pytest.raises(ZooError, match=r"output must be \[2\]; found int"):
+        composer_fixes.refuse_other_weights(path, right)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[1, 2], torch.ones(3), {"state": {}}, {"rng": [], "state": {"model": 3}}, {"state": {"model": {}}}],
+    ids=str,
+)
+def test_a_file_of_torch_that_is_no_checkpoint(tmp_path, content):
+    path = tmp_path / "ep0-ba1-rank0.pt"
+    torch.save(content, path)
+    with pytest.raises(ZooError, match=r"ba1-rank0\.pt: not the checkpoint of a training: it must have rng"):
+        composer_fixes.refuse_other_weights(path, {"output": torch.ones(2)})
+
+
+def test_a_zip_archive_of_something_else(tmp_path):
+    path = tmp_path / "ep0-ba1-rank0.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "hello")
+    with pytest.raises(ZooError, match=r"ba1-rank0\.pt: refused, because a checkpoint holds tensors"):
+        composer_fixes.refuse_code(path)
 
 
 def test_a_write_that_dies_leaves_the_old_file(tmp_path, monkeypatch):

@@ -22,6 +22,13 @@ class HeldOut:
         self.data, self.name = data, name
         self._settings = {"max_seq_len": max_seq_len, "vocab_size": vocab_size, "seed": seed}
 
+    @classmethod
+    def of_prepared(cls, prepared: Any) -> "HeldOut":
+        """Held-out rows of data that are prepared already."""
+        held_out = cls(prepared.config, max_seq_len=prepared.seq_len, vocab_size=prepared.vocab_size, seed=0)
+        held_out.prepared = prepared
+        return held_out
+
     @cached_property
     def prepared(self):
         from zoo.data import prepare

@@ -100,7 +100,8 @@ class Metrics(Callback):
 
     writers: called as writer(record) on rank 0. A batch's record has batch (batches done), tokens, time_s, loss, lr,
     grad_norm, tokens_per_s and, where the device's peak is known, mfu; a validation's has batch, tokens, time_s,
-    validation_loss (nats a target) and, where rows are text, validation_bits_per_byte (of the same targets' bytes).
+    validation_loss (nats a target) and, where rows are text, validation_bits_per_byte (of the same targets' bytes),
+    or, where targets are the answers of a task, validation_accuracy.
     check: called as check(batch, loss, norm) before a record is written; it raises to stop the training.
     saves: whether a checkpoint is due after so many batches.
 
@@ -157,6 +158,11 @@ class Metrics(Callback):
         found = {name: float(metric.compute()) for name, metric in state.eval_metrics["validation"].items()}
         record = self._place(state) | {f"validation_{name}": value for name, value in found.items()}
         self._write(record, logger, "validation")
+
+    def scores(self, state, logger, found: dict) -> None:
+        """Write the scores of evaluation tasks, of the names task/LABEL/METRIC."""
+        self._finish(logger)
+        self._write(self._place(state) | found, logger, "scores")
 
     def _speed(self, tokens: int, seconds: float) -> float:
         """Tokens a second over the latest batches.

@@ -38,9 +38,29 @@ class SummedLoss(torch.nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, batch: dict) -> torch.Tensor:
-        """The sum of the cross-entropies of a batch's targets, in nats."""
+    def forward(
+        self, batch: dict, *, places: tuple[torch.Tensor, torch.Tensor] | None = None, count_right: bool = False
+    ) -> torch.Tensor:
+        """The sum of the cross-entropies of a batch's targets, in nats.
+
+        count_right: [2], with the number of targets that are the likeliest token behind it.
+        places: (row_N, position_N); the logits [N, V] after these places instead of a loss.
+        """
+        if places is not None:
+            hidden_BTC = self.decoder.hidden(batch["input_ids"], batch["document_starts"])
+            return torch.nn.functional.linear(hidden_BTC[places], self.decoder.head_weight)
+        if count_right:
+            return self._loss_and_right(batch)
         return self.decoder.loss(batch["input_ids"], batch["labels"], batch["document_starts"], reduction="sum")
+
+    def _loss_and_right(self, batch: dict) -> torch.Tensor:
+        """[2] float64: the summed loss, and how many targets are the likeliest token."""
+        labels_BT = batch["labels"]
+        where = (labels_BT != IGNORED).nonzero(as_tuple=True)
+        logits_NV = self(batch, places=where).float()
+        total = torch.nn.functional.cross_entropy(logits_NV, labels_BT[where], reduction="sum")
+        right = (logits_NV.argmax(1) == labels_BT[where]).sum()
+        return torch.stack((total.double(), right.double()))
 
     def fsdp_wrap_fn(self, module: torch.nn.Module) -> bool:
         """Each layer is sharded by itself; embedding, last norm and head together."""
@@ -54,12 +74,13 @@ class LanguageModel(ComposerModel):
     """zoo.model.Decoder as a ComposerModel; its forward is the sum of a batch's cross-entropies.
 
     token_bytes: of zoo/data/token_bytes.py; None: no bits per byte.
+    answers: whether the targets are the answers of a task, few of a row, so that validation counts the right ones.
     """
 
-    def __init__(self, decoder: torch.nn.Module, token_bytes: np.ndarray | None = None):
+    def __init__(self, decoder: torch.nn.Module, token_bytes: np.ndarray | None = None, answers: bool = False):
         super().__init__()
         self.summed_loss = SummedLoss(decoder)
-        self.token_bytes = token_bytes
+        self.token_bytes, self.answers = token_bytes, answers
 
     def forward(self, batch: dict) -> torch.Tensor:
         return self.summed_loss(batch)
@@ -68,15 +89,18 @@ class LanguageModel(ComposerModel):
         return outputs / n_targets(batch)
 
     def eval_forward(self, batch: dict, outputs: torch.Tensor | None = None) -> torch.Tensor:
-        return self(batch) if outputs is None else outputs
+        """The sum of a batch's cross-entropies; of answers [2], with the number of right ones behind it."""
+        return self.summed_loss(batch, count_right=self.answers) if outputs is None else outputs
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
         if is_train:
             return {}
         of_bytes = {} if self.token_bytes is None else {"bits_per_byte": BitsPerByte(self.token_bytes)}
-        return {"loss": MeanLoss(), **of_bytes}
+        return {"loss": MeanLoss(), **of_bytes, **({"accuracy": Accuracy()} if self.answers else {})}
 
     def update_metric(self, batch: dict, outputs: torch.Tensor, metric: Metric) -> None:
+        if self.answers:
+            outputs = outputs[1] if isinstance(metric, Accuracy) else outputs[0]
         metric.update(outputs, batch["labels"])
 
 
@@ -97,6 +121,10 @@ class MeanLoss(Metric):
 
     def compute(self) -> torch.Tensor:
         return self.total / self.targets
+
+
+class Accuracy(MeanLoss):
+    """Share of the targets of all devices that are the likeliest token; `total` counts the right ones."""
 
 
 class BitsPerByte(Metric):

@@ -1,8 +1,8 @@
 """The `train:` and `eval:` sections of a recipe. No torch here: `zoo show` and every refusal must answer at once."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from zoo.errors import shorten
 from zoo.parts import LOGGERS, OPTIMIZERS, SCHEDULES, NameOf, PartOf
@@ -51,6 +51,14 @@ class CheckpointConfig(_Section):
     keep: CountOrAll = Field(2, description="How many of the newest checkpoints are kept.")
 
 
+class StopAtConfig(_Section):
+    """When a training ends before its duration."""
+
+    accuracy: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="Share of the validation answers that are right: data source `synthetic` only."
+    )
+
+
 class TrainConfig(_Section):
     """How a model is trained."""
 
@@ -59,6 +67,10 @@ class TrainConfig(_Section):
         None, description="Rows of one optimiser step, over all devices. Give this or batch_tokens; 32 if neither."
     )
     batch_tokens: Count | None = Field(None, description="Tokens of one optimiser step; a multiple of data.seq_len.")
+    stop_at: StopAtConfig | None = Field(
+        None,
+        description="End at a validation that reaches this, e.g. {accuracy: 0.99}; the duration is the latest end.",
+    )
     micro_batch: CountOrAuto = Field(
         "auto",
         description="Rows of one forward and backward on one device. auto: on a GPU the most that fits (found while "
@@ -157,3 +169,21 @@ class EvalConfig(_Section):
     batches: CountOrAll = Field(
         64, description="Validation batches (of the training batch size) each time; all: the whole validation split."
     )
+    tasks: list[str | dict[str, Any]] = Field(
+        [],
+        description="Evaluation tasks to score at each interval and at the end: names, groups, and mappings such as "
+        "{task: niah_single_1, lengths: [1024]}; `zoo eval --list` names them.",
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _known_tasks(cls, value: list) -> list:
+        if value:
+            from zoo.evaluation.errors import EvaluationError
+            from zoo.evaluation.registry import make_tasks
+
+            try:
+                make_tasks(value)
+            except EvaluationError as error:
+                raise ValueError(str(error)) from error
+        return value

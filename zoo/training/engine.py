@@ -11,7 +11,8 @@ from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config
 
 from zoo import cost
-from zoo.errors import ZooError
+from zoo.errors import Problem, RecipeError, ZooError
+from zoo.evaluation.registry import make_tasks
 from zoo.files import sha256
 from zoo.kernels.dispatch import use_implementation
 from zoo.model import build_model
@@ -34,6 +35,7 @@ from zoo.training.interrupts import Interrupted, StopRequests
 from zoo.training.loggers import JsonLines, TensorBoard, composer_loggers, read_metrics
 from zoo.training.optimizer import make_optimizer
 from zoo.training.run_folder import RunFolder
+from zoo.training.scores import StopAtAccuracy, TaskScores, TrainingSubject
 from zoo.training.screen import Screen
 from zoo.training.setup import Setup
 from zoo.training.summary import Summary
@@ -78,10 +80,11 @@ class Engine:
         decoder.max_documents = setup.prepared.max_documents
         self.n_parameters = sum(parameter.numel() for parameter in decoder.parameters())
         self.loaders = {split: setup.loader(split) for split in ("train", "validation")}
-        model = LanguageModel(decoder, setup.token_bytes())
+        model = LanguageModel(decoder, setup.token_bytes(), answers=setup.has_answers)
         self.metric_names = list(model.get_metrics())
         if not device.sharded:  # before the optimiser, which asks where the weights are
             model = get_device(device.name).module_to_device(model)
+        self.stop_at = self._make_stop_at()
         self.stopper, restore = StopOnSignal(requests, setup.plan.saves), RestoreRandomState()
         self.writers, self.evaluator = self._make_writers(), self._make_evaluator()
         optimizer = make_optimizer(model, train.optimizer)
@@ -97,7 +100,7 @@ class Engine:
             device_train_microbatch_size=device.micro_batch,
             accumulate_train_batch_on_tokens=True,
             parallelism_config={"fsdp": FSDP2Config(state_dict_type="full")} if device.sharded else None,
-            callbacks=[restore, *self._callbacks(), self._saver()],
+            callbacks=[restore, *self._callbacks(model, decoder), self._saver()],
             loggers=composer_loggers(train.loggers, recipe.name, setup.folder.path),
             load_path=str(setup.checkpoint.path) if setup.checkpoint else None,
             seed=recipe.seed,
@@ -114,7 +117,7 @@ class Engine:
         Raises Interrupted if a signal ended it early.
         """
         setup = self.setup
-        validates, trains = self._owes_validation(), setup.from_batch < setup.plan.total
+        validates, trains = self._owes_validation(), setup.from_batch < setup.plan.total and not self._had_reached()
         if not (validates or trains):  # killed between the last checkpoint and the weights
             return
         self.requests.enter("stops after this batch and saves")
@@ -123,6 +126,8 @@ class Engine:
             with torch.autograd.set_multithreading_enabled(False):
                 if validates:
                     self.trainer.eval()
+                    if self.stop_at is not None and self.stop_at.reached:
+                        trains = False
                 if trains and not self.stopper.stopped:
                     setup.screen.start(setup.plan, setup.from_batch)
                     self.trainer.fit()
@@ -131,7 +136,8 @@ class Engine:
         finally:
             setup.screen.close()
         done = int(self.trainer.state.timestamp.batch)
-        if done < setup.plan.total or self.stopper.cut_short:
+        ended = done == setup.plan.total or (self.stop_at is not None and self.stop_at.reached)
+        if not ended or self.stopper.cut_short:
             raise Interrupted(f"stopped after batch {done} of {setup.plan.total}; {self.where_it_continues()}")
 
     def _owes_validation(self) -> bool:
@@ -145,6 +151,18 @@ class Engine:
             owes = [not any("validation_loss" in r and r["batch"] == setup.from_batch for r in records)]
         dist.broadcast_object_list(owes, src=0)
         return owes[0]
+
+    def _had_reached(self) -> bool:
+        """Whether an earlier session ended at `train.stop_at`, and was killed before the weights were written."""
+        reached = [False]
+        if self.stop_at is not None and self.setup.device.rank == 0:
+            records = read_metrics(self.setup.folder.metrics)
+            known = [r.get("validation_accuracy", 0) for r in records if r["batch"] == self.setup.from_batch]
+            reached = [max(known, default=0) >= self.stop_at.share]
+        dist.broadcast_object_list(reached, src=0)
+        if reached[0]:
+            self.stop_at.reached = True
+        return reached[0]
 
     def finish(self) -> Summary:
         """Write the weights and the summary, and print it. All processes must call this."""
@@ -187,21 +205,32 @@ class Engine:
         """A sentence about the newest checkpoint, for messages."""
         return where_it_continues(self.setup.folder.checkpoints)
 
-    def _callbacks(self) -> list:
+    def _make_stop_at(self) -> StopAtAccuracy | None:
+        wanted = self.setup.recipe.train.stop_at
+        if wanted is None:
+            return None
+        if not self.setup.has_answers or self.loaders["validation"] is None:
+            raise RecipeError([Problem("accuracy needs validation rows of data source synthetic", key="train.stop_at")])
+        return StopAtAccuracy(wanted.accuracy)
+
+    def _callbacks(self, model: LanguageModel, decoder) -> list:
         setup = self.setup
         clip = ClipGradients(setup.recipe.train.clip_norm)
+        metrics = Metrics(
+            clip,
+            self.writers,
+            self._mfu_per_token(),
+            check=partial(refuse_non_finite, last_good=self.where_it_continues),
+            saves=setup.plan.saves,
+        )
         return [
             LearningRate(setup.plan, self.peaks),
             clip,
-            Metrics(
-                clip,
-                self.writers,
-                self._mfu_per_token(),
-                check=partial(refuse_non_finite, last_good=self.where_it_continues),
-                saves=setup.plan.saves,
-            ),
+            metrics,
             self.stopper,
             Beats(self.watchdog.beat),
+            *self._scores(model, decoder, metrics),
+            *filter(None, [self.stop_at]),
         ]
 
     def _make_step(self) -> BatchStep | None:
@@ -214,6 +243,17 @@ class Engine:
             return None
         return BatchStep(train.cuda_graph if reason is None else "off")
 
+    def _scores(self, model: LanguageModel, decoder, metrics: Metrics) -> list:
+        """What scores the evaluation tasks of the recipe; nothing where it names none."""
+        setup = self.setup
+        if not setup.recipe.eval.tasks:
+            return []
+        subject = TrainingSubject(model, decoder, setup.prepared, setup.device.precision)
+        tasks = make_tasks(setup.recipe.eval.tasks)
+        stopped = lambda: self.stopper.stopped  # noqa: E731 - asked later
+        beat = self.watchdog.beat
+        return [TaskScores(subject, tasks, setup.plan.validates, stopped, metrics.scores, setup.device.sharded, beat)]
+
     def _make_writers(self) -> list:
         setup = self.setup
         if setup.device.rank != 0:
@@ -222,10 +262,14 @@ class Engine:
         return [setup.screen, JsonLines(folder.metrics, start), TensorBoard(folder.tensorboard, start)]
 
     def _saver(self) -> Saver:
-        setup, stopper = self.setup, self.stopper
+        setup, stopper, stop_at = self.setup, self.stopper, self.stop_at
 
         def due(state, event: Event) -> bool:
-            return event == Event.BATCH_CHECKPOINT and (setup.plan.saves(int(state.timestamp.batch)) or stopper.stopped)
+            return event == Event.BATCH_CHECKPOINT and (
+                setup.plan.saves(int(state.timestamp.batch))
+                or stopper.stopped
+                or (stop_at is not None and stop_at.reached)
+            )
 
         keep = setup.recipe.train.checkpoint.keep
         saver = Saver(

@@ -18,7 +18,7 @@ MOST_LINE_BYTES = 1 << 20
 MOST_NUMBER = 1e100  # plots and sums of larger ones overflow
 MEASURED = (
     *("tokens", "time_s", "loss", "lr", "grad_norm", "tokens_per_s", "mfu"),
-    *("validation_loss", "validation_bits_per_byte"),
+    *("validation_loss", "validation_bits_per_byte", "validation_accuracy"),
 )
 
 
@@ -105,7 +105,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=purged)
 
     def __call__(self, record: dict) -> None:
-        label = "validation" if "validation_loss" in record else "train"
+        label = "validation" if "validation_loss" in record else "train" if "loss" in record else "scores"
         for name, value in record.items():
             if name not in ("batch", "tokens", "time_s"):
                 self._writer.add_scalar(f"{label}/{name.removeprefix('validation_')}", value, record["batch"])

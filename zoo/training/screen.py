@@ -67,7 +67,11 @@ class Screen:
         if "validation_loss" in record:
             bits = record.get("validation_bits_per_byte")
             end = "" if bits is None else f", {bits:.3f} bits per byte"
+            end += f", accuracy {record['validation_accuracy']:.1%}" if "validation_accuracy" in record else ""
             self.say(f"validation after batch {record['batch']}: loss {record['validation_loss']:.4f}{end}")
+            return
+        if "loss" not in record:
+            self._say_scores(record)
             return
         loss, speed = f"{record['loss']:.4f}", f"{record['tokens_per_s']:,.0f}"
         if self._bar is not None:
@@ -79,6 +83,16 @@ class Screen:
                 f"batch {record['batch']:>{width}}/{self.plan.total}  loss {loss}  lr {record['lr']:.2e}  "
                 f"{speed} tokens/s{mfu}"
             )
+
+    def _say_scores(self, record: dict) -> None:
+        """One line a task: the first of its metrics."""
+        told = set()
+        for name, value in record.items():
+            _, _, rest = name.partition("task/")
+            label, _, metric = rest.rpartition("/")
+            if label and metric != "stderr" and label not in told:
+                told.add(label)
+                self.say(f"after batch {record['batch']}: {label}: {metric} {value:.4f}")
 
     def close(self) -> None:
         """Take the progress bar away."""

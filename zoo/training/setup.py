@@ -8,6 +8,7 @@ from composer import DataSpec
 from composer.utils import dist
 
 from zoo import data
+from zoo.data.config import Synthetic
 from zoo.data.errors import DataError
 from zoo.data.identity import DataRecord
 from zoo.data.token_bytes import token_bytes
@@ -90,6 +91,11 @@ class Setup:
     def from_batch(self) -> int:
         """Batches that earlier sessions have done."""
         return self.checkpoint.batch if self.checkpoint else 0
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the targets are the answers of synthetic tasks, of which validation counts the right ones."""
+        return all(isinstance(s.source, Synthetic) for streams in self.prepared.streams.values() for s in streams)
 
     def loader(self, split: str) -> DataSpec | None:
         """Batches of a split for Composer, None if it has no rows."""

@@ -63,6 +63,11 @@ Plugins = Annotated[
         help="Import this module of block kinds, e.g. one that a run folder names. Repeatable.",
     ),
 ]
+REFUSALS = {  # what the system may say to any command, and is no bug
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "cannot be written"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE), "cannot be read or written"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "cannot be opened"),
+}
 Kind = Annotated[str | None, typer.Argument(help="A kind of block; without it all kinds.", show_default=False)]
 Version = Annotated[bool, typer.Option("--version", callback=lambda wanted: _version(wanted), is_eager=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -359,9 +364,9 @@ def run(arguments: list[str] | None = None) -> int:
             _tell("interrupted")
         return end.code if isinstance(end.code, int) else 0
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in REFUSALS:
             raise
-        _tell(f"{error.filename or 'standard output'}: cannot be written: {error.strerror}")
+        _tell(f"{error.filename or 'standard output'}: {REFUSALS[error.errno]}: {error.strerror}")
         with contextlib.suppress(OSError, ValueError):  # what was not written would fail once more when Python ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit codes, and that no mistake of a user ends in a traceback."""
 
+import errno
 import json
 import os
 import subprocess
@@ -149,6 +150,23 @@ def test_exit_codes_of_failures(zoo, monkeypatch):
     assert fail(ZooError("the loss is not finite")) == (1, "", "the loss is not finite\n")
     assert fail(Interrupted("saved"))[0] == 130
     assert fail(KeyboardInterrupt())[0] == 130
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EROFS, "x.html: cannot be written: Read-only file system\n"),
+        (errno.EACCES, "x.html: cannot be read or written: Permission denied\n"),
+        (errno.EMFILE, "x.html: cannot be opened: Too many open files\n"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(zoo, monkeypatch, number, told):
+    def train(recipe, run_dir):
+        raise OSError(number, os.strerror(number), "x.html")
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(os, "dup2", lambda *descriptors: None)
+    assert zoo("train", ANSA) == (1, "", told)
 
 
 def test_a_reader_that_goes_away_is_no_error():

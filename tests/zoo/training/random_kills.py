@@ -290,7 +290,9 @@ class Harness:
                 problems.append("hangs")
             if "Traceback" in said and not (self.real and ranks > 1):  # launchers print their own
                 problems.append("traceback")
-            if sent and signal_name != "SIGKILL" and ranks == 1 and code not in (0, 130) and "batch" in moment:
+            complete = (self.folder / name / "summary.json").exists()  # Python ends, and no handler is left
+            graceful = signal_name != "SIGKILL" and ranks == 1 and "batch" in moment and not complete
+            if sent and graceful and code not in (0, 130):
                 problems.append(f"exit code {code}")
         code = self.run(name, ranks, parallelism, workers, cache).wait()
         if code != 0:

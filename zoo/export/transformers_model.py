@@ -254,7 +254,12 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
         """The outputs of the embedding and of each layer, as they are computed; nothing if not wanted."""
         states: list[torch.Tensor] = []
         modules = [self.decoder.embedding, *self.decoder.layers] if wanted else []
-        hooks = [module.register_forward_hook(lambda *call: states.append(call[-1])) for module in modules]
+
+        def record(module: torch.nn.Module, arguments: tuple, output: torch.Tensor | tuple) -> None:
+            """A layer returns the residual stream and what is to be added to it."""
+            states.append(output[0] + output[1] if isinstance(output, tuple) else output)
+
+        hooks = [module.register_forward_hook(record) for module in modules]
         try:
             yield states
         finally:

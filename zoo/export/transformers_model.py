@@ -178,6 +178,7 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: ZooCache | None = None,
+        inputs_embeds: None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         cache_position: torch.Tensor | None = None,
@@ -194,12 +195,15 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
         the tokens, or restarting from 0 at each document of a packed row.  labels: as input_ids, -100 where there is no
         target; shifted here.  num_items_in_batch: targets that the loss is divided by, those of the labels if None.
         past_key_values, cache: the same under its earlier and its later name, made by `new_cache`; without it, and with
-        use_cache, one of max_seq_len is made. No gradient goes through a cache.
+        use_cache, one of max_seq_len is made. No gradient goes through a cache.  use_cache: None is the config's
+        use_cache, False where that says nothing or gradients are computed.
         output_hidden_states: embeddings and the output of each layer, the last one after the norm, [B, T, C] each.
         Raises ValueError, naming it, for any other argument, and for a value that the model cannot honour.
         """
-        self._refuse_others(others, input_ids)
+        self._refuse_others(others | {"inputs_embeds": inputs_embeds}, input_ids)
         cache = _ours(past_key_values, cache)
+        if use_cache is None:
+            use_cache = getattr(self.config, "use_cache", False) and not torch.is_grad_enabled()
         if cache is None and use_cache:
             cache = self.new_cache(len(input_ids), max(self.decoder.config.max_seq_len, input_ids.shape[1]))
         if cache is not None and labels is not None and torch.is_grad_enabled():

@@ -71,6 +71,22 @@ def test_a_tuple(pair, tokens):
     torch.testing.assert_close(ours[:2], theirs[:2], rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
+def test_arguments_by_their_place(pair, tokens):
+    tokens_BT = tokens(2, 5)
+    ours, theirs = (model(tokens_BT, torch.ones_like(tokens_BT), None, None, None, tokens_BT) for model in pair)
+    torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
+def test_a_cache_that_the_config_asks_for(zoo_model, tokens):
+    model, tokens_BT = zoo_model(), tokens(2, 6)
+    model.config.use_cache = True
+    with torch.no_grad():
+        cache = model(tokens_BT[:, :5])[CACHE]
+        last = model(tokens_BT[:, 5:], **{CACHE: cache}).logits[:, -1]
+        torch.testing.assert_close(last, model(tokens_BT, use_cache=False).logits[:, -1])
+    assert CACHE not in model(tokens_BT, labels=tokens_BT)  # no gradient goes through one
+
+
 @pytest.mark.parametrize("items", [None, 30], ids=["one batch", "accumulated batches"])
 def test_gradients(zoo_model, llama_of, tokens, items):
     model = zoo_model()

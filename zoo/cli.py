@@ -374,7 +374,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _tell(message: str) -> None:
-    err(message)  # says nothing if nobody reads any more; the exit code still tells
+    err(message)  # does nothing if the reader has gone; the exit code still says that the command failed
 
 
 def main() -> None:

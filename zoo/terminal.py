@@ -72,7 +72,7 @@ def out(text: str = "", end: str = "\n", flush: bool = False) -> None:
 
 
 def err(text: str = "", end: str = "\n") -> None:
-    """Print to standard error; says nothing if nobody reads it."""
+    """Print to standard error; does nothing if its reader has gone."""
     with contextlib.suppress(BrokenPipeError):
         _write(sys.stderr, text, end, True)
 

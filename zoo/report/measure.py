@@ -118,7 +118,7 @@ def _prefill(model, inputs_BT) -> tuple[Callable[[], None], int | None]:
 
 
 def training_tensors(recipe, seq_len: int) -> int:
-    """Peak bytes of tensors on the CUDA device in training steps of one row, for zoo/sizing.py to be held to.
+    """Peak bytes of tensors on the CUDA device in training steps of one row, which a test compares with zoo/sizing.py.
 
     The gradients of an earlier micro-batch are there, as in `zoo train` with more than one row a batch.
     """

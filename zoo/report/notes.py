@@ -11,7 +11,7 @@ MOST_PARAMETERS_APART = 0.03
 def notes(columns: Sequence[Column], facts: Sequence[dict[str, Any]]) -> list[str]:
     """One sentence for each difference from the first column (the first that has numbers, if that one has none).
 
-    A column that failed later, in training or measuring, still shows its costs, and is told of like the others.
+    A column that failed later, in training or measuring, still shows its costs, so its differences are listed too.
     """
     pairs = [(column, found) for column, found in zip(columns, facts, strict=True) if "parameters" in found]
     found: list[str] = []

@@ -182,7 +182,7 @@ def check_data(folder: RunFolder, prepared: PreparedData, record: DataRecord, wh
 def check_data_of_complete(folder: RunFolder, recipe, say: Say) -> None:
     """As `check_data` for a complete run, without preparing data whose files are untouched.
 
-    Data that are no longer there do not make the run incomplete: they are told of.
+    Data that are no longer there do not make the run incomplete; `say` gets a sentence about them.
     """
     from zoo.data import prepare_for
 

@@ -1,4 +1,4 @@
-"""What a training came to, for summary.json and for the last lines on the screen."""
+"""The results of a training, for summary.json and for the last lines on the screen."""
 
 import os
 import sys

@@ -69,7 +69,9 @@ def joins_words(settings: dict) -> bool:
     prepends = {"type": "Prepend", "prepend": "▁"}
     if not splitters:
         return replaces in normalizers and all(n in (replaces, prepends) for n in normalizers)
-    return not normalizers and len(splitters) == 1 and splitters[0]["type"] == "Metaspace" and not splitters[0]["split"]
+    first = splitters[0]
+    whole = first["type"] == "Metaspace" and not first.get("split", True)  # older files do not say, and split
+    return not normalizers and len(splitters) == 1 and whole
 
 
 def without_prepended_space(settings: dict) -> dict | None:

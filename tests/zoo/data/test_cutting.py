@@ -265,6 +265,16 @@ def test_words_beyond_the_bound_are_not_learnt(monkeypatch):
     assert len(tokens.encode("zzzzzz")) == 6
 
 
+def test_a_metaspace_of_older_files_does_not_say_that_it_splits():
+    later = unigram().to_str()
+    found = json.loads(later)
+    found["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}
+    older = Subwords(json.dumps(found), "<|end|>")
+    text = "hello world, the end"
+    assert older.encode(text).tolist() == Subwords(later, "<|end|>").encode(text).tolist()
+    assert older.last_cut(text) == text.rindex(" ")
+
+
 def test_a_document_without_a_place_to_cut_is_refused_by_name(prep, small_parts, tmp_path):
     path = tmp_path / "dna.txt"
     path.write_text("ACGT" * 100)

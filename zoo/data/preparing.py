@@ -159,7 +159,7 @@ class _Preparation:
     ) -> tuple[str, dict[str, RowStream]]:
         """Return the content key of a source, and its rows by split."""
         if isinstance(source, Mds):
-            with self.locked(self.root / "mds") if source.remote else nullcontext():
+            with self.locked(self.root / "mds", alone=True) if source.remote else nullcontext():
                 sizes = {"seq_len": self.seq_len, "vocab_size": vocab_size}
                 key, stream = open_mds(source, tokenizer, self.root, say=self.say, **sizes)
             return key, {"validation" if fraction == 1.0 else "train": stream}
@@ -227,10 +227,11 @@ class _Preparation:
                     shutil.rmtree(folder)
 
     @contextmanager
-    def locked(self, path: Path) -> Iterator[None]:
+    def locked(self, path: Path, alone: bool = False) -> Iterator[None]:
         """Hold a lock that the system drops when the process dies, so a killed run blocks nobody.
 
         What is complete is never written again: where the cache is read-only, it is used without a lock.
+        alone: `path` names the lock only, and nothing of the cache has to be there.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -238,7 +239,7 @@ class _Preparation:
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise
-            if not path.is_dir():
+            if not (alone or path.is_dir()):
                 raise DataError(
                     f"data cache {self.root}: cannot be written ({error.strerror}), and {path.name} is not prepared in "
                     "it; set data.cache_dir or ZOO_DATA_CACHE to a folder of your own"

@@ -365,6 +365,8 @@ def read_only(monkeypatch, cache) -> None:
 @pytest.mark.parametrize("tokenizer", [{"kind": "byte"}, {"kind": "bpe", "vocab_size": 300}])
 def test_prepared_rows_in_a_read_only_cache_are_used(prep, of_text, tmp_path, monkeypatch, tokenizer):
     first = prep(of_text(tokenizer=tokenizer))
+    for stream in (*first.streams["train"], *first.streams["validation"]):  # nothing is left to be decompressed
+        assert all((stream.folder / shard["raw_data"]["basename"]).is_file() for shard in read_index(stream.folder))
     read_only(monkeypatch, tmp_path / "cache")
     assert prep(of_text(tokenizer=tokenizer)).key == first.key
     with pytest.raises(

@@ -1,5 +1,6 @@
 """Remote shards: kept in a folder, fetched again when they were made anew, used as they are without a network."""
 
+import errno
 import os
 import shutil
 
@@ -68,6 +69,16 @@ def test_unchanged_shards_are_not_fetched_again(prep, data, tmp_path):
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
     firsts(prep(data))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()} == times
+
+
+def test_copies_in_a_folder_of_ones_own_need_no_data_cache(prep, data, tmp_path, monkeypatch):
+    write(tmp_path / "remote", 11, **PACKED)
+
+    def read_only(path):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("zoo.data.preparing._lock_file", read_only)
+    assert firsts(prep(data)) == [11] * 30
 
 
 def test_without_the_remote_the_copies_are_used_and_it_is_said(prep, data, tmp_path, capfd):

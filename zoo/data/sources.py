@@ -12,6 +12,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +46,7 @@ from zoo.data.reading import (
     separated,
     separator_pattern,
 )
+from zoo.files import open_file
 
 # What load_dataset takes for a reader of whatever lies in the working directory, and not for a dataset's name.
 READERS = (
@@ -55,6 +57,7 @@ STDLIB_TESTS = {"test", "tests", "idle_test"}
 LINE_END = re.compile(rb"\n")
 NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 SHOWN_FILES = 3
+SAMPLES, SAMPLE_BYTES = 4, 1 << 16
 
 
 class Part(NamedTuple):
@@ -262,8 +265,9 @@ def total_bytes(source: Source) -> int | None:
 def fingerprint(source: Source) -> list:
     """Return what names the content of a source, for the cache key.
 
-    python-stdlib: names and content.  Local files: names, sizes and modification times.  A dataset of the Hub: name,
-    configuration, split and revision only, so that prepared rows can be used without a network.
+    python-stdlib: names and content.  Local files: names, sizes, modification times and samples of their content, since
+    programs that copy or unpack files set the time.  A dataset of the Hub: name, configuration, split and revision
+    only, so that prepared rows can be used without a network.
     """
     if isinstance(source, PythonStdlib):
         return [(str(path), xxhash.xxh64(path.read_bytes()).hexdigest()) for path in stdlib_files(source)]
@@ -272,13 +276,30 @@ def fingerprint(source: Source) -> list:
     if isinstance(source, HuggingFaceDataset) and not local_path(source.path).is_dir():
         return []
     files = source_files(source)
-    stats = [(path.name, path.stat()) for path in files]
-    found: list = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    stats = [(path, path.stat()) for path in files]
+    found: list = [
+        (path.name, s.st_size, s.st_mtime_ns, _sampled(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
+        for path, s in stats
+    ]
     if isinstance(source, TextFiles):
         # Rows that an earlier version made of such files held the mark, and whole files with CRLF line ends.
         found += ["without its byte-order mark" for path in files if begins_with_mark(path)]
         found += ["CRLF separates too"] if "\n" in (source.separator or "") else []
     return found
+
+
+@lru_cache(maxsize=1 << 16)
+def _sampled(path: Path, size: int, *times: int) -> str:
+    """The hash of a file's content, of more than 256 KiB that of samples; `times` tell that it was changed since."""
+    hasher = xxhash.xxh64()
+    with open_file(path, DataError) as file:
+        if size <= SAMPLES * SAMPLE_BYTES:
+            hasher.update(file.read(SAMPLES * SAMPLE_BYTES))
+        else:
+            for i in range(SAMPLES):  # both ends among them
+                file.seek((size - SAMPLE_BYTES) * i // (SAMPLES - 1))
+                hasher.update(file.read(SAMPLE_BYTES))
+    return hasher.hexdigest()
 
 
 def notes(source: Source) -> list[str]:

@@ -169,6 +169,18 @@ def test_missing_and_empty_paths(tmp_path, monkeypatch, paths, message):
         read(kind="text", paths=paths)
 
 
+@pytest.mark.parametrize("size", [20, 1_000_000])
+def test_fingerprint_follows_the_content_of_a_file_of_the_same_size_and_time(tmp_path, size):
+    path = tmp_path / "a.txt"
+    path.write_text("x" * size)
+    settings = source(kind="text", paths=[str(path)])
+    before, times = fingerprint(settings), path.stat()
+    for text in ("y" + "x" * (size - 1), "x" * (size - 1) + "y"):
+        path.write_text(text)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert fingerprint(settings) != before
+
+
 def test_fingerprint_follows_the_files(corpus):
     settings = source(kind="text", paths=[str(corpus)])
     before = fingerprint(settings)

@@ -4,6 +4,7 @@ Three things are compared with what the run folder holds: the keys of the recipe
 and the weights of a complete run.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ WATCHING = (
     "train.checkpoint",
     "train.loggers",
 )
+# Where data and tokenizer lie: may differ if the run folder records their content, which is compared then.
+PLACE = re.compile(r"data\.(source|sources\[\d+\]|validation_source|tokenizer)\.(paths|path|local|remote)(\[\d+\])?")
 Say = Callable[[str], None]
 
 
@@ -79,6 +82,11 @@ class Change:
     def under(self, keys: Sequence[str]) -> bool:
         """Whether the key is one of `keys` or below one."""
         return any(self.key == key or self.key.startswith((f"{key}.", f"{key}[")) for key in keys)
+
+    @property
+    def of_place(self) -> bool:
+        """Whether the key says where data or tokenizer lie."""
+        return PLACE.fullmatch(self.key) is not None
 
     def problem(self, then: str) -> Problem:
         before, now = in_words(self.before, self.now)
@@ -111,9 +119,13 @@ def changes(folder: RunFolder, recipe) -> list[Change]:
 
 
 def check_continues(folder: RunFolder, recipe) -> list[Change]:
-    """The allowed changes; raises RecipeError that names every key that may not change."""
+    """The allowed changes; raises RecipeError that names every key that may not change.
+
+    Another place of the data is allowed if the run folder records their content: `check_data` compares it.
+    """
     found = changes(folder, recipe)
-    if refused := [change for change in found if not change.under(CHANGEABLE)]:
+    recorded = present(folder.data)
+    if refused := [change for change in found if not (change.under(CHANGEABLE) or (recorded and change.of_place))]:
         problems = [change.problem(f"{folder.path} was started") for change in refused]
         way_out = f"a run continues with the same model and data only. Use another --run-dir, or remove {folder.path}"
         raise RecipeError([*problems, Problem(way_out)])
@@ -125,7 +137,8 @@ def refuse_untrained(folder: RunFolder, found: Sequence[Change]) -> None:
 
     Its numbers are those of the settings that it was trained with.
     """
-    if refused := [change for change in found if not change.under((*WATCHING, "train.duration"))]:
+    unseen = (*WATCHING, "train.duration")
+    if refused := [change for change in found if not (change.under(unseen) or change.of_place)]:
         problems = [change.problem(f"{folder.path} was trained, which is complete") for change in refused]
         way_out = (
             "a complete run is not trained again with other settings. Use another --run-dir, or remove "
@@ -166,34 +179,55 @@ def _said(folder: RunFolder, expected: object) -> str:
     return f"{folder.summary.name} says {str(expected)[:16]}..." if expected else f"{folder.summary.name} has none"
 
 
-def check_data(folder: RunFolder, prepared: PreparedData, record: DataRecord, what: str) -> list[str]:
+def check_data(
+    folder: RunFolder, prepared: PreparedData, record: DataRecord, what: str, found: Sequence[Change] = ()
+) -> list[str]:
     """Compare prepared data, whose record is given, with those the run was trained on; returns sentences to tell.
 
     Raises RecipeError with a line for each source and for the tokenizer if they differ.  A run of an earlier version
     has no record: its tokenizer must then be bytes, or be in the run folder, because token numbers would mean another
-    text to the same weights.  what: the run is about to do, for the message.
+    text to the same weights.  what: the run is about to do, for the message.  found: changes of the recipe.
     """
     if not present(folder.data):
         return _check_without_record(folder, prepared, what)
-    _refuse(folder, record.differences(DataRecord.read(folder.data), folder.path), what)
+    if other := record.differences(DataRecord.read(folder.data), folder.path):
+        _refuse(folder, [*_other_places(folder, found), *other], what)
     return []
 
 
-def check_data_of_complete(folder: RunFolder, recipe, say: Say) -> None:
-    """As `check_data` for a complete run, without preparing data whose files are untouched.
+def prepare_again(folder: RunFolder, recipe, found: Sequence[Change]) -> PreparedData:
+    """Prepare the recipe's data.  A DataError becomes a RecipeError that says which places of the data changed, if any.
 
-    Data that are no longer there do not make the run incomplete; `say` gets a sentence about them.
+    found: changes of the recipe.
     """
     from zoo.data import prepare_for
 
     try:
+        return prepare_for(recipe)
+    except DataError as error:
+        if places := _other_places(folder, found):
+            raise RecipeError([*places, Problem(str(error))]) from error
+        raise
+
+
+def _other_places(folder: RunFolder, found: Sequence[Change]) -> list[Problem]:
+    return [change.problem(f"{folder.path} was started") for change in found if change.of_place]
+
+
+def check_data_of_complete(folder: RunFolder, recipe, found: Sequence[Change], say: Say) -> None:
+    """As `check_data` for a complete run, without preparing data whose files are untouched.
+
+    Data that are no longer there do not make the run incomplete; `say` gets a sentence about them.  Raises RecipeError for those that
+    are not at another place which the recipe names now.
+    """
+    try:
         if present(folder.data) and DataRecord.read(folder.data).is_of(recipe.data):
             return
-        prepared = prepare_for(recipe)
+        prepared = prepare_again(folder, recipe, found)
     except DataError as error:
         say(f"the data cannot be compared with those of the run: {error}")
         return
-    for sentence in check_data(folder, prepared, DataRecord.of(prepared), "is complete"):
+    for sentence in check_data(folder, prepared, DataRecord.of(prepared), "is complete", found):
         say(sentence)
 
 

@@ -73,7 +73,8 @@ def _run(
         requests.check()
         return run(recipe, folder, screen, changes, requests)
     except Exception as error:
-        log.error("%s", error, exc_info=None if isinstance(error, ZooError) else error)
+        if handler is not None:  # without one, Python would print it, and the command prints it again
+            log.error("%s", error, exc_info=None if isinstance(error, ZooError) else error)
         raise
     finally:
         screen.close()
@@ -94,7 +95,7 @@ def _complete(recipe, folder: RunFolder, screen: Screen, changes: list[Change]) 
     if (why := damage(folder, done)) is not None:
         screen.say(f"{why}; the weights are written anew from the last checkpoint")
         return None
-    check_data_of_complete(folder, recipe, screen.say)
+    check_data_of_complete(folder, recipe, changes, screen.say)
     screen.say(f"run complete: {summary.headline()}")
     for change in changes:
         screen.say(f"changed since it was trained, without effect on its numbers: {change}")

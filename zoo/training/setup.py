@@ -20,7 +20,7 @@ from zoo.training import checkpoints
 from zoo.training.checkpoints import Checkpoint
 from zoo.training.composer_fixes import name_node_rank, refuse_code, refuse_other_weights
 from zoo.training.composer_model import count_tokens
-from zoo.training.continuing import Change, check_data, refuse_untrained, write_record
+from zoo.training.continuing import Change, check_data, prepare_again, refuse_untrained, write_record
 from zoo.training.device import resolve_micro_batch, resolve_precision, resolve_workers, rows_per_device, why_no_graph
 from zoo.training.environment import record_environment
 from zoo.training.interrupts import StopRequests
@@ -131,7 +131,7 @@ class Setup:
         seq_len = recipe.data.seq_len or recipe.model.max_seq_len
         device = Device.make(recipe.train, seq_len)
         requests.enter("ends; prepared pieces of the data are kept", at_once=True)
-        prepared = data.prepare_for(recipe)
+        prepared = prepare_again(folder, recipe, changes)
         requests.enter("ends when model and data are set up")
         plan = Plan.make(recipe.train, recipe.eval, seq_len, prepared.rows("train"))
         checkpoint = _agreed(folder, screen, device.rank)
@@ -141,7 +141,7 @@ class Setup:
             raise RecipeError([Problem(message, key="train.duration")])
         if setup.from_batch == plan.total:
             refuse_untrained(folder, changes)
-        record = _same_data(setup)
+        record = _same_data(setup, changes)
         if checkpoint:  # before a complete run loses its summary
             refuse_other_weights(checkpoint.path, build_model(recipe, device="meta").state_dict())
         if device.rank == 0:
@@ -170,7 +170,7 @@ class Setup:
             self.screen.say(f"trains {self.plan.total} batches of {self.plan.tokens_per_batch:,} tokens")
 
 
-def _same_data(setup: Setup) -> DataRecord:
+def _same_data(setup: Setup, changes: list[Change]) -> DataRecord:
     """The record of the data, which must be that of the run and the same on every process.
 
     Raises RecipeError on every process if it is not; a run that starts from its first batch may have other data.
@@ -180,7 +180,7 @@ def _same_data(setup: Setup) -> DataRecord:
     if setup.device.rank == 0 and setup.checkpoint is not None:
         try:
             what = f"resumes after batch {setup.from_batch}"
-            for sentence in check_data(setup.folder, setup.prepared, record, what):
+            for sentence in check_data(setup.folder, setup.prepared, record, what, changes):
                 setup.screen.say(sentence)
         except ZooError as error:
             problem[0] = error

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import zoo
+from zoo.data import DataError
 from zoo.errors import RecipeError, ZooError
 from zoo.training import train
 from zoo.training.checkpoints import listed
@@ -84,6 +85,45 @@ def test_touched_text_goes_on(recipe, tmp_path, other_text, capsys):
     train(recipe(source, SHORT), tmp_path / "run")
     assert "run complete" in capsys.readouterr().out
     assert train(recipe(source, LONGER), tmp_path / "run").batches == 3
+
+
+def test_moved_text_goes_on_and_other_text_at_another_place_is_refused(recipe, tmp_path, other_text, capsys):
+    folder, source = other_text(recipe)
+    run = tmp_path / "run"
+    train(recipe(source, SHORT), run)
+    moved = f"data.source={{kind: text, paths: [{folder.rename(tmp_path / 'moved')}]}}"
+    train(recipe(moved, SHORT), run)
+    assert "without effect on its numbers: data.source.paths: ['" in capsys.readouterr().out
+    assert train(recipe(moved, LONGER), run).batches == 3
+    assert "changed since the last session: data.source.paths: ['" in capsys.readouterr().out
+    for path in shutil.copytree(tmp_path / "moved", folder).iterdir():
+        path.write_text(path.read_text().upper())
+    for duration in (LONGER, "train.duration=4ba"):
+        with pytest.raises(RecipeError, match=r"data\.source\.paths: was (.|\n)*data\.source: text .*not the data"):
+            train(recipe(source, duration), run)
+    (run / "data.json").unlink()
+    with pytest.raises(RecipeError, match=r"data\.source\.paths: was (.|\n)*same model and data only"):
+        train(recipe(source, LONGER), run)
+
+
+def test_a_process_that_found_other_rows_ends_the_run(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.training.setup.dist.all_gather_object", lambda digest: [digest, digest, "another"])
+    with pytest.raises(DataError, match=r"data: process 2 has other rows than process 0; every machine must read"):
+        train(recipe(SHORT), tmp_path / "run")
+    assert not (tmp_path / "run" / "data.json").exists()
+
+
+def test_only_the_process_that_keeps_the_log_writes_an_error_into_it(recipe, tmp_path, monkeypatch, caplog):
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("zoo.training.engine.run", fail)
+    for rank, records in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        caplog.clear()
+        with pytest.raises(ZooError, match="training failed: out of memory"):
+            train(recipe(SHORT), tmp_path / "run")
+        assert len(caplog.records) == records
 
 
 def test_a_complete_run_whose_data_are_gone_is_complete(recipe, tmp_path, other_text, capsys):

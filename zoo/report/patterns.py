@@ -69,7 +69,7 @@ def _of_run(run: Path, recipe: Recipe, layer: Layer, seq_len: int, text: Path | 
     from zoo.report.maps import visibility
 
     model = load(run)
-    tokens_BT = torch.tensor([_tokens(recipe, seq_len, text)])
+    tokens_BT = torch.tensor([_tokens(run, recipe, seq_len, text)])
     caught = {}
 
     def catch(module, arguments) -> None:
@@ -83,16 +83,16 @@ def _of_run(run: Path, recipe: Recipe, layer: Layer, seq_len: int, text: Path | 
     return visibility(block.double(), caught["x"].double(), caught["context"])
 
 
-def _tokens(recipe: Recipe, seq_len: int, text: Path | None) -> list[int]:
+def _tokens(run: Path, recipe: Recipe, seq_len: int, text: Path | None) -> list[int]:
     """The first seq_len tokens of a text, by the run's own tokenizer; without a text, random ones by the seed."""
     if text is None:
         import torch
 
         generator = torch.Generator().manual_seed(recipe.seed)
         return torch.randint(recipe.model.vocab_size, (seq_len,), generator=generator).tolist()
-    from zoo import data
+    from zoo.loading import load_tokenizer
 
-    tokenizer = data.prepare_for(recipe).tokenizer  # found, not made again, where the run has prepared its data
+    tokenizer = load_tokenizer(run)
     if tokenizer is None:
         raise _refusal("--text", f"the run's data are token numbers without a tokenizer; found {text}")
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zoo.data.config import Files
 from zoo.data.errors import DataError
+from zoo.errors import shorten
 from zoo.files import open_file
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".lz4", ".xz")
@@ -43,7 +44,12 @@ def is_hidden(relative: Path) -> bool:
 
 
 def local_path(text: str | Path) -> Path:
-    """The path that a recipe means: `~` and `~name` are home folders.  Raises DataError if there is no such user."""
+    """The path that a recipe means: `~` and `~name` are home folders.
+
+    Raises DataError if there is no such user, and for what no system takes for a path.
+    """
+    if "\0" in str(text):
+        raise DataError(f"{shorten(str(text))}: must be a path; a NUL character cannot be in one")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -64,14 +70,10 @@ def survey(source: Files) -> Found:
     found = Found()
     seen: set[str] = set()
     for pattern in source.paths:
-        path, matches = local_path(pattern), Found()
-        if path.is_file():
-            _check_named(path, source.kind)
-            matches.files.append(path)
-        elif path.is_dir():
-            _walk(path, source.kind, matches)
-        else:
-            _glob(path, source.kind, matches)
+        try:
+            matches = _named(local_path(pattern), source.kind)
+        except OSError as error:  # a folder on the way that may not be entered, a name that is too long
+            raise DataError(f"source {source.kind}: {pattern}: cannot be read: {error.strerror}") from error
         found.left_out += matches.left_out
         if not matches.files:
             raise DataError(f"source {source.kind}: {pattern}: {_nothing_there(pattern, source.kind, matches)}")
@@ -80,6 +82,19 @@ def survey(source: Files) -> Found:
             if real not in seen:
                 seen.add(real)
                 found.files.append(file)
+    return found
+
+
+def _named(path: Path, kind: str) -> Found:
+    """What one of the `paths` names."""
+    found = Found()
+    if path.is_file():
+        _check_named(path, kind)
+        found.files.append(path)
+    elif path.is_dir():
+        _walk(path, kind, found)
+    else:
+        _glob(path, kind, found)
     return found
 
 

@@ -103,7 +103,7 @@ class TrainConfig(_Section):
         description="Processes that read rows, for each device; 0 reads in the training process. auto: 4 for one GPU, "
         "fewer on few cores, otherwise 1. The rows and their order do not depend on it.",
     )
-    stall_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    stall_minutes: Annotated[float, Field(ge=0, le=MOST_SETTING, allow_inf_nan=False)] = Field(
         30.0, description="A run without progress for so long writes its stacks into log.txt and ends; 0: never."
     )
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Checkpoint interval and retention.")

@@ -159,6 +159,8 @@ def test_damaged_gzip_is_an_error(tmp_path):
         (["hollow"], "hollow: the folder holds no .txt"),
         (["empty.txt"], "empty.txt: the file is empty"),
         (["~no-such-user/a.txt"], "~no-such-user/a.txt: there is no such user's home folder"),
+        (["a\0.txt"], r"a\\x00\.txt'?: must be a path; a NUL character"),
+        (["x" * 300], "source text: x+: cannot be read: File name too long"),
     ],
 )
 def test_missing_and_empty_paths(tmp_path, monkeypatch, paths, message):

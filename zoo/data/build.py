@@ -23,7 +23,7 @@ from zoo.data.config import Source, Synthetic
 from zoo.data.errors import DataError
 from zoo.data.packing import SPLITS, Counts, Packed, Tokenizer, pack, token_type
 from zoo.data.progress import Progress
-from zoo.data.shards import make_ready, merge_indexes, write_shards
+from zoo.data.shards import merge_indexes, write_shards
 from zoo.data.sources import Piece, Texts, pieces
 from zoo.data.synthetic import make_rows
 from zoo.files import make_folder, present, read_json, sync, write_sealed_json
@@ -72,8 +72,6 @@ class Builder:
         for split in SPLITS:
             (self._building / split).mkdir(exist_ok=True)
             merge_indexes(self._building / split)
-            # Decompressed now, so that whoever may only read the cache can train from it.
-            make_ready(self._building / split, f"remove the folder {self._building} and prepare again")
         write_sealed_json(self._building / "counts.json", {split: asdict(total[split]) for split in SPLITS})
         if notes:
             write_sealed_json(self._building / "notes.json", {"notes": list(notes)})

@@ -101,7 +101,8 @@ def _decompress(folder: Path, shard: dict) -> str | None:
         return str(error)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        return f"{path}: cannot be written: {error.strerror} (a read-only folder can be given as `remote`)"
+        ways = "`zoo data prepare` decompresses what it makes; ready shards can be given as `remote`"
+        return f"{path}: cannot be written: {error.strerror} (of a read-only folder: {ways})"
     return file_problem(folder, raw)
 
 

@@ -1,6 +1,7 @@
 """Samples of prepared rows as readable text, and the two commands of `zoo data`."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from zoo.data.mds import document_starts, token_numbers
 from zoo.data.packing import SPLITS
 from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.preparing import prepare
+from zoo.data.shards import make_ready
 from zoo.data.stored import samples
 from zoo.data.synthetic import IGNORED
 
@@ -18,8 +20,16 @@ NUMBERS_A_LINE = 16
 
 
 def prepare_command(recipe: Any) -> str:
-    """`zoo data prepare RECIPE`: make the rows (or find them), and say what they hold."""
-    return prepare_for(recipe).report
+    """`zoo data prepare RECIPE`: make the rows (or find them), and say what they hold.
+
+    Rows that are made now are decompressed too: others may train from the cache who may only read it.
+    """
+    prepared = prepare_for(recipe)
+    if prepared.seconds:
+        for stream in chain.from_iterable(prepared.streams.values()):
+            if stream.ours:
+                make_ready(stream.folder, stream.remedy)
+    return prepared.report
 
 
 def show_command(recipe: Any, n: int = 3, split: str = "train") -> str:

@@ -217,8 +217,8 @@ def _other_places(folder: RunFolder, found: Sequence[Change]) -> list[Problem]:
 def check_data_of_complete(folder: RunFolder, recipe, found: Sequence[Change], say: Say) -> None:
     """As `check_data` for a complete run, without preparing data whose files are untouched.
 
-    Data that are no longer there do not make the run incomplete; `say` gets a sentence about them.  Raises RecipeError for those that
-    are not at another place which the recipe names now.
+    Data that are no longer there do not make the run incomplete; `say` gets a sentence about them.  Raises RecipeError
+    if they are missing at another place that the recipe names now.
     """
     try:
         if present(folder.data) and DataRecord.read(folder.data).is_of(recipe.data):

@@ -288,8 +288,9 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
         if not min(1, input_ids.shape[1]) <= n_new <= input_ids.shape[1]:  # none: a prompt's only chunk but the last
             raise ValueError(f"the cache has read {n_read} columns, the input has {n_columns}; one must be new")
         position_ids = kwargs.get("position_ids")
-        # Those that transformers 5 appends after a prompt padded on the right count from its padding.
-        if attention_mask is not None and not kwargs.get("is_first_iteration", position_ids is not None):
+        # After the first step transformers 5 has appended to them, and counts on from padding on the right.
+        is_given = position_ids is not None and "next_sequence_length" not in kwargs
+        if attention_mask is not None and not kwargs.get("is_first_iteration", is_given):
             position_ids = attention_mask.long().cumsum(-1) - 1
         passed_on = ("use_cache", "output_hidden_states", "output_attentions")
         return {

@@ -108,3 +108,14 @@ def test_what_is_refused(pair, tokens, settings, message):
     ours, _ = pair
     with pytest.raises((ValueError, TypeError), match=message):
         write(ours, tokens(1, LENGTH), settings)
+
+
+def test_positions_are_counted_after_the_first_step(pair, tokens):
+    """transformers 5 counts on from padding on the right; the positions of later steps are the model's own."""
+    ours, _ = pair
+    mask = torch.tensor([[1, 1, 0, 0, 1], [1, 1, 1, 1, 1]])
+    stale = {"attention_mask": mask, "position_ids": torch.tensor([[0, 1, 0, 0, 1], [0, 1, 2, 3, 4]])}
+    step = ours.prepare_inputs_for_generation(tokens(2, 5), next_sequence_length=1, **stale)
+    assert (step["input_ids"].shape, step["position_ids"].tolist()) == ((2, 1), [[2], [4]])
+    first = ours.prepare_inputs_for_generation(tokens(2, 5), is_first_iteration=True, **stale)
+    assert first["position_ids"].tolist() == stale["position_ids"].tolist()

@@ -93,5 +93,5 @@ def test_yarn_scales_the_scores_of_latent_projections(make, noise):
     assert LinearScaling(rope_type="linear", factor=2.0).score_factor == 1.0
     block = make({"kind": "mla", "n_heads": 4, "rope_scaling": scaling})
     queries, _ = block.projection(noise(1, 3, 24), Context.for_tokens(1, 3))
-    width = config_class("mla")(n_heads=4).grid_point(24).projection.qk_dim
+    width = config_class("mla")(n_heads=4).resolve(24).projection.qk_dim
     assert queries.scale == pytest.approx(width**-0.5 * YarnScaling(**scaling).score_factor)

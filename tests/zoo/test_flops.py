@@ -78,7 +78,7 @@ def test_flops_are_within_a_hundredth_of_torchs_count(name, seq_len, monkeypatch
         }
     )
     built, masked = build_model(model), Masked(monkeypatch)
-    point = model.blocks["a"].grid_point(64, part or None)
+    point = model.blocks["a"].resolve(64, 512, part or None)
     masked.heads, masked.qk_dim = point.projection.n_heads, point.projection.qk_dim
     with torch.no_grad(), use_implementation("reference"), FlopCounterMode(display=False) as counter:
         built(torch.zeros(1, seq_len, dtype=torch.int64))

@@ -191,4 +191,4 @@ def test_after_a_peer_that_takes_the_gpu_along_the_report_is_what_there_is(monke
 
 def test_all_peers_but_where_keys_have_a_rotary_part():
     of = {name: [whose for whose, _ in peers.peer_cases(Inputs(setting, 64, "cpu"))] for name, setting in SETTINGS}
-    assert of == {"plain": ["fla", "X-NSA", "torch", "SF-NSA"], "rotary": []}
+    assert of == {"plain": ["fla", "X-NSA", "torch", "cuDNN", "SF-NSA"], "rotary": []}

@@ -61,7 +61,7 @@ def test_what_pydantic_refuses(data, message):
         ({"tokenizer": {"kind": "bpe", "vocab_size": 300}}, ("tokenizer",), "at least 300, found 256"),
         ({"seq_len": 65}, ("seq_len",), "at most model.max_seq_len = 64; found 65"),
         ({"source": MQAR}, ("source", "vocab_size"), "at most model.vocab_size = 256; found 512"),
-        ({"sources": [{**MQAR, "pairs": 17}]}, ("sources", 0, "pairs"), "4 \\* pairs <= 64 tokens; found pairs = 17"),
+        ({"sources": [{**MQAR, "pairs": 17}]}, ("sources", 0, "pairs"), "34 for its queries, of 64; found pairs = 17"),
         ({"source": {**MQAR, "length": 63}}, ("source", "length"), "even number"),
         ({"source": {**MQAR, "vocab_size": 64}}, ("source", "vocab_size"), "more than the row's 64 tokens"),
         ({"source": {"kind": "synthetic", "task": "copy", "span": 32}}, ("source", "span"), "2 \\* span \\+ 1 <= 64"),

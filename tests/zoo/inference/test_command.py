@@ -89,7 +89,7 @@ def test_stats_go_to_standard_error(generate):
     ("arguments", "message"),
     [
         ((), 'no prompt: give --prompt "...", --prompt-file FILE, or - for standard input\n'),
-        (("--prompt-file", "nope.txt"), "nope.txt: cannot be read: No such file or directory\n"),
+        (("--prompt-file", "nope.txt"), "nope.txt: no such file\n"),
         (("--prompt", "x" * 257), "prompt 1 of 1: must have at most 256 tokens, the model's max_seq_len; found 257\n"),
         (("--prompt", "a\udcff"), "prompt 1 of 1: not UTF-8: found the byte 0xff as character 1, counted from 0\n"),
         (("--prompt", "a", "--top-p", "2"), "top_p: must be above 0 and at most 1; found 2.0\n"),

@@ -11,6 +11,7 @@ from zoo.errors import ZooError
 from zoo.inference.decoding import micro_batches
 from zoo.inference.errors import GenerationError
 from zoo.loading import LoadError
+from zoo.seal import sealed
 
 PROMPTS = ["def attend(query):", "import", "x = 'naïve 注意'\n" * 4]
 
@@ -179,7 +180,8 @@ def test_the_tokenizer_is_in_the_run_folder(run, bpe, tmp_path):
     with pytest.raises(LoadError, match=r"tokenizer\.json: no such file; runs of earlier versions lack it: copy"):
         zoo.generate(tmp_path, "a")
     text = (tmp_path / "model.yaml").read_text()
-    (tmp_path / "model.yaml").write_text(text.replace("kind: bpe", "kind: morse"))
+    unsealed = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("# checksum"))
+    (tmp_path / "model.yaml").write_text(sealed(unsealed.replace("kind: bpe", "kind: morse")))
     with pytest.raises(LoadError, match=r"tokenizer\.kind must be byte, bpe or huggingface; found 'morse'"):
         zoo.load_tokenizer(tmp_path)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from zoo.recipe import load_recipe
+from zoo.seal import sealed
 
 TINY = Path(__file__).parents[3] / "recipes" / "tiny"
 
@@ -25,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     def make(name: str, losses: list[float], folder: str | None = None, overrides: tuple[str, ...] = ()) -> str:
         path = tmp_path_factory.mktemp("runs") / (folder or name)
         path.mkdir()
-        (path / "recipe.yaml").write_text(load_recipe(TINY / f"{name}.yaml", overrides).dump())
+        (path / "recipe.yaml").write_text(sealed(load_recipe(TINY / f"{name}.yaml", overrides).dump()))
         lines = []
         for batch, loss in enumerate(losses, start=1):
             place = {"batch": batch, "tokens": 4096 * batch, "time_s": 0.5 * batch}

@@ -8,9 +8,8 @@ import torch
 
 import zoo
 from zoo.data import loader, prepare_for
-from zoo.training import train
+from zoo.training import composer_model, train
 
-composer_model = pytest.importorskip("zoo.training.composer_model")
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")
 IGNORED = composer_model.IGNORED
 

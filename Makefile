@@ -10,7 +10,7 @@ quickstart: .venv/.zoo
 	$(BIN)/zoo train recipes/quickstart.yaml
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -n 2 -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not long" $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

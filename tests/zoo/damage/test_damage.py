@@ -73,6 +73,7 @@ def test_one_damage_of_each_file(template, right, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("damage", FAST)
 def test_a_damaged_file_is_named_or_harmless(template, right, tmp_path, damage):
@@ -86,6 +87,7 @@ def test_a_damaged_file_is_named_or_harmless(template, right, tmp_path, damage):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.skipif("ZOO_DAMAGE_TABLE" not in os.environ, reason="an hour; ZOO_DAMAGE_TABLE names the file to write")
 def test_the_whole_table(template, tmp_path_factory, tmp_path):

@@ -17,6 +17,7 @@ def tries(folder, environment, *options):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [1])
 def test_killed_trainings_resume_to_the_same_bits(tmp_path, environment, seed):

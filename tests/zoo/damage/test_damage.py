@@ -1,6 +1,6 @@
 """One damaged file of a run, a cache or a recipe, and every command: it is named or harmless, and nothing else.
 
-`make test` gives each file one damage, in turn, and the command that reads it.  The slow part gives each file all of
+The short part (pytest tests/zoo/damage) gives each file one damage, in turn, and the command that reads it.  The slow part gives each file all of
 FAST.  The whole table takes about an hour: ZOO_DAMAGE_TABLE=FILE pytest tests/zoo/damage -m slow  writes it to FILE.
 """
 
@@ -62,6 +62,7 @@ def _right(template: Path, tmp_path_factory, command: str):
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.long  # forks: hangs where the test process has used the threads of tokenizers
 def test_one_damage_of_each_file(template, right, tmp_path):
     def chosen(file: str, how: str, command: str) -> bool:
         return ONE_EACH.get(file) == how and READERS[file] == command

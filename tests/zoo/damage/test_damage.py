@@ -1,7 +1,7 @@
-"""One damaged file of a run, a cache or a recipe, and every command: it is named or harmless, and nothing else.
+"""Damaged files of a run, a recipe and a data cache: each is named in one line, or does no harm.
 
-The short part (pytest tests/zoo/damage) gives each file one damage, in turn, and the command that reads it.  The slow part gives each file all of
-FAST.  The whole table takes about an hour: ZOO_DAMAGE_TABLE=FILE pytest tests/zoo/damage -m slow  writes it to FILE.
+The short part gives each file one damage, in turn, and the command that reads it. The slow part gives each file all of
+FAST. The whole table takes about an hour: ZOO_DAMAGE_TABLE=FILE pytest tests/zoo/damage -m slow  writes it to FILE.
 """
 
 import importlib.util

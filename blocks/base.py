@@ -27,7 +27,8 @@ __all__ = ["Attention", "Context", "Step"]
 class Attention(nn.Module):
     """y = W_O sum over patterns of sigmoid(W_G x) * pattern(q, k, v); one gate for each token, head and pattern.
 
-    A block with one pattern has no gate. `output` is W_O, which writes to the residual stream. The patterns and the
+    A block with one pattern has no gate. With `output_gate`, the sum is multiplied by sigmoid(W_OG x) before W_O, as in
+    Qwen3-Next (arXiv 2505.06708). `output` is W_O, which writes to the residual stream. The patterns and the
     projection are run through the interfaces of blocks/interface.py; their names mean nothing here.
     """
 
@@ -41,7 +42,8 @@ class Attention(nn.Module):
             {pattern.kind: load(pattern.module)(pattern, projection) for pattern in point.patterns}
         )
         self.gate = linear(d_model, projection.n_heads * n_patterns) if n_patterns > 1 else None
-        self.output = linear(projection.n_heads * projection.v_head_dim, d_model)
+        self.output_gate = linear(d_model, point.output_gates) if point.output_gates else None
+        self.output = linear(projection.n_heads * projection.v_head_dim, d_model, point.output_bias)
         self._order = [pattern.kind for pattern in point.in_order]
 
     def forward(
@@ -52,10 +54,18 @@ class Attention(nn.Module):
         With a cache, x are the tokens that a Step (the context) appends to it; they see those it holds.
         """
         outputs = self.attend(x_BTC, context, cache)
-        if self.gate is None:
-            return self.output(outputs[0].flatten(-2))
-        gate_BTHP = self.gate(x_BTC).unflatten(-1, (-1, len(outputs)))
-        return self.output(gated_sum(outputs, gate_BTHP).flatten(-2))
+        o_BTHV = outputs[0]
+        if self.gate is not None:
+            gate_BTHP = self.gate(x_BTC).unflatten(-1, (-1, len(outputs)))
+            o_BTHV = gated_sum(outputs, gate_BTHP)
+        return self.output(self._gated(o_BTHV, x_BTC).flatten(-2))
+
+    def _gated(self, o_BTHV: torch.Tensor, x_BTC: torch.Tensor) -> torch.Tensor:
+        """o times the sigmoid of `output_gate`, one a head or one a channel."""
+        if self.output_gate is None:
+            return o_BTHV
+        gate_BTH_ = self.output_gate(x_BTC).unflatten(-1, (o_BTHV.shape[2], -1))
+        return gated_sum([o_BTHV], gate_BTH_) if gate_BTH_.shape[-1] == 1 else o_BTHV * gate_BTH_.sigmoid()
 
     def new_cache(self, batch: int, max_len: int, device=None, dtype=None) -> AttentionCache:
         """An empty cache for `batch` rows of up to max_len tokens; by default of torch's device and dtype."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from zoo.blocks.about import About
 from zoo.blocks.cost import Cost
-from zoo.blocks.fields import Flag, Kinded, Problem
+from zoo.blocks.fields import Flag, Kinded, OutputFields, Problem, norm_set_problems
 from zoo.blocks.patterns.base import PatternConfig
 from zoo.blocks.patterns.compression_config import Compression
 from zoo.blocks.patterns.full_config import Full
@@ -101,7 +101,7 @@ Projection = Annotated[ProjectionConfig, PartOf(PROJECTIONS)]
 Pattern = Annotated[PatternConfig, PartOf(PATTERNS)]
 
 
-class AttentionConfig(BlockConfig):
+class AttentionConfig(OutputFields, BlockConfig):
     """Any projection with any set of patterns; several patterns are summed with one sigmoid gate per head and pattern.
 
     The generic kind `attention`: every other kind is a shorter spelling of one of these.
@@ -142,7 +142,8 @@ class AttentionConfig(BlockConfig):
         if self.separate_kv and self.projection.shares_kv:
             why = f"needs projection gqa: {self.projection.kind} {self.projection.shares_kv}"
             found.append((("separate_kv",), f"{why}; found true"))
-        elif self.separate_kv and len(kinds) == 1:
+        found += [(("projection", *path), why) for path, why in norm_set_problems(self.projection, self.separate_kv)]
+        if self.separate_kv and not self.projection.shares_kv and len(kinds) == 1:
             found.append((("separate_kv",), "needs two patterns or more; found true with one"))
         return found
 
@@ -150,11 +151,14 @@ class AttentionConfig(BlockConfig):
         self.check(d_model, part)
         projection = {**dict(self.projection), **self.projection.filled(d_model)}
         return AttentionConfig(
-            projection=type(self.projection)(**projection), patterns=self.patterns, separate_kv=self.separate_kv
+            projection=type(self.projection)(**projection),
+            patterns=self.patterns,
+            separate_kv=self.separate_kv,
+            **self.of_output,
         )
 
     def resolve(self, d_model: int, seq_len: int = DEFAULT_SEQ_LEN, part: str | None = None) -> ResolvedAttention:
         self.check(d_model, part)
         projection = self.projection.resolve(d_model, seq_len)
         patterns = tuple(pattern.resolve(d_model, seq_len) for pattern in self.patterns)
-        return ResolvedAttention(d_model, projection, patterns, self.separate_kv)
+        return ResolvedAttention(d_model, projection, patterns, self.separate_kv, **self.of_output)

@@ -4,27 +4,63 @@ Every class here is a set of fields with the checks that concern them; blocks/co
 A default that is None is worked out from other fields and d_model by `filled`, in one place for every kind.
 """
 
-import math
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import Field
 
-from zoo.blocks.about import About
+from zoo.blocks.checked import (
+    Checked,
+    Count,
+    Factor,
+    Flag,
+    Kinded,
+    Length,
+    Positive,
+    Problem,
+    Size,
+    Weight,
+)
+from zoo.blocks.rope_fields import LinearScaling, Llama3Scaling, RopeFields, RopeScaling, YarnScaling
 
-Problem = tuple[tuple[str | int, ...], str]  # (path of the key inside the config, what is wrong with it)
-
-
-# The bounds of each kind of number. Types are strict: a recipe's "16" or true is no number.
-Count = Annotated[int, Field(strict=True, ge=1, le=4096)]  # heads, blocks
-Size = Annotated[int, Field(strict=True, ge=1, le=65_536)]  # channels, tokens of a block
-Length = Annotated[int, Field(strict=True, ge=1, le=2**30)]  # tokens of a context
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
-Flag = Annotated[bool, Field(strict=True)]
+__all__ = [
+    "Checked",
+    "CompressionBlock",
+    "CompressionFields",
+    "CompressionStride",
+    "Count",
+    "Factor",
+    "Flag",
+    "GQAFields",
+    "GroupedLatentFields",
+    "KVHeads",
+    "Kinded",
+    "LatentFields",
+    "LatentHeads",
+    "Length",
+    "LinearScaling",
+    "Llama3Scaling",
+    "NSelected",
+    "OutputFields",
+    "Positive",
+    "Problem",
+    "QueryGroup",
+    "RopeFields",
+    "RopeScaling",
+    "SelectionBlock",
+    "SelectionFields",
+    "Size",
+    "Weight",
+    "Window",
+    "WindowFields",
+    "YarnScaling",
+    "norm_set_problems",
+    "stride_problems",
+]
 
 # Fields that several kinds have, some with defaults of their own.
+ScoreScale = Annotated[
+    Positive | None, Field(description="What query-key products are multiplied by. Default: 1 / sqrt(score width).")
+]
 KVHeads = Annotated[Count, Field(description="Key/value heads K; H/K query heads share one.")]
 LatentHeads = Annotated[Count, Field(description="Latent heads C, of kv_rank/C channels, each read by H/C heads.")]
 Window = Annotated[Length, Field(description="Sliding window in tokens, the query's own token included.")]
@@ -33,110 +69,6 @@ CompressionStride = Annotated[Size, Field(description="Tokens s from the start o
 SelectionBlock = Annotated[Size, Field(description="Tokens b of a selection block.")]
 NSelected = Annotated[Count, Field(description="Selection blocks n that a query attends to, forced ones included.")]
 QueryGroup = Annotated[Count, Field(description="Consecutive queries q that share one selection; 1: each has its own.")]
-
-
-class Checked(BaseModel):
-    """A config that lists all its problems at once, each with the key it belongs to.
-
-    `problems(d_model)` returns them; with d_model None, only those that do not depend on it, which are also raised when
-    the config is made. Subclasses add theirs to `super().problems(d_model)`.
-    """
-
-    # defer_build: a validator is made when it is first used, and most configs and sets of fields are not, in a command.
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-    def problems(self, d_model: int | None = None) -> list[Problem]:
-        return []
-
-    @model_validator(mode="after")
-    def _refuse_problems(self) -> Self:
-        if found := self.problems():
-            lines = [
-                InitErrorDetails(type=PydanticCustomError("block", "{why}", {"why": why}), loc=path, input=self)
-                for path, why in found
-            ]
-            raise ValidationError.from_exception_data(type(self).__name__, lines)
-        return self
-
-
-class Kinded(Checked):
-    """A config that says what it is. Last of the bases, so that `kind` is the first field."""
-
-    about: ClassVar[About] = About()  # what its page in the documentation says beyond fields and cost
-
-    kind: str
-
-
-class LinearScaling(Checked):
-    """Position interpolation (Chen 2023, arXiv 2306.15595): every rotary frequency divided by `factor`."""
-
-    rope_type: Literal["linear"] = Field(description="Linear position interpolation.")
-    factor: Factor = Field(description="How many times longer the context becomes.")
-
-    @property
-    def attention_factor_value(self) -> float:
-        return 1.0
-
-    @property
-    def score_factor(self) -> float:
-        return 1.0
-
-
-class YarnScaling(Checked):
-    """YaRN (Peng 2023, arXiv 2309.00071); names and meaning of the fields as in Hugging Face transformers."""
-
-    rope_type: Literal["yarn"] = Field(description="YaRN interpolation by parts.")
-    factor: Factor = Field(description="How many times longer the context becomes.")
-    original_max_position_embeddings: Length = Field(description="Context length before the extension, in tokens.")
-    attention_factor: Positive | None = Field(
-        None, description="Multiplies cos and sin. Default: from factor, mscale and mscale_all_dim."
-    )
-    beta_fast: Positive = Field(32.0, description="Channels that turn more often in the old context are left alone.")
-    beta_slow: Positive = Field(1.0, description="Channels that turn less often in it are interpolated.")
-    mscale: Weight | None = Field(
-        None, description="Weight of log(factor) in the attention factor's numerator; counts with mscale_all_dim."
-    )
-    mscale_all_dim: Weight | None = Field(
-        None, description="The same for the denominator; in MLA and GLA it also scales the scores (DeepSeek-V2)."
-    )
-    truncate: Flag = Field(True, description="Round the bounds of the interpolated channels outwards.")
-
-    @property
-    def attention_factor_value(self) -> float:
-        """What cos and sin are multiplied by."""
-        if self.attention_factor is not None:
-            return self.attention_factor
-        if self.mscale and self.mscale_all_dim:
-            return self._mscale(self.mscale) / self._mscale(self.mscale_all_dim)
-        return self._mscale(1.0)
-
-    @property
-    def score_factor(self) -> float:
-        """What the softmax scale of a latent projection is multiplied by, as DeepSeek's own code does."""
-        return self._mscale(self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
-
-    def _mscale(self, weight: float) -> float:
-        return 0.1 * weight * math.log(self.factor) + 1.0
-
-    def problems(self, d_model: int | None = None) -> list[Problem]:
-        found = super().problems(d_model)
-        if self.beta_fast <= self.beta_slow:
-            found.append((("beta_fast",), f"must be above beta_slow ({self.beta_slow:g}); found {self.beta_fast:g}"))
-        return found
-
-
-RopeScaling = Annotated[LinearScaling | YarnScaling, Field(discriminator="rope_type")]
-
-
-class RopeFields(Checked):
-    """Rotary position embedding (Su 2021, arXiv 2104.09864); channel i turns with channel i + d/2 (half split)."""
-
-    rope_theta: Annotated[float, Field(strict=True, gt=1, allow_inf_nan=False)] = Field(
-        10_000.0, description="Base of the rotary wavelengths."
-    )
-    rope_scaling: RopeScaling | None = Field(
-        None, description="Context extension, `linear` or `yarn`, spelt as in transformers. Default: none."
-    )
 
 
 class GQAFields(Checked):
@@ -148,7 +80,19 @@ class GQAFields(Checked):
         None, description="Channels of a query/key head, all rotated (even). Default: d_model / n_heads."
     )
     v_head_dim: Size | None = Field(None, description="Channels of a value head. Default: head_dim.")
+    rope_fraction: Annotated[float, Field(strict=True, gt=0, le=1)] = Field(
+        1.0, description="Share of a head's channels that are rotated, the first ones (partial rotary)."
+    )
+    qkv_bias: Flag = Field(False, description="Biases on queries, keys and values.")
     qk_norm: Flag = Field(False, description="RMSNorm over each query and key head, before the rotation.")
+    qk_norm_over: Literal["head", "width"] = Field(
+        "head", description="What qk_norm takes the mean over: each head, or all heads together (OLMo 2)."
+    )
+    qk_norm_place: Literal["before", "after"] = Field(
+        "before", description="Whether qk_norm comes before the rotation or after it (Llama 4)."
+    )
+    qk_norm_scale: Flag = Field(True, description="Whether qk_norm has learned scales; false: none (Llama 4).")
+    score_scale: ScoreScale = None
     norm_eps: Positive = Field(1e-6, le=1, description="Epsilon of the RMSNorms inside the block.")
 
     def filled(self, d_model: int | None) -> dict[str, Any]:
@@ -161,7 +105,26 @@ class GQAFields(Checked):
         }
 
     def problems(self, d_model: int | None = None) -> list[Problem]:
-        return super().problems(d_model) + _head_problems(self, d_model) + _rotary_problems(self, "head_dim", d_model)
+        found = super().problems(d_model) + _head_problems(self, d_model) + self._rotary_problems(d_model)
+        for name in ("qk_norm_over", "qk_norm_place", "qk_norm_scale"):
+            value = getattr(self, name)
+            if not self.qk_norm and value != type(self).model_fields[name].default:
+                found.append(((name,), f"needs qk_norm: true; found {value!r} without it"))
+        if self.qk_norm_place == "after" and not _rotates(self):
+            found.append((("qk_norm_place",), "needs rope: true; found 'after' without rotation"))
+        return found
+
+    def _rotary_problems(self, d_model: int | None) -> list[Problem]:
+        """The rotated channels are pairs; with `rope_fraction` a whole number of them."""
+        width = self.filled(d_model)["head_dim"]
+        if self.rope_fraction == 1:
+            return _rotary_problems(self, "head_dim", d_model)
+        if not _rotates(self):
+            return [(("rope_fraction",), f"needs rope: true; found {self.rope_fraction:g} without rotation")]
+        if width is None or rotated_channels(width, self.rope_fraction):
+            return []
+        why = f"must rotate an even number of the head's {width} channels, 2 or more"
+        return [(("rope_fraction",), f"{why}; found {self.rope_fraction:g}, {width * self.rope_fraction:g} channels")]
 
 
 class LatentFields(Checked):
@@ -171,8 +134,9 @@ class LatentFields(Checked):
     head_dim: Size | None = Field(
         None, description="Content (not rotated) channels of a head. Default: d_model / n_heads."
     )
-    rope_dim: Size | None = Field(
-        None, description="Channels of the rotary key that all heads share (even). Default: head_dim / 2, made even."
+    rope_dim: Annotated[int, Field(strict=True, ge=0, le=65_536)] | None = Field(
+        None,
+        description="Channels of the rotary key that all heads share (even; 0: none). Default: head_dim / 2, even.",
     )
     v_head_dim: Size | None = Field(None, description="Channels of a value head. Default: head_dim.")
     kv_rank: Size | None = Field(
@@ -181,6 +145,7 @@ class LatentFields(Checked):
     q_rank: Size | None = Field(
         None, description="Width of a query latent with its own norm. Default: none, queries come straight from x."
     )
+    score_scale: ScoreScale = None
     norm_eps: Positive = Field(1e-6, le=1, description="Epsilon of the RMSNorms inside the block.")
 
     def filled(self, d_model: int | None) -> dict[str, Any]:
@@ -191,7 +156,7 @@ class LatentFields(Checked):
         head_dim = self.head_dim or _share(d_model, self.n_heads)
         return {
             "head_dim": head_dim,
-            "rope_dim": self.rope_dim or (head_dim and max(head_dim // 4 * 2, 2)),
+            "rope_dim": (head_dim and max(head_dim // 4 * 2, 2)) if self.rope_dim is None else self.rope_dim,
             "v_head_dim": self.v_head_dim or head_dim,
             "kv_rank": self.kv_rank or (head_dim and 4 * head_dim),
         }
@@ -219,6 +184,20 @@ class GroupedLatentFields(LatentFields):
             why = f"must be a multiple of n_latent_heads ({latent_heads}), which cut it in equal parts"
             found.append((("kv_rank",), f"{why}; found {values['kv_rank']}"))
         return found
+
+
+class OutputFields(Checked):
+    """What follows attention: the map that writes to the residual stream, and a gate before it."""
+
+    output_bias: Flag = Field(False, description="A bias on the output map.")
+    output_gate: Literal["head", "channel"] | None = Field(
+        None, description="A sigmoid gate of x on attention's output, one a head or one a channel. Default: none."
+    )
+
+    @property
+    def of_output(self) -> dict[str, Any]:
+        """These fields by name, for the config that a kind stands for."""
+        return {name: getattr(self, name) for name in OutputFields.model_fields}
 
 
 class WindowFields(Checked):
@@ -294,8 +273,26 @@ def _head_problems(fields: GQAFields | LatentFields, d_model: int | None) -> lis
     return found
 
 
+def norm_set_problems(fields: Any, separate_kv: bool) -> list[Problem]:
+    """Keys that are normed after their rotation have one norm, so a block cannot have several sets of them."""
+    if not separate_kv or getattr(fields, "qk_norm_place", "before") == "before" or not fields.qk_norm_scale:
+        return []
+    return [(("qk_norm_place",), "needs separate_kv: false, or qk_norm_scale: false; found 'after' with separate keys")]
+
+
+def rotated_channels(width: int, fraction: float) -> int:
+    """Channels of a head that are rotated; 0 if the fraction is no even number of them."""
+    channels = round(width * fraction)
+    return channels if channels % 2 == 0 and abs(channels - width * fraction) < 1e-6 * width else 0
+
+
+def _rotates(fields: Any) -> bool:
+    """Whether keys are rotated; a set of fields without the field `rope` has nothing to say against it."""
+    return getattr(fields, "rope", True)
+
+
 def _rotary_problems(fields: GQAFields | LatentFields, name: str, d_model: int | None) -> list[Problem]:
     width = fields.filled(d_model)[name]
-    if width is None or width % 2 == 0:
+    if width is None or width % 2 == 0 or not _rotates(fields):
         return []
     return [((name,), f"must be even, for rotation works on pairs of channels; found {width}")]

@@ -12,7 +12,7 @@ from zoo.blocks.context import Context, Step
 from zoo.blocks.interface import Projection
 from zoo.kernels import rms_norm
 
-__all__ = ["Attended", "Context", "Entries", "Keys", "Queries", "RMSNorm", "Source", "linear"]
+__all__ = ["Attended", "Context", "Entries", "Keys", "Queries", "RMSNorm", "Source", "WidthNorm", "linear"]
 
 
 class Queries(NamedTuple):
@@ -72,11 +72,16 @@ class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis, in float32 (arXiv 1910.07467), for latents and for QK-norm.
 
     With n_heads, x [..., n_heads, width] is scaled per head and channel; the weight is kept flat, [n_heads * width].
+    learned: whether there are scales; without, the weight is a buffer of ones.
     """
 
-    def __init__(self, width: int, eps: float, n_heads: int = 1):
+    def __init__(self, width: int, eps: float, n_heads: int = 1, learned: bool = True):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(n_heads * width))
+        ones = torch.ones(n_heads * width)
+        if learned:
+            self.weight = nn.Parameter(ones)
+        else:
+            self.register_buffer("weight", ones, persistent=False)
         self.shape = (n_heads, width) if n_heads > 1 else (width,)
         self.eps = eps
 
@@ -86,6 +91,16 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight.view(self.shape), eps=self.eps)
 
 
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear map without bias, as every one in a block."""
-    return nn.Linear(inputs, outputs, bias=False)
+class WidthNorm(RMSNorm):
+    """The norm of all heads together: x [..., n_heads, D], the mean over n_heads * D (OLMo 2, arXiv 2501.00656)."""
+
+    def __init__(self, width: int, eps: float, learned: bool = True):
+        super().__init__(width, eps, learned=learned)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.flatten(-2)).view(x.shape)
+
+
+def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
+    """A linear map; the maps of a block have no bias unless its config asks for one."""
+    return nn.Linear(inputs, outputs, bias=bias)

@@ -57,6 +57,14 @@ class ResolvedAttention(ResolvedMixer):
     projection: ResolvedProjection
     patterns: tuple[PatternConfig, ...]
     separate_kv: bool
+    output_bias: bool = False
+    output_gate: str | None = None
+
+    @property
+    def output_gates(self) -> int:
+        """Gates on attention's output of one token."""
+        of_head = {None: 0, "head": 1, "channel": self.projection.v_head_dim}[self.output_gate]
+        return self.projection.n_heads * of_head
 
     def pattern(self, kind: str) -> PatternConfig | None:
         """The pattern of that kind, or None."""
@@ -107,6 +115,7 @@ class ResolvedAttention(ResolvedMixer):
         return {
             **self.projection.weights(self.d_model, self.n_kv_sets),
             "gate": self.d_model * heads * n_patterns if n_patterns > 1 else 0,
+            "output_gate": self.d_model * self.output_gates,
             "output": heads * self.projection.v_head_dim * self.d_model,
         }
 
@@ -116,6 +125,7 @@ class ResolvedAttention(ResolvedMixer):
             for part, count in pattern.parameters(self.projection).items():
                 counts[part] = counts.get(part, 0) + count
         counts["norm"] = self.projection.norms(self.n_kv_sets)
+        counts["bias"] = self.projection.biases(self.n_kv_sets) + (self.d_model if self.output_bias else 0)
         return {part: count for part, count in counts.items() if count}
 
     def _flops(self, seq_len: int) -> dict[str, float]:
@@ -147,6 +157,8 @@ class ResolvedAttention(ResolvedMixer):
         per_token = BF16 * self.d_model + projection.activation_bytes(self.n_kv_sets)
         if n_patterns > 1:
             per_token += BF16 * projection.n_heads * (n_patterns + projection.v_head_dim)
+        if self.output_gates:
+            per_token += BF16 * (self.output_gates + projection.n_heads * projection.v_head_dim)
         return int(seq_len * per_token + sum(pattern.activation_bytes(self, seq_len) for pattern in self.patterns))
 
 

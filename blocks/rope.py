@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from zoo.blocks.fields import LinearScaling, YarnScaling
+from zoo.blocks.registry import load
+from zoo.blocks.rope_fields import LinearScaling, Llama3Scaling, YarnScaling
 from zoo.kernels import rotate
 
-Scaling = LinearScaling | YarnScaling | None
+Scaling = LinearScaling | YarnScaling | Llama3Scaling | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +41,34 @@ def inverse_frequencies(
 ) -> torch.Tensor:
     """Radians a token of each of the dim / 2 channel pairs, in the order of operations of transformers."""
     wavelengths = theta ** (torch.arange(0, dim, 2, device=device).to(dtype) / dim)
-    if scaling is None:
-        return 1.0 / wavelengths
-    if isinstance(scaling, LinearScaling):
-        return 1.0 / wavelengths / scaling.factor
-    kept = 1.0 - _yarn_ramp(scaling, dim, theta, device).to(dtype)
+    return 1.0 / wavelengths if scaling is None else load(scaling.frequencies)(scaling, wavelengths, theta)
+
+
+def linear_frequencies(scaling: LinearScaling, wavelengths: torch.Tensor, theta: float) -> torch.Tensor:
+    """Frequencies of position interpolation.  wavelengths: [dim / 2], without scaling, in tokens / 2 pi."""
+    return 1.0 / wavelengths / scaling.factor
+
+
+def yarn_frequencies(scaling: YarnScaling, wavelengths: torch.Tensor, theta: float) -> torch.Tensor:
+    """Frequencies of YaRN (arXiv 2309.00071, section 3.2).  wavelengths: as `linear_frequencies`."""
+    kept = 1.0 - _yarn_ramp(scaling, 2 * len(wavelengths), theta, wavelengths.device).to(wavelengths.dtype)
     return 1.0 / (scaling.factor * wavelengths) * (1.0 - kept) + 1.0 / wavelengths * kept
+
+
+def llama3_frequencies(scaling: Llama3Scaling, wavelengths: torch.Tensor, theta: float) -> torch.Tensor:
+    """Frequencies of Llama 3.1: slow channels are interpolated, fast ones kept, those between blended.
+
+    wavelengths: as `linear_frequencies`.
+    """
+    frequencies = 1.0 / wavelengths
+    tokens = 2 * math.pi / frequencies  # of one turn
+    turns = scaling.original_max_position_embeddings / tokens  # within the original context
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = (turns - low) / (high - low)
+    slow = frequencies / scaling.factor
+    blended = (1 - kept) * slow + kept * frequencies
+    longest, shortest = (scaling.original_max_position_embeddings / factor for factor in (low, high))
+    return torch.where(tokens > longest, slow, torch.where(tokens < shortest, frequencies, blended))
 
 
 def _yarn_ramp(scaling: YarnScaling, dim: int, theta: float, device: torch.device | None) -> torch.Tensor:

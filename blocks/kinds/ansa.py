@@ -10,6 +10,7 @@ from zoo.blocks.config import GLA, MLA, AttentionConfig, BlockConfig, Compressio
 
 
 class AnsaConfig(
+    fields.OutputFields,
     fields.RopeFields,
     fields.WindowFields,
     fields.SelectionFields,
@@ -63,6 +64,8 @@ class AnsaConfig(
     def grid_point(self, d_model: int, part: str | None = None) -> AttentionConfig:
         self.check(d_model, part)
         if part == "local":
-            return AttentionConfig(projection=self.lower(MLA, d_model), patterns=(self.lower(Window, d_model),))
+            return AttentionConfig(
+                projection=self.lower(MLA, d_model), patterns=(self.lower(Window, d_model),), **self.of_output
+            )
         patterns = tuple(self.lower(pattern, d_model) for pattern in (Compression, Selection))
-        return AttentionConfig(projection=self.lower(GLA, d_model), patterns=patterns)
+        return AttentionConfig(projection=self.lower(GLA, d_model), patterns=patterns, **self.of_output)

@@ -6,10 +6,10 @@ from pydantic import Field
 
 from zoo.blocks.about import About
 from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Full
-from zoo.blocks.fields import GQAFields, RopeFields
+from zoo.blocks.fields import GQAFields, OutputFields, RopeFields
 
 
-class FullConfig(RopeFields, GQAFields, BlockConfig):
+class FullConfig(OutputFields, RopeFields, GQAFields, BlockConfig):
     """Causal attention over all keys (Vaswani 2017), heads grouped as in GQA (arXiv 2305.13245).
 
     n_kv_heads = n_heads is multi-head attention, n_kv_heads = 1 multi-query attention.
@@ -21,4 +21,4 @@ class FullConfig(RopeFields, GQAFields, BlockConfig):
 
     def grid_point(self, d_model: int, part: str | None = None) -> AttentionConfig:
         self.check(d_model, part)
-        return AttentionConfig(projection=self.lower(GQA, d_model), patterns=(Full(),))
+        return AttentionConfig(projection=self.lower(GQA, d_model), patterns=(Full(),), **self.of_output)

@@ -9,7 +9,7 @@ from zoo.blocks.about import About
 from zoo.blocks.config import MLA, AttentionConfig, BlockConfig, Full, Window
 
 
-class MLAConfig(fields.RopeFields, fields.LatentFields, BlockConfig):
+class MLAConfig(fields.OutputFields, fields.RopeFields, fields.LatentFields, BlockConfig):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): one small latent and one rotary key are cached.
 
     Over all keys, or over a sliding window where `window` is given.
@@ -23,4 +23,4 @@ class MLAConfig(fields.RopeFields, fields.LatentFields, BlockConfig):
     def grid_point(self, d_model: int, part: str | None = None) -> AttentionConfig:
         self.check(d_model, part)
         pattern = Full() if self.window is None else Window(window=self.window)
-        return AttentionConfig(projection=self.lower(MLA, d_model), patterns=(pattern,))
+        return AttentionConfig(projection=self.lower(MLA, d_model), patterns=(pattern,), **self.of_output)

@@ -10,6 +10,7 @@ from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Compression, Se
 
 
 class NSAConfig(
+    fields.OutputFields,
     fields.RopeFields,
     fields.WindowFields,
     fields.SelectionFields,
@@ -41,7 +42,8 @@ class NSAConfig(
     separate_kv: fields.Flag = Field(False, description="A key/value projection for each pattern, as the NSA paper.")
 
     def problems(self, d_model: int | None = None) -> list[fields.Problem]:
-        return super().problems(d_model) + fields.stride_problems(self, self)
+        found = super().problems(d_model) + fields.stride_problems(self, self)
+        return found + fields.norm_set_problems(self, self.separate_kv)
 
     def grid_point(self, d_model: int, part: str | None = None) -> AttentionConfig:
         self.check(d_model, part)
@@ -49,4 +51,5 @@ class NSAConfig(
             projection=self.lower(GQA, d_model),
             patterns=tuple(self.lower(pattern, d_model) for pattern in (Compression, Selection, Window)),
             separate_kv=self.separate_kv,
+            **self.of_output,
         )

@@ -82,7 +82,7 @@ class CompressionPattern(nn.Module):
     def __init__(self, config: Compression, projection: ResolvedProjection):
         super().__init__()
         self.grid = (config.compression_block, config.compression_stride)
-        self.pool_rotated = config.pool_rotated
+        self.pool_rotated = config.pool_rotated or projection.rotated_entry is None  # then the two are the same
         self.pool = nn.ModuleDict()
         if config.pooling == "mlp":
             for name, shape in projection.entries().items():

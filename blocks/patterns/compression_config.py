@@ -113,7 +113,7 @@ block to one entry.
         """One pooled entry for each stride, and, if keys are pooled before their rotation, those of the open block."""
         shapes, rotated = projection.entries(), projection.rotated_entry
         found = {"pooled": Buffer(shapes, n_slots(seq_len, self.compression_stride))}
-        if not self.pool_rotated:
+        if not self.pool_rotated and rotated is not None:
             found["raw"] = Buffer({rotated: shapes[rotated]}, self.kept_tokens(seq_len))
         return found
 

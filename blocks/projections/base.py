@@ -41,8 +41,10 @@ class ResolvedProjection(ABC):
     head_dim: int
     v_head_dim: int
     norm_eps: float
+    rope: bool
     rope_theta: float
     rope_scaling: RopeScaling | None
+    score_scale: float | None
 
     @property
     @abstractmethod
@@ -60,8 +62,13 @@ class ResolvedProjection(ABC):
 
     @property
     @abstractmethod
-    def rotated_entry(self) -> str:
-        """The entry that carries the rotary embedding."""
+    def rotated_entry(self) -> str | None:
+        """The entry that carries the rotary embedding; None if none does."""
+
+    @property
+    def scale(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        return self.qk_dim**-0.5 if self.score_scale is None else self.score_scale
 
     @property
     def shared_key_dim(self) -> int:
@@ -81,6 +88,10 @@ class ResolvedProjection(ABC):
     @abstractmethod
     def weights(self, d_model: int, n_kv_sets: int) -> dict[str, int]:
         """Weights of its linear maps: `query`, `key_value`, and `key_value_up`, which acts on cached entries."""
+
+    def biases(self, n_kv_sets: int) -> int:
+        """Biases of its linear maps."""
+        return 0
 
     @abstractmethod
     def norms(self, n_kv_sets: int) -> int:
@@ -110,6 +121,10 @@ class ResolvedProjection(ABC):
     @abstractmethod
     def weight_formulas(self, separate_kv: bool) -> dict[str, str]:
         """`weights` as expressions; those that are 0 are left out."""
+
+    def bias_formula(self, separate_kv: bool) -> str:
+        """`biases` as an expression, "" for none."""
+        return ""
 
     @abstractmethod
     def norm_formula(self, separate_kv: bool) -> str:

@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from zoo.blocks.context import Context, Step
-from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, linear
+from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, WidthNorm, linear
 from zoo.blocks.projections.gqa_config import ResolvedGQA
 
 
 class GQAProjection(nn.Module):
-    """q = W_Q x, k = W_K x, v = W_V x; rotary embedding over the whole of q and k. Cached: rotated k, and v.
+    """q = W_Q x, k = W_K x, v = W_V x; rotary embedding on q and k. Cached: rotated k, and v.
 
     With n_kv_sets > 1 each pattern of the block has its own W_K and W_V; the queries are shared (NSA, section 3.3.3).
     input: [W_Q ; W_K ; W_V], with more sets W_K and W_V of each in turn; in each, rows by head.
@@ -20,30 +20,53 @@ class GQAProjection(nn.Module):
         self.config = config
         of_set = [config.n_kv_heads * config.head_dim, config.n_kv_heads * config.v_head_dim]
         self.widths = [config.n_heads * config.head_dim, *of_set * n_kv_sets]
-        self.input = linear(d_model, sum(self.widths))
-        self.query_norm = self._norm()
-        self.key_norms = nn.ModuleList(self._norm() for _ in range(n_kv_sets))
+        self.input = linear(d_model, sum(self.widths), config.qkv_bias)
+        self.norms_rotated = config.qk_norm_place == "after"
+        self.query_norm = self._norm(config.n_heads)
+        self.key_norms = nn.ModuleList(self._norm(config.n_kv_heads) for _ in range(n_kv_sets))
 
-    def _norm(self) -> nn.Module:
-        return RMSNorm(self.config.head_dim, self.config.norm_eps) if self.config.qk_norm else nn.Identity()
+    def _norm(self, n_heads: int) -> nn.Module:
+        config = self.config
+        if not config.qk_norm:
+            return nn.Identity()
+        if config.qk_norm_over == "width":
+            return WidthNorm(n_heads * config.head_dim, config.norm_eps, config.qk_norm_scale)
+        return RMSNorm(config.head_dim, config.norm_eps, learned=config.qk_norm_scale)
 
     def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> tuple[Queries, list[Entries]]:
         config = self.config
         query, *key_value = self.input(x_BTC).split(self.widths, dim=-1)
-        q_BTHD = self.query_norm(query.unflatten(-1, (config.n_heads, -1)))
-        table = context.rope(config.head_dim, config, q_BTHD.dtype)
+        q_BTHD = query.unflatten(-1, (config.n_heads, -1))
         heads = [x.unflatten(-1, (config.n_kv_heads, -1)) for x in key_value]
-        sets = zip(self.key_norms, heads[::2], heads[1::2], strict=True)
-        entries = [{"key": norm(key_BTKD), "value": value_BTKV} for norm, key_BTKD, value_BTKV in sets]
-        return Queries(table.rotate(q_BTHD), None, config.qk_dim**-0.5), entries
+        sets = list(zip(self.key_norms, heads[::2], heads[1::2], strict=True))
+        if self.norms_rotated:
+            q_BTHD = self.query_norm(self._rotate(q_BTHD, context))
+            entries = [{"key": key_BTKD, "value": value_BTKV} for _, key_BTKD, value_BTKV in sets]
+        else:
+            q_BTHD = self._rotate(self.query_norm(q_BTHD), context)
+            entries = [{"key": norm(key_BTKD), "value": value_BTKV} for norm, key_BTKD, value_BTKV in sets]
+        return Queries(q_BTHD, None, config.scale), entries
 
     def rotate(self, entries: Entries, context: Context | Step, blocks: tuple[int, int] | None = None) -> Entries:
-        table = context.rope(self.config.head_dim, self.config, entries["key"].dtype, blocks)
-        return entries | {"key": table.rotate(entries["key"])}
+        """Keys rotated, and normed where the norm comes after; several sets then share it, as the config checks."""
+        key_BTKD = self._rotate(entries["key"], context, blocks)
+        return entries | {"key": self.key_norms[0](key_BTKD) if self.norms_rotated else key_BTKD}
+
+    def _rotate(
+        self, x_BTHD: torch.Tensor, context: Context | Step, blocks: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """The first `rotary_dim` channels of each head turned, the others as they are."""
+        width = self.config.rotary_dim
+        if width == 0:
+            return x_BTHD
+        table = context.rope(width, self.config, x_BTHD.dtype, blocks)
+        if width == x_BTHD.shape[-1]:
+            return table.rotate(x_BTHD)
+        return torch.cat((table.rotate(x_BTHD[..., :width]), x_BTHD[..., width:]), -1)
 
     def expand(self, entries: Entries) -> Keys:
-        """Values are copied: a view of them would hold the whole product until the backward pass."""
-        return Keys(entries["key"], entries["value"].contiguous(), None)
+        """Views of the product are copied: they would hold the whole of it until the backward pass."""
+        return Keys(entries["key"].contiguous(), entries["value"].contiguous(), None)
 
     def absorb(self, queries: Queries) -> Queries:
         return queries

@@ -77,8 +77,7 @@ class LatentProjection(nn.Module):
     """Latent heads c_j = RMSNorm_j((W_DKV x)_j) and one rotary key k_R = RoPE(W_KR x), which are all that is cached.
 
     Group g, reading latent head j: k_g = [W_UK,g c_j ; k_R], v_g = W_UV,g c_j. Query head: [W_Q x ; RoPE(W_QR x)],
-    through a normed latent of width q_rank where given. With YaRN's mscale_all_dim the softmax scale grows by
-    mscale^2, as in DeepSeek's code.
+    through a normed latent of width q_rank where given. With rope_dim 0 the rotary parts are left out.
     input: [[W_Q ; W_QR] by head ; W_DKV ; W_KR], or, where q_rank is given, [W_DQ ; W_DKV ; W_KR], and `query`, which
     reads the normed query latent, is [W_Q ; W_QR] by head.
     """
@@ -101,25 +100,32 @@ class LatentProjection(nn.Module):
         config = self.config
         query, latent, rope_key_BTR = self.input(x_BTC).split(self.widths, dim=-1)
         q_BTHQ = self.query(self.query_norm(query)).unflatten(-1, (config.n_heads, -1))
-        q_BTHD, q_rope_BTHR = q_BTHQ.split([config.head_dim, config.rope_dim], dim=-1)
-        table = context.rope(config.rope_dim, self.config, q_BTHQ.dtype)
-        factor = config.rope_scaling.score_factor if config.rope_scaling else 1.0
-        queries = Queries(q_BTHD, table.rotate(q_rope_BTHR), config.qk_dim**-0.5 * factor)
         latent_BTJR = self.latent_norm(latent.unflatten(-1, (config.n_latent_heads, -1)))
+        if config.rope_dim == 0:
+            return Queries(q_BTHQ, None, config.scale), [{"latent": latent_BTJR}]
+        q_BTHD, q_rope_BTHR = q_BTHQ.split([config.head_dim, config.rope_dim], dim=-1)
+        queries = Queries(q_BTHD, self._rotate(q_rope_BTHR, context), config.scale)
         return queries, [{"latent": latent_BTJR, "rope_key": rope_key_BTR}]
 
     def rotate(self, entries: Entries, context: Context | Step, blocks: tuple[int, int] | None = None) -> Entries:
-        table = context.rope(self.config.rope_dim, self.config, entries["rope_key"].dtype, blocks)
-        return entries | {"rope_key": table.rotate(entries["rope_key"])}
+        if "rope_key" not in entries:
+            return entries
+        return entries | {"rope_key": self._rotate(entries["rope_key"], context, blocks)}
+
+    def _rotate(self, x: torch.Tensor, context: Context | Step, blocks: tuple[int, int] | None = None) -> torch.Tensor:
+        """Copied where it is not rotated: a view would hold the whole product until the backward pass."""
+        if not self.config.rope:
+            return x.contiguous()
+        return context.rope(self.config.rope_dim, self.config, x.dtype, blocks).rotate(x)
 
     def expand(self, entries: Entries) -> Keys:
-        return Keys(self.key_up(entries["latent"]), self.value_up(entries["latent"]), entries["rope_key"])
+        return Keys(self.key_up(entries["latent"]), self.value_up(entries["latent"]), entries.get("rope_key"))
 
     def absorb(self, queries: Queries) -> Queries:
         return queries._replace(q=self.key_up.transposed(queries.q))
 
     def cached_keys(self, entries: Entries) -> Keys:
-        return Keys(entries["latent"], entries["latent"], entries["rope_key"])
+        return Keys(entries["latent"], entries["latent"], entries.get("rope_key"))
 
     def lift(self, o_BTHV: torch.Tensor) -> torch.Tensor:
         return self.value_up.of_heads(o_BTHV)

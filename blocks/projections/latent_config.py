@@ -20,8 +20,9 @@ $$
 $$ q_{t,i} = [\, W_{Q,i}\, x_t \;;\; R_t W_{QR,i}\, x_t \,] $$
 """
 _LATENT_END = r"""
-With `q_rank`, queries come from a latent of their own, $c^Q_t = \operatorname{RMSNorm}(W_{DQ}\, x_t)$, in place of
-$x_t$. Cached for a token: $c_t$ and $k^R_t$. The width of a score is $d_{qk} = d_n + d_r$.
+With `rope_dim: 0` there are no rotary parts; with `rope: false` they are not rotated. With `q_rank`, queries come from
+a latent of their own, $c^Q_t = \operatorname{RMSNorm}(W_{DQ}\, x_t)$, in place of $x_t$. Cached for a token: $c_t$ and
+$k^R_t$. The width of a score is $d_{qk} = d_n + d_r$.
 """
 _SHARES_KV = "makes all keys and values from the one cached latent"
 
@@ -92,12 +93,18 @@ class ResolvedLatent(ResolvedProjection):
         return self.head_dim + self.rope_dim
 
     def entries(self) -> dict[str, tuple[int, ...]]:
-        latent_heads = self.n_latent_heads
-        return {"latent": (latent_heads, self.kv_rank // latent_heads), "rope_key": (self.rope_dim,)}
+        latent = {"latent": (self.n_latent_heads, self.kv_rank // self.n_latent_heads)}
+        return latent | {"rope_key": (self.rope_dim,)} if self.rope_dim else latent
 
     @property
-    def rotated_entry(self) -> str:
-        return "rope_key"
+    def rotated_entry(self) -> str | None:
+        return "rope_key" if self.rope and self.rope_dim else None
+
+    @property
+    def scale(self) -> float:
+        """With YaRN's mscale_all_dim the default grows by mscale^2, as in DeepSeek's code."""
+        factor = self.rope_scaling.score_factor if self.rope_scaling else 1.0
+        return self.qk_dim**-0.5 * factor if self.score_scale is None else self.score_scale
 
     @property
     def shared_key_dim(self) -> int:

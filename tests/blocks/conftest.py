@@ -26,7 +26,32 @@ CASES = {
     "mla": ({"kind": "mla", **LATENT, "q_rank": 7}, None),
     "mla-window": ({"kind": "mla", **LATENT, "window": 5}, None),
     "gla": ({"kind": "gla", **LATENT, "n_kv_heads": 2, "n_latent_heads": 2}, None),
+    "full-partial": (
+        {"kind": "full", **GROUPED, "head_dim": 8, "rope_fraction": 0.5, "qk_norm": True, "qk_norm_over": "width"}
+        | {"qkv_bias": True, "output_bias": True, "output_gate": "head", "score_scale": 0.5},
+        None,
+    ),
+    "window-normed-after": (
+        {"kind": "window", **GROUPED, "window": 5, "qk_norm": True, "qk_norm_place": "after", "qk_norm_scale": False}
+        | {"output_gate": "channel"},
+        None,
+    ),
+    "mla-no-rope": (
+        {"kind": "mla", **LATENT, "rope_dim": 0, "output_bias": True, "output_gate": "channel", "score_scale": 0.3},
+        None,
+    ),
+    "mla-unrotated": ({"kind": "mla", **LATENT, "rope": False, "window": 5}, None),
     "nsa": ({"kind": "nsa", **GROUPED, **COARSE, "window": 5}, None),
+    "nsa-no-rope": (
+        {"kind": "nsa", **GROUPED, **COARSE, "window": 5, "separate_kv": True, "rope": False, "pool_rotated": False}
+        | {"qkv_bias": True, "qk_norm": True, "qk_norm_over": "width", "output_gate": "head", "score_scale": 0.5},
+        None,
+    ),
+    "nsa-normed-after": (
+        {"kind": "nsa", **GROUPED, **COARSE, "window": 5, "pool_rotated": False, "qk_norm": True}
+        | {"qk_norm_place": "after", "head_dim": 8, "rope_fraction": 0.25},
+        None,
+    ),
     "nsa-separate": ({"kind": "nsa", **GROUPED, **COARSE, "window": 5, "separate_kv": True, "qk_norm": True}, None),
     "nsa-mlp": ({"kind": "nsa", **GROUPED, **COARSE, "window": 5, "pooling": "mlp"}, None),
     "nsa-unrotated": ({"kind": "nsa", **GROUPED, **COARSE, "window": 5, "pool_rotated": False}, None),

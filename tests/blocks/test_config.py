@@ -22,8 +22,22 @@ REFUSED = [
     ("full", {"n_kv_heads": 5}, ("n_kv_heads",), r"must divide n_heads \(16\); found 5"),
     ("full", {"head_dim": 33}, ("head_dim",), "must be even.*found 33"),
     ("full", {"rope_theta": float("inf")}, ("rope_theta",), "finite"),
-    ("full", {"rope_scaling": {"rope_type": "ntk"}}, ("rope_scaling",), "'linear', 'yarn'"),
+    ("full", {"rope_scaling": {"rope_type": "ntk"}}, ("rope_scaling",), "'linear', 'yarn', 'llama3'"),
     ("full", {"rope_scaling": YARN | {"beta_fast": 1.0}}, ("rope_scaling", "beta_fast"), r"above beta_slow \(1\)"),
+    ("full", {"rope": False, "rope_scaling": YARN}, ("rope_scaling",), "needs rope: true; found yarn without rotation"),
+    ("full", {"rope": False, "rope_fraction": 0.5}, ("rope_fraction",), "needs rope: true; found 0.5"),
+    ("full", {"head_dim": 6, "rope_fraction": 0.5}, ("rope_fraction",), "even number of the head's 6 channels.*3 chan"),
+    ("full", {"head_dim": 64, "rope_fraction": 0.3}, ("rope_fraction",), "even number.*found 0.3, 19.2 channels"),
+    ("full", {"qk_norm_over": "width"}, ("qk_norm_over",), "needs qk_norm: true; found 'width' without it"),
+    ("full", {"qk_norm": True, "rope": False, "qk_norm_place": "after"}, ("qk_norm_place",), "needs rope: true"),
+    ("full", {"output_gate": "heads"}, ("output_gate",), "'head' or 'channel'"),
+    ("full", {"score_scale": 0.0}, ("score_scale",), "greater than 0"),
+    (
+        "nsa",
+        {"qk_norm": True, "qk_norm_place": "after", "separate_kv": True},
+        ("qk_norm_place",),
+        "needs separate_kv: false",
+    ),
     ("mla", {"rope_dim": 7}, ("rope_dim",), "must be even.*found 7"),
     ("mla", {"qk_norm": True}, ("qk_norm",), "not permitted"),
     ("gla", {"n_latent_heads": 3}, ("n_latent_heads",), r"must divide the key/value heads \(16\).*found 3"),
@@ -148,6 +162,15 @@ CHANGED = {
     "head_dim": 6,
     "v_head_dim": 6,
     "qk_norm": True,
+    "qk_norm_over": "width",
+    "qk_norm_place": "after",
+    "qk_norm_scale": False,
+    "rope": False,
+    "rope_fraction": 0.5,
+    "qkv_bias": True,
+    "output_bias": True,
+    "output_gate": "channel",
+    "score_scale": 0.7,
     "norm_eps": 1e-2,
     "rope_theta": 100.0,
     "rope_scaling": YARN,
@@ -170,6 +193,11 @@ CHANGED = {
     "patterns": [WINDOW],
 }
 SPECIAL = {
+    **{
+        (kind, name): {"qk_norm": True}
+        for kind in ("full", "window", "nsa")
+        for name in ("qk_norm_over", "qk_norm_place", "qk_norm_scale")
+    },
     ("full", "norm_eps"): {"qk_norm": True},
     ("window", "norm_eps"): {"qk_norm": True},
     ("nsa", "norm_eps"): {"qk_norm": True},

@@ -13,6 +13,11 @@ GRID = [
     ("full", {}),
     ("full", {"n_heads": 8, "n_kv_heads": 1, "head_dim": 40, "v_head_dim": 24, "qk_norm": True}),
     ("window", {"n_kv_heads": 4}),
+    ("full", {"n_kv_heads": 4, "qkv_bias": True, "output_bias": True, "output_gate": "head", "rope_fraction": 0.5}),
+    ("window", {"qk_norm": True, "qk_norm_over": "width", "output_gate": "channel", "v_head_dim": 24}),
+    ("full", {"qk_norm": True, "qk_norm_scale": False, "qk_norm_place": "after"}),
+    ("mla", {"rope_dim": 0, "output_bias": True}),
+    ("nsa", {"separate_kv": True, "qkv_bias": True, "qk_norm": True, "qk_norm_over": "width", "output_gate": "head"}),
     ("mla", {}),
     ("mla", {"q_rank": 48, "v_head_dim": 24, "window": 64}),
     ("gla", {}),
@@ -40,7 +45,7 @@ def test_parameters_are_those_of_the_module(kind, fields):
 @pytest.mark.parametrize(("kind", "fields"), GRID)
 def test_flops_of_linear_maps_are_those_torch_counts(kind, fields):
     config = config_class(kind)(**fields)
-    parts = ("query", "key_value", "key_value_up", "pooling", "gate", "output")
+    parts = ("query", "key_value", "key_value_up", "pooling", "gate", "output_gate", "output")
     for part in config.parts or (None,):
         module, context = build(config, 128, part), Context.for_tokens(1, 150)
         with FlopCounterMode(display=False) as counter:

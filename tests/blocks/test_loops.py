@@ -35,6 +35,8 @@ class Loops:
         self.weights = {name: parameter.data for name, parameter in block.named_parameters()}
         self.latents = self.projection.kind != "gqa"
         self.maps = self.of_input(self.weights["projection.input.weight"])
+        bias = self.weights.get("projection.input.bias")
+        self.biases = {} if bias is None else self.of_input(bias)
 
     def of_input(self, weight):
         """The maps that read x, by name, whose rows lie one after the other."""
@@ -49,38 +51,68 @@ class Loops:
         assert sum(rows.values()) == len(weight)
         return dict(zip(rows, weight.split(list(rows.values())), strict=True))
 
+    def mapped(self, name, t, heads):
+        """W x + b, by head."""
+        return (self.maps[name] @ self.x[t] + self.biases.get(name, 0)).view(heads, -1)
+
+    def positioned(self, heads, position, norm):
+        """Heads [n, D] of a grouped projection, normed and partly rotated, in the order that the config says."""
+        p = self.projection
+        if p.qk_norm and p.qk_norm_place == "before":
+            heads = self.normed_heads(heads, norm)
+        width = round(p.head_dim * p.rope_fraction) if p.rope else 0
+        turned = [rotated(head[:width], position, p.rope_theta) if width else head[:0] for head in heads]
+        heads = torch.stack([torch.cat((part, head[width:])) for part, head in zip(turned, heads, strict=True)])
+        return self.normed_heads(heads, norm) if p.qk_norm and p.qk_norm_place == "after" else heads
+
+    def normed_heads(self, heads, norm):
+        p = self.projection
+        weight = self.weights.get(f"projection.{norm}.weight", torch.ones((), dtype=torch.float64))
+        if p.qk_norm_over == "width":
+            return normed(heads.flatten(), weight, p.norm_eps).view_as(heads)
+        return torch.stack([normed(head, weight, p.norm_eps) for head in heads])
+
     def query(self, t, h):
         p, w, x = self.projection, self.weights, self.x[t]
-        if self.latents and p.q_rank:
+        if not self.latents:
+            return self.positioned(self.mapped("query", t, p.n_heads), t, "query_norm")[h]
+        if p.q_rank:
             x = normed(self.maps["query_latent"] @ x, w["projection.query_norm.weight"], p.norm_eps)
-        query = w["projection.query.weight"] if self.latents and p.q_rank else self.maps["query"]
+        query = w["projection.query.weight"] if p.q_rank else self.maps["query"]
         q = query[h * p.qk_dim : (h + 1) * p.qk_dim] @ x
-        if self.latents:
-            return torch.cat((q[: p.head_dim], rotated(q[p.head_dim :], t, p.rope_theta)))
-        if p.qk_norm:
-            q = normed(q, w["projection.query_norm.weight"], p.norm_eps)
-        return rotated(q, t, p.rope_theta)
+        return torch.cat((q[: p.head_dim], self.turned(q[p.head_dim :], t)))
+
+    def turned(self, part, position):
+        """The rotary part of a latent projection, if it is rotated."""
+        return rotated(part, position, self.projection.rope_theta) if self.projection.rope and len(part) else part
 
     def raw(self, t, g, which):
-        """Entries of token t that group g reads, before rotation, each with whether it is to be rotated."""
+        """Entries of token t that group g reads, before rotation; of grouped keys those of all heads."""
         p, w, x = self.projection, self.weights, self.x[t]
         if self.latents:
             width, head = p.kv_rank // p.n_latent_heads, g // (p.n_kv_heads // p.n_latent_heads)
             rows = slice(head * width, (head + 1) * width)
             c = normed(self.maps["latent"][rows] @ x, w["projection.latent_norm.weight"][rows], p.norm_eps)
             return {"latent": c, "rope_key": self.maps["rope_key"] @ x}
-        key, value = (self.maps[f"{name}{which}"].view(p.n_kv_heads, -1, len(x))[g] @ x for name in ("key", "value"))
-        if p.qk_norm:
-            key = normed(key, w[f"projection.key_norms.{which}.weight"], p.norm_eps)
-        return {"key": key, "value": value}
+        key, value = (self.mapped(f"{name}{which}", t, p.n_kv_heads) for name in ("key", "value"))
+        if p.qk_norm and p.qk_norm_place == "before":
+            key = self.normed_heads(key, f"key_norms.{which}")
+        return {"key": key, "value": value[g]}
 
     def rotate(self, entries, position):
-        name = "rope_key" if self.latents else "key"
-        return entries | {name: rotated(entries[name], position, self.projection.rope_theta)}
+        p = self.projection
+        if self.latents:
+            return entries | {"rope_key": self.turned(entries["rope_key"], position)}
+        width = round(p.head_dim * p.rope_fraction) if p.rope else 0
+        turned = [rotated(head[:width], position, p.rope_theta) if width else head[:0] for head in entries["key"]]
+        key = torch.stack([torch.cat((part, k[width:])) for part, k in zip(turned, entries["key"], strict=True)])
+        if p.qk_norm and p.qk_norm_place == "after":
+            key = self.normed_heads(key, "key_norms.0")
+        return entries | {"key": key}
 
     def key_value(self, entries, g):
         if not self.latents:
-            return entries["key"], entries["value"]
+            return entries["key"][g], entries["value"]
         kv_heads, w = self.projection.n_kv_heads, self.weights
         up = {n: w[f"projection.{n}_up.weight"].unflatten(0, (kv_heads, -1))[g] for n in ("key", "value")}
         return torch.cat((up["key"] @ entries["latent"], entries["rope_key"])), up["value"] @ entries["latent"]
@@ -102,6 +134,8 @@ class Loops:
     def pool(self, vectors, name):
         if self.config.pattern("compression").pooling == "mean":
             return sum(vectors) / len(vectors)
+        if vectors[0].dim() == 2:  # the keys of all heads, which share the maps
+            return torch.stack([self.pool(list(of_head), name) for of_head in zip(*vectors, strict=True)])
         prefix = f"patterns.compression.pool.{name}"
         w = {n: self.weights[f"{prefix}.{n}"] for n in ("offset", "hidden.weight", "pooled.weight")}
         z = w["hidden.weight"] @ torch.cat([v + p for v, p in zip(vectors, w["offset"], strict=True)])
@@ -111,7 +145,8 @@ class Loops:
         """Softmax attention of one query; zeros and no weights where there is nothing to see."""
         if not keys_values:
             return torch.zeros(self.projection.v_head_dim, dtype=torch.float64), []
-        scores = [math.exp(float(q @ k) / math.sqrt(len(q))) for k, _ in keys_values]
+        scale = self.projection.score_scale or 1 / math.sqrt(len(q))
+        scores = [math.exp(float(q @ k) * scale) for k, _ in keys_values]
         weights = [s / sum(scores) for s in scores]
         return sum(p * v for p, (_, v) in zip(weights, keys_values, strict=True)), weights
 
@@ -174,7 +209,11 @@ class Loops:
                 g = h // (heads // self.projection.n_kv_heads)
                 parts = [self.pattern(pattern.kind, t, h, g) for pattern in self.config.patterns]
                 row.append(sum(gate[h, i] * part for i, part in enumerate(parts)))
-            rows.append(w["output.weight"] @ torch.cat(row))
+            attended = torch.stack(row)
+            if self.config.output_gate:
+                logits = (w["output_gate.weight"] @ self.x[t]).view(heads, -1)
+                attended = attended / (1 + torch.exp(-logits))
+            rows.append(w["output.weight"] @ attended.flatten() + w.get("output.bias", 0))
         return torch.stack(rows)
 
 

@@ -12,6 +12,10 @@ from zoo.blocks.fields import LinearScaling, RopeFields, YarnScaling
 from zoo.blocks.rope import inverse_frequencies
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192} | {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 SCALINGS = [
     None,
     {"rope_type": "linear", "factor": 8.0},
@@ -21,6 +25,8 @@ SCALINGS = [
     YARN | {"mscale": 0.7, "factor": 40.0},
     YARN | {"beta_fast": 16.0, "beta_slow": 2.0, "truncate": False},
     YARN | {"original_max_position_embeddings": 16, "factor": 1.0},
+    LLAMA3,
+    LLAMA3 | {"factor": 32.0, "low_freq_factor": 0.5, "high_freq_factor": 8.0},
 ]
 
 

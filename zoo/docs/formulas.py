@@ -44,13 +44,17 @@ def of_attention(point: ResolvedAttention) -> dict[str, str]:
     weights = projection.weight_formulas(point.separate_kv)
     if len(point.patterns) > 1:
         weights["gate"] = "d_model*n_heads*n_patterns"
+    if point.output_gates:
+        weights["output_gate"] = "d_model*n_heads" + ("*v_head_dim" if point.output_gate == "channel" else "")
     weights["output"] = "n_heads*v_head_dim*d_model"
     rows = {"key_value_up": f"({_expanded(point)})"}  # every other map multiplies each token once
     flops = {part: f"2*{rows.get(part, 'seq_len')}*({formula})" for part, formula in weights.items()}
     for pattern in point.patterns:
         flops |= pattern.flops_formulas(point)
     norm = projection.norm_formula(point.separate_kv)
-    parameters = weights | ({"norm": norm} if norm else {})
+    biases = [projection.bias_formula(point.separate_kv), "d_model" if point.output_bias else ""]
+    bias = " + ".join(filter(None, biases))
+    parameters = weights | ({"norm": norm} if norm else {}) | ({"bias": bias} if bias else {})
     sets = "n_patterns*" if point.separate_kv else ""
     cache = {"nominal": f"{sets}{projection.entry_formula}*seq_len"}
     pooled = [pattern.pooled_formula for pattern in point.patterns]

@@ -9,6 +9,15 @@ from zoo.errors import ZooError
 SETTINGS = [
     ("full", {"n_heads": 4, "n_kv_heads": 2, "qk_norm": True}),
     ("full", {"n_heads": 4, "v_head_dim": 24}),
+    ("full", {"n_heads": 4, "qkv_bias": True, "output_bias": True, "output_gate": "channel", "v_head_dim": 24}),
+    ("full", {"n_heads": 4, "n_kv_heads": 2, "qk_norm": True, "qk_norm_over": "width", "output_gate": "head"}),
+    ("full", {"n_heads": 4, "qk_norm": True, "qk_norm_scale": False, "output_bias": True}),
+    ("mla", {"n_heads": 4, "rope_dim": 0}),
+    (
+        "nsa",
+        {"n_heads": 4, "qk_norm": True, "qk_norm_over": "width", "separate_kv": True, "qkv_bias": True}
+        | {"selection_block": 32},
+    ),
     ("window", {"n_heads": 4, "window": 100}),
     ("mla", {"n_heads": 4, "q_rank": 40}),
     ("mla", {"n_heads": 4, "window": 30}),

@@ -1,0 +1,52 @@
+"""What configs are made of: the bounds of each kind of number, and configs that list all their problems. No torch."""
+
+from typing import Annotated, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from zoo.blocks.about import About
+
+Problem = tuple[tuple[str | int, ...], str]  # (path of the key inside the config, what is wrong with it)
+
+
+# The bounds of each kind of number. Types are strict: a recipe's "16" or true is no number.
+Count = Annotated[int, Field(strict=True, ge=1, le=4096)]  # heads, blocks
+Size = Annotated[int, Field(strict=True, ge=1, le=65_536)]  # channels, tokens of a block
+Length = Annotated[int, Field(strict=True, ge=1, le=2**30)]  # tokens of a context
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+class Checked(BaseModel):
+    """A config that lists all its problems at once, each with the key it belongs to.
+
+    `problems(d_model)` returns them; with d_model None, only those that do not depend on it, which are also raised when
+    the config is made. Subclasses add theirs to `super().problems(d_model)`.
+    """
+
+    # defer_build: a validator is made when it is first used, and most configs and sets of fields are not, in a command.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    def problems(self, d_model: int | None = None) -> list[Problem]:
+        return []
+
+    @model_validator(mode="after")
+    def _refuse_problems(self) -> Self:
+        if found := self.problems():
+            lines = [
+                InitErrorDetails(type=PydanticCustomError("block", "{why}", {"why": why}), loc=path, input=self)
+                for path, why in found
+            ]
+            raise ValidationError.from_exception_data(type(self).__name__, lines)
+        return self
+
+
+class Kinded(Checked):
+    """A config that says what it is. Last of the bases, so that `kind` is the first field."""
+
+    about: ClassVar[About] = About()  # what its page in the documentation says beyond fields and cost
+
+    kind: str

@@ -101,10 +101,21 @@ def train(
         Path | None,
         typer.Option(help="The run's folder. Default: runs/ and the recipe's name.", show_default=False),
     ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train on so many GPUs of this machine, a process each.", show_default="1"),
+    ] = None,
     plugins: Plugins = None,
 ) -> None:
     """Train a recipe's model, or go on where its run stopped."""
     loaded = _load(recipe, overrides)
+    if devices is not None and devices > 1:
+        from zoo.training.processes import launch
+
+        options = [word for override in overrides or [] for word in ("--set", override)]
+        options += [word for module in plugins or [] for word in ("--plugin", module)]
+        options += ["--run-dir", str(run_dir)] if run_dir else []
+        launch(devices, ["train", str(recipe), *options])
     from zoo import training
 
     training.train(loaded, run_dir or Path("runs") / loaded.name)

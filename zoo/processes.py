@@ -78,6 +78,11 @@ def stay_with_parent() -> None:
     threading.Thread(target=_watch, args=(parent,), name="stay-with-parent", daemon=True).start()
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def launched() -> bool:
     """Whether torchrun or Composer's launcher started this process, itself and not through a shell."""
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -25,7 +25,8 @@ CATEGORIES = {
     "loss": ("cross_entropy",),
     "around attention": ("_add_norm_", "_swiglu_", "_rms_norm_", "_gated_sum_", "_rotate_kernel"),
     "attention": ("fmha", "flash", "sdpa", "cudnn", "_dq_kernel", "_dkv_kernel", "_sum_parts", "_sum_chunks",
-                  "selection", "_fwd_kernel", "_bwd_kernel", "_rank", "importance", "peak", "pool", "choice", "_mean"),
+                  "selection", "_fwd_kernel", "_bwd_kernel", "_rank", "importance", "peak", "pool", "choice", "_mean",
+                  "_combine_kernel", "_weights_kernel", "_index_kernel", "_delta_kernel", "radix_sort"),
     "products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk", "gemv"),
     "copies": ("memcpy", "memset"),
 }  # fmt: skip

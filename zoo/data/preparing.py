@@ -28,6 +28,7 @@ from zoo.data.progress import Progress
 from zoo.data.sources import fingerprint, notes, pieces, separator_notes, total_bytes
 from zoo.data.tokenizers import GPT2_CUTTER, Bytes, Subwords, check_files, load_huggingface, train_bpe
 from zoo.files import make_folder, present, read_json, write_sealed_json
+from zoo.processes import cores
 from zoo.terminal import err
 
 FORMAT = 2  # part of every cache key: raise it when the same configuration makes other rows, or other counts
@@ -193,7 +194,7 @@ class _Preparation:
             self.say(note)
         total = total_bytes(source)
         self.say(f"preparing {source.kind}" + (f" ({total / 1e6:,.1f} MB)" if total else ""))
-        workers = self.data.workers or (1 if isinstance(tokenizer, Bytes) else _cores())
+        workers = self.data.workers or (1 if isinstance(tokenizer, Bytes) else cores())
         sizes = {"seq_len": self.seq_len, "fraction": fraction, "piece_bytes": self.piece_bytes}
         with Progress(source.kind, total, quiet=self.quiet) as progress:
             build_text(folder, source, tokenizer, progress, workers=workers, notes=remarks, **sizes)
@@ -271,10 +272,6 @@ def _refuse_links(*folders: Path) -> None:
     for folder in folders:
         if folder.is_symlink():
             raise DataError(f"{folder}: a symbolic link; nothing is written through a link: remove it")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _settings(source: Source) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """What the device decides: precision, micro-batch, peak speed."""
 
-import os
-
 import torch
 
 from zoo.errors import Problem, RecipeError
+from zoo.processes import cores
 from zoo.training.config import TrainConfig
 
 # Dense bf16 peak of one device in FLOP/s, from NVIDIA's data sheets (without sparsity). The first that fits counts.
@@ -68,7 +67,7 @@ def resolve_workers(train: TrainConfig, split: str, on_gpu: bool, world_size: in
         return train.workers
     if split != "train" or not on_gpu or world_size > 1:
         return 1
-    return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) - 2))
+    return max(1, min(MOST_WORKERS, cores() - 2))
 
 
 def rows_per_device(batch_size: int, world_size: int) -> int:

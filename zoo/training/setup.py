@@ -25,6 +25,7 @@ from zoo.training.device import resolve_micro_batch, resolve_precision, resolve_
 from zoo.training.environment import record_environment
 from zoo.training.interrupts import StopRequests
 from zoo.training.plan import Plan
+from zoo.training.processes import join_processes
 from zoo.training.run_folder import RunFolder
 from zoo.training.screen import Screen
 
@@ -66,7 +67,7 @@ class Device:
             sharded=sharded,
         )
         if world_size > 1:
-            dist.initialize_dist(device.name, timeout=DATA_TIMEOUT_S)
+            join_processes(on_gpu, DATA_TIMEOUT_S)
         return device
 
     @property

@@ -4,6 +4,7 @@ The cache of preparation is keyed by names, sizes and times of files, which chan
 named by the hashes of their shards and a tokenizer by its parts: equal content gives an equal record on every machine.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,10 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import zoo
+from zoo.blocks.registry import load
 from zoo.data.config import (
+    BpeTokenizer,
+    ByteTokenizer,
     DataConfig,
     DocumentSource,
     HuggingFaceDataset,
@@ -24,7 +28,7 @@ from zoo.data.config import (
 )
 from zoo.data.packing import Tokenizer
 from zoo.data.prepared import PreparedData, RowStream
-from zoo.data.preparing import FORMAT
+from zoo.data.preparing import FORMAT, digest
 from zoo.data.shards import read_index
 from zoo.data.sources import fingerprint
 from zoo.data.tokenizers import Subwords, load_huggingface
@@ -120,7 +124,7 @@ class DataRecord(_Record):
     def digest(self) -> str:
         """A hash of all content."""
         stamps = {split: {"__all__": {"stamp"}} for split in SPLIT_NAMES}
-        return _digest(self.model_dump(exclude={"version": True, **stamps}))
+        return digest(self.model_dump(exclude={"version": True, **stamps}))
 
     def is_of(self, data: DataConfig) -> bool:
         """Whether the files that `data` names, and a tokenizer that is not learnt from them, are untouched.
@@ -133,9 +137,10 @@ class DataRecord(_Record):
             if stamp is None or stamp != stamps.get(_key(data, source)):
                 return False
         config = data.resolved_tokenizer()
-        if isinstance(config, HuggingFaceTokenizer):
-            return not _other_tokenizer(tokenizer_record(config.kind, load_huggingface(config)), self.tokenizer)
-        return True
+        if config is None or isinstance(config, ByteTokenizer | BpeTokenizer):
+            return True
+        used = load_huggingface(config) if isinstance(config, HuggingFaceTokenizer) else load(config.module)(config)
+        return not _other_tokenizer(tokenizer_record(config.kind, used), self.tokenizer)
 
     def differences(self, before: "DataRecord", run: Path) -> list[Problem]:
         """One problem for the tokenizer and one for each source whose rows are not those of `before`, the record of
@@ -208,7 +213,7 @@ def tokenizer_record(kind: str, tokenizer: Tokenizer) -> TokenizerRecord:
         kind=kind,
         vocab_size=tokenizer.vocab_size,
         end_of_document=tokenizer.end_of_document_text,
-        parts={name: _digest(part) for name, part in parts.items()},
+        parts={name: digest(part) for name, part in parts.items()},
     )
 
 
@@ -255,7 +260,7 @@ def _stamp(source: Source) -> str | None:
     if isinstance(source, Mds):
         return None
     files = [] if isinstance(source, Synthetic) else fingerprint(source)
-    return _digest([FORMAT, source.model_dump(mode="json"), files])
+    return digest([FORMAT, source.model_dump(mode="json"), files])
 
 
 def _key(data: DataConfig, source: Source) -> str:
@@ -292,20 +297,13 @@ def _content(stream: RowStream, read_files: bool) -> str:
             file = (shard.get("zip_data") or raw)["basename"]
             hashes = {"file": _hash_of_file(stream.folder / file)}
         found.append([shard["samples"], raw["bytes"], hashes or None])
-    return _digest(found)
+    return digest(found)
 
 
 def _hash_of_file(path: Path) -> str | None:
     """The hash of a shard, None if it is not there; checking the shards before training says so."""
-    hasher = xxhash.xxh64()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                hasher.update(chunk)
+            return hashlib.file_digest(file, xxhash.xxh64).hexdigest()
     except OSError:
         return None
-    return hasher.hexdigest()
-
-
-def _digest(value: object) -> str:
-    return xxhash.xxh64(json.dumps(value, sort_keys=True).encode()).hexdigest()

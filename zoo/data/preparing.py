@@ -107,7 +107,7 @@ class _Preparation:
             config=self.data,
             seq_len=self.seq_len,
             vocab_size=vocab_size,
-            key=_digest([names, self.seq_len]),
+            key=digest([names, self.seq_len]),
             tokenizer=tokenizer,
             streams={split: tuple(s for _, s in streams) for split, streams in keep.items()},
             seconds=self.seconds,
@@ -130,7 +130,7 @@ class _Preparation:
     def _bpe(self, config: BpeTokenizer) -> Tokenizer:
         sources = self.data.text_streams()
         inputs = [(_settings(s), s.proportion, fingerprint(s)) for s in sources]
-        path = self.root / f"bpe-{_digest([FORMAT, BPE_LEARNING, config.model_dump(), inputs, self.fraction])}"
+        path = self.root / f"bpe-{digest([FORMAT, BPE_LEARNING, config.model_dump(), inputs, self.fraction])}"
         with self.locked(path):
             if not path.is_dir():
                 self.say(f"training the bpe tokenizer ({config.vocab_size:,} tokens)")
@@ -177,9 +177,9 @@ class _Preparation:
 
     def _key(self, source: Source, tokenizer: Tokenizer | None, fraction: float) -> str:
         if isinstance(source, Synthetic):
-            return _digest([FORMAT, _settings(source), self._seed(source), source.length or self.seq_len])
+            return digest([FORMAT, _settings(source), self._seed(source), source.length or self.seq_len])
         inputs = [_settings(source), fingerprint(source), tokenizer.identity, self.seq_len, fraction, self.piece_bytes]
-        return _digest([FORMAT, *inputs])
+        return digest([FORMAT, *inputs])
 
     def _seed(self, source: Synthetic) -> int:
         return self.seed if source.seed is None else source.seed
@@ -201,7 +201,7 @@ class _Preparation:
 
     def check_separators(self, source: Source) -> list[str]:
         """`separator_notes` of a source, which reads its files, once."""
-        key = _digest(_settings(source))
+        key = digest(_settings(source))
         if key not in self._separators_checked:
             self._separators_checked[key] = separator_notes(source)
         return self._separators_checked[key]
@@ -278,7 +278,8 @@ def _settings(source: Source) -> dict[str, Any]:
     return source.model_dump(mode="json", exclude={"proportion"})
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """A hash of a value that JSON can hold, equal for equal content."""
     return xxhash.xxh64(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

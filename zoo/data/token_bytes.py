@@ -3,7 +3,6 @@
 The end of a document counts as one byte, so that the byte tokenizer has 1.0 and others are measured on the same bytes.
 """
 
-import copy
 import json
 import re
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from zoo.data.config import Synthetic
 from zoo.data.packing import Tokenizer
 from zoo.data.prepared import PreparedData
-from zoo.data.shards import make_ready, read_index
+from zoo.data.stored import samples
 from zoo.data.tokenizers import Subwords
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte of a character that is no token, in SentencePiece's tokenizers
@@ -88,13 +87,5 @@ def _decoded_bytes(tokenizer: Subwords, before: int, number: int) -> int:
 
 def _bytes_of_rows(prepared: PreparedData, split: str, sizes: np.ndarray) -> float:
     """Bytes that the table gives to the tokens of a split; a row's first token is the last one of the row before."""
-    from streaming.base.format import reader_from_json
-
-    total = 0.0
-    for stream in prepared.streams[split]:
-        make_ready(stream.folder, stream.remedy)
-        for shard in read_index(stream.folder):
-            reader = reader_from_json(str(stream.folder), "", copy.deepcopy(shard))
-            reader.validate(allow_unsafe_types=False)
-            total += sum(float(sizes[reader[i]["tokens"][1:]].sum()) for i in range(len(reader)))
-    return total or 1.0
+    rows = (row for stream in prepared.streams[split] for _, row in samples(stream))
+    return sum(float(sizes[row["tokens"][1:]].sum()) for row in rows) or 1.0

@@ -23,18 +23,13 @@ from zoo.recipe import Recipe
 from zoo.report.columns import Column, data_read
 from zoo.show import plain_table
 from zoo.terminal import clean
+from zoo.training.interrupts import Interrupted
 from zoo.training.loggers import read_metrics
 from zoo.training.run_folder import RunFolder
 
 POLL_S = 0.5
 MOST_LINES = 12  # of a refusal, which has a line for each key or source
 PREPARATION = ("preparing ", "training the ", "making ", "waiting for ", "removing ")  # what preparing data says
-
-
-class Interrupted(ZooError):
-    """Training was stopped by a signal; finished runs and checkpoints are kept."""
-
-    exit_code = 130
 
 
 def train_columns(

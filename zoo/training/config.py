@@ -8,12 +8,10 @@ from zoo.errors import shorten
 from zoo.parts import LOGGERS, OPTIMIZERS, SCHEDULES, NameOf, PartOf
 from zoo.training.duration import Duration, Interval, Span
 from zoo.training.optimizers.adamw_config import AdamW
-from zoo.training.optimizers.base import MOST_SETTING, OptimizerConfig
+from zoo.training.optimizers.base import MOST_SETTING, OptimizerConfig, Positive
 from zoo.training.schedules import Cosine, ScheduleConfig
 
 Count = Annotated[int, Field(ge=1, strict=True)]
-Positive = Annotated[float, Field(gt=0, le=MOST_SETTING, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _count_or(word: str, least: int = 1, most: int | None = None):

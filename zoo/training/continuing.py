@@ -18,7 +18,7 @@ from zoo.data.tokenizers import Bytes, load_huggingface
 from zoo.differences import differences, in_words
 from zoo.errors import Problem, RecipeError, ZooError
 from zoo.files import present, sha256, write_sealed_json
-from zoo.loading import LoadError, recorded_digest
+from zoo.loading import LoadError, check_tokenizer, recorded_digest
 from zoo.training.run_folder import RunFolder
 
 # Keys of a recipe that may differ when a run continues: how long, how watched, how executed, and the learning rate,
@@ -158,7 +158,7 @@ def refuse_other_run(folder: RunFolder, recipe) -> None:
 
 
 def damage(folder: RunFolder, summary: dict) -> str | None:
-    """Why the weights of a complete run are not those that training wrote, None if they are.
+    """Why the weights or the tokenizer of a complete run are not those that training wrote, None if they are.
 
     Reads the weights whole, 1 to 2 GB a second.
     """
@@ -168,7 +168,8 @@ def damage(folder: RunFolder, summary: dict) -> str | None:
         return f"{folder.weights}: damaged or replaced: SHA-256 is {found[:16]}..., {_said(folder, expected)}"
     try:
         described = recorded_digest(folder.path)
-    except LoadError as error:
+        check_tokenizer(folder.path)
+    except (LoadError, DataError) as error:
         return str(error)
     if described != expected:
         return f"{folder.model}: not of these weights: SHA-256 is {found[:16]}..., it says {str(described)[:16]}..."
@@ -224,7 +225,7 @@ def check_data_of_complete(folder: RunFolder, recipe, found: Sequence[Change], s
         if present(folder.data) and DataRecord.read(folder.data).is_of(recipe.data):
             return
         prepared = prepare_again(folder, recipe, found)
-    except DataError as error:
+    except (DataError, OSError) as error:
         say(f"the data cannot be compared with those of the run: {error}")
         return
     for sentence in check_data(folder, prepared, DataRecord.of(prepared), "is complete", found):

@@ -93,7 +93,7 @@ def _complete(recipe, folder: RunFolder, screen: Screen, changes: list[Change]) 
     summary = Summary.load(done, folder)
     refuse_untrained(folder, changes)
     if (why := damage(folder, done)) is not None:
-        screen.say(f"{why}; the weights are written anew from the last checkpoint")
+        screen.say(f"{why}; weights and tokenizer are written anew from the last checkpoint")
         return None
     check_data_of_complete(folder, recipe, changes, screen.say)
     screen.say(f"run complete: {summary.headline()}")

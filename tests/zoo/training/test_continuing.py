@@ -230,6 +230,18 @@ def test_damaged_weights_of_a_complete_run_are_written_anew(complete, run, recip
     assert "run complete" in capsys.readouterr().out
 
 
+def test_a_damaged_tokenizer_of_a_complete_run_is_written_anew(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    train(recipe(*BPE, SHORT), run)
+    path = run / "tokenizer.json"
+    before = path.read_bytes()
+    for damage in (lambda: path.write_bytes(before[:-9]), path.unlink):
+        damage()
+        train(recipe(*BPE, SHORT), run)
+        assert "weights and tokenizer are written anew from the last checkpoint" in capsys.readouterr().out
+        assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("how", ["cut short", "gone"])
 def test_damaged_weights_without_a_checkpoint_are_no_silent_start(run, recipe, how):
     damaged(run, how)

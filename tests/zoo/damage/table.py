@@ -2,20 +2,26 @@
 
 A verdict is `named` (a message with the file's name), `harmless` (the result of undamaged files), or a fault: `silent`
 (another result and no word), `unnamed` (refused without the name), `traceback`, `hang`.
+
+Run as a program, this file is the process behind `Server`.
 """
 
 import contextlib
 import hashlib
+import io
+import json
 import os
+import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FAULTS = ("silent", "unnamed", "traceback", "hang")
@@ -153,10 +159,11 @@ class Try:
         return f"{self.verdict:9} {self.file} | {self.damage} | {self.command} | {self.said}"
 
 
-def make_template(folder: Path) -> None:
-    """A complete run of four batches with its cache and recipes, and an untouched copy of the run, `other`."""
-    import random
+Run = Callable[[Path, str], Outcome]  # runs a command of COMMANDS in a folder
 
+
+def make_template(folder: Path, run: Run) -> None:
+    """A complete run of four batches with its cache and recipes, and an untouched copy of the run, `other`."""
     words = random.Random(1)
     (folder / "text").mkdir(parents=True)
     for i in range(24):
@@ -164,13 +171,56 @@ def make_template(folder: Path) -> None:
         (folder / "text" / f"{i:02}.txt").write_text(text)
     (folder / "r.yaml").write_text(RECIPE)
     (folder / "base.yaml").write_text(BASE)
-    made = run_command(folder, "complete", limit_s=240)
+    made = run(folder, "complete")
     assert made.rc == 0, made.output
     shutil.copytree(folder / "run", folder / "other")
 
 
-def import_all() -> None:
-    """Import what the commands import, once, before they are forked."""
+def run_here(folder: Path, command: str) -> Outcome:
+    """Run one command in `folder`, in this process: quick if it has imported the engine, but nothing ends a hang."""
+    from zoo.cli import run
+
+    said = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        for context in (contextlib.chdir(folder), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said)):
+            stack.enter_context(context)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        try:
+            code = run(COMMANDS[command])
+        except Exception:
+            traceback.print_exc(file=said)
+            code = 70
+    return Outcome(code, said.getvalue(), _result(folder, command, said.getvalue()))
+
+
+class Server:
+    """A process that imports the engine once and forks for each command; it never starts a thread itself.
+
+    A process that has used the threads of tokenizers or torch, as a test process may have, must not fork: the child
+    would wait for threads that it does not have.
+    """
+
+    def __enter__(self) -> "Server":
+        quiet = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+        environment = {name: value for name, value in os.environ.items() if name != "ZOO_DATA_CACHE"} | quiet
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen([sys.executable, __file__], env=environment, text=True, **pipes)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._process.stdout.close()
+
+    def run(self, folder: Path, command: str) -> Outcome:
+        """Run one command in `folder`."""
+        print(json.dumps([str(folder), command]), file=self._process.stdin, flush=True)
+        return Outcome(**json.loads(self._process.stdout.readline()))
+
+
+def serve() -> None:
+    """Answer the lines of standard input, each a folder and a command, with outcomes."""
     import composer  # noqa: F401
     import torch
     import transformers  # noqa: F401
@@ -184,11 +234,14 @@ def import_all() -> None:
     import zoo.training.engine  # noqa: F401
 
     torch.set_num_threads(1)
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        folder, command = json.loads(line)
+        print(json.dumps(asdict(_forked(Path(folder), command))), file=answers, flush=True)
 
 
-def run_command(folder: Path, command: str, limit_s: float = 180.0) -> Outcome:
-    """Run one command in `folder`, in a forked process that is killed after `limit_s`: generous, for a busy machine."""
+def _forked(folder: Path, command: str, limit_s: float = 240.0) -> Outcome:
+    """Run one command in a forked process, which is killed after `limit_s`: generous, for a busy machine."""
     output = folder / ".output"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 warns of a fork beside threads
@@ -217,7 +270,6 @@ def _in_child(folder: Path, arguments: list[str], output: Path) -> None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as long as the process
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         os.chdir(folder)
-        os.environ.pop("ZOO_DATA_CACHE", None)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from zoo.cli import run
 
@@ -262,26 +314,35 @@ def verdict(file: str, found: Outcome, right: Outcome) -> str:
     return "named" if named else "unnamed"
 
 
+def cells(chosen: Callable[[str, str, str], bool] = lambda file, damage, command: True) -> list[tuple[str, str, str]]:
+    """The chosen (file, damage, command), in an order whose beginning is a sample of the whole."""
+    found = [
+        (file, damage, command)
+        for file in FILES
+        for damage in DAMAGES
+        for command in COMMANDS
+        if chosen(file, damage, command) and not _meaningless(file, damage)
+    ]
+    random.Random(0).shuffle(found)
+    return found
+
+
 def tries(
-    template: Path,
-    work: Path,
-    right: Mapping[str, Outcome],
-    chosen: Callable[[str, str, str], bool] = lambda file, damage, command: True,
+    template: Path, work: Path, run: Run, right: Mapping[str, Outcome], of: list[tuple[str, str, str]]
 ) -> Iterator[Try]:
-    """Damage one file of a copy of the template after the other, and give each command a copy of its own."""
-    for pattern in FILES:
-        original = next(template.glob(pattern))
-        file = str(original.relative_to(template))
-        for damage, make in DAMAGES.items():
-            for command in COMMANDS:
-                if not chosen(pattern, damage, command) or _meaningless(pattern, damage):
-                    continue
-                shutil.rmtree(work, ignore_errors=True)
-                shutil.copytree(template, work)
-                make(work / file)
-                found = run_command(work, command)
-                lines = [line for line in found.output.splitlines() if line.strip()]
-                yield Try(pattern, damage, command, verdict(file, found, right[command]), (lines or [""])[-1][:300])
+    """For each of `cells`, damage the file in a copy of the template and give it to the command.
+
+    right: the outcome of each command without damage.
+    """
+    for pattern, damage, command in of:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(template, work)
+        path = next(work.glob(pattern))
+        DAMAGES[damage](path)
+        found = run(work, command)
+        lines = [line for line in found.output.splitlines() if line.strip()]
+        kind = verdict(str(path.relative_to(work)), found, right[command])
+        yield Try(pattern, damage, command, kind, (lines or [""])[-1][:300])
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -300,3 +361,7 @@ def summary(found: list[Try]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join([*lines, *(str(one) for one in found if one.verdict in FAULTS)])
+
+
+if __name__ == "__main__":
+    serve()

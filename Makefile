@@ -3,14 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt
 
-.PHONY: quickstart test lint check docs clean
+.PHONY: quickstart test slow lint check docs clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.zoo
 	$(BIN)/zoo train recipes/quickstart.yaml
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not long" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not long and not slow" $(PYTEST_ARGS)
+
+# Tests of more than ten seconds: processes that are killed, every kernel compiled. CI runs them after `make test`.
+slow: .venv/.dev
+	$(BIN)/python -m pytest -n 2 -m "slow and not gpu and not long" $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

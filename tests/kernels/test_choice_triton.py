@@ -110,6 +110,7 @@ def test_small(case, poisoned):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 @pytest.mark.parametrize("case", LONG.values(), ids=LONG.keys())
 def test_long_rows_by_chunks_in_several_runs(case, monkeypatch, poisoned):

@@ -17,7 +17,7 @@ from zoo.kernels import (
     window_attention,
 )
 
-pytestmark = pytest.mark.interp
+pytestmark = [pytest.mark.interp, pytest.mark.slow]
 T, H, D, BLOCK = 48, 3, 16, 16
 APART = 2**30
 GRID = {"compression_block": BLOCK, "compression_stride": BLOCK, "selection_block": BLOCK}

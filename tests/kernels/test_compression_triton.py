@@ -8,9 +8,9 @@ from zoo.kernels import Documents, compression_attention, mean_pool, n_slots, rm
 # B, T, H, K, D, R, V, block, stride, documents
 SHAPES = [
     (1, 3, 1, 1, 16, 0, 16, 8, 4, False),
-    (2, 150, 3, 1, 16, 16, 16, 8, 4, False),
+    pytest.param((2, 150, 3, 1, 16, 16, 16, 8, 4, False), marks=pytest.mark.slow),
     (1, 130, 4, 2, 16, 0, 24, 2, 2, False),
-    (2, 90, 4, 2, 24, 8, 16, 4, 4, True),
+    pytest.param((2, 90, 4, 2, 24, 8, 16, 4, 4, True), marks=pytest.mark.slow),
 ]
 
 

@@ -195,6 +195,7 @@ def test_attention_interpreted(shape, randn, poisoned):
     check_attention(shape, 50, randn, poisoned)
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 @pytest.mark.parametrize("shape", LONG)
 def test_attention_of_long_pieces_interpreted(shape, randn, poisoned):
@@ -247,6 +248,7 @@ def test_choice_of_several_tiles_interpreted(randn, poisoned, monkeypatch):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 @pytest.mark.parametrize(("shape", "n", "i_grid"), [(LONG[0], 45, 0), ((33, 2, 1, 16, 0, 0), 50, 2)])
 def test_choice_of_long_pieces_interpreted(shape, n, i_grid, randn, poisoned, monkeypatch):

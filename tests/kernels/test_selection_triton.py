@@ -119,8 +119,14 @@ def check_against(expected, found, leaves, do, scale: float) -> None:
             assert a.norm().item() <= torch.finfo(torch.float32).eps * size, i
 
 
+def small():
+    slow = ("more places than blocks", "documents", "blocks of 64", "blocks of 128")
+    for name, case in SMALL.items():
+        yield pytest.param(case, id=name, marks=[pytest.mark.slow] if name in slow else [])
+
+
 @pytest.mark.interp
-@pytest.mark.parametrize("case", SMALL.values(), ids=SMALL.keys())
+@pytest.mark.parametrize("case", small())
 def test_small(case, poisoned):
     leaves, do, chosen, documents = inputs(case)
     with poisoned():

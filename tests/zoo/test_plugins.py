@@ -11,6 +11,7 @@ import pytest
 
 from zoo.blocks import plugins
 
+pytestmark = pytest.mark.slow
 PACKAGE = Path(__file__).with_name("plugin_package")
 ROOT = Path(__file__).parents[2]
 RECIPE = """\

@@ -23,7 +23,7 @@ def launch(devices: int, arguments: list[str]) -> None:
 
     gpus = torch.cuda.device_count()
     if 0 < gpus < devices:
-        raise RecipeError([Problem(f"this machine has {gpus} GPUs; found {devices}", key="--devices")])
+        raise RecipeError([Problem(f"this machine has only {gpus}; found {devices}", key="--devices")])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices)))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices), "-m", "zoo"]
     os.execv(sys.executable, [sys.executable, *command, *arguments])

@@ -13,6 +13,7 @@ from zoo.cache_sizes import cache_sizes
 from zoo.model import build_model
 from zoo.recipe import load_recipe
 
+pytestmark = pytest.mark.slow
 TINY = [f"recipes/tiny/{name}.yaml" for name in ("full", "ansa")]
 SMALL = ("model.d_model=64", "model.ffn.d_ff=96", "model.n_layers=2")
 

@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -288,6 +289,7 @@ def test_a_closed_dataset_lets_go_of_its_shared_memory(prep, of_text):
         links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
         return sum("/dev/shm" in os.readlink(link) for link in links if link.is_symlink())
 
+    gc.collect()  # what earlier tests left would be let go of at any moment
     other = loader(prep(of_text()), "train", batch_size=2, shuffle=True, seed=1)  # is looked at, and let go of again
     before, files = segments(), open_files()
     spec = loader(prep(of_text()), "train", batch_size=2, shuffle=True, seed=1)

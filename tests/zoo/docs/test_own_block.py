@@ -104,5 +104,6 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_the_block_passes_beam_search_left_padding_and_export(folder):
     _run(folder, "-c", EXPORTED)

@@ -88,6 +88,7 @@ def test_rolling_log_likelihoods_and_generation_equal_those_of_the_harness(llama
     assert ours.generate_until(asked) == theirs.generate_until(asked, True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_task_of_the_harness_runs_in_process(llama, tmp_path):
     lm_eval = pytest.importorskip("lm_eval")

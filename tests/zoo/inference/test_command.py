@@ -69,6 +69,7 @@ def test_json_is_one_line_a_prompt(generate, run):
     assert all(line["finish"] in ("max_tokens", "end") and len(line["tokens"]) <= 4 for line in lines)
 
 
+@pytest.mark.slow
 def test_a_terminal_that_lacks_a_character_shows_another(run):
     command = [sys.executable, "-m", "zoo", "generate", str(run()), "--prompt", "naïve", "--echo", "--max-tokens", "2"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
@@ -125,6 +126,7 @@ def test_a_numbered_cpu_is_the_cpu(run):
     assert zoo.generate(run(), "a", device="cpu:0", max_tokens=3).texts == expected(run, "a", max_tokens=3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 def test_a_full_disk_is_one_line(run):
     command = [sys.executable, "-m", "zoo", "generate", str(run()), "--prompt", "a", "--max-tokens", "2"]

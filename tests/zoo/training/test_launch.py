@@ -36,7 +36,7 @@ def test_a_number_of_threads_that_is_set_stays(became, monkeypatch):
 
 def test_more_devices_than_gpus_are_refused(became, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(RecipeError, match="this machine has 2 GPUs; found 3"):
+    with pytest.raises(RecipeError, match="this machine has only 2; found 3"):
         processes.launch(3, ["train", "a.yaml"])
     assert not became
 

@@ -126,7 +126,7 @@ def small():
 
 
 @pytest.mark.interp
-@pytest.mark.parametrize("case", small())
+@pytest.mark.parametrize("case", list(small()))
 def test_small(case, poisoned):
     leaves, do, chosen, documents = inputs(case)
     with poisoned():

@@ -35,7 +35,9 @@ FEED_FORWARDS = _family(
     "zoo.feed_forward.base:FeedForwardConfig",
     {
         "swiglu": "zoo.feed_forward.dense_config:SwiGLU",
+        "geglu": "zoo.feed_forward.dense_config:GeGLU",
         "gelu": "zoo.feed_forward.dense_config:GELU",
+        "relu2": "zoo.feed_forward.dense_config:ReLU2",
     },
     "What each layer does to every token by itself: `model.ffn`.",
     default="swiglu",

@@ -1,11 +1,31 @@
-"""The modules of `swiglu` and `gelu`.  Shapes: B batch, T tokens, C model width, F feed-forward width."""
+"""The modules of `swiglu`, `geglu`, `gelu` and `relu2`.
+
+Shapes: B batch, T tokens, C model width, F feed-forward width.
+"""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.functional import gelu, relu, silu
 
 from zoo import fused
 from zoo.blocks.context import Context, Step
-from zoo.feed_forward.dense_config import GELU, SwiGLU
+from zoo.feed_forward.dense_config import Dense, GeGLU, SwiGLU
+
+
+def _relu2(x: torch.Tensor) -> torch.Tensor:
+    """A product, because autocast computes powers in float32."""
+    positive = relu(x)
+    return positive * positive
+
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu_exact": gelu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+    "relu2": _relu2,
+}
 
 
 class SwiGLUModule(nn.Module):
@@ -13,21 +33,38 @@ class SwiGLUModule(nn.Module):
 
     def __init__(self, config: SwiGLU, d_model: int):
         super().__init__()
-        self.gate = nn.Linear(d_model, config.d_ff, bias=False)
-        self.up = nn.Linear(d_model, config.d_ff, bias=False)
-        self.output = nn.Linear(config.d_ff, d_model, bias=False)
+        self.gate = nn.Linear(d_model, config.d_ff, config.bias)
+        self.up = nn.Linear(d_model, config.d_ff, config.bias)
+        self.output = nn.Linear(config.d_ff, d_model, config.bias)
 
     def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> torch.Tensor:
+        if self.output.bias is not None:  # which the fused operation does not have
+            return self.output(silu(self.gate(x_BTC)) * self.up(x_BTC))
         return fused.swiglu(x_BTC, self.gate.weight, self.up.weight, self.output.weight)
 
 
-class GELUModule(nn.Module):
-    """W_down gelu(W_up x).  [B, T, C] -> [B, T, C]."""
+class GatedModule(nn.Module):
+    """W_down(f(W_gate x) * W_up x), f the config's activation.  [B, T, C] -> [B, T, C]."""
 
-    def __init__(self, config: GELU, d_model: int):
+    def __init__(self, config: GeGLU, d_model: int):
         super().__init__()
-        self.up = nn.Linear(d_model, config.d_ff, bias=False)
-        self.output = nn.Linear(config.d_ff, d_model, bias=False)
+        self.gate = nn.Linear(d_model, config.d_ff, config.bias)
+        self.up = nn.Linear(d_model, config.d_ff, config.bias)
+        self.output = nn.Linear(config.d_ff, d_model, config.bias)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> torch.Tensor:
-        return self.output(nn.functional.gelu(self.up(x_BTC)))
+        return self.output(self.activation(self.gate(x_BTC)) * self.up(x_BTC))
+
+
+class DenseModule(nn.Module):
+    """W_down f(W_up x), f the config's activation.  [B, T, C] -> [B, T, C]."""
+
+    def __init__(self, config: Dense, d_model: int):
+        super().__init__()
+        self.up = nn.Linear(d_model, config.d_ff, config.bias)
+        self.output = nn.Linear(config.d_ff, d_model, config.bias)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> torch.Tensor:
+        return self.output(self.activation(self.up(x_BTC)))

@@ -22,6 +22,7 @@ from zoo.recipe import ModelConfig, load_recipe
 from zoo.show import as_json, as_text
 from zoo.sizing import GPUS, step_size
 
+KINDS = ", ".join(repr(kind) for kind in FEED_FORWARDS.own)
 RECIPE = """\
 name: experts
 model:
@@ -146,9 +147,9 @@ def test_mistakes_are_named(experts, tmp_path):
     for old, new, why in (
         ("n_experts: 6", "n_expert: 6", "model.ffn.n_expert: unknown key 'n_expert'; known: kind, d_ff, n_experts"),
         ("d_ff: 8", "d_ff: 0", "model.ffn.d_ff: must be at least 1; found 0"),
-        ("kind: experts", "kind: expert", "model.ffn.kind: must be 'swiglu', 'gelu' or 'experts'; found 'expert'"),
-        ("kind: experts", "kind: [experts]", "model.ffn.kind: must be 'swiglu', 'gelu' or 'experts'; found a list"),
-        ("kind: experts, ", "", "model.ffn.n_experts: unknown key 'n_experts'; known: kind, d_ff"),
+        ("kind: experts", "kind: expert", f"model.ffn.kind: must be {KINDS} or 'experts'; found 'expert'"),
+        ("kind: experts", "kind: [experts]", f"model.ffn.kind: must be {KINDS} or 'experts'; found a list"),
+        ("kind: experts, ", "", "model.ffn.n_experts: unknown key 'n_experts'; known: kind, d_ff, bias"),
     ):
         path.write_text(RECIPE.replace(old, new))
         with pytest.raises(RecipeError) as caught:

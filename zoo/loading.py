@@ -5,6 +5,7 @@ those two files are also what one gives to somebody else.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,43 @@ def load(run: str | Path, *, device: str = "cpu"):
     run: runs/<name>, or any folder with model.yaml and the weights it names.
     Raises LoadError if a file is missing or damaged, or if the weights are not those of the recipe.
     """
-    folder = Path(run)
-    description = _description(folder)
-    weights = _weights(folder, description)
+    stored = Stored.of(run)
     from safetensors.torch import load_file
 
     from zoo.model import build_model
 
-    model = build_model(_model_config(folder, description), device="meta")
-    _check_tensors(weights, model.state_dict())
-    _check_digest(weights, description["weights"].get("sha256"))
-    model.load_state_dict(load_file(weights, device=device), assign=True)
-    model.loaded_from = folder  # where `zoo.generate` finds the tokenizer
+    model = build_model(stored.model, device="meta")
+    _check_tensors(stored.weights, model.state_dict())
+    stored.check_digest()
+    model.load_state_dict(load_file(stored.weights, device=device), assign=True)
+    model.loaded_from = stored.folder  # where `zoo.generate` finds the tokenizer
     return model.eval()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A run folder's model before its weights are read: its config, and the safetensors file."""
+
+    folder: Path
+    model: Any  # zoo.recipe.ModelConfig
+    weights: Path
+    sha256: object
+
+    @classmethod
+    def of(cls, run: str | Path) -> "Stored":
+        """Raises LoadError if the folder has no usable model.yaml, or not the weights that it names."""
+        folder = Path(run)
+        description = _description(folder)
+        weights = _weights(folder, description)
+        return cls(folder, _model_config(folder, description), weights, description["weights"].get("sha256"))
+
+    def tensors(self) -> dict[str, tuple[list[int], str]]:
+        """Shape and dtype of each tensor, from the file's header.  Raises LoadError for a damaged file."""
+        return _header(self.weights)
+
+    def check_digest(self) -> str:
+        """The SHA-256 of the weights; LoadError unless it is the one that model.yaml states."""
+        return _check_digest(self.weights, self.sha256)
 
 
 def load_tokenizer(run: str | Path):
@@ -166,13 +191,7 @@ def _import_plugins(path: Path, plugins: Any) -> None:
 
 def _check_tensors(path: Path, expected: dict) -> None:
     """Compare names, shapes and dtypes in the file's header with the model's, before anything is read or allocated."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: _shape_and_dtype(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise LoadError(f"{path}: damaged or not a safetensors file: {error}") from error
+    found = _header(path)
     wrong = [f"{name} is missing" for name in expected if name not in found]
     wrong += [f"{name} is not part of the model" for name in found if name not in expected]
     for name, tensor in expected.items():
@@ -186,6 +205,16 @@ def _check_tensors(path: Path, expected: dict) -> None:
         )
 
 
+def _header(path: Path) -> dict[str, tuple[list[int], str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: _shape_and_dtype(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise LoadError(f"{path}: damaged or not a safetensors file: {error}") from error
+
+
 _DTYPES = {"torch.float32": "F32", "torch.float64": "F64", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 
 
@@ -197,7 +226,7 @@ def _show(tensor: tuple[list[int], str]) -> str:
     return f"{tensor[1]} {tensor[0]}"
 
 
-def _check_digest(path: Path, expected: str | None) -> None:
+def _check_digest(path: Path, expected: object) -> str:
     """safetensors notices a truncated file but not a flipped bit; the recorded SHA-256 does."""
     from zoo.files import sha256
 
@@ -205,3 +234,4 @@ def _check_digest(path: Path, expected: str | None) -> None:
         raise LoadError(f"{path.with_name('model.yaml')}: weights.sha256 is missing, so the weights cannot be checked")
     if (found := sha256(path)) != expected:
         raise LoadError(f"{path}: damaged: SHA-256 is {found[:16]}..., model.yaml says {str(expected)[:16]}...")
+    return found

@@ -15,6 +15,7 @@ from zoo.cache_sizes import cache_sizes
 from zoo.cost import model_cost
 from zoo.recipe import ModelConfig, Recipe
 from zoo.terminal import cleaned
+from zoo.training.names import frozen_parameters
 
 CONTEXTS = (8192, 32768)
 MAX_ROWS = 256  # of the table of layers
@@ -48,6 +49,7 @@ def facts(recipe: Recipe) -> dict[str, Any]:
         "layers": layers,
         "parameters": cost.parameters,
         "active_parameters": cost.active_parameters,
+        "frozen_parameters": frozen_parameters(recipe),
         "max_seq_len": model.max_seq_len,
         "flops_per_token": cost.flops_per_token,
         "flops_by_part": cost.flops_by_part,
@@ -132,6 +134,8 @@ def _size_table(found: dict) -> Table:
         table.add_row(part, f"{count:,}", f"{flops[part]:,.0f}" if flops.get(part) else "")
     if found["active_parameters"] != found["parameters"]["total"]:
         table.add_row("active", f"{found['active_parameters']:,}", "")
+    if found["frozen_parameters"]:
+        table.add_row("frozen", f"{found['frozen_parameters']:,}", "")
     return table
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from zoo.blocks.cost import BF16, FLOAT
 from zoo.cost import model_cost
 from zoo.recipe import ModelConfig, Recipe
+from zoo.training.names import frozen_parameters
 
 GIB = 2**30
 USABLE = 0.92  # share of a GPU's memory that tensors can fill; the rest: CUDA's context, gaps between tensors
@@ -40,7 +41,7 @@ class StepSize:
     Bytes by part; `activations` with what the recipe asks (checkpointing or not), `activations_other` the other way.
     `peak` is the larger of two moments: the start of the backward, when all activations are held, and the optimiser's
     step, when all gradients are.  compute_s, memory_s: the least time of a step by arithmetic and by memory traffic.
-    unknown: kinds of other packages, whose activations are not counted.
+    unknown: kinds of other packages, whose activations are not counted.  frozen: parameters that are not trained.
     """
 
     tokens: int
@@ -57,6 +58,7 @@ class StepSize:
     checkpointing: bool
     accumulates: bool
     unknown: tuple[str, ...]
+    frozen: int = 0
 
     @property
     def least_s(self) -> float:
@@ -78,6 +80,7 @@ def step_size(recipe: Recipe, seq_len: int, rows: int, gpu: Gpu, checkpointing: 
     checkpointing = recipe.train.activation_checkpointing if checkpointing is None else checkpointing
     cost, tokens = model_cost(model, seq_len), rows * seq_len
     parameters = cost.parameters["total"]
+    trained = parameters - frozen_parameters(recipe)
     head = model.vocab_size * model.d_model
     linear = parameters - cost.parameters["norms"] - (0 if model.tie_embeddings else head)
     layers, unknown = _layers(model, seq_len)
@@ -89,26 +92,29 @@ def step_size(recipe: Recipe, seq_len: int, rows: int, gpu: Gpu, checkpointing: 
     loss = tokens * model.d_model * (3 * BF16 + FLOAT) + FLOAT * head
     weights, copies = FLOAT * parameters, BF16 * linear
     accumulates = recipe.train.rows(seq_len) > rows if _even(recipe, seq_len) else True
-    state = recipe.train.optimizer.state_bytes(parameters)
+    state = recipe.train.optimizer.state_bytes(trained)
     standing = weights + state + copies
-    backward = standing + activations + loss + (FLOAT * parameters if accumulates else 0)
-    forwards = 4 if checkpointing else 3
-    traffic = parameters * (2 * FLOAT + 4 * BF16) + recipe.train.optimizer.step_traffic(parameters) + 2 * activations
+    backward = standing + activations + loss + (FLOAT * trained if accumulates else 0)
+    # Gradients of frozen weights are not computed; those of activations may be needed in any layer.
+    forwards = (3 if checkpointing else 2) + trained / parameters
+    traffic = trained * 2 * FLOAT + parameters * 4 * BF16
+    traffic += recipe.train.optimizer.step_traffic(trained) + 2 * activations
     return StepSize(
         tokens=tokens,
         weights=weights,
         copies=copies,
-        gradients=FLOAT * parameters,
+        gradients=FLOAT * trained,
         optimiser=state,
         activations=activations,
         activations_other=other,
         loss=loss,
-        peak=max(backward, weights + state + FLOAT * parameters),
+        peak=max(backward, weights + state + FLOAT * trained),
         compute_s=forwards * cost.flops_per_token * tokens / gpu.peak_flops,
         memory_s=traffic / gpu.bytes_per_s,
         checkpointing=checkpointing,
         accumulates=accumulates,
         unknown=unknown,
+        frozen=parameters - trained,
     )
 
 

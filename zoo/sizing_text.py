@@ -64,6 +64,8 @@ def as_text(recipe: Recipe, gpu_name: str, seq_len: int | None, rows: int, width
         f"Fits: at most {USABLE:.0%} of {binary(gpu.memory_bytes)}. Times are bounds by the data sheet that no step "
         "can beat, not predictions.",
     ]
+    if found.frozen:
+        notes.append(f"{found.frozen:,} parameters are frozen (train.freeze): no gradient, no averages, no step.")
     notes += [f"Activations of {kind} are not counted: it is no point of the grid." for kind in found.unknown]
     return rendered([Text(title, style="bold"), Text(), table, Text(), *map(Text, notes)], width)
 

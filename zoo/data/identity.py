@@ -83,8 +83,15 @@ class SourceRecord(_Record):
         return f"{self.rows:,} rows" if self.bytes is None else f"{self.documents:,} documents, {self.bytes:,} bytes"
 
 
+class InitRecord(_Record):
+    """The weights that a run began with: the folder, as its recipe names it, and the SHA-256 of the file."""
+
+    source: str
+    sha256: str
+
+
 class DataRecord(_Record):
-    """What a run was trained on: data.json of its folder."""
+    """What a run was trained on, and from: data.json of its folder."""
 
     version: str
     format: int
@@ -92,6 +99,7 @@ class DataRecord(_Record):
     tokenizer: TokenizerRecord | None
     train: list[SourceRecord]
     validation: list[SourceRecord]
+    init_from: InitRecord | None = None
 
     @classmethod
     def of(cls, prepared: PreparedData, read_files: bool = True) -> "DataRecord":
@@ -122,9 +130,9 @@ class DataRecord(_Record):
 
     @property
     def digest(self) -> str:
-        """A hash of all content."""
+        """A hash of all content of the data."""
         stamps = {split: {"__all__": {"stamp"}} for split in SPLIT_NAMES}
-        return digest(self.model_dump(exclude={"version": True, **stamps}))
+        return digest(self.model_dump(exclude={"version": True, "init_from": True, **stamps}))
 
     def is_of(self, data: DataConfig) -> bool:
         """Whether the files that `data` names, and a tokenizer that is not learnt from them, are untouched.

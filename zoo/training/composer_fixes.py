@@ -87,7 +87,7 @@ def refuse_other_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> No
 
     Composer would end in a traceback of its own or of torch's.
     """
-    found = _weights_of(path)
+    found = weights_of(path)
     wrong = [f"{name} is missing" for name in expected if name not in found]
     wrong += [f"{name} is not part of the model" for name in sorted(found) if name not in expected]
     for name, tensor in expected.items():
@@ -103,7 +103,7 @@ def refuse_other_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> No
         )
 
 
-def _weights_of(path: Path) -> dict[str, object]:
+def weights_of(path: Path) -> dict[str, object]:
     """The weights in a checkpoint by the decoder's names.  Raises ZooError if the file is no checkpoint of Composer."""
     content = read_safely(path, mmap=True)
     state = content.get("state") if isinstance(content, dict) else None

@@ -8,7 +8,7 @@ from zoo.errors import shorten
 from zoo.parts import LOGGERS, OPTIMIZERS, SCHEDULES, NameOf, PartOf
 from zoo.training.duration import Duration, Interval, Span
 from zoo.training.optimizers.adamw_config import AdamW
-from zoo.training.optimizers.base import MOST_SETTING, OptimizerConfig, Positive
+from zoo.training.optimizers.base import MOST_SETTING, NamePattern, OptimizerConfig, Positive
 from zoo.training.schedules import Cosine, ScheduleConfig
 
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -73,6 +73,16 @@ class TrainConfig(_Section):
         "auto",
         description="Rows of one forward and backward on one device. auto: on a GPU the most that fits (found while "
         "training), on a CPU the device's whole share of the batch.",
+    )
+    init_from: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None,
+        description="A run folder whose weights this run starts from, relative to the working directory: the final "
+        "weights of a complete run, else those of its newest checkpoint. Default: weights drawn from `seed`.",
+    )
+    freeze: list[NamePattern] = Field(
+        [],
+        description="Parameters that stay as they are, by name or pattern: [embedding, layers.0, '*norm*']. They have "
+        "no gradient and no optimiser state.",
     )
     optimizer: Optimizer = Field(AdamW(), description="The optimiser and its settings.")
     schedule: Schedule = Field(Cosine(), description="The learning rate over time.")

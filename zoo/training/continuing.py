@@ -128,8 +128,15 @@ def check_continues(folder: RunFolder, recipe) -> list[Change]:
     if refused := [change for change in found if not (change.under(CHANGEABLE) or (recorded and change.of_place))]:
         problems = [change.problem(f"{folder.path} was started") for change in refused]
         way_out = f"a run continues with the same model and data only. Use another --run-dir, or remove {folder.path}"
-        raise RecipeError([*problems, Problem(way_out)])
+        raise RecipeError([*problems, Problem(f"{way_out}.{new_run(folder)}")])
     return found
+
+
+def new_run(folder: RunFolder) -> str:
+    """A sentence on how to go on from the weights of a run with other data; "" if it has none yet."""
+    if not (present(folder.weights) or any(folder.checkpoints.glob("*.pt"))):
+        return ""
+    return f" To train its weights on other data: another --run-dir, with --set train.init_from={folder.path}"
 
 
 def refuse_untrained(folder: RunFolder, found: Sequence[Change]) -> None:
@@ -237,7 +244,7 @@ def _refuse(folder: RunFolder, problems: Sequence[Problem], what: str) -> None:
     if problems:
         way_out = (
             f"{folder.path} {what} only with the data and tokenizer it was trained with: bring those back, use another "
-            f"--run-dir for a run on the new ones, or remove {folder.path} to start over"
+            f"--run-dir for a run on the new ones, or remove {folder.path} to start over.{new_run(folder)}"
         )
         raise RecipeError([*problems, Problem(way_out)])
 

@@ -33,7 +33,7 @@ from zoo.training.export import export, full_state_dict
 from zoo.training.graphs import BatchStep, StepTrainer
 from zoo.training.interrupts import Interrupted, StopRequests
 from zoo.training.loggers import JsonLines, TensorBoard, composer_loggers, read_metrics
-from zoo.training.optimizer import make_optimizer
+from zoo.training.optimizer import freeze, make_optimizer
 from zoo.training.run_folder import RunFolder
 from zoo.training.scores import StopAtAccuracy, TaskScores, TrainingSubject
 from zoo.training.screen import Screen
@@ -78,6 +78,9 @@ class Engine:
         decoder = build_model(recipe)
         decoder.activation_checkpointing = train.activation_checkpointing
         decoder.max_documents = setup.prepared.max_documents
+        if setup.initial is not None:
+            setup.initial.load_into(decoder)
+        freeze(decoder, train.freeze)
         self.n_parameters = sum(parameter.numel() for parameter in decoder.parameters())
         self.loaders = {split: setup.loader(split) for split in ("train", "validation")}
         model = LanguageModel(decoder, setup.token_bytes(), answers=setup.has_answers)
@@ -87,7 +90,7 @@ class Engine:
         self.stop_at = self._make_stop_at()
         self.stopper, restore = StopOnSignal(requests, setup.plan.saves), RestoreRandomState()
         self.writers, self.evaluator = self._make_writers(), self._make_evaluator()
-        optimizer = make_optimizer(model, train.optimizer)
+        optimizer = make_optimizer(decoder, train.optimizer)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.trainer = StepTrainer(
             model=model,
@@ -187,6 +190,7 @@ class Engine:
             bits_per_byte_after=after.get("validation_bits_per_byte"),
             sha256=digest,
             metrics_sha256=sha256(setup.folder.metrics) if setup.device.rank == 0 else None,
+            init_from=None if (began := setup.init_record()) is None else began.model_dump(),
         )
         if setup.device.rank == 0:
             setup.folder.write_summary(summary.as_dict())

@@ -1,9 +1,12 @@
 """Making the optimiser of a recipe, and the parameter groups that optimisers share."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from zoo.blocks.registry import load
+from zoo.training.names import factor_of, frozen_names
 from zoo.training.optimizers.base import OptimizerConfig
 
 
@@ -26,8 +29,41 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bo
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig, lr_ratio: float = 1.0) -> torch.optim.Optimizer:
-    """The optimiser as the recipe says; lr_ratio scales the first learning rates, a callback sets all later ones."""
+    """The optimiser as the recipe says; lr_ratio scales the first learning rates, a callback sets all later ones.
+
+    Each kind makes its parameter groups; those that `lr_multipliers` divides are split here.
+    """
     optimizer = load(config.module)(model, config)
+    if config.lr_multipliers:
+        _apply_multipliers(optimizer, model, config)
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * lr_ratio
     return optimizer
+
+
+def _apply_multipliers(optimizer: torch.optim.Optimizer, model: nn.Module, config: OptimizerConfig) -> None:
+    """Split each group by the factors of its parameters; a new optimiser has no state that would have to follow.
+
+    Groups with the factor 1 come first: metrics state the learning rate of the first.
+    """
+    factors = {id(parameter): factor_of(name, config.lr_multipliers) for name, parameter in model.named_parameters()}
+    groups: list[tuple[float, dict]] = []
+    for group in optimizer.param_groups:
+        of_factor: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            of_factor.setdefault(factors[id(parameter)], []).append(parameter)
+        for factor, parameters in of_factor.items():
+            groups.append((factor, group | {"params": parameters, "lr": group["lr"] * factor}))
+    optimizer.param_groups[:] = [group for _, group in sorted(groups, key=lambda pair: pair[0] != 1)]
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
+    """Take the parameters that `patterns` name out of training; returns how many numbers they hold.
+
+    To be called before the optimiser is made, which then has no state for them.
+    """
+    parameters = dict(model.named_parameters())
+    frozen = [parameters[name] for name in frozen_names(parameters, patterns)]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return sum(parameter.numel() for parameter in frozen)

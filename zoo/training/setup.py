@@ -10,10 +10,10 @@ from composer.utils import dist
 from zoo import data
 from zoo.data.config import Synthetic
 from zoo.data.errors import DataError
-from zoo.data.identity import DataRecord
+from zoo.data.identity import DataRecord, InitRecord
 from zoo.data.token_bytes import token_bytes
 from zoo.errors import Problem, RecipeError, ZooError
-from zoo.files import write_text
+from zoo.files import present, write_text
 from zoo.model import build_model
 from zoo.seal import sealed
 from zoo.training import checkpoints
@@ -23,7 +23,9 @@ from zoo.training.composer_model import count_tokens
 from zoo.training.continuing import Change, check_data, prepare_again, refuse_untrained, write_record
 from zoo.training.device import resolve_micro_batch, resolve_precision, resolve_workers, rows_per_device, why_no_graph
 from zoo.training.environment import record_environment
+from zoo.training.initial import Initial
 from zoo.training.interrupts import StopRequests
+from zoo.training.names import check_patterns
 from zoo.training.plan import Plan
 from zoo.training.processes import join_processes
 from zoo.training.run_folder import RunFolder
@@ -78,7 +80,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Setup:
-    """What every part of a session reads."""
+    """What every part of a session reads.  initial: the weights of `train.init_from`, None where a run resumes."""
 
     recipe: object
     folder: RunFolder
@@ -87,6 +89,7 @@ class Setup:
     prepared: data.PreparedData
     plan: Plan
     checkpoint: Checkpoint | None
+    initial: Initial | None = None
 
     @property
     def from_batch(self) -> int:
@@ -123,6 +126,14 @@ class Setup:
         dist.broadcast_object_list(found, src=0)
         return found[0]
 
+    def init_record(self) -> InitRecord | None:
+        """The weights that the run began with, also where an earlier session read them; None if they were drawn."""
+        if self.initial is not None:
+            return self.initial.record
+        if self.recipe.train.init_from is None or not present(self.folder.data):
+            return None
+        return DataRecord.read(self.folder.data).init_from
+
     @classmethod
     def make(cls, recipe, folder: RunFolder, screen: Screen, changes: list[Change], requests: StopRequests) -> "Setup":
         """Prepare the data, plan the batches, find the checkpoint, and write down what is about to happen.
@@ -131,18 +142,21 @@ class Setup:
         """
         seq_len = recipe.data.seq_len or recipe.model.max_seq_len
         device = Device.make(recipe.train, seq_len)
+        initial = _checked_weights(recipe, folder)
         requests.enter("ends; prepared pieces of the data are kept", at_once=True)
         prepared = prepare_again(folder, recipe, changes)
         requests.enter("ends when model and data are set up")
         plan = Plan.make(recipe.train, recipe.eval, seq_len, prepared.rows("train"))
         checkpoint = _agreed(folder, screen, device.rank)
-        setup = cls(recipe, folder, screen, device, prepared, plan, checkpoint)
+        setup = cls(recipe, folder, screen, device, prepared, plan, checkpoint, initial)
+        if initial is not None:
+            initial.check_tokenizer(prepared.tokenizer, screen.say)
         if setup.from_batch > plan.total:
             message = f"the run has done {setup.from_batch} batches, and {recipe.train.duration} is {plan.total}"
             raise RecipeError([Problem(message, key="train.duration")])
         if setup.from_batch == plan.total:
             refuse_untrained(folder, changes)
-        record = _same_data(setup, changes)
+        record = _same_data(setup, changes).model_copy(update={"init_from": setup.init_record()})
         if checkpoint:  # before a complete run loses its summary
             refuse_other_weights(checkpoint.path, build_model(recipe, device="meta").state_dict())
         if device.rank == 0:
@@ -168,7 +182,26 @@ class Setup:
         if self.from_batch:
             self.screen.say(f"resumes after batch {self.from_batch} of {self.plan.total}, from {self.checkpoint.path}")
         else:
+            for sentence in self.initial.notes(self.recipe.model) if self.initial else ():
+                self.screen.say(sentence)
+            if self.initial:
+                self.screen.say(f"starts from the weights in {self.initial.file}")
             self.screen.say(f"trains {self.plan.total} batches of {self.plan.tokens_per_batch:,} tokens")
+
+
+def _checked_weights(recipe, folder: RunFolder) -> Initial | None:
+    """The weights of `train.init_from`; None if there are none, or if the folder has checkpoints to resume from.
+
+    Raises RecipeError before the data are prepared if they do not fit, or if patterns of `train` name no parameters.
+    """
+    train = recipe.train
+    if train.freeze or train.optimizer.lr_multipliers:
+        check_patterns([name for name, _ in build_model(recipe, device="meta").named_parameters()], train)
+    if train.init_from is None or checkpoints.listed(folder.checkpoints):
+        return None
+    initial = Initial.find(train.init_from, folder.path)
+    initial.check_model(recipe.model)
+    return initial
 
 
 def _same_data(setup: Setup, changes: list[Change]) -> DataRecord:

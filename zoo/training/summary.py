@@ -15,7 +15,8 @@ from zoo.training.run_folder import RunFolder
 @dataclass(frozen=True)
 class Summary:
     """The end of a run. Validation numbers are None where there is no validation split; bits per byte also where the
-    bytes of the text are not known."""
+    bytes of the text are not known.  init_from: the `source` and `sha256` of the weights it began with, None if drawn.
+    """
 
     name: str
     run_dir: Path
@@ -29,6 +30,7 @@ class Summary:
     bits_per_byte_after: float | None
     sha256: str
     metrics_sha256: str | None = None
+    init_from: dict[str, str] | None = None
 
     def as_dict(self) -> dict:
         values = {key: value for key, value in asdict(self).items() if key != "run_dir"}

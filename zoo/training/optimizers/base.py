@@ -8,6 +8,7 @@ from zoo.blocks.cost import FLOAT
 from zoo.blocks.fields import Kinded
 
 MOST_SETTING = 1e6  # beyond any use, and far below where float32 overflows
+NamePattern = Annotated[str, Field(min_length=1, max_length=200)]  # of parameters; zoo/training/names.py
 Positive = Annotated[float, Field(gt=0, le=MOST_SETTING, allow_inf_nan=False)]
 
 
@@ -21,6 +22,12 @@ class OptimizerConfig(Kinded):
     module: ClassVar[str]  # "package.module:function"; called as function(model, config), returns a torch optimiser
 
     lr: Positive = Field(3e-4, description="Peak learning rate, reached at the end of the warm-up.")
+
+    lr_multipliers: dict[NamePattern, Positive] = Field(
+        {},
+        description="Factors of the learning rate by name or pattern of parameters: {'layers.0': 0.1, '*norm*': 2}. A "
+        "parameter that several patterns match has the product.",
+    )
 
     def state_bytes(self, parameters: int) -> int:
         """Bytes of its state for so many float32 parameters; by default two averages, as Adam's."""

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import zoo
 from zoo.errors import RecipeError
 from zoo.files import sha256
-from zoo.training import train
+from zoo.training import engine, train
 
 pytest.importorskip("composer")
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")
@@ -107,6 +107,22 @@ def test_frozen_parameters_stay_and_a_resume_ends_with_the_same_weights(recipe, 
     for name, tensor in after.items():
         frozen = name.startswith(("embedding.", "layers.0."))
         assert torch.equal(tensor, before[name]) == frozen, name
+
+
+def test_parameters_are_frozen_before_the_engine_wraps_the_model(recipe, tmp_path, monkeypatch):
+    """DistributedDataParallel and FSDP2 take over parameters as they are when they wrap: a later freeze is too late."""
+    seen = {}
+
+    class Recording(engine.StepTrainer):
+        def __init__(self, *, model, **others):
+            seen.update({name: parameter.requires_grad for name, parameter in model.named_parameters()})
+            super().__init__(model=model, **others)
+
+    monkeypatch.setattr(engine, "StepTrainer", Recording)
+    train(recipe("train.freeze=[embedding, layers.0]", SHORT), tmp_path / "new")
+    frozen = {name for name, requires_grad in seen.items() if not requires_grad}
+    assert frozen
+    assert frozen == {name for name in seen if "embedding." in name or "layers.0." in name}
 
 
 @pytest.mark.parametrize(

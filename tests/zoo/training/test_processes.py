@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from zoo import load_recipe
+from zoo.model import build_model
 from zoo.training.checkpoints import listed
 from zoo.training.loggers import read_metrics
 
@@ -102,3 +104,14 @@ def test_two_processes_train_as_one(recipe_file, tmp_path, environment, parallel
     found = load_file(tmp_path / "two" / "model.safetensors")
     for name, expected in load_file(tmp_path / "one" / "model.safetensors").items():
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
+def test_two_processes_keep_frozen_parameters(recipe_file, tmp_path, environment, parallelism):
+    keys = ("train.freeze=[embedding, layers.0]", "train.optimizer={lr: 0.01, lr_multipliers: {norm: 0.5}}")
+    environment.pop("OMP_NUM_THREADS", None)
+    settings = (f"train.parallelism={parallelism}", *keys, "train.duration=2ba", "train.schedule.warmup=0ba")
+    finish([*command(recipe_file, tmp_path / "two", *settings), "--devices", "2"], environment)
+    start = build_model(load_recipe(recipe_file)).state_dict()
+    for name, tensor in load_file(tmp_path / "two" / "model.safetensors").items():
+        assert torch.equal(tensor, start[name]) == name.startswith(("embedding.", "layers.0.")), name

@@ -55,8 +55,10 @@ Each pattern attends from $q_{t,i}$ to the keys it sees; head $i$ reads the keys
 
 $$
 o_{t,i} = \sum_{u \in S_t} p_{t,i}(u)\, v_{u,g} \qquad
-p_{t,i}(u) = \underset{u \in S_t}{\operatorname{softmax}} \; \frac{q_{t,i} \cdot k_{u,g}}{\sqrt{d_{qk}}}
+p_{t,i}(u) = \underset{u \in S_t}{\operatorname{softmax}} \; s\, q_{t,i} \cdot k_{u,g}
 $$
+
+The scale $s$ is $1/\sqrt{d_{qk}}$, or `score_scale` if it is given.
 """
 ONE_PATTERN = r"""
 The output is $y_t = W_O\, [o_{t,1}; \dots; o_{t,H}]$.

@@ -77,7 +77,7 @@ class GQAFields(Checked):
     n_heads: Count = Field(16, description="Query heads H.")
     n_kv_heads: Count | None = Field(None, description="Key/value heads K, H/K share one. Default: n_heads.")
     head_dim: Size | None = Field(
-        None, description="Channels of a query/key head, all rotated (even). Default: d_model / n_heads."
+        None, description="Channels of a query/key head, even if all are rotated. Default: d_model / n_heads."
     )
     v_head_dim: Size | None = Field(None, description="Channels of a value head. Default: head_dim.")
     rope_fraction: Annotated[float, Field(strict=True, gt=0, le=1)] = Field(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from zoo.blocks.config import BlockConfig
 from zoo.blocks.cost import Cost
+from zoo.layer_fields import norm_parameters
 from zoo.recipe import ModelConfig
 
 BYTES_PER_ELEMENT = 2  # caches are counted in bf16
@@ -57,7 +58,7 @@ def model_cost(model: ModelConfig, seq_len: int) -> ModelCost:
         "embedding": embedding,
         "attention": sum(times * cost.total_parameters for _, times, cost in layers),
         "ffn": ffn,
-        "norms": (2 * n_layers + 1) * model.d_model,
+        "norms": norm_parameters(model, n_layers),
         "head": 0 if model.tie_embeddings else embedding,
     }
     flops = {

@@ -33,6 +33,16 @@ def add_norm(
     return add_rms_norm(x, delta, weight, eps=eps, dtype=compute_dtype(x) if x.is_cuda else None)
 
 
+def add_layer_norm(
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `add_norm`, with LayerNorm (Ba 2016, arXiv 1607.06450): the mean is taken off, and a bias [C] may be added."""
+    total = x if delta is None else x + delta
+    wide = total if total.dtype == torch.float64 else total.float()
+    weight, bias = weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)
+    return total, F.layer_norm(wide, weight.shape, weight, bias, eps).to(compute_dtype(total))
+
+
 def swiglu(x: torch.Tensor, w_gate: torch.Tensor, w_up: torch.Tensor, w_down: torch.Tensor) -> torch.Tensor:
     """W_down (silu(W_gate x) * W_up x) (Shazeer, arXiv 2002.05202).  x: [..., C]; returns [..., C].
 
@@ -42,18 +52,34 @@ def swiglu(x: torch.Tensor, w_gate: torch.Tensor, w_up: torch.Tensor, w_down: to
     return swiglu_mlp(*(tensor.to(dtype) for tensor in (x, w_gate, w_up, w_down)))
 
 
-def linear_cross_entropy(x_NC: torch.Tensor, weight_VC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+def final_logits(logits: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
+    """s z, or c tanh(s z / c) with a cap c (Gemma 2, arXiv 2408.00118); computed in float32, in the dtype of z."""
+    if scale == 1 and softcap is None:
+        return logits
+    wide = scale * (logits if logits.dtype == torch.float64 else logits.float())
+    return (wide if softcap is None else softcap * torch.tanh(wide / softcap)).to(logits.dtype)
+
+
+def linear_cross_entropy(
+    x_NC: torch.Tensor,
+    weight_VC: torch.Tensor,
+    labels_N: torch.Tensor,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> torch.Tensor:
     """Summed cross-entropy, in nats, of softmax(x W^T) against labels; positions labelled -100 count nothing.
 
-    x_NC: final hidden states.  weight_VC: head.  labels_N: int64.  Returns a scalar, float32 (float64 for float64).
+    x_NC: final hidden states.  weight_VC: head.  labels_N: int64.  scale, softcap: of the logits, as in `final_logits`.
+    Returns a scalar, float32 (float64 for float64).
     On CUDA the logits are never held whole: N x V at 8K context and 32K words is half a gigabyte a row.
     """
     if x_NC.is_cuda and x_NC.dtype != torch.float64:
         dtype = compute_dtype(x_NC)
         keeps = torch.is_grad_enabled() and (x_NC.requires_grad or weight_VC.requires_grad)
-        return _LinearCrossEntropy.apply(x_NC.to(dtype), weight_VC, labels_N, keeps)
+        head_VC = weight_VC if scale == 1 else weight_VC * scale  # rounded once, where a scaled logit would be twice
+        return _LinearCrossEntropy.apply(x_NC.to(dtype), head_VC, labels_N, keeps, softcap)
     logits_NV = x_NC @ weight_VC.to(x_NC.dtype).T
-    wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    wide = final_logits(logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float(), scale, softcap)
     return F.cross_entropy(wide, labels_N, ignore_index=IGNORED, reduction="sum")
 
 
@@ -66,7 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_NC, weight_VC, labels_N, keeps: bool) -> torch.Tensor:
+    def forward(ctx, x_NC, weight_VC, labels_N, keeps: bool, softcap: float | None) -> torch.Tensor:
         x_NC, head_VC = x_NC.contiguous(), weight_VC.to(x_NC.dtype).contiguous()
         n_rows, n_words = x_NC.shape[0], head_VC.shape[0]
         losses_N = torch.zeros(n_rows, dtype=torch.float32, device=x_NC.device)  # 0 where there is no target
@@ -76,7 +102,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, n_rows, size):
             chunk = slice(start, start + size)
             logits_nV = x_NC[chunk] @ head_VC.T
-            _cross_entropy(logits_nV, labels_N[chunk], losses_N[chunk], keeps)  # logits become their gradient
+            _cross_entropy(logits_nV, labels_N[chunk], losses_N[chunk], keeps, softcap)  # logits become their gradient
             if keeps:
                 torch.mm(logits_nV, head_VC, out=dx_NC[chunk])
                 _add_product(dhead_VC, logits_nV.T, x_NC[chunk])
@@ -91,10 +117,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """In place: what was kept is as large as the hidden states. The scale is float32, not rounded to bfloat16."""
         dx_NC, dhead_VC = ctx.saved_tensors
         torch.mul(dx_NC, grad.reshape(1, 1), out=dx_NC)
-        return dx_NC, dhead_VC.mul_(grad).to(ctx.dtype), None, None
+        return dx_NC, dhead_VC.mul_(grad).to(ctx.dtype), None, None, None
 
 
-def _cross_entropy(logits_nV: torch.Tensor, labels_n: torch.Tensor, losses_n: torch.Tensor, gradient: bool) -> None:
+def _cross_entropy(
+    logits_nV: torch.Tensor, labels_n: torch.Tensor, losses_n: torch.Tensor, gradient: bool, softcap: float | None
+) -> None:
     """Write each row's cross-entropy, 0 where it has no target; with `gradient`, d loss / d logits over the logits."""
     from liger_kernel.ops.cross_entropy import MAX_FUSED_SIZE, liger_cross_entropy_kernel
 
@@ -122,12 +150,12 @@ def _cross_entropy(logits_nV: torch.Tensor, labels_n: torch.Tensor, losses_n: to
         lse_square_scale=0.0,
         label_smoothing=0.0,
         reduction="sum",
-        softcap=None,
+        softcap=softcap,
         RETURN_Z_LOSS=False,
         RETURN_TOKEN_ACCURACY=False,
         RETURN_PREDICTED_TOKENS=False,
         HAS_WEIGHT=False,
-        HAS_SOFTCAPPING=False,
+        HAS_SOFTCAPPING=softcap is not None,
         HAS_GRADIENTS=gradient,
         BLOCK_SIZE=min(MAX_FUSED_SIZE, next_power_of_2(n_words)),
         num_warps=32,

@@ -1,7 +1,6 @@
-"""The decoder: token embedding, pre-norm layers of one attention block and one feed-forward each, norm, head.
+"""The decoder: token embedding, layers of one attention block and one feed-forward each (zoo/layer.py), norm, head.
 
-Shapes: B batch, T tokens, C model width, V vocabulary.
-The order of this file is the order of the forward pass, read from the bottom up: Decoder, Layer, RMSNorm.
+Shapes: B batch, T tokens, C model width, N tokens of several rows, V vocabulary.
 """
 
 import math
@@ -11,52 +10,14 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo import fused
-from zoo.blocks.context import Context, Step
+from zoo.blocks.context import Context
 from zoo.blocks.interface import Caching, SelfInitialised
-from zoo.blocks.registry import load
 from zoo.cost import model_cost
 from zoo.errors import ZooError
 from zoo.inference.cache import ModelCache
 from zoo.kernels.documents import Documents
-from zoo.recipe import Layer as LayerConfig
+from zoo.layer import Layer, make_norm
 from zoo.recipe import ModelConfig, Recipe
-
-
-class RMSNorm(nn.Module):
-    """The addition to the residual stream and the norm after it, with a learned scale; statistics in float32."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """x + delta (x itself if that is None), and its norm in the dtype that products have, all [..., C]."""
-        return fused.add_norm(x, delta, self.weight, self.eps)
-
-
-class Layer(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)): the pre-norm residual layer.
-
-    The second addition is left to whoever reads the residual stream next, because it is one kernel with the norm there:
-    a layer takes the stream and what the layer before adds to it, and returns the same two.
-    """
-
-    def __init__(self, model: ModelConfig, layer: LayerConfig):
-        super().__init__()
-        self.attention_norm = RMSNorm(model.d_model, model.norm_eps)
-        self.attention = layer.mixer.build()
-        self.feed_forward_norm = RMSNorm(model.d_model, model.norm_eps)
-        ffn = layer.ffn.resolve(model.d_model, model.max_seq_len)
-        self.feed_forward = load(ffn.module)(ffn, model.d_model)
-
-    def forward(
-        self, x_BTC: torch.Tensor, delta_BTC: torch.Tensor | None, context: Context | Step, *cache
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """delta_BTC: not yet added to x; None before the first layer.  cache: the layer's, to append the tokens to."""
-        x_BTC, normed_BTC = self.attention_norm(x_BTC, delta_BTC)
-        x_BTC, normed_BTC = self.feed_forward_norm(x_BTC, self.attention(normed_BTC, context, *cache))
-        return x_BTC, self.feed_forward(normed_BTC, context)
 
 
 class Decoder(nn.Module):
@@ -74,13 +35,23 @@ class Decoder(nn.Module):
         self.max_documents: int | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in config.expanded())
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.norm = make_norm(config)
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     @property
     def head_weight(self) -> torch.Tensor:
         """[V, C]: the output head's matrix, which is the embedding's when the two are tied."""
         return self.embedding.weight if self.head is None else self.head.weight
+
+    def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """The residual stream [B, T, C] before the first layer: the embeddings, times `embedding_scale`."""
+        x_BTC, scale = self.embedding(tokens_BT), self.config.embedding_scale
+        return x_BTC if scale == 1 else x_BTC * scale
+
+    def logits(self, hidden_NC: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of final hidden states [..., C]: the head, then `logit_scale` and `logit_softcap`."""
+        logits_NV = nn.functional.linear(hidden_NC, self.head_weight.to(hidden_NC.dtype))
+        return fused.final_logits(logits_NV, self.config.logit_scale, self.config.logit_softcap)
 
     def forward(
         self,
@@ -103,7 +74,7 @@ class Decoder(nn.Module):
             raise ValueError("cache: each of its rows is one document, so document_starts_BT must be None")
         else:
             hidden_BTC = self.append(tokens_BT, cache, n_new_B)
-        return nn.functional.linear(hidden_BTC, self.head_weight)
+        return self.logits(hidden_BTC)
 
     @torch.no_grad()
     def next_logits(
@@ -118,7 +89,7 @@ class Decoder(nn.Module):
             last_BC = hidden_BTC[:, -1]
         else:
             last_BC = hidden_BTC[torch.arange(len(n_new_B), device=n_new_B.device), (n_new_B - 1).clamp(min=0)]
-        return nn.functional.linear(last_BC, self.head_weight)
+        return self.logits(last_BC)
 
     def new_cache(
         self, batch: int, max_len: int, device: torch.device | None = None, dtype: torch.dtype | None = None
@@ -140,7 +111,7 @@ class Decoder(nn.Module):
     def append(self, tokens_BT: torch.Tensor, cache: ModelCache, n_new_B: torch.Tensor | None = None) -> torch.Tensor:
         """Final hidden states [B, T, C] of tokens that follow those of the cache, as in `forward`."""
         step = cache.begin(tokens_BT, n_new_B)
-        x_BTC, delta_BTC = self.embedding(tokens_BT), None
+        x_BTC, delta_BTC = self.embed(tokens_BT), None
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             x_BTC, delta_BTC = layer(x_BTC, delta_BTC, step, layer_cache)
         cache.end(step)
@@ -162,7 +133,13 @@ class Decoder(nn.Module):
             raise ValueError(f"loss: reduction must be 'mean' or 'sum'; found {reduction!r}")
         context = self._context(tokens_BT, document_starts_BT)
         hidden_BTC = self._hidden(tokens_BT, context)
-        total = fused.linear_cross_entropy(hidden_BTC.flatten(0, 1), self.head_weight, labels_BT.flatten())
+        total = fused.linear_cross_entropy(
+            hidden_BTC.flatten(0, 1),
+            self.head_weight,
+            labels_BT.flatten(),
+            self.config.logit_scale,
+            self.config.logit_softcap,
+        )
         n_targets = (labels_BT != fused.IGNORED).sum()
         if self.training and context.losses:
             total = total + torch.stack([loss.float() for loss in context.losses]).sum() * n_targets
@@ -186,7 +163,7 @@ class Decoder(nn.Module):
         return Context.for_tokens(*tokens_BT.shape, device=tokens_BT.device, documents=documents)
 
     def _hidden(self, tokens_BT: torch.Tensor, context: Context) -> torch.Tensor:
-        x_BTC, delta_BTC = self.embedding(tokens_BT), None
+        x_BTC, delta_BTC = self.embed(tokens_BT), None
         for layer in self.layers:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 if delta_BTC is not None:  # one tensor to keep, not two

@@ -33,6 +33,17 @@ from zoo.checking import Found, Path, locate, translate
 from zoo.data.config import DataConfig
 from zoo.errors import Problem, RecipeError, shorten, unknown
 from zoo.feed_forward.base import FeedForwardConfig
+from zoo.layer_fields import (
+    EmbeddingScale,
+    LogitScale,
+    LogitSoftcap,
+    Norm,
+    NormBias,
+    NormPlace,
+    Parallel,
+    ResidualScale,
+    around_problems,
+)
 from zoo.parts import FEED_FORWARDS, PartOf
 from zoo.schedule import Schedule, ScheduleError, Use, Where
 from zoo.seal import in_run_folder
@@ -139,7 +150,7 @@ class Layer:
 
 
 class ModelConfig(Section):
-    """The architecture: a pre-norm decoder whose layers take their attention blocks from a schedule."""
+    """The architecture: a decoder whose layers take their attention blocks from a schedule."""
 
     d_model: Count = Field(description="Width of the residual stream.")
     n_layers: int | None = Field(
@@ -149,7 +160,15 @@ class ModelConfig(Section):
     max_seq_len: Count = Field(description="Longest sequence the model is made for, in tokens.")
     ffn: FeedForward = Field(description="The feed-forward network of each layer.")
     tie_embeddings: bool = Field(True, description="The output head uses the embedding's matrix.")
-    norm_eps: float = Field(1e-5, gt=0, lt=1, description="Epsilon of the layers' RMSNorms.")
+    norm: Norm = "rms"
+    norm_eps: float = Field(1e-5, gt=0, lt=1, description="Epsilon of the layers' norms.")
+    norm_bias: NormBias = False
+    norm_place: NormPlace = "before"
+    parallel: Parallel = False
+    residual_scale: ResidualScale = 1.0
+    embedding_scale: EmbeddingScale = 1.0
+    logit_scale: LogitScale = 1.0
+    logit_softcap: LogitSoftcap = None
     init_std: float = Field(0.02, gt=0, le=1, description="Standard deviation of initial weights.")
     document_mask: bool = Field(False, description="Attention stays inside each document of a packed row.")
     blocks: dict[BlockName, Block] = Field(min_length=1, description="Attention blocks by the name the schedule uses.")
@@ -160,6 +179,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _agrees(self) -> "ModelConfig":
         lines = list(_model_problems(self.blocks, set(self.blocks), self.layers, self.n_layers, self.d_model))
+        lines += [(path, "value", why) for path, why in around_problems(self.norm, self.norm_bias)]
         if lines:
             raise _refusal(lines, self)
         return self
@@ -384,7 +404,10 @@ def _partial_problems(data: dict) -> list[Found]:
     sizes = {name: model.get(name) for name in ("d_model", "n_layers", "vocab_size", "max_seq_len")}
     sizes = {name: value if type(value) is int and value >= 1 else None for name, value in sizes.items()}
     fields = _model_problems(blocks, set(named), layers if named else None, sizes["n_layers"], sizes["d_model"])
-    found: list[Found] = []
+    found: list[Found] = [
+        (("model", *path), "value", why)
+        for path, why in around_problems(model.get("norm", "rms"), model.get("norm_bias") is True)
+    ]
     for path, at, why in fields:
         inside = at.path if isinstance(at, Where) else ()
         found.append((("model", *path, *inside), at, why))

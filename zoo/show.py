@@ -13,6 +13,7 @@ from rich.text import Text
 from zoo.blocks.config import BlockConfig
 from zoo.cache_sizes import cache_sizes
 from zoo.cost import model_cost
+from zoo.layer_fields import describe
 from zoo.recipe import ModelConfig, Recipe
 from zoo.terminal import cleaned
 from zoo.training.names import frozen_parameters
@@ -47,6 +48,7 @@ def facts(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "summary": recipe.summary,
         "layers": layers,
+        "around_layers": describe(model),
         "parameters": cost.parameters,
         "active_parameters": cost.active_parameters,
         "frozen_parameters": frozen_parameters(recipe),
@@ -90,6 +92,8 @@ def as_text(recipe: Recipe, width: int | None = None) -> str:
     if recipe.summary:
         title.append(f"  {recipe.summary}", style="not bold")
     parts = [title, Text(), _strip(found["layers"], seen), Text(), _layer_table(recipe, found["layers"], seen)]
+    if found["around_layers"]:
+        parts += [Text(), Text("; ".join(found["around_layers"]))]
     return rendered([*parts, Text(), _size_table(found), Text(), _cache_table(found["cache"])], width)
 
 

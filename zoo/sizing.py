@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from zoo.blocks.cost import BF16, FLOAT
 from zoo.cost import model_cost
+from zoo.layer_fields import norm_bytes
 from zoo.recipe import ModelConfig, Recipe
 from zoo.training.names import frozen_parameters
 
@@ -89,7 +90,8 @@ def step_size(recipe: Recipe, seq_len: int, rows: int, gpu: Gpu, checkpointing: 
     again = inputs + rows * max(size for size, _ in layers)
     activations, other = (again, kept) if checkpointing else (kept, again)
     # What the last norm keeps, and the gradients of its result, of the stream, of the last layer's output, of the head.
-    loss = tokens * model.d_model * (3 * BF16 + FLOAT) + FLOAT * head
+    scaled = 0 if model.logit_scale == 1 else FLOAT * head  # the head times logit_scale
+    loss = tokens * model.d_model * (3 * BF16 + FLOAT) + FLOAT * head + scaled
     weights, copies = FLOAT * parameters, BF16 * linear
     accumulates = recipe.train.rows(seq_len) > rows if _even(recipe, seq_len) else True
     state = recipe.train.optimizer.state_bytes(trained)
@@ -135,6 +137,9 @@ def _layers(model: ModelConfig, seq_len: int) -> tuple[list[tuple[int, int]], tu
 
 
 def _layer_bytes(model: ModelConfig, seq_len: int) -> int:
-    """What a layer keeps beside its attention: the residual stream before both norms, rounded, and the root mean square
-    of each token; its feed-forward."""
-    return seq_len * (2 * (BF16 * model.d_model + FLOAT) + model.ffn.activation_bytes(model.d_model))
+    """What a layer keeps beside its attention: what its norms keep, and its feed-forward.
+
+    Of parallel parts the input, which both count, is one tensor.
+    """
+    shared = BF16 * model.d_model if model.parallel else 0
+    return seq_len * (norm_bytes(model) - shared + model.ffn.activation_bytes(model.d_model))

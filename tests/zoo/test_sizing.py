@@ -70,6 +70,11 @@ def like_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         total = x if delta is None else x + delta
         return total, Kept.apply(total.bfloat16(), False, total.bfloat16(), total[..., 0].clone())
 
+    def add_layer_norm(x, delta, weight, bias, eps):
+        total = x if delta is None else x + delta
+        moments = total[..., 0].float().clone(), total[..., 0].float().clone()
+        return total, Kept.apply(total.bfloat16(), False, total.float(), *moments)
+
     def swiglu(x, w_gate, w_up, w_down):
         gate, up = (x.detach() @ weight.detach().T for weight in (w_gate, w_up))
         return Kept.apply(x, False, x, gate, up)
@@ -85,7 +90,9 @@ def like_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "gated_sum", gated_sum)
     monkeypatch.setattr(parts, "rms_norm", lambda x, weight, eps: Kept.apply(x, False, x))
     monkeypatch.setattr(fused, "add_norm", add_norm)
+    monkeypatch.setattr(fused, "add_layer_norm", add_layer_norm)
     monkeypatch.setattr(fused, "swiglu", swiglu)
+    monkeypatch.setattr(fused, "compute_dtype", lambda x: torch.bfloat16)
 
 
 def kept_bytes(layer: Layer, x: torch.Tensor, context: Context) -> int:
@@ -143,6 +150,21 @@ def test_activations_are_what_autograd_keeps(block, part, ffn, monkeypatch):
     found = kept_bytes(layer, x, context)
     attention = model.blocks["a"].resolve(192, seq_len, part).activation_bytes(seq_len)
     assert _layer_bytes(model, seq_len) + attention == pytest.approx(found, rel=0.05)
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("place", ["before", "after", "both"])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_activations_around_the_parts_are_what_autograd_keeps(norm, place, parallel, monkeypatch):
+    like_cuda(monkeypatch)
+    settings = {"d_model": 192, "vocab_size": 96, "max_seq_len": 512, "ffn": {"kind": "geglu", "d_ff": 200}}
+    settings |= {"blocks": {"a": {"kind": "full", **HEADS, "n_kv_heads": 2}}, "layers": "a"}
+    around = {"norm": norm, "norm_place": place, "parallel": parallel, "residual_scale": 0.5}
+    model = ModelConfig.model_validate({**settings, **around})
+    layer, context = Layer(model, model.expanded()[0]), Context.for_tokens(1, 320)
+    found = kept_bytes(layer, torch.zeros(1, 320, 192, requires_grad=True), context)
+    attention = model.blocks["a"].resolve(192, 320).activation_bytes(320)
+    assert _layer_bytes(model, 320) + attention == pytest.approx(found, rel=0.02)
 
 
 def test_parts_by_hand():

@@ -115,7 +115,7 @@ class ZooSubject(Subject):
     @torch.no_grad()
     def logits(self, tokens_BT, row_N, position_N, document_starts_BT=None):
         hidden_NC = self.model.hidden(tokens_BT, document_starts_BT)[row_N, position_N]
-        return torch.nn.functional.linear(hidden_NC, self.model.head_weight.to(hidden_NC.dtype)).float()
+        return self.model.logits(hidden_NC).float()
 
     def greedy(self, prompts, max_tokens):
         from zoo.inference.generate import generate

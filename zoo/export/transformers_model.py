@@ -220,9 +220,9 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         loss = None
         if labels is None:
-            logits_BTV = torch.nn.functional.linear(hidden_BTC[:, kept], self.decoder.head_weight)
+            logits_BTV = self.decoder.logits(hidden_BTC[:, kept])
         else:
-            logits_BTV = torch.nn.functional.linear(hidden_BTC, self.decoder.head_weight)
+            logits_BTV = self.decoder.logits(hidden_BTC)
             loss = self.loss_function(
                 logits=logits_BTV,
                 labels=labels,
@@ -247,7 +247,7 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
     def _hidden(self, columns: Columns, cache: ZooCache | None) -> torch.Tensor:
         """Final hidden states of tokens, in the order of the decoder."""
         if columns.tokens_BT.shape[1] == 0:
-            return self.decoder.embedding(columns.tokens_BT)
+            return self.decoder.embed(columns.tokens_BT)
         if cache is not None:
             return self.decoder.append(columns.tokens_BT, cache.model, columns.n_new_B)
         isolated = columns.starts_BT is not None
@@ -260,8 +260,9 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
         modules = [self.decoder.embedding, *self.decoder.layers] if wanted else []
 
         def record(module: torch.nn.Module, arguments: tuple, output: torch.Tensor | tuple) -> None:
-            """A layer returns the residual stream and what is to be added to it."""
-            states.append(output[0] + output[1] if isinstance(output, tuple) else output)
+            """A layer returns the residual stream and what is to be added to it; the embedding is not scaled yet."""
+            scaled = self.decoder.config.embedding_scale
+            states.append(output[0] + output[1] if isinstance(output, tuple) else output * scaled)
 
         hooks = [module.register_forward_hook(record) for module in modules]
         try:

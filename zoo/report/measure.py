@@ -105,7 +105,7 @@ def _prefill(model, inputs_BT) -> tuple[Callable[[], None], int | None]:
 
         def without() -> None:
             with torch.no_grad(), autocast:
-                torch.nn.functional.linear(model.hidden(inputs_BT)[:, -1], model.head_weight)
+                model.logits(model.hidden(inputs_BT)[:, -1])
 
         return without, None
 

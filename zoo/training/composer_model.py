@@ -48,7 +48,7 @@ class SummedLoss(torch.nn.Module):
         """
         if places is not None:
             hidden_BTC = self.decoder.hidden(batch["input_ids"], batch["document_starts"])
-            return torch.nn.functional.linear(hidden_BTC[places], self.decoder.head_weight)
+            return self.decoder.logits(hidden_BTC[places])
         if count_right:
             return self._loss_and_right(batch)
         return self.decoder.loss(batch["input_ids"], batch["labels"], batch["document_starts"], reduction="sum")

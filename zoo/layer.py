@@ -1,0 +1,99 @@
+"""One layer of the decoder: attention and feed-forward, the norms around them, and the residual stream.
+
+Shapes: B batch, T tokens, C model width.
+"""
+
+import torch
+from torch import nn
+
+from zoo import fused
+from zoo.blocks.context import Context, Step
+from zoo.blocks.registry import load
+from zoo.recipe import Layer as LayerConfig
+from zoo.recipe import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """The addition to the residual stream and the norm after it, with a learned scale; statistics in float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + delta (x itself if that is None), and its norm in the dtype that products have, all [..., C]."""
+        return fused.add_norm(x, delta, self.weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    """As RMSNorm, with the mean taken off (Ba 2016, arXiv 1607.06450) and, if asked, a learned bias."""
+
+    def __init__(self, width: int, eps: float, bias: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """As of RMSNorm."""
+        return fused.add_layer_norm(x, delta, self.weight, self.bias, self.eps)
+
+
+def make_norm(model: ModelConfig) -> nn.Module:
+    """A norm of the residual stream, as the recipe says."""
+    if model.norm == "layer":
+        return LayerNorm(model.d_model, model.norm_eps, model.norm_bias)
+    return RMSNorm(model.d_model, model.norm_eps)
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)): the residual layer; fields of the recipe change it.
+
+    norm_place: norms stand before the two parts, after them (x + norm(attention(x))), or both.  parallel: both parts
+    read x, and share the norm before them.  residual_scale: multiplies what either part adds.
+    The last addition is left to whoever reads the residual stream next, because it is one kernel with the norm there:
+    a layer takes the stream and what the layer before adds to it, and returns the same two.
+    """
+
+    def __init__(self, model: ModelConfig, layer: LayerConfig):
+        super().__init__()
+        before, after = model.norm_place != "after", model.norm_place != "before"
+        self.parallel, self.residual_scale = model.parallel, model.residual_scale
+        self.attention_norm = make_norm(model) if before else None
+        self.attention = layer.mixer.build()
+        self.attention_post_norm = make_norm(model) if after else None
+        self.feed_forward_norm = make_norm(model) if before and not model.parallel else None
+        ffn = layer.ffn.resolve(model.d_model, model.max_seq_len)
+        self.feed_forward = load(ffn.module)(ffn, model.d_model)
+        self.feed_forward_post_norm = make_norm(model) if after else None
+
+    def forward(
+        self, x_BTC: torch.Tensor, delta_BTC: torch.Tensor | None, context: Context | Step, *cache
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """delta_BTC: not yet added to x; None before the first layer.  cache: the layer's, to append the tokens to."""
+        x_BTC, read_BTC = _read(self.attention_norm, x_BTC, delta_BTC)
+        added_BTC = self._added(self.attention_post_norm, self.attention(read_BTC, context, *cache))
+        if self.parallel:
+            x_BTC = x_BTC + added_BTC
+        else:
+            x_BTC, read_BTC = _read(self.feed_forward_norm, x_BTC, added_BTC)
+        return x_BTC, self._added(self.feed_forward_post_norm, self.feed_forward(read_BTC, context))
+
+    def _added(self, norm: nn.Module | None, y_BTC: torch.Tensor) -> torch.Tensor:
+        """What the result of a part adds to the stream."""
+        if norm is not None:
+            y_BTC = norm(y_BTC, None)[1]
+        return y_BTC if self.residual_scale == 1 else y_BTC * self.residual_scale
+
+
+def _read(
+    norm: nn.Module | None, x_BTC: torch.Tensor, delta_BTC: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stream with delta added, and what a part reads of it: its norm, or without one the stream as products read
+    it, rounded once for all of them."""
+    if norm is not None:
+        return norm(x_BTC, delta_BTC)
+    if delta_BTC is not None:
+        x_BTC = x_BTC + delta_BTC
+    return x_BTC, x_BTC.to(fused.compute_dtype(x_BTC))

@@ -1,0 +1,82 @@
+"""What a recipe says about a layer beside its two parts: norms, residual stream, embedding and logits. No torch.
+
+The fields belong to the `model` section; zoo/layer.py and zoo/model.py compute what they say.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from zoo.blocks.checked import Flag, Problem
+from zoo.blocks.cost import BF16, FLOAT
+
+if TYPE_CHECKING:
+    from zoo.recipe import ModelConfig
+
+MOST_SCALE = 1e6  # beyond any use, and far below where float32 overflows
+Scale = Annotated[float, Field(gt=0, le=MOST_SCALE, allow_inf_nan=False)]
+
+Norm = Annotated[
+    Literal["rms", "layer"], Field(description="The layers' norms and the last one: RMSNorm, or LayerNorm (Cohere).")
+]
+NormBias = Annotated[Flag, Field(description="Biases of the norms, with `norm: layer`.")]
+NormPlace = Annotated[
+    Literal["before", "after", "both"],
+    Field(
+        description="Norms of each layer: before attention and feed-forward, after both (OLMo 2), or both (Gemma 2)."
+    ),
+]
+Parallel = Annotated[
+    Flag, Field(description="Attention and feed-forward read the same input and are added together (Cohere, GPT-J).")
+]
+ResidualScale = Annotated[
+    Scale, Field(description="What attention and feed-forward add to the stream is multiplied by this (Granite).")
+]
+EmbeddingScale = Annotated[Scale, Field(description="Embeddings are multiplied by this; Gemma: the root of d_model.")]
+LogitScale = Annotated[Scale, Field(description="Logits are multiplied by this (Cohere).")]
+LogitSoftcap = Annotated[
+    Scale | None, Field(description="Logits z become c tanh(z / c), after logit_scale (Gemma 2: 30). Default: none.")
+]
+
+
+def around_problems(norm: str, norm_bias: bool) -> Iterator[Problem]:
+    """What does not fit together."""
+    if norm_bias and norm != "layer":
+        yield ("norm_bias",), f"needs norm: layer; found true with norm: {norm}"
+
+
+def norms_per_layer(model: "ModelConfig") -> int:
+    """Norms of the residual stream in one layer; parallel parts share the one before them."""
+    before = 0 if model.norm_place == "after" else 1 if model.parallel else 2
+    return before + (0 if model.norm_place == "before" else 2)
+
+
+def norm_parameters(model: "ModelConfig", n_layers: int) -> int:
+    """Parameters of the norms of all layers and of the last norm."""
+    width = model.d_model * (2 if model.norm_bias else 1)
+    return (n_layers * norms_per_layer(model) + 1) * width
+
+
+def norm_bytes(model: "ModelConfig") -> int:
+    """Bytes that autograd keeps of one token in the norms of one layer.
+
+    RMSNorm keeps its input, rounded, and the root mean square; LayerNorm its input in float32, mean and deviation.
+    """
+    of_one = BF16 * model.d_model + FLOAT if model.norm == "rms" else FLOAT * model.d_model + 2 * FLOAT
+    return norms_per_layer(model) * of_one
+
+
+def describe(model: "ModelConfig") -> list[str]:
+    """What differs from pre-norm layers with RMSNorm and plain logits, a few words each."""
+    places = {"after": "norms after each part", "both": "norms before and after each part"}
+    said = {
+        "LayerNorm" + (" with biases" if model.norm_bias else ""): model.norm == "layer",
+        places.get(model.norm_place, ""): model.norm_place != "before",
+        "attention and feed-forward in parallel": model.parallel,
+        f"embeddings x {model.embedding_scale:g}": model.embedding_scale != 1,
+        f"additions to the stream x {model.residual_scale:g}": model.residual_scale != 1,
+        f"logits x {model.logit_scale:g}": model.logit_scale != 1,
+        f"logits capped at {model.logit_softcap or 0:g}": model.logit_softcap is not None,
+    }
+    return [words for words, differs in said.items() if differs]

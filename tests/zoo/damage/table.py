@@ -98,7 +98,12 @@ def _in_place_of(make: Callable[[Path], object]) -> Callable[[Path], None]:
 
 
 def _flip(data: bytes) -> bytes:
-    """One digit changed where there are some (a text stays valid), else one bit; in the middle of the file."""
+    """One digit changed where there are some (a text stays valid), else one bit; in the middle of the file.
+
+    An empty file, which the lock of a run is, gets a character.
+    """
+    if not data:
+        return b"1"
     digits = [found.start() for found in re.finditer(rb"[1-8]", data)] if _is_text(data) else []
     if digits:
         at = digits[len(digits) // 2]

@@ -166,6 +166,11 @@ class DataRecord(_Record):
         """Whether two runs have the same tokenizer, part by part."""
         return not _other_tokenizer(self.tokenizer, other.tokenizer)
 
+    def same_rows(self, other: "DataRecord") -> bool:
+        """Whether two runs read rows of the same tokens, source by source."""
+        alike = self.seq_len == other.seq_len and self.same_tokenizer(other)
+        return alike and self._text(by_rows=True) == other._text(by_rows=True)
+
     def same_text(self, other: "DataRecord") -> bool:
         """Whether two runs read the same text, as far as the records tell.
 

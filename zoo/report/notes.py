@@ -38,15 +38,16 @@ def _parameters(pairs) -> Iterator[str]:
 
 
 def _recipes(pairs) -> Iterator[str]:
-    checks: list[tuple[str, Callable, str]] = [
-        ("Other tokenizer", _tokenizer, "their losses are per another token; compare bits per byte"),
-        ("Other data", _data, "they do not read the same text"),
-        ("Other sequence length", _seq_len, "later tokens of longer rows are easier to predict"),
+    checks: list[tuple[str, Callable, Callable, str]] = [
+        ("Other tokenizer", _tokenizer, _same_tokens, "their losses are per another token; compare bits per byte"),
+        ("Other data", _data, _same_rows, "they do not read the same text"),
+        ("Other sequence length", _seq_len, lambda *_: False, "later tokens of longer rows are easier to predict"),
     ]
-    columns = [column for column, _ in pairs]
-    for title, read, why in checks:
-        if others := _differing(columns, read):
-            yield f"{title}: {', '.join(others)} against {columns[0].label}; {why}."
+    first, *others = pairs
+    for title, read, known_equal, why in checks:
+        differing = [one[0].label for one in others if read(one[0]) != read(first[0]) and not known_equal(first, one)]
+        if differing:
+            yield f"{title}: {', '.join(differing)} against {first[0].label}; {why}."
 
 
 def _runs(trained) -> Iterator[str]:
@@ -105,11 +106,33 @@ def _contents(trained) -> Iterator[str]:
             yield f"Other contents of the same tokenizer: {pair}; their losses are per another token."
 
 
+def _same_tokens(one, other) -> bool:
+    """Whether two runs are known to have one tokenizer, whatever their recipes call it."""
+    (ours, found), (theirs, base) = one, other
+    now, before = _record(found), _record(base)
+    same_size = ours.recipe.model.vocab_size == theirs.recipe.model.vocab_size
+    return same_size and now is not None and before is not None and now.same_tokenizer(before)
+
+
+def _same_rows(one, other) -> bool:
+    """Whether two runs are known to read the same rows, mixed and shuffled alike, wherever the files lie."""
+    (ours, found), (theirs, base) = one, other
+    now, before = _record(found), _record(base)
+    alike = now is not None and before is not None and now.same_rows(before)
+    return alike and _mixing(ours) == _mixing(theirs)
+
+
+def _mixing(column: Column) -> Any:
+    """How the rows of a recipe's sources are mixed."""
+    data = column.recipe.data
+    return [stream.proportion for stream in data.streams()], data.shuffle
+
+
 def _record(found: dict[str, Any]):
-    """The DataRecord of a run, None for one of an earlier version."""
+    """The DataRecord of a run, None for one of an earlier version and for a recipe that is no run."""
     from zoo.data.identity import DataRecord  # imports numpy, which recipes alone do without
 
-    data = found["run"]["data"]
+    data = found.get("run", {}).get("data")
     return None if data is None else DataRecord.model_validate(data)
 
 

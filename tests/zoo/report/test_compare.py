@@ -438,6 +438,28 @@ def test_runs_that_read_other_contents_of_the_same_files(run, ours, theirs, expe
     assert all(note.startswith(start) for note, start in zip(notes, expected, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("theirs", "moved", "expected"),
+    [
+        (record(), ("data.source.paths=[elsewhere]",), []),
+        (record("other"), ("data.source.paths=[elsewhere]",), ["Other data"]),
+        (None, ("data.source.paths=[elsewhere]",), ["Other data"]),
+        (record(), ("data.source.paths=[elsewhere]", "data.shuffle=false"), ["Other data"]),
+        (record(), ("data.tokenizer={kind: huggingface, path: copy}",), []),
+        (record(), ("data.tokenizer={kind: huggingface, path: copy}", "model.vocab_size=300"), ["Other tokenizer"]),
+        (record("text", "learnt"), ("data.tokenizer={kind: huggingface, path: copy}",), ["Other tokenizer"]),
+    ],
+)
+def test_runs_that_read_the_same_rows_from_other_places(run, theirs, moved, expected):
+    text = ("data.source={kind: text, paths: [text]}", "data.tokenizer={kind: byte}")
+    folders = [run("nsa", [3.0], overrides=text), run("full", [3.0], overrides=(*text, *moved))]
+    for folder, data in zip(folders, (record(), theirs), strict=True):
+        if data:
+            (Path(folder) / "data.json").write_text(data)
+    found_notes = [note.split(":")[0] for note in found(folders)["notes"]]
+    assert [note for note in found_notes if note in ("Other data", "Other tokenizer")] == expected
+
+
 def test_runs_whose_losses_are_of_other_rows_or_other_documents(run):
     folders = [run("nsa", [3.0]), run("full", [3.0], overrides=("model.document_mask=true", "eval.batches=3"))]
     notes = "\n".join(found(folders)["notes"])

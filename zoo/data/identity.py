@@ -91,9 +91,13 @@ class InitRecord(_Record):
 
 
 class DataRecord(_Record):
-    """What a run was trained on, and from: data.json of its folder."""
+    """What a run was trained on, and from: data.json of its folder.
+
+    run: a random id that the run's checkpoints repeat; None in runs of earlier versions and for data alone.
+    """
 
     version: str
+    run: str | None = None
     format: int
     seq_len: int
     tokenizer: TokenizerRecord | None
@@ -102,8 +106,8 @@ class DataRecord(_Record):
     init_from: InitRecord | None = None
 
     @classmethod
-    def of(cls, prepared: PreparedData, read_files: bool = True) -> "DataRecord":
-        """The record of prepared data.
+    def of(cls, prepared: PreparedData, read_files: bool = True, run: str | None = None) -> "DataRecord":
+        """The record of prepared data, for a run of this id.
 
         read_files: also hash local MDS shards whose index states no hash, which reads them whole.
         """
@@ -113,7 +117,7 @@ class DataRecord(_Record):
         }
         config = prepared.config.resolved_tokenizer()
         used = None if config is None else tokenizer_record(config.kind, prepared.tokenizer)
-        return cls(version=zoo.__version__, format=FORMAT, seq_len=prepared.seq_len, tokenizer=used, **streams)
+        return cls(version=zoo.__version__, run=run, format=FORMAT, seq_len=prepared.seq_len, tokenizer=used, **streams)
 
     @classmethod
     def read(cls, path: Path) -> "DataRecord":
@@ -132,7 +136,8 @@ class DataRecord(_Record):
     def digest(self) -> str:
         """A hash of all content of the data."""
         stamps = {split: {"__all__": {"stamp"}} for split in SPLIT_NAMES}
-        return digest(self.model_dump(exclude={"version": True, "init_from": True, **stamps}))
+        left_out = {"version": True, "run": True, "init_from": True, **stamps}
+        return digest(self.model_dump(exclude=left_out))
 
     def is_of(self, data: DataConfig) -> bool:
         """Whether the files that `data` names, and a tokenizer that is not learnt from them, are untouched.

@@ -34,6 +34,7 @@ def facts(column: Column) -> dict[str, Any]:
     latest = records[-1] if records else {}
     return {
         "finished": summary is not None,
+        "lacks": _lacks(column.run),
         "damage": None if summary is None else damage(column.run, summary),
         "data": _data(column.run),
         "batches": latest.get("batch", 0),
@@ -63,6 +64,12 @@ def _check_metrics(folder: RunFolder, summary: dict[str, Any] | None) -> None:
             f"{folder.metrics}: damaged or edited: SHA-256 is {found[:16]}..., {folder.summary.name} says "
             f"{str(expected)[:16]}...; bring it back"
         )
+
+
+def _lacks(folder: RunFolder) -> str | None:
+    """The name of the file without which the run counts as not finished."""
+    missing = (path.name for path in (folder.summary, folder.weights) if not present(path))
+    return next(missing, None)
 
 
 def _losses(record: dict) -> list[float]:

@@ -3,7 +3,8 @@
 | bite (all seen by running it)                                        | wrapper                                  |
 |----------------------------------------------------------------------|------------------------------------------|
 | a kill while a checkpoint is written leaves half of it, by its name   | `write_atomically`                        |
-| checkpoints are read with full pickle: a crafted one runs code        | `read_safely`                             |
+| checkpoints are read with full pickle: a crafted one runs code        | `checkpoint_content.read_safely`          |
+| a checkpoint's strange content ends in a traceback without its name   | `checkpoint_content.named`                |
 | random state is not restored in a mid-epoch resume                    | `RestoreRandomState`                      |
 | SIGTERM and Ctrl-C end the process without a checkpoint               | `StopOnSignal`, interrupts.py              |
 | an old checkpoint removed by hand ends the training                   | `Saver`                                   |
@@ -17,12 +18,11 @@
 """
 
 import contextlib
-import datetime
 import logging
 import os
-import pickle
+import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import composer.utils.checkpoint as composer_checkpoint
@@ -32,10 +32,9 @@ from composer import Callback, Trainer
 from composer.callbacks import CheckpointSaver
 from composer.utils import dist, reproducibility
 
-from zoo.errors import ZooError
 from zoo.files import replace_durably
+from zoo.training.checkpoint_content import named, read_safely
 from zoo.training.checkpoints import TEMPORARY
-from zoo.training.composer_model import PREFIX
 from zoo.training.interrupts import StopRequests
 
 log = logging.getLogger("zoo.training")
@@ -49,75 +48,6 @@ EXPECTED_WARNINGS = (
     r".*The current world size .* the number of RNG state",  # resumed on another number of devices; train() says so
     r".*The checkpoint (did not include|included) .* ?CUDA RNG",  # resumed on another kind of device
 )
-
-_reconstruct = np.zeros(1).__reduce__()[0]  # its name differs between NumPy 1 and 2, and so in the file
-_ALLOWED = [
-    (torch.torch_version.TorchVersion, "torch.torch_version.TorchVersion"),
-    (datetime.timedelta, "datetime.timedelta"),
-    (np.ndarray, "numpy.ndarray"),
-    (np.dtype, "numpy.dtype"),
-    (np.dtypes.UInt32DType, "numpy.dtypes.UInt32DType"),
-    (_reconstruct, "numpy.core.multiarray._reconstruct"),
-    (_reconstruct, "numpy._core.multiarray._reconstruct"),
-]
-
-
-def refuse_code(path: str | Path) -> None:
-    """Raise ZooError if a checkpoint names anything but tensors and plain values; nothing of it is executed."""
-    try:
-        strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - {name for _, name in _ALLOWED}
-    except (pickle.UnpicklingError, RuntimeError, ValueError) as error:  # RuntimeError: of an archive of other files
-        raise _refusal(path, str(error).splitlines()[0]) from error
-    if strange:
-        raise _refusal(path, f"it asks for {', '.join(sorted(strange))}")
-
-
-def read_safely(path: str | Path, map_location: str = "cpu", mmap: bool = False):
-    """Read a checkpoint of tensors and plain values; raises ZooError for any other, as `refuse_code`."""
-    refuse_code(path)
-    try:
-        with torch.serialization.safe_globals(_ALLOWED):
-            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise _refusal(path, str(error).splitlines()[0]) from error
-
-
-def refuse_other_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
-    """Raise ZooError unless a checkpoint is of a training, with the decoder's weights of these names and shapes.
-
-    Composer would end in a traceback of its own or of torch's.
-    """
-    found = weights_of(path)
-    wrong = [f"{name} is missing" for name in expected if name not in found]
-    wrong += [f"{name} is not part of the model" for name in sorted(found) if name not in expected]
-    for name, tensor in expected.items():
-        shape = getattr(found.get(name), "shape", None)
-        if name in found and shape != tensor.shape:
-            what = type(found[name]).__name__ if shape is None else list(shape)
-            wrong.append(f"{name} must be {list(tensor.shape)}; found {what}")
-    if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise ZooError(
-            f"{path}: not the weights of this version's model: {wrong[0]}{more}. "
-            f"Continue the run with the version that began it, or remove {path.parents[1]} to start over"
-        )
-
-
-def weights_of(path: Path) -> dict[str, object]:
-    """The weights in a checkpoint by the decoder's names.  Raises ZooError if the file is no checkpoint of Composer."""
-    content = read_safely(path, mmap=True)
-    state = content.get("state") if isinstance(content, dict) else None
-    keys = ("model", "optimizers", "timestamp")
-    if not (isinstance(state, dict) and "rng" in content and all(isinstance(state.get(key), dict) for key in keys)):
-        raise ZooError(
-            f"{path}: not the checkpoint of a training: it must have rng, and state with {', '.join(keys)}; "
-            "bring the checkpoint back, or remove this file to continue from the one before"
-        )
-    return {str(name).removeprefix(PREFIX): value for name, value in state["model"].items()}
-
-
-def _refusal(path: str | Path, found: str) -> ZooError:
-    return ZooError(f"{path}: refused, because a checkpoint holds tensors and plain values only: {found}")
 
 
 def _atomic(write: Callable[[dict, str], None]) -> Callable[[dict, str], None]:
@@ -142,20 +72,42 @@ def _atomic(write: Callable[[dict, str], None]) -> Callable[[dict, str], None]:
     return write_atomically
 
 
+def _naming(load: Callable) -> Callable:
+    def load_checkpoint(*arguments, **options):
+        """Load a checkpoint; its random state is tried here, where the file is known, and set when training begins."""
+        with named(options["path"]):
+            random_state = load(*arguments, **options)
+            kept = torch.get_rng_state(), random.getstate(), np.random.get_state()
+            try:
+                reproducibility.load_rng_state(random_state)
+            finally:
+                torch.set_rng_state(kept[0])
+                random.setstate(kept[1])
+                np.random.set_state(kept[2])
+        return random_state
+
+    return load_checkpoint
+
+
 @contextlib.contextmanager
 def fixed() -> Iterator[None]:
     """Composer with atomic writes, safe reads and without the expected warnings, for the length of a `with`."""
-    write, read = composer_checkpoint._write_checkpoint_file, composer_checkpoint._torch_load_with_validation
-    composer_checkpoint._write_checkpoint_file = _atomic(write)
-    composer_checkpoint._torch_load_with_validation = lambda path, map_location: read_safely(path, map_location)
+    changed = {
+        "_write_checkpoint_file": _atomic(composer_checkpoint._write_checkpoint_file),
+        "_torch_load_with_validation": lambda path, map_location: read_safely(path, map_location),
+        "load_checkpoint": _naming(composer_checkpoint.load_checkpoint),
+    }
+    before = {name: getattr(composer_checkpoint, name) for name in changed}
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
+        for name, function in changed.items():
+            setattr(composer_checkpoint, name, function)
         try:
             yield
         finally:
-            composer_checkpoint._write_checkpoint_file = write
-            composer_checkpoint._torch_load_with_validation = read
+            for name, function in before.items():
+                setattr(composer_checkpoint, name, function)
 
 
 class RestoreRandomState(Callback):

@@ -18,6 +18,7 @@ from zoo.kernels.dispatch import use_implementation
 from zoo.model import build_model
 from zoo.training import checkpoints
 from zoo.training.callbacks import Beats, ClipGradients, LearningRate, Metrics, refuse_non_finite
+from zoo.training.checkpoint_content import OfRun
 from zoo.training.checkpoints import where_it_continues
 from zoo.training.composer_fixes import (
     RestoreRandomState,
@@ -92,7 +93,21 @@ class Engine:
         self.writers, self.evaluator = self._make_writers(), self._make_evaluator()
         optimizer = make_optimizer(decoder, train.optimizer)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.trainer = StepTrainer(
+        self.saver = self._saver()
+        try:
+            callbacks = [restore, OfRun(setup.run), *self._callbacks(model, decoder), self.saver]
+            self.trainer = self._make_trainer(model, optimizer, callbacks)
+        except BaseException:  # a checkpoint that is refused
+            self._close_own()
+            raise
+        restore.state_dicts = self.trainer._rng_state
+        self.trainer.step = self._make_step()
+        watchdog.beat("the model and the loaders were made")
+
+    def _make_trainer(self, model: LanguageModel, optimizer: torch.optim.Optimizer, callbacks: list) -> StepTrainer:
+        """Composer's trainer with the state of the checkpoint, if there is one."""
+        setup, device, train = self.setup, self.setup.device, self.setup.recipe.train
+        return StepTrainer(
             model=model,
             optimizers=optimizer,
             train_dataloader=self.loaders["train"],
@@ -103,16 +118,13 @@ class Engine:
             device_train_microbatch_size=device.micro_batch,
             accumulate_train_batch_on_tokens=True,
             parallelism_config={"fsdp": FSDP2Config(state_dict_type="full")} if device.sharded else None,
-            callbacks=[restore, *self._callbacks(model, decoder), self._saver()],
-            loggers=composer_loggers(train.loggers, recipe.name, setup.folder.path),
+            callbacks=callbacks,
+            loggers=composer_loggers(train.loggers, setup.recipe.name, setup.folder.path),
             load_path=str(setup.checkpoint.path) if setup.checkpoint else None,
-            seed=recipe.seed,
-            run_name=recipe.name,
+            seed=setup.recipe.seed,
+            run_name=setup.recipe.name,
             progress_bar=False,
         )
-        restore.state_dicts = self.trainer._rng_state
-        self.trainer.step = self._make_step()
-        watchdog.beat("the model and the loaders were made")
 
     def fit(self) -> None:
         """Train; validate before the first batch, and where an earlier session left that out.
@@ -200,6 +212,10 @@ class Engine:
     def close(self) -> None:
         """Close the trainer, the metrics files and the datasets."""
         self.trainer.close()
+        self._close_own()
+
+    def _close_own(self) -> None:
+        self.saver.tmp_dir_for_symlink.cleanup()
         for spec in filter(None, self.loaders.values()):
             spec.dataloader.dataset.close()
         for writer in self.writers[1:]:

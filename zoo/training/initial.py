@@ -19,7 +19,7 @@ from zoo.files import present, sha256
 from zoo.loading import LoadError, Stored, load_tokenizer
 from zoo.model import Decoder, build_model
 from zoo.training import checkpoints
-from zoo.training.composer_fixes import weights_of
+from zoo.training.checkpoint_content import read_state, weights_of
 from zoo.training.run_folder import RunFolder
 
 KEY = "train.init_from"
@@ -137,13 +137,17 @@ class Initial:
 
             state = load_file(self.file)
         else:
-            state = weights_of(self.file)
+            state = self._of_checkpoint_file()
         decoder.load_state_dict(state)
 
     def _shapes(self) -> Mapping[str, list[int]]:
         if self.file.suffix == ".safetensors":
             return {name: shape for name, (shape, _) in Stored.of(self.file.parent).tensors().items()}
-        return {name: list(getattr(value, "shape", ())) for name, value in weights_of(self.file).items()}
+        return {name: list(getattr(value, "shape", ())) for name, value in self._of_checkpoint_file().items()}
+
+    def _of_checkpoint_file(self) -> dict[str, Any]:
+        found = {checkpoint.path: checkpoint for checkpoint in checkpoints.listed(self.file.parent)}
+        return weights_of(read_state(found[self.file]))
 
 
 def _other_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str, list[int]]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Everything a session settles before the engine starts: device, data, batches, checkpoint."""
 
+import secrets
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,9 @@ from zoo.files import present, write_text
 from zoo.model import build_model
 from zoo.seal import sealed
 from zoo.training import checkpoints
+from zoo.training.checkpoint_content import read_state, refuse_code, refuse_other_run, refuse_other_weights, run_of
 from zoo.training.checkpoints import Checkpoint
-from zoo.training.composer_fixes import name_node_rank, refuse_code, refuse_other_weights
+from zoo.training.composer_fixes import name_node_rank
 from zoo.training.composer_model import count_tokens
 from zoo.training.continuing import Change, check_data, prepare_again, refuse_untrained, write_record
 from zoo.training.device import resolve_micro_batch, resolve_precision, resolve_workers, rows_per_device, why_no_graph
@@ -89,6 +91,7 @@ class Setup:
     prepared: data.PreparedData
     plan: Plan
     checkpoint: Checkpoint | None
+    run: str | None  # the id that checkpoints and data.json share; None in a run of an earlier version
     initial: Initial | None = None
 
     @property
@@ -148,7 +151,9 @@ class Setup:
         requests.enter("ends when model and data are set up")
         plan = Plan.make(recipe.train, recipe.eval, seq_len, prepared.rows("train"))
         checkpoint = _agreed(folder, screen, device.rank)
-        setup = cls(recipe, folder, screen, device, prepared, plan, checkpoint, initial)
+        state = read_state(checkpoint) if checkpoint else None  # whose batch is that of its name
+        run = _agreed_run(folder, checkpoint, state, device.rank)
+        setup = cls(recipe, folder, screen, device, prepared, plan, checkpoint, run, initial)
         if initial is not None:
             initial.check_tokenizer(prepared.tokenizer, screen.say)
         if setup.from_batch > plan.total:
@@ -158,7 +163,7 @@ class Setup:
             refuse_untrained(folder, changes)
         record = _same_data(setup, changes).model_copy(update={"init_from": setup.init_record()})
         if checkpoint:  # before a complete run loses its summary
-            refuse_other_weights(checkpoint.path, build_model(recipe, device="meta").state_dict())
+            refuse_other_weights(checkpoint.path, state, build_model(recipe, device="meta").state_dict())
         if device.rank == 0:
             setup.write_down(changes, record)
         return setup
@@ -210,7 +215,7 @@ def _same_data(setup: Setup, changes: list[Change]) -> DataRecord:
     Raises RecipeError on every process if it is not; a run that starts from its first batch may have other data.
     """
     problem: list[ZooError | None] = [None]
-    record = DataRecord.of(setup.prepared, read_files=setup.device.rank == 0)
+    record = DataRecord.of(setup.prepared, read_files=setup.device.rank == 0, run=setup.run)
     if setup.device.rank == 0 and setup.checkpoint is not None:
         try:
             what = f"resumes after batch {setup.from_batch}"
@@ -228,6 +233,20 @@ def _same_data(setup: Setup, changes: list[Change]) -> DataRecord:
             "(the same files, or one data_cache on a disk that all see)"
         )
     return record
+
+
+def _agreed_run(folder: RunFolder, checkpoint: Checkpoint | None, state: dict | None, rank: int) -> str | None:
+    """The id of the run, the same on every process: a new one for a new run, else that of its record and checkpoint.
+
+    Raises ZooError if the checkpoint is of another run than the record; a lost record gets the checkpoint's id again.
+    """
+    if checkpoint is None:
+        found = [secrets.token_hex(8) if rank == 0 else None]
+        dist.broadcast_object_list(found, src=0)
+        return found[0]
+    if present(folder.data):
+        refuse_other_run(checkpoint.path, state, DataRecord.read(folder.data).run)
+    return run_of(state)
 
 
 def _agreed(folder: RunFolder, screen: Screen, rank: int) -> Checkpoint | None:

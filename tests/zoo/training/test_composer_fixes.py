@@ -1,86 +1,10 @@
 """Each wrapper around Composer, alone; test_train.py sees them at work together."""
 
-import os
-import zipfile
-
 import pytest
-import torch
 from composer.utils import checkpoint as composer_checkpoint
 
-from zoo.errors import ZooError
 from zoo.training import composer_fixes
 from zoo.training.interrupts import StopRequests
-
-
-class Evil:
-    """Pickles as a call of os.system."""
-
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, zipped):
-    path, proof = tmp_path / "ep0-ba1-rank0.pt", tmp_path / "proof"
-    torch.save({"state": Evil(f"touch {proof}")}, path, _use_new_zipfile_serialization=zipped)
-    with composer_fixes.fixed(), pytest.raises(ZooError, match=r"ep0-ba1-rank0\.pt: refused, because"):
-        composer_checkpoint._torch_load_with_validation(path, "cpu")
-    assert not proof.exists()
-
-
-def test_what_composer_saves_is_read(tmp_path):
-    from composer.utils.reproducibility import get_rng_state
-
-    path = tmp_path / "checkpoint.pt"
-    torch.save({"rng": get_rng_state(), "state": {"w": torch.ones(2), "version": torch.__version__}}, path)
-    assert composer_fixes.read_safely(path)["state"]["w"].tolist() == [1, 1]
-
-
-def save_weights(path, weights: dict) -> None:
-    """A checkpoint as Composer writes it, as far as it is looked at."""
-    model = {f"summed_loss.decoder.{name}": value for name, value in weights.items()}
-    torch.save({"rng": [], "state": {"model": model, "optimizers": {}, "timestamp": {}}}, path)
-
-
-def test_a_checkpoint_of_other_weights_is_one_clear_error(tmp_path):
-    path = tmp_path / "run" / "checkpoints" / "ep0-ba1-rank0.pt"
-    path.parent.mkdir(parents=True)
-    right = {name: torch.ones(2) for name in ("output", "query")}
-    save_weights(path, right)
-    composer_fixes.refuse_other_weights(path, right)
-    said = (
-        r"ba1-rank0\.pt: not the weights of this version's model: input is missing \(and 1 more\)\. .*remove .*run to"
-    )
-    with pytest.raises(ZooError, match=said):
-        composer_fixes.refuse_other_weights(path, {"input": torch.ones(2), "output": torch.ones(2)})
-    with pytest.raises(ZooError, match=r"output must be \[3\]; found \[2\]\. Continue"):
-        composer_fixes.refuse_other_weights(path, right | {"output": torch.ones(3)})
-    save_weights(path, right | {"output": 7})
-    with pytest.raises(ZooError, match=r"output must be \[2\]; found int"):
-        composer_fixes.refuse_other_weights(path, right)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [[1, 2], torch.ones(3), {"state": {}}, {"rng": [], "state": {"model": 3}}, {"state": {"model": {}}}],
-    ids=str,
-)
-def test_a_file_of_torch_that_is_no_checkpoint(tmp_path, content):
-    path = tmp_path / "ep0-ba1-rank0.pt"
-    torch.save(content, path)
-    with pytest.raises(ZooError, match=r"ba1-rank0\.pt: not the checkpoint of a training: it must have rng"):
-        composer_fixes.refuse_other_weights(path, {"output": torch.ones(2)})
-
-
-def test_a_zip_archive_of_something_else(tmp_path):
-    path = tmp_path / "ep0-ba1-rank0.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("notes.txt", "hello")
-    with pytest.raises(ZooError, match=r"ba1-rank0\.pt: refused, because a checkpoint holds tensors"):
-        composer_fixes.refuse_code(path)
 
 
 def test_a_write_that_dies_leaves_the_old_file(tmp_path, monkeypatch):

@@ -139,7 +139,7 @@ def test_a_complete_run_whose_data_are_gone_is_complete(recipe, tmp_path, other_
 def test_a_run_of_an_earlier_version_goes_on_with_bytes(recipe, run, capsys):
     (run / "data.json").unlink()
     assert train(recipe(LONGER), run).batches == 3
-    assert "begun by an earlier version, which kept no record of its data" in capsys.readouterr().out
+    assert "has no data.json, the record of its data (earlier versions wrote none)" in capsys.readouterr().out
     assert (run / "data.json").is_file()
 
 

@@ -74,7 +74,16 @@ def _runs(trained) -> Iterator[str]:
             counts = f"{run['tokens']:,} in {label}, {first['tokens']:,} in {columns[0].label}"
             yield f"Other number of training tokens: {counts}."
         if run["environment"] != first["environment"]:
-            yield f"Other machine or precision: wall time of {label} does not compare with that of {columns[0].label}."
+            yield _other_machine(label, run, columns[0].label, first)
+
+
+def _other_machine(label: str, run: dict[str, Any], first_label: str, first: dict[str, Any]) -> str:
+    for name, of in ((label, run), (first_label, first)):
+        if not of["environment"]:
+            return (
+                f"{name} has no environment.json: whether wall times of {label} and {first_label} compare is not known."
+            )
+    return f"Other machine or precision: wall time of {label} does not compare with that of {first_label}."
 
 
 def _what_is_scored(columns: Sequence[Column]) -> Iterator[str]:

@@ -468,6 +468,15 @@ def test_runs_whose_losses_are_of_other_rows_or_other_documents(run):
     assert "Other document_mask: full against nsa; with it a token sees its own document alone" in notes
 
 
+def test_runs_on_other_machines_or_on_one_that_is_not_known(run):
+    folders = [Path(run("nsa", [3.0])), Path(run("full", [3.0]))]
+    assert not [note for note in found(folders)["notes"] if "machine" in note or "wall" in note]
+    (folders[0] / "environment.json").write_text('{"device": "cpu", "processes": 1}')
+    assert "full has no environment.json: whether wall times of full and nsa compare" in str(found(folders)["notes"])
+    (folders[1] / "environment.json").write_text('{"device": "NVIDIA H200", "processes": 1}')
+    assert "Other machine or precision: wall time of full does not compare with that of" in str(found(folders)["notes"])
+
+
 def test_a_complete_run_with_damaged_weights_is_told_of(run):
     folders = [Path(run("nsa", [3.0, 2.0])), Path(run("full", [3.0, 2.0]))]
     (folders[1] / "model.safetensors").write_bytes(b"x")

@@ -17,6 +17,7 @@ import zoo
 from zoo.bench import commands as bench
 from zoo.docs import commands as docs
 from zoo.errors import Problem, RecipeError, ZooError
+from zoo.study import commands as study
 from zoo.terminal import err, out, out_styled, tolerate_encoding
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Prepare the tokens of a recipe, and look at them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(bench.app, name="bench")
+app.add_typer(study.app, name="study")
 app.add_typer(docs.app, name="docs")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML file).", show_default=False)]
@@ -42,7 +44,7 @@ Override = Annotated[
 ]
 
 
-def _import_plugins(modules: list[str] | None) -> list[str] | None:
+def import_plugins(modules: list[str] | None) -> list[str] | None:
     """Import the modules that the user names, before a recipe or a run is read."""
     from zoo.blocks import load_plugin
 
@@ -59,7 +61,7 @@ Plugins = Annotated[
     typer.Option(
         "--plugin",
         metavar="MODULE",
-        callback=_import_plugins,
+        callback=import_plugins,
         help="Import this module of block kinds, e.g. one that a run folder names. Repeatable.",
     ),
 ]

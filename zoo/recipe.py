@@ -48,7 +48,7 @@ from zoo.parts import FEED_FORWARDS, PartOf
 from zoo.schedule import Schedule, ScheduleError, Use, Where
 from zoo.seal import in_run_folder
 from zoo.training.config import EvalConfig, TrainConfig
-from zoo.yaml_reader import Node, read_recipe, scalar
+from zoo.yaml_reader import Node, put, read_recipe, scalar
 
 
 def _refusal(lines: Iterable[Found], value: Any) -> ValidationError:
@@ -330,14 +330,23 @@ def _section_problems(
             yield ("train", *path), "value", why
 
 
-def load_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), *, of_run: bool = False) -> Recipe:
+def load_recipe(
+    path: str | os.PathLike,
+    overrides: Iterable[str] = (),
+    *,
+    of_run: bool = False,
+    settings: Iterable[tuple[str, Node]] = (),
+) -> Recipe:
     """Read and check a recipe.  overrides: `key.path=value`, as after `--set`.
 
+    settings: (key.path, value) of another file, such as a study, laid over the recipe as `extends` does it.
     of_run: the file is a run folder's, perhaps of somebody else: its plugins are imported only if they are installed
     or were named by the user.  The same holds for a file that lies in a run folder (`in_run_folder`).
     Raises RecipeError with every mistake found, each with its place.
     """
     root = read_recipe(path, overrides)
+    for key, value in settings:
+        put(root, key.split("."), value, merging=True)
     data = root.plain()
     _drop_unused(data)
     try:

@@ -85,12 +85,12 @@ def scalar(text: str) -> Any:
     return text
 
 
-def read_recipe(path: str | os.PathLike, overrides: Iterable[str] = ()) -> Node:
+def read_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), *, shape: str = _SHAPE) -> Node:
     """Read a file, all it extends, and the `key.path=value` overrides, into one tree.
 
-    Raises RecipeError with the places of the mistakes.
+    shape: what the top of the file must be, for the message.  Raises RecipeError with the places of the mistakes.
     """
-    root = _read_chain(os.fspath(path), [])
+    root = _read_chain(os.fspath(path), [], shape=shape)
     problems: list[Problem] = []
     for override in overrides:
         try:
@@ -102,7 +102,7 @@ def read_recipe(path: str | os.PathLike, overrides: Iterable[str] = ()) -> Node:
     return root
 
 
-def _read_chain(path: str, below: list[str], extends: Node | None = None) -> Node:
+def _read_chain(path: str, below: list[str], extends: Node | None = None, shape: str = _SHAPE) -> Node:
     """The tree of a file merged over the files it extends; `below` are the files that led here."""
 
     def refuse(message: str):
@@ -117,7 +117,7 @@ def _read_chain(path: str, below: list[str], extends: Node | None = None) -> Nod
         refuse(f"more than {MAX_EXTENDS} files extend each other")
     if in_run_folder(path) and (why := seal_problem(text, required=must_be_sealed(path))):
         refuse(why if extends is None else f"{path}: {why}")
-    root = read_text(text, path)
+    root = read_text(text, path, shape=shape)
     base = root.value.pop("extends", None)
     if base is None:
         return root
@@ -126,7 +126,7 @@ def _read_chain(path: str, below: list[str], extends: Node | None = None) -> Nod
             [_problem(base.place, f"must be the path of a recipe; found {shorten(base.plain())}", "extends")]
         )
     beside = os.path.normpath(os.path.join(os.path.dirname(path), base.value))
-    return merge(_read_chain(beside, [*below, path], base), root)
+    return merge(_read_chain(beside, [*below, path], base, shape), root)
 
 
 def _read_file(path: str, which: str, refuse: Callable[[str], None]) -> str:
@@ -166,8 +166,11 @@ def read_mapping(path: str | os.PathLike) -> Node:
     return read_text(text, os.fspath(path))
 
 
-def read_text(text: str, file: str, overriding: bool = False) -> Node:
-    """Read YAML text into a tree.  overriding: the text is a value of `--set`: it may be anything, and has no lines."""
+def read_text(text: str, file: str, overriding: bool = False, shape: str = _SHAPE) -> Node:
+    """Read YAML text into a tree.
+
+    overriding: the text is a value of `--set`: it may be anything, and has no lines.  shape: as for `read_recipe`.
+    """
     try:
         _check_events(text, file, overriding)
         node = yaml.compose(text, Loader=_Loader)
@@ -182,10 +185,10 @@ def read_text(text: str, file: str, overriding: bool = False) -> Node:
     if node is None:
         if overriding:
             return Node(None, Place(file))
-        raise RecipeError([Problem(f"the file is empty; {_SHAPE}", file)])
+        raise RecipeError([Problem(f"the file is empty; {shape}", file)])
     tree = _Builder(file, overriding).build(node)
     if not overriding and not isinstance(tree.value, dict):
-        message = f"{_SHAPE}; found {shorten(tree.plain())}"
+        message = f"{shape}; found {shorten(tree.plain())}"
         raise RecipeError([_problem(tree.place, message)])
     return tree
 
@@ -303,21 +306,32 @@ def _assign(root: Node, override: str):
         raise RecipeError([Problem("extends can only be written in a file", source)])
     value = read_text(text, source, overriding=True)
     value.key = Place(source)
+    put(root, keys, value)
+
+
+def put(root: Node, keys: list[str], value: Node, merging: bool = False) -> None:
+    """Put a value into the tree at `keys`, of which a number names an entry of a list.
+
+    merging: a mapping is merged with the one that is there, as `extends` does it; otherwise the value replaces it.
+    Raises RecipeError at the value's place if the path leads through something that is no mapping or list.
+    """
+    place = value.key or value.place
     node = root
     for depth, key in enumerate(keys):
         last, above = depth == len(keys) - 1, ".".join(keys[:depth])
         if isinstance(node.value, list):
             if not re.fullmatch("[0-9]{1,6}", key) or int(key) >= len(node.value):
                 message = f"must be the number of an entry, from 0 to {len(node.value) - 1}; found {key!r}"
-                raise RecipeError([Problem(message, source, key=above)])
+                raise RecipeError([_problem(place, message, above)])
             key = int(key)
         elif not isinstance(node.value, dict):
             message = f"is {shorten(node.value)}, which has no key {key!r}"
-            raise RecipeError([Problem(message, source, key=above)])
+            raise RecipeError([_problem(place, message, above)])
         if last:
-            node.value[key] = value
+            known = isinstance(key, int) or key in node.value
+            node.value[key] = merge(node.value[key], value) if merging and known else value
         elif isinstance(node.value, dict) and (key not in node.value or node.value[key].value is None):
-            node.value[key] = Node({}, Place(source), Place(source))
+            node.value[key] = Node({}, place, place)
         node = node.value[key]
 
 

@@ -1,5 +1,6 @@
-"""Means with intervals: bootstrap over rows, or over clusters of rows that share a context."""
+"""Means with intervals: bootstrap over rows, or over clusters of rows that share a context; Student's t over seeds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,3 +65,31 @@ def _cluster_totals(rows_N2: np.ndarray, clusters: Sequence[object] | None) -> n
     totals = np.zeros((len(index), 2))
     np.add.at(totals, [index[key] for key in keys], rows_N2)
     return totals
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float | None, float | None]:
+    """Student's t interval of the mean of independent values, such as one of each seed; (None, None) below two."""
+    if len(values) < 2:
+        return None, None
+    from scipy.stats import t
+
+    mean, error = _mean_and_error(values)
+    half = float(t.ppf((1 + level) / 2, len(values) - 1)) * error
+    return mean - half, mean + half
+
+
+def t_test(values: Sequence[float]) -> float:
+    """Two-sided p of a mean of 0; 1 if all values are 0.  Raises ValueError below two values."""
+    if len(values) < 2:
+        raise ValueError(f"t_test: needs two values; found {len(values)}")
+    from scipy.stats import t
+
+    mean, error = _mean_and_error(values)
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * t.sf(abs(mean) / error, len(values) - 1))
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))

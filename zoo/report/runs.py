@@ -23,7 +23,7 @@ def facts(column: Column) -> dict[str, Any]:
     from zoo.training.continuing import damage  # imports numpy, which recipes alone do without
 
     summary = column.run.read_summary()
-    _check_metrics(column.run, summary)
+    check_metrics(column.run, summary)
     records = read_metrics(column.run.metrics, needed=("tokens", "time_s"))
     diverged = [record["batch"] for record in records if not all(map(math.isfinite, _losses(record)))]
     seq_len = column.recipe.data.seq_len or column.recipe.model.max_seq_len
@@ -53,7 +53,7 @@ def facts(column: Column) -> dict[str, Any]:
     }
 
 
-def _check_metrics(folder: RunFolder, summary: dict[str, Any] | None) -> None:
+def check_metrics(folder: RunFolder, summary: dict[str, Any] | None) -> None:
     """Raise ZooError if a complete run's metrics are not those that training wrote."""
     expected = None if summary is None else summary.get("metrics_sha256")
     if expected is None:  # not finished, or of an earlier version

@@ -1,0 +1,99 @@
+"""The process of one run of a study: trains it, scores it, and writes down how it ended if it did not succeed.
+
+    python -m zoo.study.child RECIPE --run-dir DIR --outcome FILE [--tasks JSON] [--parent PID] [--plugin MODULE]
+
+It gets SIGTERM when the study ends in any way, saves, and leaves with 130.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from zoo.errors import ZooError
+from zoo.files import write_json
+from zoo.processes import end_with_parent
+from zoo.study.state import DIVERGED, FAILED
+
+PATIENCE_S = 600.0  # for the process of a study that was killed, which still saves
+
+
+def main() -> int:
+    """Run; 0 done, 1 failed (the outcome says why), 130 stopped."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--outcome", type=Path, required=True)
+    parser.add_argument("--tasks", default="[]")
+    parser.add_argument("--parent", type=int)
+    parser.add_argument("--plugin", action="append", default=[])
+    asked = parser.parse_args()
+    if asked.parent is not None:
+        end_with_parent(signal.SIGTERM)
+        if os.getppid() != asked.parent:  # it was killed before the line above
+            return 130
+    try:
+        _run(asked)
+    except KeyboardInterrupt:
+        return 130
+    except ZooError as error:
+        if error.exit_code == 130:
+            return 130
+        return _failed(asked.outcome, DIVERGED if _diverged(error) else FAILED, str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(asked.outcome, FAILED, f"{type(error).__name__}: {error}")
+    return 0
+
+
+def _run(asked: argparse.Namespace) -> None:
+    from zoo.blocks import load_plugin
+    from zoo.recipe import load_recipe
+
+    for module in asked.plugin:
+        load_plugin(module)
+    recipe = load_recipe(asked.recipe)
+    _wait_for_folder(asked.run_dir)
+    from zoo import training
+
+    training.train(recipe, asked.run_dir)
+    if tasks := json.loads(asked.tasks):
+        from zoo.evaluation.run import evaluate
+
+        evaluate(asked.run_dir, tasks)
+
+
+def _wait_for_folder(run_dir: Path) -> None:
+    """Wait until no other process trains into the folder."""
+    end = time.monotonic() + PATIENCE_S
+    with contextlib.suppress(FileNotFoundError), open(run_dir / ".lock", "rb") as file:
+        while time.monotonic() < end:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return
+            time.sleep(0.2)
+
+
+def _diverged(error: BaseException | None) -> bool:
+    """Whether the loss became infinite or not a number, here or in what the error is about."""
+    while error is not None:
+        if type(error).__name__ == "NonFinite":
+            return True
+        error = error.__cause__
+    return False
+
+
+def _failed(outcome: Path, state: str, why: str) -> int:
+    print(why, file=sys.stderr)
+    write_json(outcome, {"state": state, "why": why})
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

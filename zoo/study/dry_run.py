@@ -1,0 +1,77 @@
+"""`zoo study run --dry-run`: the runs, what matching changed, tokens, FLOPs, and the time they may take. No torch."""
+
+from rich.text import Text
+
+from zoo.report.rows import decimal
+from zoo.show import plain_table, rendered
+from zoo.sizing import GPUS
+from zoo.study.estimate import all_runs, estimate, flops_per_token, length
+from zoo.study.expand import Runs, unequal
+from zoo.study.gpus import visible_gpus
+from zoo.study.slots import Slots
+from zoo.study.state import StudyFolder
+from zoo.training.summary import as_time
+
+MOST_ROWS = 200
+
+
+def as_text(runs: Runs, folder: StudyFolder, jobs: int | None, on: str, width: int | None = None) -> str:
+    """What `zoo study run` would do."""
+    gpus = visible_gpus() if on == "local" else []
+    slots = Slots(jobs, gpus)
+    known = next((gpu for key, gpu in GPUS.items() if gpus and key in gpus[0].name.casefold()), None)
+    gpu = (known or GPUS["h200"]) if gpus else None
+    found = estimate(runs, folder, slots.limit(), gpu, slots.cores)
+    parts = [_runs_table(runs), Text(), *map(Text, _facts(runs, found, slots))]
+    return rendered(parts, width)
+
+
+def _runs_table(runs: Runs):
+    table = plain_table("run", "for", "parameters", "tokens", "training FLOPs", "state of the point")
+    for column in table.columns[2:5]:
+        column.justify = "right"
+    made = list(all_runs(runs))
+    for run, stands_in in made[:MOST_ROWS]:
+        tokens = length(run.recipe).tokens
+        flops = "" if tokens is None else decimal(tokens * flops_per_token(run.recipe))
+        purpose = "the mean" if run.seed in runs.study.config.counting else "the choice"
+        name = f"{run.architecture}-...-seed{run.seed}" if stands_in else run.id
+        parameters = f"{_parameters(run):,}"
+        shown = "epochs" if tokens is None else decimal(tokens)
+        table.add_row(name, purpose, parameters, shown, flops, "chosen by then" if stands_in else run.point.label)
+    if len(made) > MOST_ROWS:
+        table.add_row(f"and {len(made) - MOST_ROWS} more")
+    return table
+
+
+def _parameters(run) -> int:
+    from zoo.cost import model_cost
+
+    return model_cost(run.recipe.model, 1).parameters["total"]
+
+
+def _facts(runs: Runs, found: dict, slots: Slots):
+    config = runs.study.config
+    choosing = found["choosing"]
+    yield (
+        f"{found['runs']} runs: {choosing} choose from {len(runs.points)} points of the grid (seed "
+        f"{', '.join(map(str, config.choosing))}), {found['runs'] - choosing} count (seeds "
+        f"{', '.join(map(str, config.counting))})"
+        if choosing
+        else f"{found['runs']} runs with seeds {', '.join(map(str, config.counting))}"
+    )
+    if len(config.counting) < 3:
+        yield f"note: intervals over {len(config.counting)} seeds are wide; {_remedy(config)}"
+    if found["unknown"]:
+        yield f"{found['unknown']} runs have a length in epochs, which is known when the data are prepared"
+    yield f"{decimal(found['tokens'])} tokens, {decimal(found['flops'])} training FLOPs"
+    time = f"about {as_time(found['time_s'])}" if found["time_s"] is not None else "not known"
+    yield f"time: {time} ({found['basis']}); {slots.about()}"
+    if config.match:
+        yield f"parameters matched within {config.match.parameters:.2%}:"
+        yield from (f"  {change}" for change in dict.fromkeys(map(str, runs.changes)))
+    yield from (f"note: {note}" for note in (*runs.notes, *unequal(runs)))
+
+
+def _remedy(config) -> str:
+    return "three or more seeds beside those that choose make them narrower" if config.choosing else "use three or more"

@@ -1,0 +1,113 @@
+"""What a study will take, before it is started: tokens, FLOPs, time, and what each number rests on. No torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.data.config import Synthetic
+from zoo.recipe import Recipe
+from zoo.study.expand import Run, Runs
+from zoo.study.results import flops_per_token, seq_len_of
+from zoo.study.state import DONE, StudyFolder
+from zoo.training.duration import Span
+
+CPU_FLOPS_PER_CORE = 15e9  # float32, small models, measured with recipes/quickstart.yaml on two cores
+GPU_SHARE_OF_PEAK = 0.25  # of what small models reach
+START_S = {"cpu": 15.0, "gpu": 45.0}  # imports, data, weights, checkpoints; on a GPU also kernels and graphs
+
+
+@dataclass(frozen=True)
+class Length:
+    """The length of a training; None where it is in epochs of data that are not prepared."""
+
+    batches: int | None
+    tokens: int | None
+
+
+def length(recipe: Recipe) -> Length:
+    """Batches and tokens of a training, as far as the recipe says."""
+    seq_len = seq_len_of(recipe)
+    per_batch = recipe.train.rows(seq_len) * seq_len
+    span, epoch = Span.parse(recipe.train.duration), _rows_of_epoch(recipe)
+    if span.unit == "ep" and epoch is None:
+        return Length(None, None)
+    batches = span.batches(per_batch, (epoch or 0) // recipe.train.rows(seq_len))
+    return Length(batches, batches * per_batch)
+
+
+def _rows_of_epoch(recipe: Recipe) -> int | None:
+    streams = recipe.data.streams()
+    return sum(s.rows for s in streams) if all(isinstance(s, Synthetic) for s in streams) else None
+
+
+def all_runs(runs: Runs) -> Iterator[tuple[Run, bool]]:
+    """(run, whether its point is a stand-in) of every run that the study will train.
+
+    The runs that count are trained at the point that will be chosen; the first point stands for it.
+    """
+    choosing = list(runs.choosing())
+    yield from ((run, False) for run in choosing)
+    for name in runs.architectures:
+        yield from ((run, bool(choosing)) for run in runs.counting(name, runs.points[0]))
+
+
+def estimate(runs: Runs, folder: StudyFolder, at_once: int, gpu: Any | None, cores: int) -> dict[str, Any]:
+    """Runs, tokens, FLOPs and hours in all.  at_once: runs at a time.  gpu: a `sizing.Gpu`, None on a CPU.
+
+    `time_s` is None where a length is not known; `basis` says what it rests on.
+    """
+    measured = _measured_s_per_flop(runs, folder)
+    total = {"runs": 0, "choosing": sum(1 for _ in runs.choosing()), "tokens": 0, "flops": 0.0, "unknown": 0}
+    seconds = 0.0
+    speeds: dict[str, float] = {}
+    for run, _ in all_runs(runs):
+        total["runs"] += 1
+        tokens = length(run.recipe).tokens
+        if tokens is None:
+            total["unknown"] += 1
+            continue
+        flops = tokens * flops_per_token(run.recipe)
+        total["tokens"] += tokens
+        total["flops"] += flops
+        if run.architecture not in speeds:
+            speeds[run.architecture] = _s_per_flop(run, measured, gpu, cores, at_once)
+        seconds += START_S["gpu" if gpu else "cpu"] + flops * speeds[run.architecture]
+    known = not total["unknown"]
+    return total | {"time_s": seconds / max(1, at_once) if known else None, "basis": _basis(measured, runs, gpu)}
+
+
+def _measured_s_per_flop(runs: Runs, folder: StudyFolder) -> dict[str, float]:
+    """Architecture -> seconds of a FLOP in its runs that are done."""
+    found: dict[str, list[float]] = {}
+    for run, _ in all_runs(runs):
+        summary = folder.folder(run).read_summary() if folder.state(run, []).name == DONE else None
+        if summary is not None and summary.get("tokens"):
+            flops = summary["tokens"] * flops_per_token(run.recipe)
+            found.setdefault(run.architecture, []).append(summary["time_s"] / flops)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _s_per_flop(run: Run, measured: dict[str, float], gpu: Any | None, cores: int, at_once: int) -> float:
+    if run.architecture in measured:
+        return measured[run.architecture]
+    if measured:
+        return sum(measured.values()) / len(measured)
+    if gpu is None:
+        return 1 / (CPU_FLOPS_PER_CORE * max(1, cores // max(1, at_once)))
+    from zoo.sizing import step_size
+
+    seq_len = seq_len_of(run.recipe)
+    rows = run.recipe.train.rows(seq_len)
+    size = step_size(run.recipe, seq_len, rows, gpu)
+    least = size.least_s / (rows * seq_len * flops_per_token(run.recipe))
+    return max(least, 1 / (GPU_SHARE_OF_PEAK * gpu.peak_flops))
+
+
+def _basis(measured: dict[str, float], runs: Runs, gpu: Any | None) -> str:
+    if measured:
+        lacking = [name for name in runs.architectures if name not in measured]
+        others = f"; {', '.join(lacking)}: the same FLOPs a second as those" if lacking else ""
+        return f"measured: runs of {', '.join(measured)} that are done{others}"
+    if gpu is not None:
+        return f"the cost model: {GPU_SHARE_OF_PEAK:.0%} of the peak of one {gpu.name}, and no better than its memory allows"
+    return f"the cost model: {CPU_FLOPS_PER_CORE / 1e9:.0f} GFLOP/s a core; nothing has been measured yet"

@@ -1,0 +1,98 @@
+"""What the runs of a study found, as plain data: `results` follows from recipes and seeds alone, `measured` has clocks.
+
+Two studies of the same file have the same results whatever was stopped, killed or resumed in between; times, speeds
+and machines are kept apart, in `measured`.
+"""
+
+import math
+from typing import Any
+
+from zoo.cost import model_cost
+from zoo.files import present, read_json
+from zoo.recipe import Recipe
+from zoo.report.runs import check_metrics
+from zoo.study.expand import Run
+from zoo.study.state import DONE, StudyFolder
+from zoo.training.loggers import read_metrics
+
+MOST_POINTS = 200
+
+
+def seq_len_of(recipe: Recipe) -> int:
+    """Tokens of a row of the data."""
+    return recipe.data.seq_len or recipe.model.max_seq_len
+
+
+def flops_per_token(recipe: Recipe) -> float:
+    """Training FLOPs of a token: three forwards."""
+    return 3 * model_cost(recipe.model, seq_len_of(recipe)).flops_per_token
+
+
+def final_loss(folder: StudyFolder, run: Run) -> float | None:
+    """The last validation loss of a run, None if there is none or it is not finite."""
+    found = [r["validation_loss"] for r in read_metrics(folder.folder(run).metrics) if "validation_loss" in r]
+    return found[-1] if found and math.isfinite(found[-1]) else None
+
+
+def run_results(folder: StudyFolder, run: Run, state: str, why: str) -> dict[str, Any]:
+    """The results of one run; only `state` and `why` for one that is not done."""
+    about = {"run": run.id, "seed": run.seed, "point": run.point.label, "state": state}
+    if state != DONE:
+        return about | ({"why": why} if why else {})
+    kept = folder.folder(run)
+    summary = kept.read_summary()
+    check_metrics(kept, summary)
+    records = read_metrics(kept.metrics, needed=("tokens", "time_s"))
+    validations = [r for r in records if math.isfinite(r.get("validation_loss", math.nan))]
+    last = validations[-1] if validations else {}
+    return about | {
+        "batches": summary["batches"],
+        "tokens": summary["tokens"],
+        "parameters": summary["parameters"],
+        "weights_sha256": summary["sha256"],
+        "loss": last.get("validation_loss"),
+        "bits_per_byte": last.get("validation_bits_per_byte"),
+        "best_loss": min((r["validation_loss"] for r in validations), default=None),
+        "validation": [[r["tokens"], r["validation_loss"]] for r in validations],
+        "training": _thinned([[r["tokens"], r["loss"]] for r in records if math.isfinite(r.get("loss", math.nan))]),
+        "scores": _scores(folder, run, summary["sha256"]),
+    }
+
+
+def _thinned(points: list[list[float]]) -> list[list[float]]:
+    """At most MOST_POINTS points, each the mean loss of the stretch that ends there."""
+    size = max(1, -(-len(points) // MOST_POINTS))
+    parts = [points[max(0, end - size) : end] for end in range(len(points), 0, -size)][::-1]
+    return [[part[-1][0], sum(loss for _, loss in part) / len(part)] for part in parts]
+
+
+def _scores(folder: StudyFolder, run: Run, digest: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Task label -> metric -> value, rows, chance, better, share; breakdowns by position and length under `by`."""
+    path = folder.folder(run).path / "eval.json"
+    if not present(path):
+        return {}
+    from zoo.evaluation.results import read_results
+
+    kept = ("value", "rows", "chance", "better", "share")
+    return {
+        found.label: {name: {key: numbers.get(key) for key in kept} for name, numbers in found.metrics.items()}
+        for found in read_results(path)
+        if found.model.get("digest") == digest
+    }
+
+
+def run_measured(folder: StudyFolder, run: Run) -> dict[str, Any]:
+    """Time and speed of a run that is done, and what it ran on."""
+    kept = folder.folder(run)
+    summary = kept.read_summary()
+    records = read_metrics(kept.metrics, needed=("tokens", "time_s"))
+    speeds = sorted(r["tokens_per_s"] for r in records if "tokens_per_s" in r)
+    environment = read_json(kept.environment) if present(kept.environment) else {}
+    named = ("device", "precision", "threads", "versions", "git", "platform")
+    return {
+        "run": run.id,
+        "time_s": summary["time_s"],
+        "tokens_per_s": speeds[len(speeds) // 2] if speeds else None,
+        "validation_time": [[r["time_s"], r["validation_loss"]] for r in records if "validation_loss" in r],
+        "environment": {name: environment.get(name) for name in named},
+    }

@@ -1,0 +1,354 @@
+"""`zoo study run`: start the runs, follow them, choose the points, start the rest; resume wherever a stop left off.
+
+Nothing is kept but what lies in the folders (state.py): after a SIGKILL the same command finds out what is done.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zoo.child import plugin_options, python_module
+from zoo.errors import ZooError
+from zoo.evaluation.registry import make_tasks
+from zoo.files import write_json
+from zoo.sizing import GPUS, step_size
+from zoo.study.config import StudyError
+from zoo.study.expand import Point, Run, Runs
+from zoo.study.results import final_loss, seq_len_of
+from zoo.study.slots import Ended, Job, Slots
+from zoo.study.state import DONE, FAILED, State, StudyFolder, latest, refuse_other_settings
+from zoo.study.statistics import Choice, choose
+
+POLL_S = 0.5
+MOST_KILLS = 5  # in a row without a batch more, before a run counts as failed
+MEASURED_AFTER = 5  # batches, before the memory of a run on a GPU is believed
+MEMORY_WORDS = ("out of memory", "OutOfMemory", "cannot allocate memory", "MemoryError")
+
+
+class Interrupted(ZooError):
+    """The study was stopped by a signal; finished runs and checkpoints are kept."""
+
+    exit_code = 130
+
+
+class Runner:
+    """One `zoo study run`.
+
+    slots: where runs are started (`slots.Slots`, `ray_slots.RaySlots`).  follow: called with the runner after every
+    look at the runs.  command, prepare: the commands that train a run and prepare its data; tests have cheap ones.
+    """
+
+    def __init__(
+        self,
+        runs: Runs,
+        folder: StudyFolder,
+        slots: Slots,
+        follow: Callable[["Runner"], object] = lambda runner: None,
+        say: Callable[[str], object] = lambda text: None,
+        command: "Callable[[Runner, Run], list[str]] | None" = None,
+        prepare: "Callable[[Runner, Run], list[str]] | None" = None,
+        poll_s: float = POLL_S,
+    ):
+        self.runs, self.folder, self.slots, self.follow, self.say = runs, folder, slots, follow, say
+        self._command, self._prepare, self._poll_s = command or train_command, prepare or prepare_command, poll_s
+        config = runs.study.config
+        self.tasks = [task.label for task in make_tasks(config.tasks)] if config.tasks else []
+        self.states: dict[str, State] = {}
+        self.started_at: dict[str, float] = {}
+        self.kills: dict[str, tuple[int, int]] = {}  # run -> (kills in a row without progress, batches then)
+        self.stopping = 0
+        self._losses: dict[str, float | None] = {}
+        self._numbers: dict[str, dict[str, float]] = {}
+
+    def run(self, retry: bool = False) -> None:
+        """Train until every run is done, failed or diverged.  retry: train those that failed before once more.
+
+        Raises Interrupted after Ctrl-C or SIGTERM, OtherSettings or StudyError where it cannot start.
+        """
+        with self.folder.locked(), self._signals():
+            refuse_other_settings(self.folder, self.all())
+            if retry:
+                for run in self.all():
+                    if self.folder.state(run, self.tasks).name == FAILED:
+                        self.folder.retry(run)
+            self._note_needs()
+            try:
+                self._prepare_data()
+                self._loop()
+                self._measure_speed()
+            finally:
+                self.folder.running.unlink(missing_ok=True)
+                self.slots.close()
+
+    def all(self) -> list[Run]:
+        """The runs of the study as far as they are known: those that choose, and those that count once it is chosen."""
+        found = list(self.runs.choosing())
+        for name in self.runs.architectures:
+            point = self.point(name)
+            if point is not None:
+                found += self.runs.counting(name, point)
+        return found
+
+    def expected(self) -> int:
+        """How many runs there will be in all."""
+        config = self.runs.study.config
+        choosing = len(config.choosing) * len(self.runs.points)
+        return len(self.runs.architectures) * (choosing + len(config.counting))
+
+    def choice(self, architecture: str) -> Choice | None:
+        """The chosen point, None as long as runs that choose it are not over."""
+        losses: dict[str, list[float | None]] = {}
+        for run in self.runs.choosing():
+            if run.architecture == architecture:
+                state = self.state(run)
+                if not state.ended:
+                    return None
+                losses.setdefault(run.point.label, []).append(self._loss(run) if state.name == DONE else None)
+        return choose(losses, {point.label: dict(point.values) for point in self.runs.points})
+
+    def point(self, architecture: str) -> Point | None:
+        """The point at which an architecture is judged, None as long as it is not chosen, or if none can be."""
+        if not self.runs.study.config.choosing:
+            return self.runs.points[0]
+        found = self.choice(architecture)
+        label = found.label if found is not None else None
+        return next((point for point in self.runs.points if point.label == label), None)
+
+    def state(self, run: Run) -> State:
+        """What became of a run; one that has ended is not looked at again."""
+        known = self.states.get(run.id)
+        if known is None or not known.ended:
+            self.states[run.id] = self.folder.state(run, self.tasks)
+        return self.states[run.id]
+
+    def numbers(self, run: Run) -> dict[str, float]:
+        """Tokens and seconds of a run that is done, from its summary, which is read once."""
+        if run.id not in self._numbers:
+            found = self.folder.folder(run).read_summary() or {}
+            self._numbers[run.id] = {key: found[key] for key in ("tokens", "time_s") if key in found}
+        return self._numbers[run.id]
+
+    def _loss(self, run: Run) -> float | None:
+        if run.id not in self._losses:
+            self._losses[run.id] = final_loss(self.folder, run)
+        return self._losses[run.id]
+
+    def _note_needs(self) -> None:
+        """Estimates of each architecture's memory, which say how many runs a CPU has room for."""
+        for name in self.runs.architectures:
+            recipe = self.runs.recipes[name, self.runs.points[0].label]
+            seq_len = seq_len_of(recipe)
+            rows = recipe.train.rows(seq_len)
+            micro = rows if recipe.train.micro_batch == "auto" else min(rows, recipe.train.micro_batch)
+            self.slots.estimates[name] = 2 * step_size(recipe, seq_len, micro, GPUS["h200"]).peak  # float32
+
+    def _prepare_data(self) -> None:
+        """Prepare each set of data once, before a run starts; finds it at once if it is there."""
+        wanted: dict[str, Run] = {}
+        for run in self.all():
+            if not self.state(run).ended:
+                wanted.setdefault(data_key(run), run)
+        for number, run in enumerate(wanted.values(), start=1):
+            self.say(f"preparing data {number} of {len(wanted)} (as {run.id} reads it)")
+            self.folder.write_recipe(run)
+            log = self.folder.logs / f"prepare-{number}.txt"
+            code = self._wait_for(self._prepare(self, run), log)
+            if code != 0:
+                raise StudyError(f"the data of {run.id} cannot be prepared: {last_words(log) or f'exit code {code}'}")
+
+    def _wait_for(self, command: list[str], log: Path) -> int:
+        """Run a process while nothing else runs; it ends when the study is stopped."""
+        with open(log, "wb") as file:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            )
+        while process.poll() is None:
+            if self.stopping:
+                process.terminate()
+                process.wait()
+            time.sleep(min(self._poll_s, 0.2))
+        self._leave_if_stopping()
+        return process.returncode
+
+    def _loop(self) -> None:
+        while True:
+            for ended in self.slots.ended():
+                self._end(ended)
+            if self.stopping:
+                self.slots.stop()  # again: the signal may have come while a run was being started
+                if not self.slots.running():
+                    self._leave_if_stopping()
+            else:
+                waiting = self._start()
+                if not waiting and not self.slots.running():
+                    self.follow(self)
+                    return
+            self.slots.measure([id for id in self.slots.running() if self._batches(id) >= MEASURED_AFTER])
+            self.follow(self)
+            time.sleep(self._poll_s)
+
+    def _start(self) -> list[Run]:
+        """Start the runs that there is room for; returns those that wait."""
+        running = set(self.slots.running())
+        waiting = [run for run in self.all() if run.id not in running and not self.state(run).ended]
+        for run in list(waiting):
+            job = self._job(run)
+            if not self.slots.room(job):
+                break
+            self.folder.write_recipe(run)
+            self.slots.start(job)
+            self.started_at[run.id] = time.monotonic()
+            waiting.remove(run)
+            self._write_running()
+        return waiting
+
+    def _job(self, run: Run) -> Job:
+        return Job(run.id, tuple(self._command(self, run)), self.folder.log(run), run.architecture)
+
+    def _write_running(self) -> None:
+        write_json(self.folder.running, {"pid": os.getpid(), "runs": self.slots.running()})
+
+    def _batches(self, id: str) -> int:
+        return int(latest(self.folder.runs / id / "metrics.jsonl").get("batch", 0))
+
+    def _end(self, ended: Ended) -> None:
+        """Note how a run ended. One that was killed, or ran out of memory beside others, waits for another start."""
+        run = next(run for run in self.all() if run.id == ended.id)
+        state = self.folder.state(run, self.tasks)
+        self.states[run.id] = state
+        self._write_running()
+        if state.name == FAILED and ended.shared and _is_memory(state.why) and self.slots.fewer(ended.device):
+            self.say(f"{run.id}: out of memory beside other runs; waits, and one run less at a time from now on")
+            self.folder.retry(run)
+            self.states[run.id] = self.folder.state(run, self.tasks)
+        elif state.ended:
+            self.say(f"{run.id}: {state.name}{f': {state.why}' if state.why else ''}")
+        elif self.stopping:
+            return
+        elif ended.code < 0 or ended.code == 130:
+            self._killed(run, ended)
+        else:
+            why = last_words(self.folder.log(run)) or "without a word"
+            self._fail(run, f"ended with exit code {ended.code}: {why}")
+
+    def _killed(self, run: Run, ended: Ended) -> None:
+        batches = self._batches(run.id)
+        times, before = self.kills.get(run.id, (0, -1))
+        times = times + 1 if batches <= before else 1
+        self.kills[run.id] = times, batches
+        how = "stopped" if ended.code == 130 else f"killed by {_signal_name(-ended.code)}"
+        if times >= MOST_KILLS:
+            self._fail(run, f"{how} {times} times in a row without a batch more; is there enough memory?")
+            return
+        self.say(f"{run.id}: {how} after batch {batches}; goes on")
+
+    def _fail(self, run: Run, why: str) -> None:
+        self.folder.fail(run, why)
+        self.states[run.id] = State(FAILED, why)
+        self.say(f"{run.id}: failed: {why}")
+
+    def _measure_speed(self) -> None:
+        """Measure the decoding speed of each architecture, one after the other, while nothing else runs."""
+        wanted = self.runs.study.config.measure
+        for name in self.runs.architectures if wanted else ():
+            file, point = self.folder.speed / f"{name}.json", self.point(name)
+            if point is None or file.is_file():
+                continue
+            self.say(f"{name}: measuring decoding speed")
+            run = next(iter(self.runs.counting(name, point)))
+            self.folder.write_recipe(run)
+            temporary = file.with_name(f".measuring-{file.name}")
+            numbers = [",".join(map(str, each)) for each in (wanted.contexts, wanted.batches)]
+            arguments = [
+                "bench",
+                "decode",
+                str(self.folder.recipe(run)),
+                "--context",
+                numbers[0],
+                "--batch",
+                numbers[1],
+            ]
+            log = self.folder.logs / f"speed-{name}.txt"
+            if self._wait_for(python_module("zoo", [*arguments, "--json", str(temporary)]), log) == 0:
+                os.replace(temporary, file)
+            else:
+                self.say(f"{name}: decoding speed could not be measured: {last_words(log)}")
+
+    def _leave_if_stopping(self) -> None:
+        if self.stopping:
+            done = sum(state.name == DONE for state in self.states.values())
+            raise Interrupted(f"stopped with {done} of {self.expected()} runs done; the same command goes on")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C, SIGTERM and SIGHUP let the runs save and end; Ctrl-C again ends them at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+
+        def handle(number: int, frame: object) -> None:
+            again = self.stopping and number == signal.SIGINT
+            self.stopping += 1
+            if self.stopping == 1 or again:
+                self.slots.stop(kill=bool(again))
+
+        for number in before:
+            signal.signal(number, handle)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def train_command(runner: Runner, run: Run) -> list[str]:
+    """The process that trains and scores a run."""
+    folder, tasks = runner.folder, runner.runs.study.config.tasks
+    arguments = [
+        str(folder.recipe(run)),
+        "--run-dir",
+        str(folder.folder(run).path),
+        "--outcome",
+        str(folder.outcome(run)),
+    ]
+    return python_module("zoo.study.child", [*arguments, "--tasks", json.dumps(tasks), *plugin_options()])
+
+
+def prepare_command(runner: Runner, run: Run) -> list[str]:
+    """The process that prepares the data of a run."""
+    return python_module("zoo", ["data", "prepare", str(runner.folder.recipe(run)), *plugin_options()])
+
+
+def data_key(run: Run) -> str:
+    """What decides which rows are prepared for a run: equal for runs that differ in the seed or the learning rate."""
+    recipe = run.recipe
+    data = recipe.data.model_dump(mode="json", exclude={"workers"})
+    return json.dumps([data, recipe.model.max_seq_len, recipe.model.vocab_size], sort_keys=True)
+
+
+def last_words(log: Path, most: int = 3) -> str:
+    """The last lines that a process printed."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join([line for line in lines if line.strip()][-most:])
+
+
+def _is_memory(why: str) -> bool:
+    return any(word.casefold() in why.casefold() for word in MEMORY_WORDS)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,192 @@
+"""The folder of a study, and what became of each run: read from the run folders alone, so that any stop can be resumed.
+
+    OUT/recipes/RUN.yaml     the resolved recipe of a run
+    OUT/runs/RUN/            its run folder
+    OUT/outcomes/RUN.json    why it failed or diverged; a run that is done has none
+    OUT/logs/RUN.txt         all that its processes printed
+    OUT/speed/NAME.json      decoding speed of an architecture
+    OUT/running.json         what the running study does now
+    OUT/results.json, measured.json, report.html, report.md
+
+No torch.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import RecipeError, ZooError
+from zoo.files import open_to_append, present, read_json, write_json, write_text
+from zoo.study.config import StudyError
+from zoo.study.expand import Run
+from zoo.training.run_folder import RunFolder
+
+DONE, FAILED, DIVERGED, WAITING = "done", "failed", "diverged", "waiting"
+PATIENCE_S = 3.0  # `zoo study status` looks at the lock for an instant
+TAIL_BYTES = 1 << 15
+
+
+class OtherSettings(StudyError):
+    """Run folders of the study that were started with other settings."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class State:
+    """What became of a run: done, failed, diverged or waiting; `why` for the two in the middle."""
+
+    name: str
+    why: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.name != WAITING
+
+
+class StudyFolder:
+    """The folder of a study and its files."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.recipes, self.runs, self.outcomes = path / "recipes", path / "runs", path / "outcomes"
+        self.logs, self.speed = path / "logs", path / "speed"
+        self.running = path / "running.json"
+
+    def make(self) -> None:
+        """Make the folder and those inside it."""
+        for folder in (self.recipes, self.runs, self.outcomes, self.logs, self.speed):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StudyError(f"{folder}: cannot be made: {error.strerror}; name another with out: ...") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder: a second `zoo study run` on it is refused."""
+        self.make()
+        with open_to_append(self.path / ".lock", StudyError) as file:
+            end = time.monotonic() + PATIENCE_S
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > end:
+                        message = "another zoo study run works in this folder; see zoo study status"
+                        raise StudyError(f"{self.path}: {message}") from None
+                    time.sleep(0.05)
+            yield
+
+    def is_running(self) -> bool:
+        """Whether a `zoo study run` holds the folder now."""
+        with suppress(OSError), open(self.path / ".lock", "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def folder(self, run: Run) -> RunFolder:
+        return RunFolder(self.runs / run.id)
+
+    def recipe(self, run: Run) -> Path:
+        return self.recipes / f"{run.id}.yaml"
+
+    def outcome(self, run: Run) -> Path:
+        return self.outcomes / f"{run.id}.json"
+
+    def log(self, run: Run) -> Path:
+        return self.logs / f"{run.id}.txt"
+
+    def write_recipe(self, run: Run) -> None:
+        """Write the resolved recipe, from which the run is trained, if it is not there yet."""
+        path, text = self.recipe(run), run.recipe.dump()
+        if not (path.is_file() and path.read_text(encoding="utf-8") == text):
+            write_text(path, text)
+
+    def state(self, run: Run, tasks: list[str]) -> State:
+        """What became of a run.  tasks: labels of the tasks that a run must have been scored on."""
+        if present(self.outcome(run)):
+            found = read_json(self.outcome(run))
+            if found.get("state") in (FAILED, DIVERGED):
+                return State(found["state"], str(found.get("why", "")))
+        summary = self.folder(run).read_summary()
+        if summary is None or not self._scored(run, tasks, summary):
+            return State(WAITING)
+        return State(DONE)
+
+    def _scored(self, run: Run, tasks: list[str], summary: dict[str, Any]) -> bool:
+        path = self.folder(run).path / "eval.json"
+        if not tasks:
+            return True
+        if not present(path):
+            return False
+        from zoo.evaluation.results import read_results  # imports numpy
+
+        known = {r.label for r in read_results(path) if r.model.get("digest") == summary.get("sha256")}
+        return set(tasks) <= known
+
+    def fail(self, run: Run, why: str) -> None:
+        """Record that a run failed."""
+        write_json(self.outcome(run), {"state": FAILED, "why": why})
+
+    def retry(self, run: Run) -> None:
+        """Forget that a run failed."""
+        self.outcome(run).unlink(missing_ok=True)
+
+    def now_running(self) -> list[str]:
+        """Ids of the runs that the study at work trains now; none if there is no study at work."""
+        if not (self.is_running() and self.running.is_file()):
+            return []
+        with suppress(ZooError):
+            return [str(name) for name in read_json(self.running).get("runs", [])]
+        return []
+
+
+def refuse_other_settings(folder: StudyFolder, runs: list[Run]) -> None:
+    """Raise OtherSettings if a run folder was started with settings that give other numbers than the study's.
+
+    A run that goes on with a longer duration or another learning rate is not the run that the study describes.
+    """
+    from zoo.training.continuing import WATCHING, changes  # imports numpy
+
+    problems = []
+    for run in runs:
+        kept = folder.folder(run)
+        if not present(kept.recipe) and not kept.traces():
+            continue
+        try:
+            found = [c for c in changes(kept, run.recipe) if not (c.under(WATCHING) or c.of_place)]
+        except RecipeError as error:
+            problems.append(str(error))
+            continue
+        if found:
+            problems.append(f"{kept.path}: was started with other settings: {'; '.join(map(str, found))}")
+    if problems:
+        way_out = "remove these folders to train them anew, or give the study another folder with out: ..."
+        raise OtherSettings("\n".join([*problems, way_out]))
+
+
+def latest(metrics: Path) -> dict[str, float]:
+    """The last batch, tokens, time_s, loss and validation_loss of a metrics.jsonl, from its end; {} if there is none."""
+    try:
+        with open(metrics, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    found: dict[str, float] = {}
+    for line in lines[1:] if size > TAIL_BYTES else lines:
+        with suppress(ValueError):  # a line that is being written
+            record = json.loads(line)
+            if isinstance(record, dict):
+                found |= {key: value for key, value in record.items() if isinstance(value, int | float)}
+    return found

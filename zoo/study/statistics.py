@@ -1,0 +1,201 @@
+"""What a study may conclude: the chosen point, means with intervals, differences paired by seed, Holm's correction.
+
+Intervals are Student's t over seeds: with the handful of seeds that a study has, a percentile bootstrap is far too
+narrow (three seeds have ten different resamples). Differences are t intervals of the differences seed by seed.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from zoo.evaluation.statistics import t_interval, t_test
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds with its 95% interval; low and high are None with fewer than two seeds."""
+
+    value: float
+    low: float | None
+    high: float | None
+    sd: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Mean | None":
+        """None without values."""
+        if not values:
+            return None
+        value = sum(values) / len(values)
+        sd = math.sqrt(sum((v - value) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else None
+        return cls(value, *t_interval(values, LEVEL), sd, len(values))
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An architecture less the first one, seed by seed.
+
+    low, high: 95% interval by itself.  holm_low, holm_high: interval at the level of Holm's step, so that all
+    differences of the family are right together with 95%; it contains 0 exactly if the difference is undecided.
+    p, p_holm: two-sided, before and after the correction.  None with fewer than two common seeds.
+    """
+
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    holm_low: float | None = None
+    holm_high: float | None = None
+    p_holm: float | None = None
+
+    @property
+    def decided(self) -> bool:
+        return self.p_holm is not None and self.p_holm < 1 - LEVEL
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"decided": self.decided}
+
+
+def differences(first: Mapping[int, float], others: Mapping[Any, Mapping[int, float]]) -> dict[Any, Difference]:
+    """The difference of each of `others` from `first`; all are one family for Holm's correction (Holm 1979).
+
+    first, others: seed -> value.  Only seeds that both have count; one without common seeds is left out.
+    """
+    pairs = {key: [other[s] - first[s] for s in first if s in other] for key, other in others.items()}
+    pairs = {key: values for key, values in pairs.items() if values}
+    p_values = {key: t_test(values) for key, values in pairs.items() if len(values) > 1}
+    steps = _holm(p_values)
+    found = {}
+    for key, values in pairs.items():
+        mean = sum(values) / len(values)
+        if key not in steps:
+            found[key] = Difference(mean, len(values))
+            continue
+        level, p_holm = steps[key]
+        low, high = t_interval(values, LEVEL)
+        holm_low, holm_high = t_interval(values, level)
+        found[key] = Difference(mean, len(values), low, high, p_values[key], holm_low, holm_high, p_holm)
+    return found
+
+
+def _holm(p_values: Mapping[Any, float]) -> dict[Any, tuple[float, float]]:
+    """Key -> (confidence level of its step, corrected p).
+
+    The smallest of m p-values is compared with 5% / m, the next with 5% / (m - 1), and so on until one is not smaller:
+    the rest then stays undecided, at the level of that step.
+    """
+    m, steps, worst, stopped = len(p_values), {}, 0.0, None
+    for rank, (key, p) in enumerate(sorted(p_values.items(), key=lambda pair: pair[1])):
+        worst = max(worst, min(1.0, (m - rank) * p))
+        level = 1 - (1 - LEVEL) / (m - rank)
+        if stopped is None and worst >= 1 - LEVEL:
+            stopped = level
+        steps[key] = (stopped or level), worst
+    return steps
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The point of the grid that an architecture is judged at.
+
+    losses: point label -> mean validation loss over the choosing seeds, None where all runs diverged or failed.
+    edges: keys whose chosen value is the smallest or largest that was tried and gave a loss.
+    """
+
+    label: str | None
+    losses: dict[str, float | None]
+    edges: list[str]
+
+
+def choose(losses: Mapping[str, Sequence[float | None]], values: Mapping[str, Mapping[str, Any]]) -> Choice:
+    """Choose the point with the lowest mean loss; of equal ones the first.
+
+    losses: point label -> loss for each choosing seed, None for a run that diverged or failed: such a point is not
+    chosen.  values: point label -> key -> value.  `label` is None if no point has a loss.
+    """
+    means = {label: sum(found) / len(found) if found and None not in found else None for label, found in losses.items()}
+    usable = {label: mean for label, mean in means.items() if mean is not None}
+    if not usable:
+        return Choice(None, means, [])
+    best = min(usable, key=usable.__getitem__)
+    return Choice(best, means, _edges(best, usable, values))
+
+
+def _edges(best: str, usable: Mapping[str, float], values: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Keys along which the chosen value has no tried neighbour with a loss on one side, others being equal."""
+    found = []
+    for key, chosen in values[best].items():
+        tried = [point[key] for label, point in values.items() if label in usable and _beside(point, values[best], key)]
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in tried)
+        # A larger value that diverged bounds the best one just as a worse one does.
+        beyond = [p[key] for label, p in values.items() if label not in usable and _beside(p, values[best], key)]
+        if not numbers or len(tried) + len(beyond) < 2:
+            continue
+        everything = [*tried, *(v for v in beyond if isinstance(v, int | float))]
+        if chosen in (min(everything), max(everything)):
+            found.append(key)
+    return found
+
+
+def _beside(point: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
+    return all(point[k] == other[k] for k in point if k != key)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """L(C) = E + A (C / C0)^-b, fitted to the loss of the first architecture against its training FLOPs.
+
+    C0: the FLOPs of its last point, for numbers of a handy size.  error: root mean square of the residuals.
+    """
+
+    e: float
+    a: float
+    b: float
+    c0: float
+    first: float
+    last: float
+    error: float
+
+    def flops_for(self, loss: float) -> float | None:
+        """FLOPs at which the curve reaches a loss; None at and below its limit E."""
+        if loss <= self.e:
+            return None
+        return self.c0 * ((loss - self.e) / self.a) ** (-1 / self.b)
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def fit_curve(flops: Sequence[float], losses: Sequence[float]) -> Curve | None:
+    """Fit a power law with a limit to the points after the first tenth of the FLOPs; None with fewer than five."""
+    import numpy as np
+    from scipy.optimize import least_squares
+
+    last = max(flops, default=0.0)
+    kept = [(c, loss) for c, loss in zip(flops, losses, strict=True) if c >= 0.1 * last and c > 0]
+    if len(kept) < 5:
+        return None
+    c, y = np.array(kept).T
+    x = c / last
+
+    def residuals(parameters):
+        e, log_a, log_b = parameters
+        return e + np.exp(log_a) * x ** -np.exp(log_b) - y
+
+    best = None
+    for share in (0.0, 0.5, 0.9):  # starts: the limit at these shares of the last loss
+        start = [share * y.min(), math.log(max(1e-6, y.min() - share * y.min())), math.log(0.3)]
+        bounds = ([0, -30, math.log(1e-3)], [float(y.min()), 30, math.log(5)])
+        start[0] = min(max(start[0], 0.0), 0.999 * float(y.min()))
+        found = least_squares(residuals, start, bounds=bounds)
+        best = found if best is None or found.cost < best.cost else best
+    e, log_a, log_b = best.x
+    error = math.sqrt(2 * best.cost / len(kept))
+    return Curve(float(e), math.exp(log_a), math.exp(log_b), last, float(c.min()), float(last), error)

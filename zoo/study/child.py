@@ -1,8 +1,8 @@
 """The process of one run of a study: trains it, scores it, and writes down how it ended if it did not succeed.
 
-    python -m zoo.study.child RECIPE --run-dir DIR --outcome FILE [--tasks JSON] [--parent PID] [--plugin MODULE]
+    python -m zoo.study.child RECIPE --run-dir DIR --outcome FILE [--tasks JSON] [--plugin MODULE]
 
-It gets SIGTERM when the study ends in any way, saves, and leaves with 130.
+It gets SIGTERM when the study (process ZOO_STUDY_PARENT) ends in any way, saves, and leaves with 130.
 """
 
 import argparse
@@ -19,24 +19,24 @@ from pathlib import Path
 from zoo.errors import ZooError
 from zoo.files import write_json
 from zoo.processes import end_with_parent
+from zoo.study.preload import PARENT
 from zoo.study.state import DIVERGED, FAILED
 
 PATIENCE_S = 600.0  # for the process of a study that was killed, which still saves
 
 
-def main() -> int:
-    """Run; 0 done, 1 failed (the outcome says why), 130 stopped."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run; 0 done, 1 failed (the outcome says why), 130 stopped.  arguments: default: those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--outcome", type=Path, required=True)
     parser.add_argument("--tasks", default="[]")
-    parser.add_argument("--parent", type=int)
     parser.add_argument("--plugin", action="append", default=[])
-    asked = parser.parse_args()
-    if asked.parent is not None:
+    asked = parser.parse_args(arguments)
+    if (parent := os.environ.get(PARENT)) is not None:
         end_with_parent(signal.SIGTERM)
-        if os.getppid() != asked.parent:  # it was killed before the line above
+        if os.getppid() != int(parent):  # it was killed before the line above
             return 130
     try:
         _run(asked)

@@ -109,5 +109,5 @@ def _basis(measured: dict[str, float], runs: Runs, gpu: Any | None) -> str:
         others = f"; {', '.join(lacking)}: the same FLOPs a second as those" if lacking else ""
         return f"measured: runs of {', '.join(measured)} that are done{others}"
     if gpu is not None:
-        return f"the cost model: {GPU_SHARE_OF_PEAK:.0%} of the peak of one {gpu.name}, and no better than its memory allows"
+        return f"the cost model: {GPU_SHARE_OF_PEAK:.0%} of the peak of one {gpu.name}, or what its memory allows"
     return f"the cost model: {CPU_FLOPS_PER_CORE / 1e9:.0f} GFLOP/s a core; nothing has been measured yet"

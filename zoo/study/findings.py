@@ -1,4 +1,4 @@
-"""What a study found, as plain data: `findings` gathers the runs, draws the conclusions, and says each in a sentence."""
+"""What a study found, as plain data: `findings` gathers the runs and concludes; each conclusion is a sentence."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -317,7 +317,7 @@ def _measured(runner: Runner, found: Mapping[str, dict]) -> dict[str, Any]:
     from zoo.files import read_json
 
     each_run, architectures = {}, {}
-    for name, each in found.items():
+    for name in found:
         point = runner.point(name)
         done = [run for run in (runner.runs.counting(name, point) if point else ()) if runner.state(run).name == DONE]
         runs = [run_measured(runner.folder, run) for run in done]

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from zoo.study.config import StudyError
+from zoo.study.preload import PARENT
 from zoo.study.slots import THREADS, Ended, Job
 
 STOPPED = 130
@@ -29,11 +30,11 @@ def run_command(command: Sequence[str], log: str, environment: dict[str, str], f
     """
     with open(log, "ab") as file:
         process = subprocess.Popen(
-            [*command, "--parent", str(os.getpid())],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            env={**os.environ, **environment},
+            env={**os.environ, **environment, PARENT: str(os.getpid())},
             cwd=folder,
             start_new_session=True,
         )
@@ -70,13 +71,20 @@ class RaySlots:
         self.at_once = at_once
         self.estimates: dict[str, float] = {}
         self.nodes: set[str] = set()
+        self._threads: int | None = None
         self._running: dict[str, Any] = {}
         self._task = ray.remote(max_retries=0)(run_command)
 
     @property
     def threads(self) -> int:
         """Threads of each run."""
+        if self._threads is not None:
+            return self._threads
         return 1 if self.n_gpus else max(1, self.cores // self.limit())
+
+    def keep_threads(self, number: int) -> None:
+        """Give every run this many threads: another number gives other last digits."""
+        self._threads = number
 
     def limit(self) -> int:
         """Runs at a time."""
@@ -95,7 +103,7 @@ class RaySlots:
         environment = {name: str(self.threads) for name in THREADS}
         environment |= {name: os.environ[name] for name in ("PYTHONPATH", "ZOO_DATA_CACHE") if name in os.environ}
         share = {"num_gpus": 1 / (self.at_once or 1)} if self.n_gpus else {}
-        task = self._task.options(num_cpus=1 if self.n_gpus else self.threads, name=job.id, **share)
+        task = self._task.options(num_cpus=self.threads, name=job.id, **share)
         self._running[job.id] = task.remote(job.command, str(job.log.absolute()), environment, os.getcwd())
 
     def measure(self, progressed: Sequence[str]) -> None:

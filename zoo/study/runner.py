@@ -78,6 +78,7 @@ class Runner:
                     if self.folder.state(run, self.tasks).name == FAILED:
                         self.folder.retry(run)
             self._note_needs()
+            self.slots.keep_threads(self.folder.threads(self.slots.threads))
             try:
                 self._prepare_data()
                 self._loop()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zoo.study.gpus import Gpu, Mps
+from zoo.study.preload import Forked, Preloaded, start_process
 
 GIB = 2**30
 PROCESS_BYTES = 1.2 * GIB  # Python, torch and Composer, of each process
@@ -47,7 +48,7 @@ class Ended:
 @dataclass
 class _Running:
     job: Job
-    process: subprocess.Popen
+    process: subprocess.Popen | Forked
     device: Gpu | None = None
     used_before: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -65,12 +66,20 @@ class Slots:
         self.needs: dict[str, float] = {}  # kind -> measured bytes of one run on a GPU
         self.estimates: dict[str, float] = {}
         self.most: dict[str | None, int] = {}  # device -> runs at a time that memory has allowed
+        self._threads: int | None = None
+        self._preloaded: Preloaded | None = None
         self._running: dict[str, _Running] = {}
 
     @property
     def threads(self) -> int:
-        """Threads of each run on a CPU; the same for every run, because another number gives other last digits."""
-        return max(1, self.cores // self.limit()) if not self.gpus else max(1, self.cores // max(1, len(self.gpus)))
+        """Threads of each run."""
+        if self._threads is not None:
+            return self._threads
+        return max(1, self.cores // (len(self.gpus) or self.limit()))
+
+    def keep_threads(self, number: int) -> None:
+        """Give every run this many threads: another number gives other last digits."""
+        self._threads = number
 
     def limit(self) -> int:
         """Runs at a time: all GPUs together, as far as that is known."""
@@ -139,11 +148,12 @@ class Slots:
         environment = {**os.environ, **dict.fromkeys(THREADS, str(self.threads))}
         if gpu is not None:
             environment |= {"CUDA_VISIBLE_DEVICES": gpu.id, **(self.mps.environment() if self.mps else {})}
-        with open(job.log, "ab") as log:
-            command = [*job.command, "--parent", str(os.getpid())]
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
+        if gpu is None:
+            if self._preloaded is None:
+                self._preloaded = Preloaded(environment)
+            process = self._preloaded.start(job.id, list(job.command), job.log, environment)
+        else:
+            process = start_process(list(job.command), job.log, environment)
         before = gpu.used_bytes() if gpu is not None else 0
         self._running[job.id] = _Running(job, process, gpu, before)
 
@@ -188,6 +198,10 @@ class Slots:
                 running.process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
 
     def close(self) -> None:
+        """End the processes that serve the runs."""
+        if self._preloaded is not None:
+            self._preloaded.close()
+            self._preloaded = None
         if self.mps is not None:
             self.mps.close()
 

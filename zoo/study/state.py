@@ -5,6 +5,7 @@
     OUT/outcomes/RUN.json    why it failed or diverged; a run that is done has none
     OUT/logs/RUN.txt         all that its processes printed
     OUT/speed/NAME.json      decoding speed of an architecture
+    OUT/threads.json         threads of each run
     OUT/running.json         what the running study does now
     OUT/results.json, measured.json, report.html, report.md
 
@@ -105,6 +106,13 @@ class StudyFolder:
     def log(self, run: Run) -> Path:
         return self.logs / f"{run.id}.txt"
 
+    def threads(self, default: int) -> int:
+        """Threads of each run: those that the study began with, because another number gives other last digits."""
+        file = self.path / "threads.json"
+        if not file.is_file():
+            write_json(file, {"threads": default})
+        return int(read_json(file)["threads"])
+
     def write_recipe(self, run: Run) -> None:
         """Write the resolved recipe, from which the run is trained, if it is not there yet."""
         path, text = self.recipe(run), run.recipe.dump()
@@ -175,7 +183,7 @@ def refuse_other_settings(folder: StudyFolder, runs: list[Run]) -> None:
 
 
 def latest(metrics: Path) -> dict[str, float]:
-    """The last batch, tokens, time_s, loss and validation_loss of a metrics.jsonl, from its end; {} if there is none."""
+    """The last value of each number in a metrics.jsonl, read from its end; {} if there is none."""
     try:
         with open(metrics, "rb") as file:
             size = file.seek(0, os.SEEK_END)

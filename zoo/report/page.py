@@ -43,7 +43,7 @@ def as_page(found: dict[str, Any], curves: dict[str, str], maps: list[tuple[str,
         [
             f"<h1>{len(columns)} architectures, side by side</h1>",
             f"<p class=dim>{escape(labels)}. Made by zoo compare, attention-zoo {__version__}.</p>",
-            _notes(found["notes"]),
+            notes(found["notes"], "Not everything here is comparable"),
             "<h2>Layers</h2>",
             _strips(columns),
             "<h2>What they cost</h2>",
@@ -52,13 +52,18 @@ def as_page(found: dict[str, Any], curves: dict[str, str], maps: list[tuple[str,
             _maps(maps),
         ]
     )
+    return document(labels, body)
+
+
+def document(title: str, body: str, style: str = "") -> str:
+    """A page of HTML with the style and the script of all pages.  style: rules after the common ones."""
     files = resources.files("zoo.report")
-    style, script = (files.joinpath(f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js"))
+    common, script = (files.joinpath(f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js"))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(labels)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n"
+        f"<title>{escape(title)}</title>\n<style>\n{common}{style}</style>\n</head>\n<body>\n{body}\n"
         f"<script>\n{script}</script>\n</body>\n</html>\n"
     )
 
@@ -68,11 +73,12 @@ def escape(text: str) -> str:
     return html.escape(clean(text))
 
 
-def _notes(notes: list[str]) -> str:
-    if not notes:
+def notes(lines: list[str], heading: str) -> str:
+    """A box with a heading and a list; nothing without lines."""
+    if not lines:
         return ""
-    lines = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f'<div class=notes role="note"><b>Not everything here is comparable</b><ul>{lines}</ul></div>'
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<div class=notes role="note"><b>{heading}</b><ul>{items}</ul></div>'
 
 
 def _cell(number: int, title: str = "") -> str:
@@ -150,7 +156,7 @@ def _curves(columns: list[dict], curves: dict[str, str]) -> str:
     if not curves:
         return ""
     buttons = "".join(
-        f'<button data-curve="curve-{n}" aria-pressed="true">{_sample(n)}{escape(column["label"])}</button>'
+        f'<button data-curve="curve-{n}" aria-pressed="true">{sample(n)}{escape(column["label"])}</button>'
         for n, column in enumerate(columns)
         if column.get("run") and column["run"]["training"]
     )
@@ -159,7 +165,7 @@ def _curves(columns: list[dict], curves: dict[str, str]) -> str:
     return f"<p class=dim>{about}</p><p class='legend toggles'>{buttons}</p><div class=figures>{figures}</div>"
 
 
-def _sample(number: int) -> str:
+def sample(number: int) -> str:
     """The line and the mark of a curve, for its entry in the legend; dashes as curves.DASHES draws them."""
     dash = ("", "7 3", "2 3", "7 3 2 3")[number % 4]
     colour = COLOURS[number % len(COLOURS)]

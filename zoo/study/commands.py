@@ -1,7 +1,6 @@
 """`zoo study ...` on the command line: parses, calls the room, prints. Imports nothing heavy before a command runs."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -83,7 +82,7 @@ def run(
     with Screen() as screen:
         runner = Runner(runs, folder, slots, follow=screen.follow, say=screen.say)
         runner.run(retry=retry)
-    _report(runs, folder, " ".join(["zoo", *sys.argv[1:]]))
+    _report(runs, folder)
     failed = [run for run in runner.all() if runner.state(run).name == "failed"]
     if failed:
         err(f"{len(failed)} runs failed: {', '.join(run.id for run in failed)}; logs: {folder.logs}; again: --retry")
@@ -106,10 +105,10 @@ def _ray_slots(runs, address: str | None):
     return RaySlots(_jobs(runs), address or os.environ.get("RAY_ADDRESS"))
 
 
-def _report(runs, folder, command: str) -> None:
+def _report(runs, folder) -> None:
     from zoo.study.report import as_text, write_report
 
-    found = write_report(runs, folder, command)
+    found = write_report(runs, folder)
     out_styled(as_text(found), end="")
     out(f"page: {folder.path / 'report.html'}; also report.md, results.json and measured.json there")
 
@@ -157,7 +156,7 @@ def report(
     if not folder.path.is_dir():
         problem = f"no runs in {folder.path}; first: zoo study run {study}"
         raise RecipeError([Problem(problem, file=str(study))])
-    found = write_report(runs, folder, None, html)
+    found = write_report(runs, folder, html)
     if json:
         out(codec.dumps(found, indent=2))
     elif markdown:

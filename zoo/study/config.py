@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -160,6 +161,7 @@ class Study:
     path: Path
     config: StudyConfig
     root: Node
+    overrides: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -169,6 +171,11 @@ class Study:
     def beside(self, name: str) -> str:
         """The path of a recipe that the study file names."""
         return os.path.normpath(os.path.join(os.path.dirname(self.path), name))
+
+    def command(self) -> str:
+        """The command that runs the study."""
+        options = [part for override in self.overrides for part in ("--set", override)]
+        return shlex.join(["zoo", "study", "run", str(self.path), *options])
 
     def problem(self, path: tuple[str | int, ...], message: str) -> Problem:
         """A mistake at a key of the study file."""
@@ -187,7 +194,7 @@ def load_study(path: str | os.PathLike, overrides: tuple[str, ...] | list[str] =
     except ValidationError as error:
         found = [locate(line, root) for line in translate(error, data, _known_keys)]
         raise RecipeError(sorted(dict.fromkeys(found), key=lambda p: (p.line or 0, p.column or 0))) from error
-    study = Study(Path(path), config, root)
+    study = Study(Path(path), config, root, tuple(overrides))
     lacking = [i for i, entry in enumerate(config.recipes) if entry.recipe is None and config.base is None]
     if lacking:
         raise RecipeError(

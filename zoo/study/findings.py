@@ -69,6 +69,7 @@ def _architecture(runner: Runner, name: str) -> dict[str, Any]:
         "cache_held_bytes": cost.cache_held_bytes,
         "chosen": point.label if point is not None else None,
         "chosen_values": dict(point.values) if point is not None else {},
+        "points": {point.label: dict(point.values) for point in runner.runs.points},
         "losses_of_choice": choice.losses if choice is not None else {},
         "edges": choice.edges if choice is not None else [],
         "runs": _results(runner, counting),

@@ -1,0 +1,94 @@
+"""The report of a study as one HTML page that needs nothing else: verdicts, drawings, tables, recipes. No torch."""
+
+import json
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+from zoo import __version__
+from zoo.report.page import document, escape, notes, sample
+from zoo.study.expand import Runs
+from zoo.study.state import StudyFolder
+from zoo.study.tables import tables
+
+BANDS = "Lines are means over the seeds that count, bands reach from the lowest to the highest seed, bars are 95% intervals."
+
+
+def as_page(found: dict[str, Any], runs: Runs, folder: StudyFolder) -> str:
+    """The page of `findings`."""
+    from zoo.study.plots import drawings  # imports matplotlib
+
+    results = found["results"]
+    body = [
+        f"<h1>{escape(results['study'])}</h1>",
+        f"<p>{escape(results['summary'])}</p>" if results["summary"] else "",
+        f"<p class=dim>Made by zoo study, attention-zoo {__version__}.</p>",
+        _verdicts(results["verdicts"]),
+        notes(results["notes"], "What limits these conclusions"),
+        f"<p class=dim>{escape(results['about'])}</p>",
+        *_sections(found, drawings(found)),
+        *_origin(found, runs, folder),
+    ]
+    style = resources.files("zoo.study").joinpath("page.css").read_text(encoding="utf-8")
+    return document(results["study"], "\n".join(body), style)
+
+
+def _verdicts(verdicts: list[dict[str, Any]]) -> str:
+    lines = (f'<li class="{each["outcome"]}">{escape(each["sentence"])}</li>' for each in verdicts)
+    return f"<ul class=verdicts>{''.join(lines)}</ul>"
+
+
+def _sections(found: dict[str, Any], drawn: dict[str, list[tuple[str, str]]]) -> Iterator[str]:
+    if drawn:
+        yield f"<p class=dim>{BANDS}</p>"
+        yield f"<p class='legend toggles'>{_legend(found['results']['architectures'])}</p>"
+    for heading, figures in drawn.items():
+        yield f"<h2>{escape(heading)}</h2>"
+        shown = (f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for caption, svg in figures)
+        yield f"<div class=figures>{''.join(shown)}</div>"
+    yield "<h2>Numbers</h2>"
+    for title, head, rows in tables(found):
+        yield _table(title, head, rows)
+
+
+def _legend(architectures: list[dict[str, Any]]) -> str:
+    return "".join(
+        f'<button data-curve="curve-{n}" aria-pressed="true">{sample(n)}{escape(each["name"])}</button>'
+        for n, each in enumerate(architectures)
+    )
+
+
+def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
+    heads = "".join(f"<th scope=col>{escape(each)}</th>" for each in [title, *head[1:]])
+    lines = "".join(f"<tr><th scope=row>{escape(row[0])}</th>{''.join(map(_cell, row[1:]))}</tr>" for row in rows)
+    return f"<div class='scroll table'><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
+
+
+def _cell(text: str) -> str:
+    kind = ' class="unequal"' if text == "not equal" else ' class="text"' if len(text) > 40 else ""
+    return f"<td{kind}>{escape(text)}</td>"
+
+
+def _origin(found: dict[str, Any], runs: Runs, folder: StudyFolder) -> Iterator[str]:
+    """Machines, versions, commands and files: what a repetition needs."""
+    yield "<h2>Where these numbers come from</h2>"
+    yield f"<p>Command: <code>{escape(runs.study.command())}</code></p>"
+    machines = found["measured"]["machines"]
+    for number, machine in enumerate(machines, start=1):
+        which = f"Machine and versions{f' {number} of {len(machines)}' if len(machines) > 1 else ''}"
+        yield _details(which, json.dumps(machine, indent=2))
+    yield _details("Study", runs.study.path.read_text(encoding="utf-8"))
+    for change in found["results"]["matched"]:
+        yield f"<p class=dim>Matched: {escape(change)}</p>"
+    for each in found["results"]["architectures"]:
+        label = each["chosen"] if each["chosen"] is not None else runs.points[0].label
+        recipe = runs.recipes[each["name"], label]
+        at = f" at {label}" if each["chosen"] else ""
+        yield _details(f"Recipe of {each['name']}{at}, from {each['recipe']}", recipe.dump())
+    failed = [run for each in found["results"]["architectures"] for run in each["runs"] if run.get("why")]
+    for run in failed:
+        yield _details(f"{run['run']} {run['state']}; log: {folder.logs / run['run']}.txt", run["why"])
+
+
+def _details(title: str, text: str) -> str:
+    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

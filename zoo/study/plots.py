@@ -1,0 +1,192 @@
+"""The drawings of a study's page as SVG: curves with bands, the grid, the trade-offs, the scores. matplotlib, no torch.
+
+Text and axes have the colour of the page's text, so that a drawing can be read in light and in dark.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from zoo.report.curves import DASHES, as_svg
+from zoo.report.page import MARKERS
+from zoo.show import COLOURS
+from zoo.study.findings import mean_curve
+from zoo.study.tables import tokens_per_s
+
+INK = "#010203"  # replaced by the colour of the page's text
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.color": "#808080",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    **dict.fromkeys(_INKED, INK),
+}
+MOST_SCORES = 24
+LOSS = "validation loss, nats a token"
+
+
+def drawings(found: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Heading -> (caption, SVG) of each drawing under it; headings without a drawing are left out."""
+    made = {
+        "Loss while training": list(_curves(found)),
+        "Choosing from the grid": list(_grid(found)),
+        "Quality against cost": list(_trade_offs(found)),
+        "Scores": list(_scores(found)),
+    }
+    return {heading: each for heading, each in made.items() if each}
+
+
+def _draw(name: str, x: str, y: str, fill: Callable[[Axes], None], height: float = 3.6) -> str:
+    """An SVG; `name` is unique on the page."""
+    with rc_context(_STYLE | {"svg.hashsalt": f"zoo-{name}"}):
+        figure = Figure(figsize=(5.6, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot(xlabel=x, ylabel=y)
+        axes.grid(alpha=0.3)
+        fill(axes)
+        return as_svg(figure, name).replace(INK, "currentColor")
+
+
+def _look(index: int) -> dict[str, Any]:
+    return {"color": COLOURS[index % len(COLOURS)], "marker": [*MARKERS][index % len(MARKERS)], "markersize": 5}
+
+
+def _curves(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    architectures = found["results"]["architectures"]
+    by_tokens = [mean_curve(each["runs"], "validation") for each in architectures]
+    by_flops = [
+        [[point[0] * each["flops_per_token"], *point[1:]] for point in curve]
+        for each, curve in zip(architectures, by_tokens, strict=True)
+    ]
+    by_time = [found["measured"]["architectures"][each["name"]]["time_curve"] for each in architectures]
+    for name, label, curves in (
+        ("tokens", "tokens", by_tokens),
+        ("flops", "training FLOPs", by_flops),
+        ("time", "training time, s", by_time),
+    ):
+        if any(curves):
+
+            def fill(axes: Axes, name=name, curves=curves) -> None:
+                for index, curve in enumerate(curves):
+                    if curve:
+                        _banded(axes, f"{name}-curve-{index}", index, curve)
+
+            yield f"Against {label}", _draw(name, label, LOSS, fill)
+
+
+def _banded(axes: Axes, gid: str, index: int, curve: list[list[float]]) -> None:
+    x, mean, low, high = zip(*curve, strict=True)
+    axes.fill_between(x, low, high, color=COLOURS[index % len(COLOURS)], alpha=0.25, linewidth=0).set_gid(f"{gid}-band")
+    axes.plot(x, mean, linestyle=DASHES[index % len(DASHES)], linewidth=2, **_look(index))[0].set_gid(f"{gid}-mean")
+
+
+def _grid(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Loss against each key of the grid that has numbers; of the other keys the best value for each."""
+    results = found["results"]
+    for number, (key, values) in enumerate(results["grid"].items()):
+        if len(values) < 2 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+            continue
+
+        def fill(axes: Axes, number=number, key=key, values=values) -> None:
+            for index, each in enumerate(results["architectures"]):
+                best = _best_by(each, key)
+                if not best:
+                    continue
+                gid = f"grid{number}-curve-{index}"
+                look = _look(index) | {"linestyle": DASHES[index % len(DASHES)]}
+                axes.plot(*zip(*best, strict=True), **look)[0].set_gid(f"{gid}-line")
+                chosen = [point for point in best if point[0] == each["chosen_values"].get(key)]
+                if chosen:
+                    ring = {
+                        "color": COLOURS[index % len(COLOURS)],
+                        "marker": "o",
+                        "markersize": 13,
+                        "fillstyle": "none",
+                    }
+                    axes.plot(*chosen[0], **ring)[0].set_gid(f"{gid}-chosen")
+            if min(values) > 0:
+                axes.set_xscale("log")
+            axes.set_xticks(values, [f"{value:g}" for value in values])
+            axes.minorticks_off()
+
+        if any(_best_by(each, key) for each in results["architectures"]):
+            yield f"Against {key}; a ring marks the choice", _draw(f"grid{number}", key, LOSS, fill)
+
+
+def _best_by(each: dict[str, Any], key: str) -> list[tuple[float, float]]:
+    """(value of the key, lowest loss there), ascending."""
+    best: dict[float, float] = {}
+    for label, loss in each["losses_of_choice"].items():
+        if loss is not None:
+            value = each["points"][label][key]
+            best[value] = min(loss, best.get(value, loss))
+    return sorted(best.items())
+
+
+def _trade_offs(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    results, metric = found["results"], found["results"]["metric"]
+    y = {"loss": LOSS, "bits_per_byte": "bits per byte"}[metric]
+    usable = [(i, each, each[f"mean_{metric}"]) for i, each in enumerate(results["architectures"])]
+    usable = [(i, each, mean) for i, each, mean in usable if mean is not None]
+    sizes = [(i, each["cache_held_bytes"] / 2**10, mean) for i, each, mean in usable]
+    if sizes:
+        lengths = sorted({each["cache_length"] for _, each, _ in usable})
+        caption = f"Against the KV cache of one row of {' or '.join(f'{n:,}' for n in lengths)} tokens, bf16"
+        yield caption, _draw("cache", "KV cache, KiB", y, lambda axes: _points(axes, "cache", sizes))
+    speeds = []
+    for i, each, mean in usable:
+        rows = [row for row in found["measured"]["architectures"][each["name"]]["decoding"] if not row.get("skipped")]
+        speeds += [(i, tokens_per_s(rows[0]), mean)] if rows else []
+    if speeds:
+        x = "decoding, tokens/s"
+        yield "Against decoding speed", _draw("decoding", x, y, lambda axes: _points(axes, "decoding", speeds))
+
+
+def _points(axes: Axes, name: str, points: list[tuple[int, float, dict]]) -> None:
+    """Means with their intervals."""
+    for index, x, mean in points:
+        if mean["low"] is not None:
+            line = axes.plot([x, x], [mean["low"], mean["high"]], color=COLOURS[index % len(COLOURS)], linewidth=1.5)
+            line[0].set_gid(f"{name}-curve-{index}-interval")
+        axes.plot(x, mean["value"], **(_look(index) | {"markersize": 9}))[0].set_gid(f"{name}-curve-{index}-mean")
+    axes.set_xlim(left=0)
+
+
+def _scores(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    architectures = found["results"]["architectures"]
+    keys = [(task, metric) for task, metrics in architectures[0]["scores"].items() for metric in metrics]
+    for number, (task, metric) in enumerate(keys[:MOST_SCORES]):
+        numbers = [each["scores"][task][metric] for each in architectures]
+        if not any(each["mean"] for each in numbers):
+            continue
+        unit = 100 if numbers[0]["share"] else 1
+
+        def fill(axes: Axes, number=number, numbers=numbers, unit=unit) -> None:
+            if numbers[0]["chance"] is not None:
+                axes.axvline(unit * numbers[0]["chance"], color="#808080", linestyle=":", linewidth=1)
+            for index, each in enumerate(numbers):
+                if each["mean"]:
+                    _score(axes, f"score{number}-curve-{index}", index, each["mean"], unit)
+            axes.set_yticks(range(len(numbers)), [each["name"] for each in architectures])
+            axes.set_ylim(len(numbers) - 0.5, -0.5)
+
+        x = f"{metric.replace('_', ' ')}{', %' * (unit == 100)}; {numbers[0]['better'] or 'neither'} is better"
+        dotted = "; dotted: chance" if numbers[0]["chance"] is not None else ""
+        yield f"{task}{dotted}", _draw(f"score{number}", x, "", fill, height=0.9 + 0.35 * len(numbers))
+
+
+def _score(axes: Axes, gid: str, index: int, mean: dict, unit: int) -> None:
+    if mean["low"] is not None:
+        line = axes.plot([unit * mean["low"], unit * mean["high"]], [index, index], color=COLOURS[index % len(COLOURS)])
+        line[0].set_gid(f"{gid}-interval")
+    axes.plot(unit * mean["value"], index, **(_look(index) | {"markersize": 8}))[0].set_gid(f"{gid}-mean")

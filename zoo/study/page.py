@@ -11,7 +11,10 @@ from zoo.study.expand import Runs
 from zoo.study.state import StudyFolder
 from zoo.study.tables import tables
 
-BANDS = "Lines are means over the seeds that count, bands reach from the lowest to the highest seed, bars are 95% intervals."
+BANDS = (
+    "Lines are means over the seeds that count. Bands reach from the lowest to the highest seed, bars are 95% "
+    "intervals. A click on a name hides it in all drawings."
+)
 
 
 def as_page(found: dict[str, Any], runs: Runs, folder: StudyFolder) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from zoo.evaluation.statistics import t_interval, t_test
 
 LEVEL = 0.95
+EXPONENTS = (math.log(1e-2), math.log(5.0))  # logarithms of those that are tried for a curve
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,8 @@ class Curve:
     error: float
 
     def flops_for(self, loss: float) -> float | None:
-        """FLOPs at which the curve reaches a loss; None at and below its limit E."""
-        if loss <= self.e:
+        """FLOPs at which the curve reaches a loss; None at and below its limit E, or where it does not fall."""
+        if loss <= self.e or self.a <= 0:
             return None
         return self.c0 * ((loss - self.e) / self.a) ** (-1 / self.b)
 
@@ -174,28 +175,23 @@ class Curve:
 
 
 def fit_curve(flops: Sequence[float], losses: Sequence[float]) -> Curve | None:
-    """Fit a power law with a limit to the points after the first tenth of the FLOPs; None with fewer than five."""
+    """Fit a power law with a limit to the points after the first tenth of the FLOPs; None with fewer than five.
+
+    For a given exponent E and A are a linear problem, so the search has one dimension.
+    """
     import numpy as np
-    from scipy.optimize import least_squares
+    from scipy.optimize import minimize_scalar, nnls
 
     last = max(flops, default=0.0)
     kept = [(c, loss) for c, loss in zip(flops, losses, strict=True) if c >= 0.1 * last and c > 0]
     if len(kept) < 5:
         return None
-    c, y = np.array(kept).T
-    x = c / last
+    c_N, y_N = np.array(kept).T
 
-    def residuals(parameters):
-        e, log_a, log_b = parameters
-        return e + np.exp(log_a) * x ** -np.exp(log_b) - y
+    def solve(log_b: float):
+        terms_N2 = np.stack([np.ones_like(y_N), (c_N / last) ** -math.exp(log_b)], axis=1)
+        return nnls(terms_N2, y_N)  # neither the limit nor the slope is below 0
 
-    best = None
-    for share in (0.0, 0.5, 0.9):  # starts: the limit at these shares of the last loss
-        start = [share * y.min(), math.log(max(1e-6, y.min() - share * y.min())), math.log(0.3)]
-        bounds = ([0, -30, math.log(1e-3)], [float(y.min()), 30, math.log(5)])
-        start[0] = min(max(start[0], 0.0), 0.999 * float(y.min()))
-        found = least_squares(residuals, start, bounds=bounds)
-        best = found if best is None or found.cost < best.cost else best
-    e, log_a, log_b = best.x
-    error = math.sqrt(2 * best.cost / len(kept))
-    return Curve(float(e), math.exp(log_a), math.exp(log_b), last, float(c.min()), float(last), error)
+    best = minimize_scalar(lambda log_b: solve(log_b)[1], bounds=EXPONENTS, method="bounded")
+    (e, a), norm = solve(best.x)
+    return Curve(float(e), float(a), math.exp(best.x), last, float(c_N.min()), last, norm / math.sqrt(len(kept)))

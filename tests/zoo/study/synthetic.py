@@ -1,0 +1,115 @@
+"""Runs of studies without training: the files that a training leaves, made by rule. Also a process that makes them.
+
+python synthetic.py RECIPE RUN_DIR [BATCH_S]      a batch every BATCH_S seconds; resumes what is there
+"""
+
+import hashlib
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from zoo.seal import sealed
+
+BATCHES, TOKENS = 10, 100
+
+
+def write_run(folder: Path, recipe: str, losses: list[float], scores: dict[str, float] | None = None) -> None:
+    """A complete run folder: a validation after each batch with these losses; task -> accuracy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(sealed(recipe))
+    lines = [_line(batch, loss) for batch, loss in enumerate(losses, start=1)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    _finish(folder, len(losses))
+    if scores:
+        digest = json.loads((folder / "summary.json").read_text())["sha256"]
+        _write_scores(folder / "eval.json", scores, digest)
+
+
+def _line(batch: int, loss: float) -> str:
+    place = {"batch": batch, "tokens": TOKENS * batch, "time_s": 0.5 * batch}
+    step = {**place, "loss": loss, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 200.0}
+    validation = {**place, "validation_loss": loss, "validation_bits_per_byte": loss / 0.6931}
+    return json.dumps(step) + "\n" + json.dumps(validation) + "\n"
+
+
+def _finish(folder: Path, batches: int) -> None:
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    weights = hashlib.sha256(metrics).hexdigest()
+    (folder / "model.safetensors").write_text(weights)
+    summary = {
+        "version": "0.1.0",
+        "name": folder.name,
+        "batches": batches,
+        "tokens": TOKENS * batches,
+        "time_s": 0.5 * batches,
+        "parameters": 1000,
+        "loss_before": 5.0,
+        "loss_after": 4.0,
+        "bits_per_byte_before": None,
+        "bits_per_byte_after": None,
+        "sha256": weights,
+        "metrics_sha256": hashlib.sha256(metrics).hexdigest(),
+    }
+    temporary = folder / "summary.tmp"
+    temporary.write_text(json.dumps(summary))
+    temporary.replace(folder / "summary.json")
+
+
+def _write_scores(path: Path, scores: dict[str, float], digest: str) -> None:
+    from zoo.evaluation.results import Result, ResultFile
+
+    kept = ResultFile(path)
+    for task, value in scores.items():
+        numbers = {"value": value, "stderr": 0.01, "low": value - 0.02, "high": value + 0.02, "rows": 100}
+        metrics = {"accuracy": {**numbers, "chance": 0.5, "better": "higher", "share": True}}
+        kept.add(Result(task, task, {}, 1, 0, 100, "0" * 16, metrics, model={"digest": digest}))
+
+
+def finish_study(runner, loss: Callable, scores: Callable = lambda run: None) -> None:
+    """Write every run of a study, with recipes that only say their seed: writing whole ones takes the most time.
+
+    loss: run -> the final validation loss, None for a run that diverged.
+    """
+    runner.folder.make()
+    for _ in range(2):  # those that choose, then those that count
+        for run in runner.all():
+            if runner.folder.folder(run).path.exists() or runner.folder.outcome(run).exists():
+                continue
+            final = loss(run)
+            if final is None:
+                outcome = {"state": "diverged", "why": "loss is nan"}
+                runner.folder.outcome(run).write_text(json.dumps(outcome))
+                continue
+            # A power law in the tokens that ends at the loss, so that a curve can be fitted.
+            curve = [final * (BATCHES / batch) ** 0.1 for batch in range(1, BATCHES + 1)]
+            write_run(runner.folder.folder(run).path, f"seed: {run.seed}\n", curve, scores(run))
+
+
+def main(recipe: str, run_dir: str, batch_s: str = "0.01") -> None:
+    """Train: the loss depends on the text of the recipe alone, so on its seed and learning rate."""
+    folder, text = Path(run_dir), Path(recipe).read_text()
+    if (folder / "summary.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "recipe.yaml").exists():
+        temporary = folder / "recipe.tmp"
+        temporary.write_text(sealed(text))
+        temporary.replace(folder / "recipe.yaml")
+    noise = random.Random(text)
+    losses = [5.0 - 0.2 * batch + 0.01 * noise.random() for batch in range(1, BATCHES + 1)]
+    metrics = folder / "metrics.jsonl"
+    kept = [line for line in metrics.read_text().splitlines(True) if line.endswith("\n")] if metrics.exists() else []
+    done = len(kept) // 2
+    metrics.write_text("".join(kept[: 2 * done]))
+    for batch in range(done + 1, BATCHES + 1):
+        time.sleep(float(batch_s))
+        with open(metrics, "a") as file:
+            file.write(_line(batch, losses[batch - 1]))
+    _finish(folder, BATCHES)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

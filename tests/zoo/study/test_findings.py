@@ -1,0 +1,179 @@
+"""What a study concludes from synthetic results: one architecture better by construction, two equal; failures."""
+
+import random
+
+import pytest
+
+from tests.zoo.study.synthetic import finish_study
+from zoo.study.findings import findings
+from zoo.study.report import as_markdown, as_text
+from zoo.study.runner import Runner
+from zoo.study.slots import Slots
+from zoo.study.state import StudyFolder
+
+LRS = [1e-3, 2e-3, 4e-3]
+BEST = {"tiny_full": 2e-3, "same": 2e-3, "better": 1e-3}
+GAIN = {"tiny_full": 0.0, "same": 0.0, "better": -0.1}
+THREE = ["full", {"name": "same", "recipe": "FULL"}, {"name": "better", "recipe": "WINDOW"}]
+
+
+def entries():
+    from tests.zoo.study.conftest import TINY
+
+    files = {"FULL": str(TINY / "full.yaml"), "WINDOW": str(TINY / "window.yaml")}
+    return [each if isinstance(each, str) else each | {"recipe": files[each["recipe"]]} for each in THREE]
+
+
+def toy_loss(repetition: int):
+    """A loss with a noise of each seed that all architectures share, one of each run, and a best learning rate."""
+
+    def loss(run) -> float:
+        shared = random.Random(f"{repetition} {run.seed}").gauss(0, 0.05)
+        own = random.Random(f"{repetition} {run.id}").gauss(0, 0.01)
+        away = abs(LRS.index(run.point.value("train.optimizer.lr")) - LRS.index(BEST[run.architecture]))
+        return 3.0 + GAIN[run.architecture] + 0.2 * away + shared + own
+
+    return loss
+
+
+@pytest.fixture
+def toy(make_runner, tmp_path):
+    """`toy(repetition)`: what is found in a toy study with noise of its own."""
+    runs = make_runner(recipes=entries(), seeds=[0, 1, 2, 3, 4], grid={"train.optimizer.lr": LRS}).runs
+
+    def make(repetition: int) -> dict:
+        folder = StudyFolder(tmp_path / f"out{repetition}")
+        finish_study(Runner(runs, folder, Slots(1)), toy_loss(repetition))
+        return findings(Runner(runs, folder, Slots(1)))
+
+    return make
+
+
+def test_the_better_one_is_found_and_equal_ones_are_not_told_apart(toy):
+    """Over 20 repetitions the better one is found each time; a false alarm comes no more often than 5%."""
+    outcomes = []
+    for repetition in range(20):
+        results = toy(repetition)["results"]
+        assert [each["chosen"] for each in results["architectures"]] == ["lr=0.002", "lr=0.002", "lr=0.001"]
+        outcomes.append([each["outcome"] for each in results["verdicts"]])
+    assert all(first == "first" for first, _, _ in outcomes)
+    assert [better for _, _, better in outcomes] == ["better"] * 20
+    assert sum(same != "undecided" for _, same, _ in outcomes) <= 1
+
+
+def test_the_sentences_say_it_and_name_the_edge_of_the_grid(toy):
+    found = toy(100)
+    first, same, better = (each["sentence"] for each in found["results"]["verdicts"])
+    assert first.startswith("tiny_full: validation loss ")
+    assert "4 seeds at lr=0.002; the others are compared with it." in first
+    assert same.startswith("same: undecided against tiny_full: the difference, ")
+    assert "may be zero" in same
+    assert better.startswith("better: better than tiny_full by 0.")
+    assert "after Holm" in better
+    notes = found["results"]["notes"]
+    assert [n for n in notes if "edge of the grid" in n] == [
+        "better: the chosen train.optimizer.lr = 0.001 is at the edge of the grid; the best value may lie outside."
+    ]
+    text = as_text(found)
+    assert text.index("better than tiny_full") < text.index("note:") < text.index("quality")
+    assert "contains 0" in text
+    markdown = as_markdown(found)
+    assert "| quality | loss |" in markdown
+    assert "contains 0" in markdown
+
+
+def test_seeds_that_choose_are_in_no_mean(toy):
+    each = toy(3)["results"]["architectures"][0]
+    assert [run["seed"] for run in each["runs"]] == [1, 2, 3, 4]
+    assert each["mean_loss"]["n"] == 4
+    assert each["mean_loss"]["value"] == pytest.approx(sum(run["loss"] for run in each["runs"]) / 4)
+    assert {run["seed"] for run in each["choosing_runs"]} == {0}
+
+
+def test_false_alarms_are_no_more_frequent_than_5_percent():
+    """The same noise without files, 1,000 times; three standard errors allowed."""
+    from zoo.study.statistics import differences
+
+    alarms = 0
+    draw = random.Random(7)
+    for _ in range(1000):
+        shared = [draw.gauss(3, 0.05) for _ in range(4)]
+        first, same, better = ({s: v + draw.gauss(gain, 0.01) for s, v in enumerate(shared)} for gain in (0, 0, -0.1))
+        alarms += differences(first, {"same": same, "better": better})["same"].decided
+    assert alarms / 1000 <= 0.05 + 3 * (0.05 * 0.95 / 1000) ** 0.5
+
+
+def test_a_diverged_point_is_not_chosen_and_a_diverged_run_is_named(make_runner):
+    options = {"grid": {"train.optimizer.lr": LRS}, "seeds": [1, 2, 3, 4]}
+
+    def loss(run):
+        if run.point.value("train.optimizer.lr") == 4e-3:
+            return None
+        return None if (run.architecture, run.seed) == ("tiny_window", 3) else 3.0 + 0.01 * run.seed
+
+    finish_study(make_runner(**options), loss)
+    results = findings(make_runner(**options))["results"]
+    full, window = results["architectures"]
+    assert full["losses_of_choice"]["lr=0.004"] is None
+    assert window["mean_loss"]["n"] == 2
+    assert window["difference"]["n"] == 2
+    assert "2 of 3 seeds" in results["verdicts"][1]["sentence"]
+    assert any("tiny_window-lr=0.001-seed3 diverged: loss is nan" in note for note in results["notes"])
+
+
+def test_an_architecture_that_always_diverges_has_no_result(make_runner):
+    options = {"grid": {"train.optimizer.lr": LRS}}
+    finish_study(make_runner(**options), lambda run: None if run.architecture == "tiny_window" else 3.0)
+    verdict = findings(make_runner(**options))["results"]["verdicts"][1]
+    assert verdict["outcome"] == "missing"
+    assert verdict["sentence"] == "tiny_window: no result: every point of the grid diverged or failed."
+
+
+def test_an_unfinished_study_says_so(make_runner):
+    results = findings(make_runner(grid={"train.optimizer.lr": LRS}))["results"]
+    assert results["verdicts"][0]["sentence"] == (
+        "tiny_full: no result: 3 of 3 runs that choose from the grid are still waiting."
+    )
+    assert "12 of 12 runs are not done; what is said here may change." in results["notes"]
+
+
+def test_two_seeds_are_said_to_decide_little(make_runner):
+    finish_study(
+        make_runner(seeds=[1, 2]), lambda run: 3.0 + 0.01 * run.seed + (run.architecture == "tiny_window") * 0.1
+    )
+    notes = findings(make_runner(seeds=[1, 2]))["results"]["notes"]
+    assert any(note.startswith("Fewer than three seeds count") for note in notes)
+
+
+def test_scores_are_one_family_and_follow_the_better_direction(make_runner):
+    options = {"tasks": ["mqar"], "seeds": [1, 2, 3, 4]}
+
+    def scores(run):
+        return {"mqar": 0.5 + 0.01 * run.seed + (0.2 + 0.001 * run.seed) * (run.architecture == "tiny_window")}
+
+    finish_study(make_runner(**options), lambda run: 3.0 + 0.01 * run.seed, scores)
+    found = findings(make_runner(**options))
+    score = found["results"]["architectures"][1]["scores"]["mqar"]["accuracy"]
+    assert score["difference"]["decided"]
+    assert score["difference"]["value"] == pytest.approx(0.2025)
+    assert "better" in as_markdown(found).split("| mqar: accuracy, chance 50% |")[1].splitlines()[0]
+
+
+def test_what_is_not_equal_is_said(make_runner):
+    from tests.zoo.study.conftest import TINY
+
+    other = {"recipe": str(TINY / "window.yaml"), "set": {"train.duration": "300ba", "train.schedule.warmup": "7ba"}}
+    results = findings(make_runner(recipes=["full", other]))["results"]
+    rows = {row["what"]: row["equal"] for row in results["equal"]}
+    assert not rows["duration"]
+    assert not rows["schedule"]
+    assert rows["tokens a batch"]
+    assert any(note.startswith("Not equal: train.schedule.warmup is ") for note in results["notes"])
+
+
+def test_the_speed_up_is_one_for_the_first_and_more_for_a_better_one(toy):
+    each = {a["name"]: a for a in toy(5)["results"]["architectures"]}
+    assert each["tiny_full"]["speedup"]["compute"] == pytest.approx(1, abs=0.1)
+    assert not each["tiny_full"]["speedup"]["extrapolated"]
+    assert each["better"]["speedup"]["compute"] > 1.2
+    assert each["better"]["speedup"]["extrapolated"]

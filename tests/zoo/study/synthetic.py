@@ -5,13 +5,17 @@ python synthetic.py RECIPE RUN_DIR [BATCH_S]      a batch every BATCH_S seconds;
 
 import hashlib
 import json
+import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from zoo.processes import end_with_parent
 from zoo.seal import sealed
+from zoo.study.preload import PARENT
 
 BATCHES, TOKENS = 10, 100
 
@@ -112,4 +116,6 @@ def main(recipe: str, run_dir: str, batch_s: str = "0.01") -> None:
 
 
 if __name__ == "__main__":
+    if PARENT in os.environ:
+        end_with_parent(signal.SIGKILL)
     main(*sys.argv[1:])

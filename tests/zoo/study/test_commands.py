@@ -1,0 +1,93 @@
+"""`zoo study` on the command line: what it prints without training, and what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.zoo.study.conftest import TINY, runner_of
+from tests.zoo.study.synthetic import finish_study
+from zoo.cli import run
+
+GRID = {"train.optimizer.lr": [1e-3, 2e-3]}
+
+
+def call(capsys, *arguments) -> tuple[int, str, str]:
+    code = run(["study", *map(str, arguments)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_dry_run_says_runs_tokens_flops_and_time_and_trains_nothing(write_study, capsys, tmp_path):
+    (tmp_path / "wide.yaml").write_text(f"extends: {TINY}/full.yaml\nmodel: {{ffn: {{d_ff: 512}}}}\n")
+    path = write_study(
+        recipes=["full", {"recipe": "wide.yaml", "name": "wide"}], grid=GRID, match={"parameters": "1%"}, jobs=2
+    )
+    code, out, _ = call(capsys, "run", path, "--dry-run")
+    said = " ".join(out.split())
+    assert code == 0
+    assert "10 runs: 4 choose from 2 points of the grid (seed 1), 6 count (seeds 2, 3, 4)" in said
+    assert "6.14M tokens, " in said
+    assert "training FLOPs time: about " in said
+    assert "wide at lr=0.001: ffn.d_ff 512 -> 352" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_status_counts_in_text_and_json(write_study, capsys):
+    path = write_study(seeds=[1, 2, 3], grid=GRID)
+    code, out, _ = call(capsys, "status", path)
+    assert code == 0
+    assert "toy: 8 waiting of 8 runs" in out
+    assert "no zoo study run is at work" in out
+    finish_study(runner_of(path), lambda each: None if each.architecture == "tiny_window" else 3.0)
+    _, out, _ = call(capsys, "status", path, "--json")
+    found = json.loads(out)
+    assert found["counts"] == {"done": 4, "running": 0, "waiting": 2, "failed": 0, "diverged": 2}
+    assert found["chosen"] == {"tiny_full": "lr=0.001", "tiny_window": None}
+    assert {each["state"] for each in found["runs"]} == {"done", "diverged"}
+
+
+def test_a_report_comes_as_text_and_markdown_and_its_page_where_asked(write_study, capsys, tmp_path):
+    path = write_study(seeds=[1, 2, 3])
+    finish_study(runner_of(path), lambda each: 3.0 + 0.01 * each.seed)
+    code, out, _ = call(capsys, "report", path, "--html", tmp_path / "page.html")
+    assert code == 0
+    assert "tiny_window: undecided against tiny_full" in " ".join(out.split())
+    assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["verdicts"][1]["outcome"] == "undecided"
+    _, out, _ = call(capsys, "report", path, "--markdown")
+    assert out.startswith("**toy**")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report"], "no runs in "),
+        (["run", "--on", "slurm"], "must be local or ray; found 'slurm'"),
+        (["run", "--address", "auto"], "is for --on ray"),
+        (["report", "--html", "nowhere/page.html"], "must name a file in a folder that exists"),
+    ],
+)
+def test_refusals_are_one_line_with_exit_code_2(write_study, capsys, arguments, message):
+    code, _, err = call(capsys, arguments[0], write_study(), *arguments[1:])
+    assert code == 2
+    assert message in " ".join(err.split())
+
+
+def test_a_missing_study_is_refused(capsys, tmp_path):
+    code, _, err = call(capsys, "run", tmp_path / "none.yaml")
+    assert code == 2
+    assert "none.yaml" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_looking_imports_no_torch(write_study):
+    path = write_study()
+    code = (
+        "import sys; from zoo.cli import run; run(sys.argv[1:]); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'composer', 'scipy', 'matplotlib')))"
+    )
+    for arguments in (["run", str(path), "--dry-run"], ["status", str(path)], ["--help"]):
+        done = subprocess.run([sys.executable, "-c", code, "study", *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,193 @@
+"""Running a study: order, choice, stops and kills at any moment, failures, retries; the runs are made by rule."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.zoo.study import drive, synthetic
+from tests.zoo.study.conftest import runner_of
+from zoo.study.config import StudyError
+from zoo.study.findings import findings
+from zoo.study.runner import Runner
+from zoo.study.state import DONE, OtherSettings
+
+ROOT = Path(__file__).parents[3]
+GRID = {"train.optimizer.lr": [1e-3, 3e-3]}
+
+
+def started(path: Path, batch_s: float = 0.01) -> subprocess.Popen:
+    command = [sys.executable, drive.__file__, str(path), str(batch_s)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def test_every_run_is_trained_and_the_choice_is_made(make_runner):
+    said = []
+    runner = make_runner(seeds=[1, 2, 3], grid=GRID)
+    runner.say = said.append
+    runner.run()
+    states = [runner.state(run).name for run in runner.all()]
+    assert states == [DONE] * runner.expected()
+    assert runner.expected() == 2 * (2 + 2)
+    chosen = {name: runner.point(name).label for name in runner.runs.architectures}
+    assert set(chosen.values()) <= {"lr=0.001", "lr=0.003"}
+    folders = {path.name for path in runner.folder.runs.iterdir()}
+    assert folders == {run.id for run in runner.all()}
+    assert sum("preparing data" in line for line in said) == 1, "runs that differ in seed or rate share their data"
+
+
+def test_a_second_run_trains_nothing(make_runner):
+    make_runner().run()
+    runner = make_runner()
+    before = {path: path.stat().st_mtime_ns for path in runner.folder.runs.rglob("*")}
+    runner.run()
+    assert {path: path.stat().st_mtime_ns for path in runner.folder.runs.rglob("*")} == before
+    assert not (runner.folder.logs / "prepare-2.txt").exists()
+
+
+def test_more_seeds_and_architectures_are_added_to_a_study(make_runner):
+    make_runner(seeds=[1]).run()
+    runner = make_runner(seeds=[1, 2], recipes=["full", "window", "nsa"])
+    runner.run()
+    assert len(list(runner.folder.runs.iterdir())) == 6
+
+
+@pytest.mark.slow
+def test_kills_of_the_study_and_of_runs_leave_the_same_results(write_study, tmp_path):
+    """SIGKILL at random moments, of the study or of a run, until it ends by itself."""
+    keys = {"seeds": [1, 2, 3], "grid": GRID}
+    whole = runner_of(write_study(**keys, out=str(tmp_path / "whole")))
+    whole.run()
+    expected = json.dumps(findings(whole)["results"], sort_keys=True)
+    path, draw, kills = write_study(**keys), random.Random(3), 0
+    while True:
+        process = started(path, batch_s=0.03)
+        end = time.monotonic() + draw.uniform(0.8, 2.5)
+        while kills < 6 and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+            runs = children(process.pid)
+            if runs and draw.random() < 0.1:
+                os.kill(draw.choice(runs), signal.SIGKILL)
+                kills += 1
+        if kills < 6 and process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+            process.communicate()
+            continue
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        break
+    assert kills >= 3
+    assert out.splitlines()[-1] == expected
+
+
+def test_a_signal_stops_the_study_and_the_same_command_goes_on(write_study):
+    path = write_study(seeds=[1, 2, 3])
+    process = started(path, batch_s=0.2)
+    assert "preparing data" in process.stdout.readline()
+    while not children(process.pid):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "of 6 runs done; the same command goes on" in err
+    runner_of(path).run()
+
+
+def test_a_second_study_in_the_same_folder_is_refused(make_runner, monkeypatch):
+    monkeypatch.setattr("zoo.study.state.PATIENCE_S", 0.1)
+    runner = make_runner()
+    with runner.folder.locked(), pytest.raises(StudyError, match="another zoo study run works in this folder"):
+        make_runner().run()
+
+
+FAILING = "import sys; print('no such file: corpus.txt', file=sys.stderr); sys.exit(3)"
+
+
+def test_a_failed_run_is_reported_the_others_go_on_and_a_retry_trains_it(make_runner):
+    runner = make_runner(seeds=[1, 2])
+    train = runner._command
+
+    def fails_once(runner: Runner, run) -> list[str]:
+        return [sys.executable, "-c", FAILING] if run.id == "tiny_full-seed2" else train(runner, run)
+
+    runner._command = fails_once
+    runner.run()
+    states = {run.id: runner.state(run) for run in runner.all()}
+    assert [name for name, state in states.items() if state.name != DONE] == ["tiny_full-seed2"]
+    assert states["tiny_full-seed2"].why == "ended with exit code 3: no such file: corpus.txt"
+    again = make_runner(seeds=[1, 2])
+    again.run()
+    assert again.state(again.all()[1]).name == "failed", "it is not tried again unasked"
+    again = make_runner(seeds=[1, 2])
+    again.run(retry=True)
+    assert [again.state(run).name for run in again.all()] == [DONE] * 4
+
+
+def test_a_run_that_is_always_killed_fails_with_a_reason(make_runner):
+    runner = make_runner(seeds=[1], recipes=["full"])
+    runner._command = lambda runner, run: [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    runner.run()
+    why = runner.state(runner.all()[0]).why
+    assert why == "killed by SIGKILL 5 times in a row without a batch more; is there enough memory?"
+
+
+def test_data_that_cannot_be_prepared_end_the_study_with_their_reason(make_runner):
+    runner = make_runner()
+    runner._prepare = lambda runner, run: [sys.executable, "-c", FAILING]
+    with pytest.raises(StudyError, match=r"the data of tiny_full-seed1 cannot be prepared: no such file: corpus.txt"):
+        runner.run()
+
+
+def test_folders_with_other_settings_are_refused_with_the_way_out(make_runner):
+    make_runner(seeds=[1]).run()
+    runner = make_runner(seeds=[1], set={"train.optimizer.weight_decay": 0.3})
+    with pytest.raises(OtherSettings, match=r"other settings: train.optimizer.weight_decay: 0.1 -> 0.3"):
+        runner.run()
+    with pytest.raises(OtherSettings, match="remove these folders to train them anew"):
+        runner.run()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(make_runner, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match="cannot be made: Not a directory; name another with out"):
+        make_runner(out=str(tmp_path / "file" / "out")).run()
+
+
+def test_every_run_has_the_threads_that_the_study_began_with(make_runner):
+    """Another number of threads gives other last digits, and so other results after a resume."""
+    runner = make_runner(jobs=2, seeds=[1])
+    runner.run()
+    assert runner.slots.threads == 1
+    again = make_runner(jobs=1, seeds=[1, 2])
+    again.run()
+    assert again.slots.threads == 1
+
+
+def test_a_run_that_was_cut_in_the_middle_resumes(make_runner):
+    runner = make_runner(seeds=[1], recipes=["full"])
+    folder = runner.folder.folder(runner.all()[0])
+    runner.folder.make()
+    runner.folder.write_recipe(runner.all()[0])
+    synthetic.main(str(runner.folder.recipe(runner.all()[0])), str(folder.path))
+    whole = folder.metrics.read_text()
+    folder.summary.unlink()
+    folder.metrics.write_text(whole[: len(whole) // 2])
+    runner.run()
+    assert folder.metrics.read_text() == whole

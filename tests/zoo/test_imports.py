@@ -19,6 +19,10 @@ LIGHT += [
     "blocks.resolved",
     "parts",
     "feed_forward.dense_config",
+    "study.commands",
+    "study.config",
+    "study.expand",
+    "study.estimate",
 ]
 
 

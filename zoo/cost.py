@@ -51,7 +51,7 @@ def model_cost(model: ModelConfig, seq_len: int) -> ModelCost:
     layers = list(layer_costs(model, seq_len))
     n_layers = sum(times for _, times, _ in layers)
     embedding = model.vocab_size * model.d_model
-    ffns = [layer.ffn for layer in model.expanded()]
+    ffns = [layer.feed_forward for layer in model.expanded()]
     ffn = sum(each.parameters(model.d_model) for each in ffns)
     active = sum(each.active_parameters(model.d_model) for each in ffns)
     parameters = {

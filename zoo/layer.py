@@ -64,7 +64,7 @@ class Layer(nn.Module):
         self.attention = layer.mixer.build()
         self.attention_post_norm = make_norm(model) if after else None
         self.feed_forward_norm = make_norm(model) if before and not model.parallel else None
-        ffn = layer.ffn.resolve(model.d_model, model.max_seq_len)
+        ffn = layer.feed_forward
         self.feed_forward = load(ffn.module)(ffn, model.d_model)
         self.feed_forward_post_norm = make_norm(model) if after else None
 

@@ -210,9 +210,11 @@ def _check_counts(model: Decoder) -> None:
             counted = layer.mixer.cost(config.max_seq_len).total_parameters
             place = f"model.blocks.{layer.name}: layer {layer.index}"
             _check_count(place, built.attention, counted, f"the cost of {type(layer.config).__name__}")
-            counted = layer.ffn.resolve(config.d_model, config.max_seq_len).parameters(config.d_model)
-            _check_count("model.ffn", built.feed_forward, counted, f"{type(layer.ffn).__name__}.parameters")
-        checked.add((layer.name, layer.mixer))
+        if layer.ffn not in checked:
+            place = "model.ffn" if config.ffn else f"model.ffns.{layer.ffn_name}: layer {layer.index}"
+            counted = layer.feed_forward.parameters(config.d_model)
+            _check_count(place, built.feed_forward, counted, f"{type(layer.ffn).__name__}.parameters")
+        checked |= {(layer.name, layer.mixer), layer.ffn}
     total, built = model_cost(config, config.max_seq_len).parameters["total"], _n_parameters(model)
     if total != built:
         raise ZooError(f"model: it has {built:,} parameters; zoo.cost counts {total:,}")

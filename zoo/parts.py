@@ -39,7 +39,7 @@ FEED_FORWARDS = _family(
         "gelu": "zoo.feed_forward.dense_config:GELU",
         "relu2": "zoo.feed_forward.dense_config:ReLU2",
     },
-    "What each layer does to every token by itself: `model.ffn`.",
+    "What each layer does to every token by itself: `model.ffn`, `model.ffns`.",
     default="swiglu",
 )
 OPTIMIZERS = _family(

@@ -6,7 +6,7 @@
 import functools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -79,6 +79,11 @@ def _read_block(value: Any) -> BlockConfig:
     return config.model_validate_json(json.dumps(value), strict=True)
 
 
+def _read_ffn(value: Any) -> FeedForwardConfig:
+    """Make the config of a feed-forward, as strictly as from JSON."""
+    return FEED_FORWARDS.read(value, as_json=True)
+
+
 def _read_schedule(value: Any) -> Schedule:
     if isinstance(value, Schedule):
         return value
@@ -120,13 +125,15 @@ FeedForward = Annotated[FeedForwardConfig, PartOf(FEED_FORWARDS)]
 class Layer:
     """One layer of the expanded schedule. `name` is the key in `blocks`, `block` the name with its part.
 
-    d_model, seq_len: what its mixer is resolved for: the model's width and its max_seq_len.
+    `ffn_name` is the key in `ffns`, `ffn` where one feed-forward is for all.
+    d_model, seq_len: what its parts are resolved for: the model's width and its max_seq_len.
     """
 
     index: int
     name: str
     part: str | None
     config: BlockConfig
+    ffn_name: str
     ffn: FeedForwardConfig
     d_model: int
     seq_len: int
@@ -139,6 +146,11 @@ class Layer:
         if key not in self._mixers:
             self._mixers[key] = self.config.resolve(self.d_model, self.seq_len, self.part)
         return self._mixers[key]
+
+    @property
+    def feed_forward(self) -> FeedForwardConfig:
+        """The feed-forward with every number known."""
+        return self.ffn.resolve(self.d_model, self.seq_len)
 
     @property
     def block(self) -> str:
@@ -158,7 +170,13 @@ class ModelConfig(Section):
     )
     vocab_size: Annotated[int, Field(ge=2, le=2**31 - 1)] = Field(description="Size of the vocabulary.")
     max_seq_len: Count = Field(description="Longest sequence the model is made for, in tokens.")
-    ffn: FeedForward = Field(description="The feed-forward network of each layer.")
+    ffn: FeedForward | None = Field(None, description="The feed-forward network of every layer.")
+    ffns: dict[BlockName, FeedForward] | None = Field(
+        None, min_length=1, description="In place of `ffn`: feed-forwards by the name that `ffn_layers` uses."
+    )
+    ffn_layers: Layers | None = Field(
+        None, description="The schedule of feed-forwards, in the grammar of `layers`, e.g. `dense*3 moe ...`."
+    )
     tie_embeddings: bool = Field(True, description="The output head uses the embedding's matrix.")
     norm: Norm = "rms"
     norm_eps: float = Field(1e-5, gt=0, lt=1, description="Epsilon of the layers' norms.")
@@ -178,8 +196,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> "ModelConfig":
-        lines = list(_model_problems(self.blocks, set(self.blocks), self.layers, self.n_layers, self.d_model))
+        sections = _sections(self.blocks, self.layers, self.ffns, self.ffn_layers)
+        lines = list(_model_problems(*sections, self.n_layers, self.d_model, self.ffn))
         lines += [(path, "value", why) for path, why in around_problems(self.norm, self.norm_bias)]
+        lines += _ffn_problems(self.ffn is not None, self.ffns is not None, self.ffn_layers is not None)
         if lines:
             raise _refusal(lines, self)
         return self
@@ -190,90 +210,171 @@ class ModelConfig(Section):
         A bare name of a block with parts alternates between them, by its own occurrences.
         """
         turns: dict[str, int] = {}
-        made: dict[int, BlockConfig] = {}
+        made: dict[int, Any] = {}
         mixers: dict[tuple[BlockConfig, str | None], ResolvedMixer] = {}
         layers = []
-        for index, use in enumerate(schedule.expand(self.layers, self.n_layers)):
-            base = self.blocks[use.name]
-            if id(use) not in made:
-                made[id(use)] = _overridden(base, use.overrides) if use.overrides else base
+        uses = schedule.expand(self.layers, self.n_layers)
+        for index, (use, ffn_use) in enumerate(zip(uses, self._ffn_uses(len(uses)), strict=True)):
+            config = _of_use(use, self.blocks[use.name], _read_block, made)
             part = use.part
-            if part is None and base.parts:
+            if part is None and config.parts:
                 turn = turns.get(use.name, 0)
-                part, turns[use.name] = base.alternation[turn % len(base.alternation)], turn + 1
-            sizes = self.ffn, self.d_model, self.max_seq_len
-            layers.append(Layer(index, use.name, part, made[id(use)], *sizes, mixers))
+                part, turns[use.name] = config.alternation[turn % len(config.alternation)], turn + 1
+            ffn_name, ffn = "ffn", self.ffn
+            if ffn_use is not None:
+                ffn_name, ffn = ffn_use.name, _of_use(ffn_use, self.ffns[ffn_use.name], _read_ffn, made)
+            layers.append(Layer(index, use.name, part, config, ffn_name, ffn, self.d_model, self.max_seq_len, mixers))
         return layers
 
+    def _ffn_uses(self, n_layers: int) -> list[Use] | list[None]:
+        """The entry of `ffn_layers` for each layer; None where `ffn` is for all."""
+        return [None] * n_layers if self.ffn_layers is None else schedule.expand(self.ffn_layers, n_layers)
+
     @property
-    def unused_blocks(self) -> list[str]:
-        """Blocks that are defined and not in the schedule: allowed, so that `--set model.layers=...` can be tried."""
-        used = {use.name for use in self.layers.uses}
-        return [name for name in self.blocks if name not in used]
+    def unused(self) -> dict[str, list[str]]:
+        """Blocks and feed-forwards that are defined and not in the schedule, by key: allowed, so that
+        `--set model.layers=...` can be tried."""
+        layers = self.expanded()
+        blocks, ffns = {layer.name for layer in layers}, {layer.ffn_name for layer in layers}
+        found = {
+            "blocks": [name for name in self.blocks if name not in blocks],
+            "ffns": [name for name in self.ffns or () if name not in ffns],
+        }
+        return {key: names for key, names in found.items() if names}
 
 
-def _overridden(base: BlockConfig, overrides: Mapping[str, Any]) -> BlockConfig:
-    return _read_block({**_plain(base), **overrides})
+def _of_use(use: Use, base: Any, read: Callable[[Any], Any], made: dict[int, Any]) -> Any:
+    """The config of one occurrence, its `with` applied; made: those of occurrences seen before."""
+    if id(use) not in made:
+        made[id(use)] = read({**_plain(base), **use.overrides}) if use.overrides else base
+    return made[id(use)]
+
+
+@dataclass(frozen=True)
+class _Section:
+    """One of the two schedules, with the configs that it names.
+
+    configs: those that are valid by themselves; names: all that are defined, so that one mistake is reported once.
+    schedule: None if there is none, or none that can be read.  what: one of the configs, as messages say it.
+    """
+
+    key: str
+    of: str
+    what: str
+    configs: Mapping[str, Any]
+    names: set[str]
+    schedule: Schedule | None
+    read: Callable[[Any], Any]
+
+
+def _sections(
+    blocks: Mapping[str, BlockConfig],
+    layers: Schedule | None,
+    ffns: Mapping[str, FeedForwardConfig] | None,
+    ffn_layers: Schedule | None,
+    names: set[str] | None = None,
+    ffn_names: set[str] | None = None,
+) -> tuple[_Section, _Section]:
+    """names, ffn_names: all that are defined; default those given."""
+    ffns = ffns or {}
+    names, ffn_names = names or set(blocks), ffn_names or set(ffns)
+    return (
+        _Section("layers", "blocks", "block", blocks, names, layers, _read_block),
+        _Section("ffn_layers", "ffns", "feed-forward", ffns, ffn_names, ffn_layers, _read_ffn),
+    )
+
+
+def _ffn_problems(has_ffn: bool, has_ffns: bool, has_layers: bool) -> Iterator[Found]:
+    """Of `ffn`, and `ffns` with `ffn_layers`, a model has one."""
+    if has_ffn and (has_ffns or has_layers):
+        key = "ffns" if has_ffns else "ffn_layers"
+        yield (key,), "key", "cannot stand beside ffn, which is for every layer; remove one (ffn: null, if inherited)"
+    elif has_ffns != has_layers:
+        yield ("ffn_layers",) if has_ffns else ("ffns",), "value", "is required: ffns and ffn_layers come together"
+    elif not has_ffn and not has_ffns:
+        yield ("ffn",), "value", "is required, or ffns with ffn_layers"
 
 
 def _model_problems(
-    blocks: Mapping[str, BlockConfig],
-    names: set[str],
-    layers: Schedule | None,
-    n_layers: int | None,
-    d_model: int | None,
+    mixers: _Section, ffns: _Section, n_layers: int | None, d_model: int | None, ffn: FeedForwardConfig | None
 ) -> Iterator[Found]:
-    """What does not fit together, as (path below `model`, place, message).
-
-    blocks: those that are valid by themselves; names: all that are defined, so that one mistake is reported once.
-    """
+    """What does not fit together, as (path below `model`, place, message)."""
     if d_model is not None:
-        for name, config in blocks.items():
-            yield from ((("blocks", name, *path), "value", why) for path, why in config.problems(d_model))
-    if layers is None:
-        return
+        named = [((section.of, name), config) for section in (mixers, ffns) for name, config in section.configs.items()]
+        named += [] if ffn is None else [(("ffn",), ffn)]
+        for place, config in named:
+            yield from (((*place, *path), "value", why) for path, why in config.problems(d_model))
+    if mixers.schedule is not None:
+        yield from _schedule_problems(mixers, n_layers, d_model)
+    if ffns.schedule is not None:
+        depth = n_layers or _depth(mixers.schedule)
+        yield from _schedule_problems(ffns, depth, d_model, "the model has")
+
+
+def _depth(layers: Schedule | None) -> int | None:
+    """Layers of a schedule; None if it cannot be expanded, which is reported for itself."""
     try:
-        schedule.expand(layers, n_layers)
+        return None if layers is None else len(schedule.expand(layers))
+    except ScheduleError:
+        return None
+
+
+def _schedule_problems(
+    section: _Section, n_layers: int | None, d_model: int | None, wanted: str = "n_layers is"
+) -> Iterator[Found]:
+    """What is wrong with a schedule: its length, names that are not defined, parts and overrides.
+
+    wanted: how a message says where n_layers is from.
+    """
+    key = (section.key,)
+    try:
+        schedule.expand(section.schedule, n_layers, wanted)
     except ScheduleError as error:
-        yield from ((("layers",), where, why) for where, why in error.found)
+        yield from ((key, where, why) for where, why in error.found)
     told = set()
-    for use in layers.uses:
-        if use.name not in names:
+    for use in section.schedule.uses:
+        if use.name not in section.names:
             if use.name not in told:
-                yield ("layers",), use.where, unknown("block", use.name, sorted(names))
+                yield key, use.where, unknown(section.what, use.name, sorted(section.names))
             told.add(use.name)
-        elif use.name in blocks:
-            yield from _use_problems(use, blocks[use.name], d_model)
+        elif use.name in section.configs:
+            for where, why in _use_problems(use, section, d_model):
+                yield key, where, why
 
 
-def _use_problems(use: Use, base: BlockConfig, d_model: int | None) -> Iterator[Found]:
-    if use.part is not None and use.part not in base.parts:
-        if base.parts:
-            yield ("layers",), use.where, unknown(f"part of {use.name!r}", use.part, base.parts)
+def _use_problems(use: Use, section: _Section, d_model: int | None) -> Iterator[tuple[Where, str]]:
+    """(place, message) of what is wrong with one occurrence."""
+    base = section.configs[use.name]
+    parts = getattr(base, "parts", ())
+    if use.part is not None and use.part not in parts:
+        if parts:
+            yield use.where, unknown(f"part of {use.name!r}", use.part, parts)
         else:
-            why = f"block {use.name!r} ({base.kind}) has no parts; found {str(use)!r}"
-            yield ("layers",), use.where, why
+            yield use.where, f"{section.what} {use.name!r} ({base.kind}) has no parts; found {str(use)!r}"
     if not use.overrides:
         return
     if "kind" in use.overrides:
-        yield ("layers",), _in_with(use, ("kind",)), "kind cannot change for one occurrence; define another block"
+        yield (
+            _in_with(use, ("kind",)),
+            f"kind cannot change for one occurrence; define another {section.what}",
+        )
         return
     changed = {**_plain(base), **use.overrides}
     try:
-        config = _read_block(changed)
+        config = section.read(changed)
     except ValidationError as error:
         known = list(type(base).model_fields)
         lines = translate(error, changed, lambda path: [] if path else known)
-        yield from ((("layers",), _in_with(use, path, at == "key"), why) for path, at, why in lines)
+        yield from ((_in_with(use, path, at == "key"), why) for path, at, why in lines)
         return
-    if config.alternation != base.alternation:
+    if getattr(config, "alternation", None) != getattr(base, "alternation", None):
         why = "the order of a block's parts cannot change for one occurrence; name the part instead"
-        yield ("layers",), _in_with(use, ("first",)), why
+        yield _in_with(use, ("first",)), why
     if d_model is not None:
         already = base.problems(d_model)
         for path, why in config.problems(d_model):
             if (path, why) not in already:
-                yield ("layers",), _in_with(use, path), why
+                yield _in_with(use, path), why
 
 
 def _in_with(use: Use, path: Path, on_key: bool = False) -> Where:
@@ -314,8 +415,8 @@ class Recipe(Section):
     @property
     def notes(self) -> list[str]:
         """What is allowed and may still be a mistake."""
-        unused = self.model.unused_blocks
-        return [f"model.blocks: defined but not in the schedule: {', '.join(unused)}"] if unused else []
+        unused = self.model.unused.items()
+        return [f"model.{key}: defined but not in the schedule: {', '.join(names)}" for key, names in unused]
 
 
 def _section_problems(
@@ -407,16 +508,30 @@ def _partial_problems(data: dict) -> list[Found]:
     The sections' own checks of this kind only run once all their fields are valid.
     """
     model = data.get("model") if isinstance(data.get("model"), dict) else {}
-    named = model.get("blocks") if isinstance(model.get("blocks"), dict) else {}
-    blocks = {name: config for name, value in named.items() if (config := _attempt(_read_block, value))}
-    layers = _attempt(_read_schedule, model.get("layers"))
+    named = {key: model[key] if isinstance(model.get(key), dict) else {} for key in ("blocks", "ffns")}
+    reads = {"blocks": _read_block, "ffns": _read_ffn}
+    blocks, ffns = (
+        {name: config for name, value in named[key].items() if (config := _attempt(reads[key], value))} for key in named
+    )
+    layers, ffn_layers = (_attempt(_read_schedule, model.get(key)) for key in ("layers", "ffn_layers"))
+    sections = _sections(
+        blocks,
+        layers if named["blocks"] else None,
+        ffns,
+        ffn_layers if named["ffns"] else None,
+        set(named["blocks"]),
+        set(named["ffns"]),
+    )
     sizes = {name: model.get(name) for name in ("d_model", "n_layers", "vocab_size", "max_seq_len")}
     sizes = {name: value if type(value) is int and value >= 1 else None for name, value in sizes.items()}
-    fields = _model_problems(blocks, set(named), layers if named else None, sizes["n_layers"], sizes["d_model"])
+    fields = _model_problems(*sections, sizes["n_layers"], sizes["d_model"], _attempt(_read_ffn, model.get("ffn")))
     found: list[Found] = [
         (("model", *path), "value", why)
         for path, why in around_problems(model.get("norm", "rms"), model.get("norm_bias") is True)
     ]
+    if "model" in data:
+        given = (model.get(key) is not None for key in ("ffn", "ffns", "ffn_layers"))
+        found += [(("model", *path), at, why) for path, at, why in _ffn_problems(*given)]
     for path, at, why in fields:
         inside = at.path if isinstance(at, Where) else ()
         found.append((("model", *path, *inside), at, why))

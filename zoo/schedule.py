@@ -1,9 +1,11 @@
 """The layer schedule: which block each layer uses. One grammar in two spellings that mean the same.
 
 String:  `full (local*3 global)*5 local*2 full`. Names are separated by spaces or commas; `x*3` repeats; parentheses
-         group; a `...` at the very end repeats the whole pattern until `n_layers` is reached.
+         group; a `...` at the very end repeats the whole pattern until `n_layers` is reached, which must come out
+         even; with `... cut` the last repetition is cut short where it does not.
 List:    `[full, {repeat: 5, of: [{repeat: 3, of: [local]}, global]}, {use: local, with: {window: 1024}}]`.
-         A string in a list is read with the string grammar, a list in a list is a group, `...` may be the last entry.
+         A string in a list is read with the string grammar, a list in a list is a group, `...` or `... cut` may be
+         the last entry.
 """
 
 import re
@@ -15,6 +17,7 @@ from zoo.errors import Problem, RecipeError, shorten, unknown
 
 MAX_LAYERS = 10_000
 MAX_DEPTH = 64
+DOTS, CUT = "...", "cut"
 _TOO_LONG = f"the schedule expands past {MAX_LAYERS:,} layers"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _USE = re.compile(rf"({NAME.pattern})(?:\.({NAME.pattern}))?")
@@ -55,10 +58,16 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A parsed schedule; `fills` says that it ends with `...`."""
+    """A parsed schedule; `fills` says that it ends with `...`, `cuts` that it ends with `... cut`."""
 
     items: tuple[Use | Repeat, ...]
     fills: bool = False
+    cuts: bool = False
+
+    @property
+    def ending(self) -> list[str]:
+        """What stands behind the pattern."""
+        return [f"{DOTS} {CUT}"] if self.cuts else [DOTS] * self.fills
 
     @property
     def uses(self) -> list[Use]:
@@ -99,9 +108,9 @@ def parse(spelling: str | list) -> Schedule:
     found: list[tuple[Where, str]] = []
     try:
         if isinstance(spelling, str):
-            items, fills = _parse_string(spelling, Where(), MAX_DEPTH)
+            items, fills, cuts = _parse_string(spelling, Where(), MAX_DEPTH)
         else:
-            items, fills = _parse_list(spelling, (), MAX_DEPTH, found)
+            items, fills, cuts = _parse_list(spelling, (), MAX_DEPTH, found)
         if not items and not found:
             raise ScheduleError([(Where(), "the schedule is empty; name at least one block")])
         if not found:
@@ -110,14 +119,17 @@ def parse(spelling: str | list) -> Schedule:
         found += error.found
     if found:
         raise ScheduleError(found)
-    return Schedule(items, fills)
+    return Schedule(items, fills, cuts)
 
 
-def _parse_string(text: str, where: Where, depth: int) -> tuple[tuple[Use | Repeat, ...], bool]:
-    """Parse with an explicit stack of open groups; each group is a list of operands, each operand a tuple of items."""
+def _parse_string(text: str, where: Where, depth: int) -> tuple[tuple[Use | Repeat, ...], bool, bool]:
+    """(items, fills, cuts), as of Schedule.
+
+    Parsed with an explicit stack of open groups; each group is a list of operands, each operand a tuple of items.
+    """
     groups: list[list[tuple]] = [[]]
     opened: list[int] = []
-    position, named, fills, repeatable = 0, 0, False, False
+    position, named, fills, cuts, repeatable = 0, 0, False, False, False
 
     def refuse(message: str, offset: int | None = None):
         raise ScheduleError([(Where(where.path, position if offset is None else offset), message)])
@@ -126,8 +138,11 @@ def _parse_string(text: str, where: Where, depth: int) -> tuple[tuple[Use | Repe
         token = _TOKEN.match(text, position)
         if token is None:
             refuse(_unreadable(text, position))
+        if fills and not cuts and token["use"] == CUT:
+            cuts, position = True, token.end()
+            continue
         if fills and not token[0].isspace():
-            refuse("'...' must be the last thing in the schedule")
+            refuse("'...' must be the last thing in the schedule; only 'cut' may follow it")
         if token["use"]:
             named += 1
             if named > MAX_LAYERS:
@@ -159,7 +174,7 @@ def _parse_string(text: str, where: Where, depth: int) -> tuple[tuple[Use | Repe
         position = token.end()
     if opened:
         refuse("'(' is never closed", opened[-1])
-    return _splice(groups[0]), fills
+    return _splice(groups[0]), fills, cuts
 
 
 def _unreadable(text: str, position: int) -> str:
@@ -188,29 +203,38 @@ def _splice(operands: list[tuple]) -> tuple[Use | Repeat, ...]:
     return tuple(item for operand in operands for item in operand)
 
 
-def _parse_list(entries: object, path: tuple, depth: int, found: list) -> tuple[tuple[Use | Repeat, ...], bool]:
+def _parse_list(entries: object, path: tuple, depth: int, found: list) -> tuple[tuple[Use | Repeat, ...], bool, bool]:
+    """(items, fills, cuts), as of Schedule; problems are added to `found`."""
     if not isinstance(entries, list | tuple):
         raise ScheduleError([(Where(path), f"must be a schedule string or a list; found {shorten(entries)}")])
     if depth == 0:
         raise ScheduleError([(Where(path), f"lists nest deeper than {MAX_DEPTH}")])
     if len(entries) > MAX_LAYERS + 1:
         raise ScheduleError([(Where(path), _TOO_LONG)])
-    operands, fills = [], False
+    entries, fills, cuts = _without_ending(list(entries)) if not path else (entries, False, False)
+    operands = []
     for index, entry in enumerate(entries):
         here = (*path, index)
-        if entry == "..." and not path and index == len(entries) - 1:
-            fills = True
-            continue
         try:
             operands.append(_parse_entry(entry, here, depth - 1, found))
         except ScheduleError as error:
             found += error.found
-    return _splice(operands), fills
+    return _splice(operands), fills, cuts
+
+
+def _without_ending(entries: list) -> tuple[list, bool, bool]:
+    """(the entries before `...`, `... cut` or `...` and `cut`, fills, cuts)."""
+    if len(entries) > 1 and entries[-2:] == [DOTS, CUT]:
+        return entries[:-2], True, True
+    last = entries[-1].split() if entries and isinstance(entries[-1], str) else []
+    if last in ([DOTS], [DOTS, CUT]):
+        return entries[:-1], True, CUT in last
+    return entries, False, False
 
 
 def _parse_entry(entry: object, path: tuple, depth: int, found: list) -> tuple[Use | Repeat, ...]:
     if isinstance(entry, str):
-        items, fills = _parse_string(entry, Where(path), depth)
+        items, fills, _ = _parse_string(entry, Where(path), depth)
         if fills:
             raise ScheduleError([(Where(path), "'...' must be the last entry of the schedule")])
         if not items:
@@ -237,7 +261,7 @@ def _parse_entry(entry: object, path: tuple, depth: int, found: list) -> tuple[U
 
 
 def _group(entries: object, times: int, path: tuple, depth: int, found: list) -> tuple[Use | Repeat, ...]:
-    items, _ = _parse_list(entries, path, depth, found)
+    items, *_ = _parse_list(entries, path, depth, found)
     if not entries:
         raise ScheduleError([(Where(path), "this group is empty; name at least one block")])
     # Without items every entry has failed, and been reported.
@@ -280,37 +304,41 @@ def _expanded(items: Iterable[Use | Repeat]) -> list[Use]:
     return layers
 
 
-def expand(schedule: Schedule | str | list, n_layers: int | None = None) -> list[Use]:
+def expand(schedule: Schedule | str | list, n_layers: int | None = None, wanted: str = "n_layers is") -> list[Use]:
     """Return one Use for each layer, in order.
 
     n_layers: what the recipe says; a check when the schedule is complete, and needed when it ends with `...`.
+    wanted: how a message says where that number is from.
     Raises ScheduleError if the two do not agree.
     """
     schedule = schedule if isinstance(schedule, Schedule) else parse(schedule)
     layers = _expanded(schedule.items)
     if schedule.fills:
-        layers = _fill(layers, n_layers)
+        layers = _fill(layers, n_layers, schedule.cuts)
     if n_layers is not None and len(layers) != n_layers:
-        raise ScheduleError([(Where(), f"the schedule has {len(layers)} layers, but n_layers is {n_layers}")])
+        raise ScheduleError([(Where(), f"the schedule has {len(layers)} layers, but {wanted} {n_layers}")])
     return layers
 
 
-def _fill(pattern: list[Use], n_layers: int | None) -> list[Use]:
+def _fill(pattern: list[Use], n_layers: int | None, cuts: bool) -> list[Use]:
     if n_layers is None:
         raise ScheduleError([(Where(), "'...' needs n_layers, the number of layers to fill")])
     times, rest = divmod(n_layers, len(pattern))
+    if cuts and n_layers <= MAX_LAYERS:
+        return (pattern * (times + 1))[:n_layers]
     if rest or times < 1 or n_layers > MAX_LAYERS:
         even = [count for count in (times * len(pattern), (times + 1) * len(pattern)) if 0 < count <= MAX_LAYERS]
         message = f"the pattern of {len(pattern)} layers does not come out even in {n_layers} layers"
-        raise ScheduleError([(Where(), f"{message}; n_layers of {' or '.join(map(str, even))} would")])
+        hint = f"n_layers of {' or '.join(map(str, even))} would; '... {CUT}' cuts the last repetition short"
+        raise ScheduleError([(Where(), f"{message}; {hint}")])
     return pattern * times
 
 
 def format_schedule(schedule: Schedule) -> str | list:
     """Write a schedule so that parsing gives the same again: a string, or a list if an occurrence has overrides."""
     if any(use.overrides for use in schedule.uses):
-        return [_list_item(item) for item in schedule.items] + ["..."] * schedule.fills
-    return " ".join([_string_item(item) for item in schedule.items] + ["..."] * schedule.fills)
+        return [_list_item(item) for item in schedule.items] + schedule.ending
+    return " ".join([_string_item(item) for item in schedule.items] + schedule.ending)
 
 
 def _list_item(item: Use | Repeat) -> str | dict:

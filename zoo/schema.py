@@ -46,8 +46,18 @@ def schema_definitions() -> dict[str, Any]:
     model["blocks"]["additionalProperties"] = {"$ref": "#/$defs/Block"}
     model["blocks"].pop("patternProperties", None)
     model["blocks"]["propertyNames"] = {"pattern": f"^{NAME.pattern}$"}
-    model["layers"] = {"$ref": "#/$defs/Schedule", "description": model["layers"]["description"]}
+    for key in ("layers", "ffn_layers"):
+        model[key] = {"$ref": "#/$defs/Schedule", "description": model[key]["description"]}
+    _name_keys(model["ffns"])
     return definitions
+
+
+def _name_keys(node: dict[str, Any]) -> None:
+    """State the names that a mapping may have in the form that `blocks` has; pydantic writes it as a pattern."""
+    for member in [node, *node.get("anyOf", ())]:
+        if "patternProperties" in member:
+            (member["additionalProperties"],) = member.pop("patternProperties").values()
+            member["propertyNames"] = {"pattern": f"^{NAME.pattern}$"}
 
 
 def _for_schedules() -> dict[str, Any]:
@@ -55,8 +65,8 @@ def _for_schedules() -> dict[str, Any]:
     text = {"type": "string", "minLength": 1}
     repeat = {"repeat": {"type": "integer", "minimum": 1}, "of": {"anyOf": [text, entries]}}
     use = {
-        "use": {"type": "string", "pattern": f"^{_NAME}$", "description": "Name of a block."},
-        "with": {"type": "object", "description": "Fields of the block that differ for this occurrence."},
+        "use": {"type": "string", "pattern": f"^{_NAME}$", "description": "Name of a block, or of a feed-forward."},
+        "with": {"type": "object", "description": "Fields of it that differ for this occurrence."},
     }
     objects = [
         {"type": "object", "properties": repeat, "required": ["repeat", "of"], "additionalProperties": False},

@@ -41,6 +41,8 @@ def facts(recipe: Recipe) -> dict[str, Any]:
             "block": layer.block,
             "kind": layer.kind,
             "attention": layer.mixer.describe(),
+            "ffn": layer.ffn_name,
+            "feed_forward": layer.feed_forward.describe(),
         }
         for layer in model.expanded()
     ]
@@ -117,13 +119,18 @@ def strip_cell(number: int) -> tuple[str, str]:
 
 
 def _layer_table(recipe: Recipe, layers: list[dict], seen: list[str]) -> Table:
-    table = plain_table("layer", "", "block", "kind", "attention", "parameters")
-    table.columns[0].justify = table.columns[-1].justify = "right"
+    """A line for each layer; of feed-forwards only where layers have different ones."""
+    several = ("ffn", "feed-forward", "parameters") if recipe.model.ffns else ()
+    table = plain_table("layer", "", "block", "kind", "attention", "parameters", *several)
+    for column in (0, 5, *([8] if several else [])):
+        table.columns[column].justify = "right"
     count = cache(lambda mixer: mixer.cost(1).total_parameters)
+    count_ffn = cache(lambda ffn: ffn.parameters(recipe.model.d_model))
     for layer, row in zip(recipe.model.expanded()[:MAX_ROWS], layers, strict=False):
         cell = Text(*strip_cell(seen.index(row["attention"])))
-        parameters = f"{count(layer.mixer):,}"
-        table.add_row(str(row["index"]), cell, row["block"], row["kind"], row["attention"], parameters)
+        cells = [row["block"], row["kind"], row["attention"], f"{count(layer.mixer):,}"]
+        cells += [row["ffn"], row["feed_forward"], f"{count_ffn(layer.feed_forward):,}"] if several else []
+        table.add_row(str(row["index"]), cell, *cells)
     if len(layers) > MAX_ROWS:
         table.add_row("", Text("..."), f"{len(layers) - MAX_ROWS:,} more", "", "--json lists every layer", "")
     return table

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from zoo.blocks.cost import BF16, FLOAT
 from zoo.cost import model_cost
+from zoo.feed_forward.base import FeedForwardConfig
 from zoo.layer_fields import norm_bytes
 from zoo.recipe import ModelConfig, Recipe
 from zoo.training.names import frozen_parameters
@@ -126,20 +127,20 @@ def _even(recipe: Recipe, seq_len: int) -> bool:
 
 def _layers(model: ModelConfig, seq_len: int) -> tuple[list[tuple[int, int]], tuple[str, ...]]:
     """((bytes of one layer on one row, how many such layers) ..., kinds whose attention is not counted)."""
-    counts = Counter((layer.kind, layer.mixer) for layer in model.expanded())
+    counts = Counter((layer.kind, layer.mixer, layer.feed_forward) for layer in model.expanded())
     layers, unknown = [], {}
-    for (kind, mixer), times in counts.items():
+    for (kind, mixer, ffn), times in counts.items():
         attention = mixer.activation_bytes(seq_len)
         if attention is None:
             unknown[kind] = None
-        layers.append((_layer_bytes(model, seq_len) + (attention or 0), times))
+        layers.append((_layer_bytes(model, ffn, seq_len) + (attention or 0), times))
     return layers, tuple(unknown)
 
 
-def _layer_bytes(model: ModelConfig, seq_len: int) -> int:
+def _layer_bytes(model: ModelConfig, ffn: FeedForwardConfig, seq_len: int) -> int:
     """What a layer keeps beside its attention: what its norms keep, and its feed-forward.
 
     Of parallel parts the input, which both count, is one tensor.
     """
     shared = BF16 * model.d_model if model.parallel else 0
-    return seq_len * (norm_bytes(model) - shared + model.ffn.activation_bytes(model.d_model))
+    return seq_len * (norm_bytes(model) - shared + ffn.activation_bytes(model.d_model))

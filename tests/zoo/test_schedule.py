@@ -66,6 +66,39 @@ def test_dots_fill_n_layers(pattern, times):
             expand(text, len(pattern) * times + 1)
 
 
+@given(st.lists(names, min_size=1, max_size=6), st.integers(1, 50))
+def test_dots_and_cut_truncate(pattern, n_layers):
+    whole = expand(" ".join(pattern)) * n_layers
+    for spelling in (" ".join(pattern) + " ... cut", [*pattern, "... cut"], [*pattern, "...", "cut"]):
+        schedule = parse(spelling)
+        assert schedule.fills
+        assert schedule.cuts
+        assert expand(schedule, n_layers) == whole[:n_layers]
+        printed = format_schedule(schedule)
+        assert printed.endswith("... cut")
+        assert parse(printed) == schedule
+
+
+def test_cut_stands_behind_dots_only():
+    assert [use.name for use in expand("cut local*2 cut")] == ["cut", "local", "local", "cut"]
+    assert [use.name for use in expand("local cut ... cut", 3)] == ["local", "cut", "local"]
+    listed = [{"use": "local", "with": {"window": 4}}, "cut", "...", "cut"]
+    assert [use.name for use in expand(listed, 3)] == ["local", "cut", "local"]
+    assert parse(format_schedule(parse(listed))) == parse(listed)
+    for wrong in (
+        "a ... cut b",
+        "a ... cut cut",
+        "a ... cut*2",
+        "a ... (cut)",
+        "a ... cut.left",
+        ["a", "...", "cut", "b"],
+    ):
+        with pytest.raises(RecipeError, match=r"'\.\.\.' must be the last"):
+            parse(wrong)
+    with pytest.raises(RecipeError, match=r"'\.\.\.' needs n_layers"):
+        expand("a b ... cut")
+
+
 @given(st.text(alphabet="ab.*() ,12…\n-x%", max_size=40) | st.text(max_size=20))
 def test_random_text_gives_layers_or_a_clean_error(text):
     with suppress(RecipeError):
@@ -148,7 +181,7 @@ def test_a_list_of_names_is_a_schedule():
         ("a*2*3", "layers: a count must follow a name or a ')' (character 4)."),
         ("*3 a", "layers: a count must follow a name or a ')' (character 1)."),
         ("3*a", "layers: expected a block name; found '3*a'. To repeat, write name*3 (character 1)."),
-        ("a ... b", "layers: '...' must be the last thing in the schedule (character 7)."),
+        ("a ... b", "layers: '...' must be the last thing in the schedule; only 'cut' may follow it (character 7)."),
         ("(a ...)", "layers: '...' cannot stand inside parentheses; it ends the schedule (character 4)."),
         ("...", "layers: the schedule is empty; name at least one block."),
         ([], "layers: the schedule is empty; name at least one block."),

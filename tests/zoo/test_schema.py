@@ -41,6 +41,10 @@ def changed(path: str, value) -> dict:
         ("model.blocks.a", {"kind": "attention", "projection": {"kind": "mla", "q_rank": 8}}),
         ("model.blocks.a", {"kind": "ansa", "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
         ("data.source", {"kind": "huggingface", "path": "x", "streaming": True}),
+        ("model.ffn", None),
+        ("model.ffns", {"dense": {"kind": "gelu", "d_ff": 8}, "wide": {"d_ff": 9}}),
+        ("model.ffn_layers", "dense*3 wide ... cut"),
+        ("model.ffn_layers", ["dense", {"use": "wide", "with": {"d_ff": 10}}, "...", "cut"]),
     ],
 )
 def test_accepted(validator, path, value):
@@ -59,6 +63,9 @@ def test_accepted(validator, path, value):
         ("model.layers", [{"repeat": 0, "of": ["a"]}]),
         ("model.layers", [{"use": "a", "whit": {}}]),
         ("model.blocks.3x", BLOCK),
+        ("model.ffns", {"3x": {"d_ff": 8}}),
+        ("model.ffns", {"dense": {"kind": "gelu", "dff": 8}}),
+        ("model.ffn_layers", 5),
         ("model.blocks.local", {"kind": "windw"}),
         ("model.blocks.local.windw", 3),
         ("model.blocks.local.window", 0),

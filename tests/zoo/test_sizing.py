@@ -149,7 +149,7 @@ def test_activations_are_what_autograd_keeps(block, part, ffn, monkeypatch):
     x = torch.zeros(1, seq_len, 192, requires_grad=True)
     found = kept_bytes(layer, x, context)
     attention = model.blocks["a"].resolve(192, seq_len, part).activation_bytes(seq_len)
-    assert _layer_bytes(model, seq_len) + attention == pytest.approx(found, rel=0.05)
+    assert _layer_bytes(model, model.ffn, seq_len) + attention == pytest.approx(found, rel=0.05)
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])
@@ -164,7 +164,7 @@ def test_activations_around_the_parts_are_what_autograd_keeps(norm, place, paral
     layer, context = Layer(model, model.expanded()[0]), Context.for_tokens(1, 320)
     found = kept_bytes(layer, torch.zeros(1, 320, 192, requires_grad=True), context)
     attention = model.blocks["a"].resolve(192, 320).activation_bytes(320)
-    assert _layer_bytes(model, 320) + attention == pytest.approx(found, rel=0.02)
+    assert _layer_bytes(model, model.ffn, 320) + attention == pytest.approx(found, rel=0.02)
 
 
 def test_parts_by_hand():

@@ -12,7 +12,9 @@ def bytes_needed(model: ModelConfig, max_len: int, batch: int, rows_at_once: int
     block of another package that does not state it.
     """
     cache = batch * sum(size.held_bytes for size in cache_sizes(model, max_len, bytes_per_element).values())
-    widest = max(mixer.activation_bytes(max_len) or 0 for mixer in {layer.mixer for layer in model.expanded()})
+    layers = model.expanded()
+    widest = max(mixer.activation_bytes(max_len) or 0 for mixer in {layer.mixer for layer in layers})
+    ffn = max(each.activation_bytes(model.d_model) for each in {layer.feed_forward for layer in layers})
     tokens = rows_at_once * max_len
-    around = bytes_per_element * tokens * (2 * model.d_model + model.ffn.activation_bytes(model.d_model) // BF16)
+    around = bytes_per_element * tokens * (2 * model.d_model + ffn // BF16)
     return cache + around + rows_at_once * widest * bytes_per_element // BF16

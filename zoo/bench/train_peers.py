@@ -46,7 +46,8 @@ def _mfu_per_token(recipe, seq_len: int) -> float | None:
     model = recipe.model.model_copy()
     full = type(model).model_validate(
         {
-            **model.model_dump(exclude={"blocks", "layers", "n_layers"}),
+            **model.model_dump(include={"d_model", "vocab_size", "max_seq_len", "tie_embeddings"}),
+            "ffn": {"kind": "swiglu", "d_ff": _width(recipe)},
             "blocks": blocks,
             "layers": f"full*{_depth(recipe)}",
         }
@@ -68,6 +69,14 @@ def _heads(recipe) -> tuple[int, int]:
     return n_heads, getattr(layer.config, "n_kv_heads", None) or n_heads
 
 
+def _width(recipe) -> int:
+    """Width of the first layer's feed-forward."""
+    ffn = recipe.model.expanded()[0].feed_forward
+    if not hasattr(ffn, "d_ff"):
+        raise ZooError(f"{recipe.name}: the feed-forward {ffn.kind} has no d_ff, so no Llama is like it")
+    return ffn.d_ff
+
+
 def _llama(recipe, seq_len: int, on_gpu: bool):
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -78,7 +87,7 @@ def _llama(recipe, seq_len: int, on_gpu: bool):
     model, (n_heads, n_kv_heads) = recipe.model, _heads(recipe)
     config = LlamaConfig(
         hidden_size=model.d_model,
-        intermediate_size=model.ffn.d_ff,
+        intermediate_size=_width(recipe),
         num_hidden_layers=_depth(recipe),
         num_attention_heads=n_heads,
         num_key_value_heads=n_kv_heads,

@@ -31,6 +31,10 @@ class FeedForwardConfig(Kinded):
         """The same with every number known. A config without derived fields is its own resolved form."""
         return self
 
+    def describe(self) -> str:
+        """A few words for tables: `swiglu 704`."""
+        return self.kind
+
     def parameters(self, d_model: int) -> int:
         """All parameters of one layer."""
         raise NotImplementedError(f"{type(self).__name__} does not define parameters")

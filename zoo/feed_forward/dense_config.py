@@ -19,6 +19,9 @@ class Dense(FeedForwardConfig):
     d_ff: Count = Field(description="Width of the hidden layer.")
     bias: Flag = Field(False, description="Biases on every map.")
 
+    def describe(self) -> str:
+        return f"{self.kind} {self.d_ff:,}"
+
     def parameters(self, d_model: int) -> int:
         return self._weights(d_model) + (self.n_in * self.d_ff + d_model if self.bias else 0)
 

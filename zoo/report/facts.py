@@ -68,6 +68,7 @@ def _layers(model: ModelConfig) -> list[dict[str, str]]:
             "block": layer.block,
             "kind": f"{layer.kind}.{layer.part}" if layer.part else layer.kind,
             "attention": layer.mixer.describe(),
+            "feed_forward": layer.feed_forward.describe(),
         }
         for layer in model.expanded()
     ]
@@ -77,6 +78,7 @@ def _costs(costs: dict[int, ModelCost]) -> dict[str, Any]:
     first = next(iter(costs.values()))
     return {
         "parameters": first.parameters,
+        "active_parameters": first.active_parameters,
         "flops_per_token": {str(length): cost.flops_per_token for length, cost in costs.items()},
         "attention_share": {
             str(length): cost.flops_by_part["attention"] / cost.flops_per_token for length, cost in costs.items()

@@ -44,6 +44,8 @@ def _specs(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[An
     """(group, label, value of a column, its text, whether ratios make sense) of each row."""
     for part in ("embedding", "attention", "ffn", "norms", "head", "total"):
         yield "parameters", part, lambda c, p=part: c["parameters"][p], decimal, True
+    if any(c["active_parameters"] != c["parameters"]["total"] for c in found["columns"] if "parameters" in c):
+        yield "parameters", "active, of one token", lambda c: c["active_parameters"], decimal, True
     for length in map(str, found["seq_lens"]):
         yield "forward FLOPs per token", _at(length), lambda c, n=length: c["flops_per_token"][n], decimal, True
     for length in map(str, found["seq_lens"]):

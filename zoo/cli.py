@@ -274,6 +274,27 @@ def export(
     out(export_command(run, folder, format, dtype))
 
 
+@app.command(name="import")
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A local transformers folder.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A new run folder.", show_default=False)],
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option("--ignore", metavar="KEY", help="A key of config.json that does not matter. Repeatable."),
+    ] = None,
+    end_of_document: Annotated[
+        str | None, typer.Option(metavar="TOKEN", help="Ends a document. Default: the tokenizer's end of sequence.")
+    ] = None,
+) -> None:
+    """Make a run folder of a model in the layout of transformers: Llama, Mistral, Qwen, SmolLM3 and others."""
+    from zoo.interop.importing import import_command
+
+    text, notes = import_command(folder, run, ignore or [], end_of_document)
+    out(text)
+    for note in notes:
+        err(f"note: {note}")
+
+
 @app.command()
 def cost(
     recipe: RecipeFile,

@@ -1,11 +1,10 @@
 """`zoo export RUN DIR`: a trained model for other libraries. Loading what is written needs no pickle."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from zoo.errors import ZooError, shorten, unknown
+from zoo.errors import ZooError, unknown
+from zoo.new_folder import check_new_folder, new_folder
 
 FORMATS = ("hf", "safetensors")
 
@@ -26,7 +25,7 @@ def export(run: str | Path, folder: str | Path, format: str = "hf", dtype: str =
     folder = Path(folder)
     if format not in FORMATS:
         raise ExportError(unknown("format", format, FORMATS))
-    is_new = _is_new(folder)
+    check_new_folder(folder, ExportError)
     from zoo.inference.loading import DTYPES, load_for_generation
     from zoo.loading import load_tokenizer
 
@@ -34,42 +33,11 @@ def export(run: str | Path, folder: str | Path, format: str = "hf", dtype: str =
         raise ExportError(unknown("dtype", dtype, DTYPES))
     model = load_for_generation(run, "cpu", dtype)
     tokenizer = load_tokenizer(run) if format == "hf" else None
-    with _nothing_half_written(folder, is_new):
-        folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder, ExportError):
         _write_weights(model, folder, prefix="decoder." if format == "hf" else "")
         if format == "hf":
             _write_transformers(model, tokenizer, folder, dtype)
     return sorted(folder.iterdir())
-
-
-def _is_new(folder: Path) -> bool:
-    """Whether the folder must be made.  Raises ExportError if it has files already."""
-    try:
-        if not folder.exists():
-            return True
-        if folder.is_dir() and not any(folder.iterdir()):
-            return False
-    except OSError as error:
-        raise ExportError(f"{shorten(str(folder))}: cannot be written: {error.strerror}") from error
-    raise ExportError(f"{folder}: {'not empty' if folder.is_dir() else 'a file'}; name a new folder")
-
-
-@contextmanager
-def _nothing_half_written(folder: Path, is_new: bool) -> Iterator[None]:
-    """Take away what a failure, or Ctrl-C, leaves behind: the same command can be given again."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except BaseException as error:
-        if folder.is_dir():
-            for path in list(folder.iterdir()):
-                path.unlink()
-            if is_new:
-                folder.rmdir()
-        if isinstance(error, OSError | SafetensorError):  # the latter where the disk is full, among others
-            raise ExportError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
-        raise
 
 
 def _write_weights(model, folder: Path, prefix: str) -> None:

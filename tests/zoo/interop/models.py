@@ -1,0 +1,77 @@
+"""Tiny models of transformers with random weights, one or more of each family, without a download."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "attn_implementation": "eager",
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 7}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+# By name: the family, and the keys of its config that differ from SIZES.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama, heads of another width": ("Llama", {"head_dim": 10, "num_key_value_heads": 4}),
+    "llama, one key head, tied": ("Llama", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "llama, llama3 scaling": ("Llama", {"rope_scaling": LLAMA3, "rope_theta": 500.0}),
+    "llama, yarn": ("Llama", {"rope_scaling": YARN}),
+    "llama, linear scaling": ("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    "llama, biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama, gelu": ("Llama", {"hidden_act": "gelu"}),
+    "mistral": ("Mistral", {"sliding_window": 7}),
+    "mistral, no window": ("Mistral", {"sliding_window": None}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2, windows from layer 1": ("Qwen2", {**WINDOWS, "max_window_layers": 1}),
+    "qwen2, layer types": ("Qwen2", {**WINDOWS, "layer_types": MIXED, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 8}),
+    "qwen3, wide heads and windows": ("Qwen3", {"head_dim": 16, **WINDOWS, "layer_types": MIXED}),
+    "qwen3, biases": ("Qwen3", {"head_dim": 8, "attention_bias": True}),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 5}),
+    "smollm3, no rotation in the first layer": ("SmolLM3", {"no_rope_layers": [0, 1, 1], "attention_bias": True}),
+    "smollm3, windows": ("SmolLM3", {**WINDOWS, "no_rope_layer_interval": 2, "rope_scaling": LLAMA3}),
+}
+
+
+def config_of(name: str) -> transformers.PretrainedConfig:
+    """The config of a case."""
+    family, keys = CASES[name]
+    return getattr(transformers, f"{family}Config")(**{**SIZES, **keys})
+
+
+def make(config: transformers.PretrainedConfig, family: str) -> transformers.PreTrainedModel:
+    """A model with random weights, large enough that a wrong mask, position or order of rows shows in the logits."""
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_scale = name.endswith("norm.weight")
+            parameter.normal_(1.0 if is_scale else 0.0, 0.2)
+    return model
+
+
+def save(name: str, folder: Path, **options: Any) -> transformers.PreTrainedModel:
+    """Write the model of a case into a folder, as transformers does, and return it."""
+    model = make(config_of(name), CASES[name][0])
+    model.save_pretrained(folder, **options)
+    return model

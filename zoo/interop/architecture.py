@@ -1,0 +1,104 @@
+"""config.json to the `model` section of a recipe, and back; what either cannot say is refused by name.  No torch."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from zoo.differences import differences, in_words
+from zoo.errors import shorten
+from zoo.interop.errors import InteropError
+from zoo.interop.family import Family
+from zoo.interop.keys import Keys
+from zoo.interop.registry import family as find_family
+from zoo.recipe import ModelConfig
+
+# Of the `model` section: what says nothing about the logits of one document.
+OF_TRAINING = ("init_std", "document_mask")
+SPELLING = ("blocks", "layers", "n_layers", "ffn", "ffns", "ffn_layers")
+MOST_REASONS = 8
+
+
+def read_config(config: Mapping[str, Any], place: str, ignored: Iterable[str] = ()) -> tuple[Family, ModelConfig]:
+    """The family and the model that a config.json describes.
+
+    place: of the file, in messages.  ignored: keys that the user says do not matter.
+    Raises InteropError, naming the key, for anything that a recipe cannot express.
+    """
+    ignored = set(ignored)
+    family = find_family(config.get("model_type"), place)
+    if unknown := ignored - set(config):
+        raise InteropError(f"--ignore {min(unknown)}: {place} has no such key")
+    if "auto_map" in config and "auto_map" not in ignored:
+        raise InteropError(f"{place}: auto_map: the model brings code of its own, which is not run")
+    architectures = config.get("architectures")
+    if architectures not in (None, [family.architecture]) and "architectures" not in ignored:
+        found = architectures[0] if isinstance(architectures, list) and architectures else architectures
+        raise InteropError(f"{place}: architectures: must be {family.architecture}; found {shorten(found)}")
+    keys = Keys(config, place, family.defaults, ignored)
+    section = family.read(keys)
+    keys.finish()
+    try:
+        return family, ModelConfig.model_validate_json(json.dumps(section), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, ("model", *first["loc"])))
+        found = shorten(first["input"]) if not isinstance(first["input"], BaseModel) else "this config"
+        raise InteropError(f"{place}: no recipe can have this model: {key}: {first['msg']}; found {found}") from error
+
+
+def write_config(name: str, model: ModelConfig) -> tuple[Family, dict[str, Any]]:
+    """The family of that `model_type`, and the config.json of a model.
+
+    Raises InteropError that names what the family cannot have: the config is read back, and must describe the same.
+    """
+    family = find_family(name, "--as")
+    config = family.write(model)
+    try:
+        _, found = read_config(config, name)
+    except InteropError as error:
+        raise InteropError(f"{name}: has no such model: {error}") from error
+    different = list(differences(facts(model), facts(found)))
+    if different:
+        raise InteropError("\n".join(_reasons(name, different)))
+    return family, config
+
+
+def _reasons(name: str, different: list[tuple[str, Any, Any]]) -> Iterator[str]:
+    for key, ours, theirs in different[:MOST_REASONS]:
+        ours, theirs = in_words(ours, theirs)
+        yield f"{name}: cannot have this model: {key} is {ours}; in {name} it is {theirs}"
+    if len(different) > MOST_REASONS:
+        yield f"{name}: and {len(different) - MOST_REASONS} more differences"
+
+
+def facts(model: ModelConfig) -> dict[str, Any]:
+    """Everything that the logits of one document depend on, in a form in which equal models are equal."""
+    around = model.model_dump(mode="json", exclude={*OF_TRAINING, *SPELLING})
+    layers = [_layer_facts(layer) for layer in model.expanded()]
+    return {**around, "layers": layers}
+
+
+def _layer_facts(layer: Any) -> dict[str, Any]:
+    point = layer.mixer.attention
+    if point is None:
+        return {"mixer": layer.config.model_dump(mode="json"), "ffn": layer.ffn.model_dump(mode="json")}
+    projection = {field.name: _plain(getattr(point.projection, field.name)) for field in fields(point.projection)}
+    projection["score_scale"] = point.projection.scale
+    if not projection.get("qk_norm", True):
+        projection = {k: v for k, v in projection.items() if k != "norm_eps" and not k.startswith("qk_norm_")}
+    if not projection["rope"]:
+        projection = {k: v for k, v in projection.items() if k == "rope" or not k.startswith("rope")}
+    others = {field.name: _plain(getattr(point, field.name)) for field in fields(point)}
+    patterns = [pattern.model_dump(mode="json") for pattern in point.patterns]
+    return {**others, "projection": projection, "patterns": patterns, "ffn": layer.ffn.model_dump(mode="json")}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_none=True)
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value

@@ -1,0 +1,1 @@
+"""One file for each family of published models, named as its `model_type` in transformers."""

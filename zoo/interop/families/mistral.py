@@ -1,0 +1,36 @@
+"""Mistral 7B and its successors: one sliding window in every layer, or none."""
+
+from zoo.interop.llama_like import DEFAULTS, FULL, SLIDING, LlamaLike
+
+
+class Mistral(LlamaLike):
+    """`sliding_window` holds for all layers; null is full attention."""
+
+    model_type = "mistral"
+    architecture = "MistralForCausalLM"
+    defaults = DEFAULTS | {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    }
+
+    def read_layer_types(self, keys, n_layers):
+        return [FULL if keys.value("sliding_window") is None else SLIDING] * n_layers
+
+    def read_biases(self, keys):
+        return {}
+
+    def write_biases(self, layer):
+        return {}
+
+    def write_layer_types(self, layers):
+        pattern = layers[0].mixer.attention.pattern("window")
+        return {"sliding_window": None if pattern is None else pattern.window}
+
+
+FAMILY = Mistral()

@@ -1,0 +1,118 @@
+"""What a family of published models is: how its config.json and its tensors correspond to a recipe and to ours.
+
+A family is one file in zoo/interop/families/ with one object, FAMILY.  No torch at import.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.interop.keys import Keys
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.recipe import ModelConfig
+
+
+class Form:
+    """How numbers of a tensor of theirs are those of ours.  This one: the same."""
+
+    def to_ours(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        return tensor
+
+    def to_theirs(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        return tensor
+
+
+@dataclass(frozen=True)
+class Interleaved(Form):
+    """Rows of heads whose rotation turns channels 2i and 2i + 1; ours turns i and i + rotary_dim / 2.
+
+    head_dim: rows of a head, of which the first rotary_dim are rotated.
+    """
+
+    head_dim: int
+    rotary_dim: int
+
+    def to_ours(self, tensor):
+        heads = tensor.unflatten(0, (-1, self.head_dim))
+        turned, rest = heads[:, : self.rotary_dim], heads[:, self.rotary_dim :]
+        pairs = turned.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
+        return _cat([pairs, rest]).flatten(0, 1)
+
+    def to_theirs(self, tensor):
+        heads = tensor.unflatten(0, (-1, self.head_dim))
+        turned, rest = heads[:, : self.rotary_dim], heads[:, self.rotary_dim :]
+        pairs = turned.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        return _cat([pairs, rest]).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class OneLess(Form):
+    """Scales of norms that are kept as their difference from 1 (Gemma)."""
+
+    def to_ours(self, tensor):
+        return tensor + 1
+
+    def to_theirs(self, tensor):
+        return tensor - 1
+
+
+def _cat(parts):
+    import torch
+
+    return torch.cat(parts, 1)
+
+
+SAME = Form()
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """A tensor of theirs.  rows: its first size, needed only where several make up ours."""
+
+    name: str
+    rows: int | None = None
+    form: Form = SAME
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tensors of ours, on top of each other, are those of theirs, on top of each other."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[Theirs, ...]
+
+    @classmethod
+    def same(cls, ours: str, theirs: str, form: Form = SAME) -> "Rule":
+        """One tensor."""
+        return cls((ours,), (Theirs(theirs, form=form),))
+
+
+class Family(ABC):
+    """One `model_type` of transformers."""
+
+    model_type: ClassVar[str]
+    architecture: ClassVar[str]  # the class of transformers that has the head of a language model
+    defaults: ClassVar[Mapping[str, Any]]  # what its config class takes for keys that are not written
+
+    @abstractmethod
+    def read(self, keys: Keys) -> dict[str, Any]:
+        """The `model` section of the recipe.  Raises InteropError, naming the key, for what no recipe can say."""
+
+    @abstractmethod
+    def write(self, model: "ModelConfig") -> dict[str, Any]:
+        """Keys of the config.json that comes nearest to a model; whether it is the same model is checked by `read`.
+
+        Raises InteropError if the model has a part that the family has nothing like.
+        """
+
+    @abstractmethod
+    def rules(self, model: "ModelConfig") -> Iterator[Rule]:
+        """How the tensors of a model that `read` made correspond."""
+
+    def derived(self, name: str) -> bool:
+        """Whether a tensor of theirs holds nothing that the config does not say."""
+        return name.endswith(".rotary_emb.inv_freq")

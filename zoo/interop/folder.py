@@ -1,0 +1,148 @@
+"""A local folder of transformers, perhaps somebody else's: its config, and its tensors by name, nothing unpickled.
+
+Only regular files inside the folder are opened, sizes are bounded, and every failure is one line that names the file.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.errors import shorten
+from zoo.files import check_file, inside, present, read_json
+from zoo.interop.errors import InteropError
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+MOST_CONFIG_BYTES = 4 << 20
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+REMEDY = "bring back the file as it was published"
+MOST_NAMED = 12  # tensors in a message
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is, and what the header of that file says of it."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        found = 1
+        for size in self.shape:
+            found *= size
+        return found
+
+
+class SourceFolder:
+    """config.json and safetensors files of a folder."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            if not self.path.is_dir():
+                raise InteropError(f"{path}: no such folder; name a local folder with {CONFIG} and {WEIGHTS}")
+        except (OSError, ValueError) as error:
+            problem = getattr(error, "strerror", None) or error
+            raise InteropError(f"{shorten(str(path))}: cannot be read: {problem}") from error
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The keys of config.json."""
+        path = self.path / CONFIG
+        if not present(path, InteropError):
+            ours = " It is a run folder already." if (self.path / "model.yaml").exists() else ""
+            raise InteropError(f"{path}: no such file; a folder of transformers has one.{ours}")
+        return read_json(path, REMEDY, InteropError, MOST_CONFIG_BYTES)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Place]:
+        """Every tensor of the folder's weights, from the headers of its files."""
+        index = self.path / INDEX
+        if not present(index, InteropError):
+            if not present(self.path / WEIGHTS, InteropError):
+                raise InteropError(self._no_weights())
+            return dict(_header(self.path / WEIGHTS))
+        found: dict[str, Place] = {}
+        named = self._named(index)
+        for file in dict.fromkeys(named.values()):
+            for name, place in _header(self.path / file):
+                if named.get(name) != file:
+                    stated = f"it names {named[name]}" if name in named else "it does not have it"
+                    raise InteropError(f"{index}: weight_map.{_shown(name)}: {file} holds this tensor; {stated}")
+                found[name] = place
+        if missing := [name for name in named if name not in found]:
+            raise InteropError(f"{index}: {named[missing[0]]} lacks {names(missing)}")
+        return found
+
+    def _named(self, index: Path) -> dict[str, str]:
+        """The file of each tensor, as the index states it; files of the folder itself only."""
+        named = read_json(index, REMEDY, InteropError).get("weight_map")
+        if not isinstance(named, dict) or not named:
+            raise InteropError(f"{index}: weight_map: must say of each tensor which file holds it")
+        checked: set[str] = set()
+        for file in named.values():
+            if isinstance(file, str) and file in checked:
+                continue
+            if why := inside(self.path, file):
+                raise InteropError(f"{index}: weight_map: {why}")
+            if not file.endswith(".safetensors"):
+                raise InteropError(f"{index}: weight_map: must name .safetensors files; found {shorten(file)}")
+            checked.add(file)
+        return named
+
+    def _no_weights(self) -> str:
+        why = f"{self.path}: neither {WEIGHTS} nor {INDEX}"
+        others = sorted(path.name for path in self.path.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if not others:
+            return why
+        return (
+            f"{why}; {others[0]} is a pickle, which can run code and is not read. In a place that you trust, "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW) writes safetensors"
+        )
+
+    def read(self, wanted: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Those tensors as float32.  Raises InteropError for a dtype that is not a float of 16 or 32 bits, or NaN."""
+        from safetensors import SafetensorError, safe_open
+
+        found: dict[str, torch.Tensor] = {}
+        for name in wanted:
+            place = self.tensors[name]
+            try:
+                with safe_open(place.file, framework="pt") as file:
+                    tensor = file.get_tensor(name).to(torch.float32)
+            except (SafetensorError, OSError) as error:
+                raise InteropError(f"{place.file}: {_shown(name)} cannot be read: {error}") from error
+            if not bool(tensor.isfinite().all()):
+                raise InteropError(f"{place.file}: {_shown(name)} holds NaN or infinity; the file is damaged")
+            found[name] = tensor
+        return found
+
+
+def _header(path: Path) -> Iterable[tuple[str, Place]]:
+    """Name and place of each tensor of a file.  Raises InteropError for a damaged file or a dtype that is no float."""
+    from safetensors import SafetensorError, safe_open
+
+    check_file(path, InteropError)
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: Place(path, tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise InteropError(f"{path}: damaged, or not a safetensors file: {error}") from error
+    return found.items()
+
+
+def names(found: Iterable[str]) -> str:
+    """Tensor names for a message, the first few."""
+    listed = list(found)
+    more = f" and {len(listed) - MOST_NAMED} more" if len(listed) > MOST_NAMED else ""
+    return ", ".join(map(_shown, listed[:MOST_NAMED])) + more
+
+
+def _shown(name: str) -> str:
+    return shorten(name, 120)[1:-1]

@@ -1,0 +1,121 @@
+"""`zoo import FOLDER RUN`: a local folder of transformers as a run folder, which every other command takes.
+
+Nothing is unpickled and no code of the folder is run.  Everything is checked before the first file is written.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoo.files import write_text
+from zoo.interop.architecture import read_config
+from zoo.interop.errors import InteropError
+from zoo.new_folder import check_new_folder, new_folder
+from zoo.seal import sealed
+
+ROW = 4096  # most tokens of a training row in the recipe that is written
+
+
+@dataclass
+class Imported:
+    """What an import wrote.  notes: what the user should know of it."""
+
+    run: Path
+    model: Any  # zoo.recipe.ModelConfig
+    files: list[Path]
+    notes: list[str] = field(default_factory=list)
+
+
+def import_folder(
+    folder: str | Path, run: str | Path, *, ignored: Iterable[str] = (), end_of_document: str | None = None
+) -> Imported:
+    """Read config.json, safetensors and tokenizer.json of a folder, and write a run folder.
+
+    run: a new folder.  ignored: keys of config.json that the user says do not matter.  end_of_document: the token that
+    ends a document, where the tokenizer does not name it.
+    Raises InteropError, naming file and key, for what cannot be read or expressed; then nothing is written.
+    """
+    from zoo.interop.folder import CONFIG, SourceFolder
+    from zoo.interop.tokenizer import missing_note, read_tokenizer
+    from zoo.interop.weights import check_tensors, to_ours
+
+    source, run = SourceFolder(folder), Path(run)
+    family, model = read_config(source.config, str(source.path / CONFIG), ignored)
+    check_new_folder(run, InteropError)
+    _check_size(source, model)
+    rules, shapes = list(family.rules(model)), _shapes(model)
+    check_tensors(source, family, rules, shapes)
+    tokenizer = read_tokenizer(source.path, source.config, model.vocab_size, end_of_document)
+    recipe = _recipe(run, model, f"Imported from {source.path} ({family.architecture}).", tokenizer is not None)
+    state = to_ours(source, rules, shapes)
+    with new_folder(run, InteropError):
+        write_run(run, recipe, state, tokenizer)
+    notes = [] if tokenizer else [missing_note(source.path)]
+    return Imported(run, model, sorted(run.iterdir()), notes)
+
+
+def write_run(run: Path, recipe: Any, state: dict, tokenizer: Any) -> None:
+    """recipe.yaml, model.safetensors, model.yaml and the tokenizer's files, as training leaves them."""
+    from zoo.training.export import export
+    from zoo.training.run_folder import RunFolder
+
+    files = RunFolder(run)
+    write_text(files.recipe, sealed(recipe.dump()))
+    export(files, recipe, state, tokenizer)
+
+
+def _check_size(source: Any, model: Any) -> None:
+    """Raise InteropError if the files cannot hold the model that config.json describes, before it is laid out."""
+    from zoo.cost import model_cost
+
+    described = model_cost(model, 1).parameters["total"]
+    held = sum(place.elements for place in source.tensors.values())
+    if described > held:
+        found = f"describes a model of {described:,} parameters; its safetensors files hold {held:,} numbers"
+        raise InteropError(f"{source.path}: config.json {found}")
+
+
+def _shapes(model: Any) -> dict[str, list[int]]:
+    from zoo.model import build_model
+
+    return {name: list(tensor.shape) for name, tensor in build_model(model, device="meta").state_dict().items()}
+
+
+def _recipe(run: Path, model: Any, summary: str, has_tokenizer: bool) -> Any:
+    """The run's recipe, which goes on training the weights: rows of at most ROW tokens of text in its tokenizer."""
+    from zoo.recipe import Recipe
+
+    row = min(ROW, model.max_seq_len)
+    if has_tokenizer:
+        data = {"seq_len": row, "tokenizer": {"kind": "huggingface", "path": str(run)}}
+    else:  # rows of numbers, which the user has to name
+        data = {"seq_len": row, "source": {"kind": "mds", "local": "rows"}, "validation_fraction": 0}
+    section = {
+        "name": recipe_name(run),
+        "summary": summary,
+        "model": model.model_dump(),
+        "data": data,
+        "train": {"init_from": str(run)},
+    }
+    return Recipe.model_validate(section)
+
+
+def recipe_name(run: Path) -> str:
+    """The name of a run folder as the name of a recipe."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.name or run.resolve().name)[:100].lstrip("._-")
+    return name or "imported"
+
+
+def import_command(folder: Path, run: Path, ignored: list[str], end_of_document: str | None) -> tuple[str, list[str]]:
+    """`zoo import`: import, and say what was written and what can be done with it."""
+    imported = import_folder(folder, run, ignored=ignored, end_of_document=end_of_document)
+    sizes = ", ".join(f"{path.name} ({path.stat().st_size:,} bytes)" for path in imported.files)
+    lines = [
+        f"wrote {run}: {sizes}",
+        f"layers    {imported.model.layers}",
+        f"use it:   zoo generate {run}, zoo eval {run}, zoo show {run}/recipe.yaml",
+        f"train it: zoo train {run}/recipe.yaml --run-dir NEW   (its recipe says train.init_from: {run})",
+    ]
+    return "\n".join(lines), imported.notes

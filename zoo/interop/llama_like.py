@@ -1,0 +1,256 @@
+"""Decoders of Llama's layout: pre-norm layers of grouped-query attention and a gated feed-forward.  No torch.
+
+A family of this layout states what differs: defaults of its config class, the fields of its blocks, names of tensors.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from zoo.interop.errors import InteropError
+from zoo.interop.family import SAME, Family, Form, Rule, Theirs
+from zoo.interop.keys import Keys
+from zoo.interop.rope import read_rope, write_rope
+from zoo.interop.spelling import name_blocks
+from zoo.schedule import MAX_LAYERS
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+ACTIVATIONS = {"silu": {"kind": "swiglu"}, "swish": {"kind": "swiglu"}}
+GELUS = {
+    "gelu": {"kind": "geglu"},
+    "gelu_pytorch_tanh": {"kind": "geglu", "gelu": "tanh"},
+    "gelu_new": {"kind": "geglu", "gelu": "tanh"},
+}
+DEFAULTS = {
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "num_key_value_heads": None,
+    "head_dim": None,
+}
+
+
+class LlamaLike(Family):
+    """What the families of this layout share; each overrides the methods for what it has of its own."""
+
+    defaults: ClassVar[dict[str, Any]] = DEFAULTS
+    norms: ClassVar[dict[str, str]] = {  # of a layer: ours, and theirs
+        "attention_norm": "input_layernorm",
+        "feed_forward_norm": "post_attention_layernorm",
+    }
+    eps_key: ClassVar[str] = "rms_norm_eps"
+    gelu_too: ClassVar[bool] = True  # whether hidden_act may be a GELU
+
+    # config.json to recipe
+
+    def read(self, keys: Keys) -> dict[str, Any]:
+        d_model = keys.count("hidden_size")
+        n_layers = keys.count("num_hidden_layers", most=MAX_LAYERS)
+        max_seq_len = keys.count("max_position_embeddings")
+        kinds = self.read_layer_types(keys, n_layers)
+        attention = self.read_attention(keys, d_model) | self.read_rope(keys, max_seq_len)
+        blocks = [self.read_block(keys, attention, kind, index) for index, kind in enumerate(kinds)]
+        return {
+            "d_model": d_model,
+            "vocab_size": keys.count("vocab_size"),
+            "max_seq_len": max_seq_len,
+            "ffn": self.read_ffn(keys),
+            "tie_embeddings": keys.flag("tie_word_embeddings"),
+            "norm_eps": keys.number(self.eps_key),
+            **self.read_around(keys),
+            **_init_std(keys),
+            **name_blocks(blocks),
+        }
+
+    def read_layer_types(self, keys: Keys, n_layers: int) -> list[str]:
+        """Of each layer, FULL or SLIDING."""
+        return [FULL] * n_layers
+
+    def read_attention(self, keys: Keys, d_model: int) -> dict[str, Any]:
+        """The fields that all blocks have."""
+        n_heads = keys.count("num_attention_heads")
+        return {
+            "n_heads": n_heads,
+            "n_kv_heads": keys.count("num_key_value_heads", null=n_heads),
+            "head_dim": keys.count("head_dim", null=max(1, d_model // n_heads)),
+            **self.read_biases(keys),
+        }
+
+    def read_biases(self, keys: Keys) -> dict[str, Any]:
+        """`attention_bias` is one on all four maps."""
+        return {"qkv_bias": True, "output_bias": True} if keys.flag("attention_bias", False) else {}
+
+    def read_rope(self, keys: Keys, max_seq_len: int) -> dict[str, Any]:
+        return read_rope(keys, max_seq_len)
+
+    def read_block(self, keys: Keys, attention: dict[str, Any], kind: str, index: int) -> dict[str, Any]:
+        """The block of a layer."""
+        if kind == FULL:
+            return {"kind": "full", **attention}
+        return {"kind": "window", **attention, "window": keys.count("sliding_window")}
+
+    def read_ffn(self, keys: Keys) -> dict[str, Any]:
+        known = ACTIVATIONS | (GELUS if self.gelu_too else {})
+        name = keys.value("hidden_act")
+        if not isinstance(name, str) or name not in known:
+            keys.refuse("hidden_act", f"must be {', '.join(known)}, which a recipe can say")
+        bias = {"bias": True} if keys.flag("mlp_bias", False) else {}
+        return {**known[name], "d_ff": keys.count("intermediate_size"), **bias}
+
+    def read_around(self, keys: Keys) -> dict[str, Any]:
+        """Keys of the `model` section about norms, the residual stream and logits."""
+        return {}
+
+    # recipe to config.json
+
+    def write(self, model) -> dict[str, Any]:
+        layers = model.expanded()
+        for layer in layers:
+            self.check_block(layer)
+        projection, ffn = layers[0].mixer.attention.projection, layers[0].ffn
+        written = {
+            "architectures": [self.architecture],
+            "model_type": self.model_type,
+            "vocab_size": model.vocab_size,
+            "hidden_size": model.d_model,
+            "intermediate_size": ffn.d_ff,
+            "num_hidden_layers": len(layers),
+            "num_attention_heads": projection.n_heads,
+            "num_key_value_heads": projection.n_kv_heads,
+            **self.write_head_dim(model, projection),
+            "hidden_act": self.write_activation(ffn),
+            "max_position_embeddings": model.max_seq_len,
+            "initializer_range": model.init_std,
+            self.eps_key: model.norm_eps,
+            "tie_word_embeddings": model.tie_embeddings,
+            "attention_dropout": 0.0,
+            **self.write_rope(layers),
+            **self.write_biases(layers[0]),
+            **self.write_layer_types(layers),
+            **self.write_around(model),
+        }
+        return written
+
+    def check_block(self, layer) -> None:
+        """Raise InteropError unless the layer is of this layout: grouped-query attention, full or over a window."""
+        point = layer.mixer.attention
+        where = f"layer {layer.index} ({layer.block})"
+        if point is None or point.projection.kind != "gqa":
+            found = layer.kind if point is None else point.projection.kind.upper()
+            raise InteropError(f"{where}: {self.model_type} has grouped-query attention only; found {found}")
+        kinds = [pattern.kind for pattern in point.patterns]
+        if kinds not in (["full"], ["window"]):
+            raise InteropError(f"{where}: {self.model_type} has no such pattern: {', '.join(kinds)}")
+        known = {one["kind"] for one in (ACTIVATIONS | (GELUS if self.gelu_too else {})).values()}
+        if layer.ffn.kind not in known:
+            expected = " or ".join(sorted(known))
+            raise InteropError(f"{where}: {self.model_type} has a feed-forward {expected}; found {layer.ffn.kind}")
+
+    def write_head_dim(self, model, projection) -> dict[str, Any]:
+        """Left out where it is what every reader takes, because older ones do not know the key."""
+        plain = self.defaults["head_dim"] is None and projection.head_dim == model.d_model // projection.n_heads
+        return {} if plain else {"head_dim": projection.head_dim}
+
+    def write_activation(self, ffn) -> str:
+        wanted = ffn.model_dump(mode="json")
+        every = ACTIVATIONS | GELUS
+        return next(name for name, says in every.items() if all(wanted[key] == value for key, value in says.items()))
+
+    def write_rope(self, layers) -> dict[str, Any]:
+        rotated = (layer.mixer.attention.projection for layer in layers if layer.mixer.attention.projection.rope)
+        return write_rope(next(rotated, layers[0].mixer.attention.projection))
+
+    def write_biases(self, layer) -> dict[str, Any]:
+        return {"attention_bias": layer.mixer.attention.output_bias, "mlp_bias": layer.ffn.bias}
+
+    def write_layer_types(self, layers) -> dict[str, Any]:
+        return {}
+
+    def write_around(self, model) -> dict[str, Any]:
+        return {}
+
+    # tensors
+
+    def rules(self, model) -> Iterator[Rule]:
+        yield Rule.same("embedding.weight", "model.embed_tokens.weight")
+        for layer in model.expanded():
+            ours, theirs = f"layers.{layer.index}.", f"model.layers.{layer.index}."
+            for one, other in self.norms.items():
+                yield Rule.same(f"{ours}{one}.weight", f"{theirs}{other}.weight", self.norm_form)
+            yield from self.attention_rules(layer, f"{ours}attention.", f"{theirs}self_attn.")
+            yield from self.ffn_rules(layer, f"{ours}feed_forward.", f"{theirs}mlp.")
+        yield Rule.same("norm.weight", "model.norm.weight", self.norm_form)
+        if not model.tie_embeddings:
+            yield Rule.same("head.weight", "lm_head.weight")
+
+    norm_form: ClassVar[Form] = SAME
+
+    def query_form(self, projection) -> Form:
+        """How rows of queries and keys are those of ours."""
+        return SAME
+
+    def attention_rules(self, layer, ours: str, theirs: str) -> Iterator[Rule]:
+        point = layer.mixer.attention
+        projection = point.projection
+        rows = [projection.n_heads * projection.head_dim, projection.n_kv_heads * projection.head_dim]
+        rows.append(projection.n_kv_heads * projection.v_head_dim)
+        forms = [self.query_form(projection)] * 2 + [SAME]
+        for part in ("weight", "bias") if projection.qkv_bias else ("weight",):
+            parts = zip("qkv", rows, forms, strict=True)
+            each = tuple(Theirs(f"{theirs}{name}_proj.{part}", size, form) for name, size, form in parts)
+            yield Rule((f"{ours}projection.input.{part}",), each)
+        if projection.qk_norm:
+            yield Rule.same(f"{ours}projection.query_norm.weight", f"{theirs}q_norm.weight", self.norm_form)
+            yield Rule.same(f"{ours}projection.key_norms.0.weight", f"{theirs}k_norm.weight", self.norm_form)
+        yield Rule.same(f"{ours}output.weight", f"{theirs}o_proj.weight")
+        if point.output_bias:
+            yield Rule.same(f"{ours}output.bias", f"{theirs}o_proj.bias")
+
+    def ffn_rules(self, layer, ours: str, theirs: str) -> Iterator[Rule]:
+        for part in ("weight", "bias") if layer.ffn.bias else ("weight",):
+            for one, other in (("gate", "gate_proj"), ("up", "up_proj"), ("output", "down_proj")):
+                yield Rule.same(f"{ours}{one}.{part}", f"{theirs}{other}.{part}")
+
+
+def _init_std(keys: Keys) -> dict[str, float]:
+    """Only a new part of the model is drawn with it, so what no recipe takes is left at the default."""
+    value = keys.value("initializer_range")
+    return {"init_std": value} if isinstance(value, float) and 0 < value <= 1 else {}
+
+
+class SlidingLayers(LlamaLike):
+    """With a sliding window in some layers, as Qwen 2 states them: `layer_types`, else from `max_window_layers` on."""
+
+    def read_layer_types(self, keys: Keys, n_layers: int) -> list[str]:
+        first = keys.value("max_window_layers")
+        if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+            keys.refuse("max_window_layers", "must be an integer of 0 or more")
+        return read_windows(keys, [index >= first for index in range(n_layers)])
+
+    def write_layer_types(self, layers) -> dict[str, Any]:
+        return write_windows(layers) | {"max_window_layers": len(layers)}
+
+
+def read_windows(keys: Keys, otherwise: list[bool]) -> list[str]:
+    """Of each layer, FULL or SLIDING: as `layer_types` says; without it, which layers slide if any does."""
+    switched, window = keys.flag("use_sliding_window", False), keys.value("sliding_window")
+    slides = switched and window is not None
+    kinds = keys.each_layer("layer_types", len(otherwise), [FULL, SLIDING])
+    if kinds is None:
+        return [SLIDING if slides and one else FULL for one in otherwise]
+    if SLIDING in kinds and not slides:
+        why = "must be true, and sliding_window a number, because layer_types names sliding_attention"
+        keys.refuse("use_sliding_window", why)
+    return kinds
+
+
+def write_windows(layers) -> dict[str, Any]:
+    """`layer_types`, `use_sliding_window` and the window of the first layer that has one."""
+    windows = [layer.mixer.attention.pattern("window") for layer in layers]
+    first = next((pattern.window for pattern in windows if pattern is not None), None)
+    return {
+        "use_sliding_window": first is not None,
+        "sliding_window": first,
+        "layer_types": [FULL if pattern is None else SLIDING for pattern in windows],
+    }

@@ -1,0 +1,23 @@
+"""The families that can be read and written: every module of zoo/interop/families/ has one.  No torch."""
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+
+from zoo.errors import unknown
+from zoo.interop import families
+from zoo.interop.errors import InteropError
+from zoo.interop.family import Family
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """The `model_type` of every family, sorted."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
+
+
+def family(name: object, place: str) -> Family:
+    """The family of that `model_type`.  Raises InteropError, beginning with `place`, if there is none."""
+    if not isinstance(name, str) or name not in names():
+        raise InteropError(f"{place}: {unknown('model_type', name, names())}")
+    return import_module(f"zoo.interop.families.{name}").FAMILY

@@ -1,0 +1,67 @@
+"""Rotary position embeddings as a config.json writes them, and as a block of a recipe does.  No torch.
+
+transformers 4 has `rope_theta` and `rope_scaling`, transformers 5 one mapping `rope_parameters`; both are read, and the
+former, which every release reads, is written.
+"""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from zoo.blocks.rope_fields import LinearScaling, Llama3Scaling, YarnScaling
+from zoo.errors import shorten
+from zoo.interop.errors import InteropError
+from zoo.interop.keys import Keys
+
+SCALINGS = {"linear": LinearScaling, "yarn": YarnScaling, "llama3": Llama3Scaling}
+
+
+def read_rope(keys: Keys, max_seq_len: int) -> dict[str, Any]:
+    """The fields `rope_theta`, and `rope_scaling` where there is one, of a block."""
+    parameters, scaling = keys.mapping("rope_parameters"), keys.mapping("rope_scaling")
+    if parameters is None:
+        name, theta = "rope_scaling", keys.number("rope_theta")
+    else:
+        if scaling is not None and scaling != parameters:
+            keys.refuse("rope_scaling", "must not be given beside other rope_parameters")
+        name, scaling = "rope_parameters", {key: parameters[key] for key in parameters if key != "rope_theta"}
+        default = keys.number("rope_theta")
+        theta = keys.inside(name, parameters).number("rope_theta", default)
+    fields = {"rope_theta": theta}
+    if scaling and (found := _scaling(keys, name, scaling, max_seq_len)):
+        fields["rope_scaling"] = found
+    return fields
+
+
+def _scaling(keys: Keys, name: str, written: dict[str, Any], max_seq_len: int) -> dict[str, Any] | None:
+    inside = keys.inside(name, written)
+    kinds = {kind for key in ("rope_type", "type") if (kind := inside.value(key, None)) is not None}
+    if len(kinds) > 1:
+        keys.refuse(name, "rope_type and type must be the same")
+    kind = kinds.pop() if kinds else "default"
+    if kind == "default":
+        inside.finish()
+        return None
+    if kind not in SCALINGS:
+        inside.refuse("rope_type" if "rope_type" in written else "type", f"must be default, {', '.join(SCALINGS)}")
+    found = {key: inside.value(key, None) for key in SCALINGS[kind].model_fields if key != "rope_type"}
+    inside.finish()
+    if kind == "yarn" and not found["original_max_position_embeddings"]:
+        found["original_max_position_embeddings"] = max_seq_len
+    found = {"rope_type": kind, **{key: value for key, value in found.items() if value is not None}}
+    try:
+        SCALINGS[kind].model_validate(found, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InteropError(f"{keys.place}: {name}.{where}: {first['msg']}; found {shorten(first['input'])}") from error
+    return found
+
+
+def write_rope(projection: Any) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling` of a projection (zoo.blocks.projections.base.ResolvedProjection)."""
+    scaling = projection.rope_scaling
+    return {
+        "rope_theta": projection.rope_theta,
+        "rope_scaling": None if scaling is None else scaling.model_dump(mode="json", exclude_none=True),
+    }

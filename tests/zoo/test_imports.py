@@ -23,6 +23,8 @@ LIGHT += [
     "study.config",
     "study.expand",
     "study.estimate",
+    "interop.architecture",
+    "interop.importing",
 ]
 
 

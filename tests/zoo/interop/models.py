@@ -53,10 +53,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def config_of(name: str) -> transformers.PretrainedConfig:
-    """The config of a case."""
+def config_of(name: str, more: dict[str, Any] | None = None) -> transformers.PretrainedConfig:
+    """The config of a case.  more: keys that differ from it."""
     family, keys = CASES[name]
-    return getattr(transformers, f"{family}Config")(**{**SIZES, **keys})
+    return getattr(transformers, f"{family}Config")(**{**SIZES, **keys, **(more or {})})
 
 
 def make(config: transformers.PretrainedConfig, family: str) -> transformers.PreTrainedModel:
@@ -70,8 +70,8 @@ def make(config: transformers.PretrainedConfig, family: str) -> transformers.Pre
     return model
 
 
-def save(name: str, folder: Path, **options: Any) -> transformers.PreTrainedModel:
+def save(name: str, folder: Path, keys: dict[str, Any] | None = None) -> transformers.PreTrainedModel:
     """Write the model of a case into a folder, as transformers does, and return it."""
-    model = make(config_of(name), CASES[name][0])
-    model.save_pretrained(folder, **options)
+    model = make(config_of(name, keys), CASES[name][0])
+    model.save_pretrained(folder)
     return model

@@ -21,6 +21,7 @@ class Column:
 
     source: what the user named.  label: its heading, unique in the comparison.  error: why there is no recipe (or why
     it could not be trained or measured), None where all went well.  run: the run folder, None for a recipe alone.
+    repeats: runs of the same recipe with other seeds, which the column stands for as well (`seeds.grouped`).
     """
 
     source: str
@@ -28,6 +29,12 @@ class Column:
     recipe: Recipe | None = None
     error: str | None = None
     run: RunFolder | None = None
+    repeats: tuple["Column", ...] = ()
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs, ascending."""
+        return sorted(column.recipe.seed for column in (self, *self.repeats))
 
 
 def load_columns(

@@ -11,6 +11,7 @@ from zoo.report.columns import FEWEST, MOST, Column, load_columns, with_duration
 from zoo.report.facts import comparison, distinct_blocks
 from zoo.report.measure import measure_column
 from zoo.report.rows import rows
+from zoo.report.seeds import grouped
 from zoo.report.text import as_text
 from zoo.report.training import train_columns
 
@@ -43,6 +44,7 @@ def compare(request: Request) -> str:
     _refuse_if_all_failed(columns)
     if request.train:
         columns = train_columns(columns, request.runs_dir, with_duration(request.overrides, request.train))
+    columns = grouped(columns)
     measured: list[dict | None] = [None] * len(columns)
     if request.measure:
         length = next(iter(request.seq_lens), None) or shortest(columns)

@@ -7,7 +7,7 @@ from typing import Any
 from zoo.blocks.config import BlockConfig
 from zoo.cost import ModelCost, model_cost
 from zoo.recipe import ModelConfig
-from zoo.report import notes, runs
+from zoo.report import notes, runs, seeds
 from zoo.report.columns import Column, reason
 from zoo.report.reach import reach
 from zoo.show import cache_by_kind, description
@@ -51,7 +51,9 @@ def _column(column: Column, seq_lens: list[int]) -> dict[str, Any]:
         return {**{name: facts[name] for name in ("label", "source", "name", "summary")}, "error": reason(error)}
     if column.run is not None:
         try:
-            facts["run"] = runs.facts(column)
+            members = (column, *column.repeats)
+            found = [runs.facts(member) for member in members]
+            facts["run"] = seeds.merged(found, members) if column.repeats else found[0]
         except Exception as error:  # damaged files; what its recipe costs is known all the same
             facts["error"] = facts["error"] or reason(error)
     return facts

@@ -19,7 +19,7 @@ def notes(columns: Sequence[Column], facts: Sequence[dict[str, Any]]) -> list[st
         found.append(
             f"{columns[0].label} failed, so nothing is stated as a ratio: ratios are against the first column."
         )
-    if len(pairs) > 1:
+    if len(pairs) > 1 or any(column.repeats for column, _ in pairs):
         found += _parameters(pairs)
         found += _recipes(pairs)
         trained = [(column, known) for column, known in pairs if known.get("run")]
@@ -54,7 +54,7 @@ def _runs(trained) -> Iterator[str]:
     columns = [column for column, _ in trained]
     for title, read in (
         ("Other batch size", lambda c: c.recipe.train.rows(_seq_len(c)) * _seq_len(c)),
-        ("Other seed", lambda c: c.recipe.seed),
+        ("Other seeds" if any(c.repeats for c in columns) else "Other seed", lambda c: c.seeds),
         ("Other optimiser or learning-rate schedule", lambda c: (c.recipe.train.optimizer, c.recipe.train.schedule)),
     ):
         if others := _differing(columns, read):

@@ -41,7 +41,7 @@ def as_page(found: dict[str, Any], curves: dict[str, str], maps: list[tuple[str,
     labels = ", ".join(column["label"] for column in columns)
     body = "\n".join(
         [
-            f"<h1>{len(columns)} architectures, side by side</h1>",
+            f"<h1>{f'{len(columns)} architectures, side by side' if len(columns) > 1 else escape(labels)}</h1>",
             f"<p class=dim>{escape(labels)}. Made by zoo compare, attention-zoo {__version__}.</p>",
             notes(found["notes"], "Not everything here is comparable"),
             "<h2>Layers</h2>",

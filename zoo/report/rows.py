@@ -160,8 +160,24 @@ def percent(share: float) -> str:
     return f"{share:.1%}"
 
 
-def _loss(value: float) -> str:
-    return f"{value:.4f}"
+def _loss(value: float | dict[str, Any]) -> str:
+    """`1.2345`; `1.2345 ±0.0012` for a mean over seeds, with half the width of its 95% interval."""
+    if not isinstance(value, dict):
+        return f"{value:.4f}"
+    half = "" if value["low"] is None else f" ±{(value['high'] - value['low']) / 2:.4f}"
+    return f"{value['value']:.4f}{half}"
+
+
+def _validated(which: str, key: str) -> Read:
+    """Read a validation number of a run; of several seeds with its interval."""
+
+    def read(column: dict) -> Any:
+        found = (column.get("run") or {}).get(which)
+        if found is None or found[key] is None:
+            return None
+        return found["intervals"][key] if "intervals" in found else found[key]
+
+    return read
 
 
 def _seconds(value: float) -> str:
@@ -196,8 +212,8 @@ _TRAINED = [
     ("trained", "FLOPs", _part("run", "flops"), decimal, True),
     ("trained", "wall time", _part("run", "time_s"), _seconds, True),
     ("trained", "tokens/s at the end", _part("run", "tokens_per_s"), _plain, True),
-    ("trained", "validation loss, final", _part("run", "final", "loss"), _loss, True),
-    ("trained", "validation loss, best", _part("run", "best", "loss"), _loss, True),
-    ("trained", "bits per byte, final", _part("run", "final", "bits_per_byte"), _loss, True),
-    ("trained", "bits per byte, best", _part("run", "best", "bits_per_byte"), _loss, True),
+    ("trained", "validation loss, final", _validated("final", "loss"), _loss, True),
+    ("trained", "validation loss, best", _validated("best", "loss"), _loss, True),
+    ("trained", "bits per byte, final", _validated("final", "bits_per_byte"), _loss, True),
+    ("trained", "bits per byte, best", _validated("best", "bits_per_byte"), _loss, True),
 ]

@@ -48,6 +48,17 @@ def test_a_recipe_in_the_docs_loads(text, tmp_path, monkeypatch):
     assert len(recipe.model.expanded()) >= 1
 
 
+@pytest.mark.parametrize("text", list(fenced("study")))
+def test_a_study_in_the_docs_has_runs(text, tmp_path):
+    from zoo.study.config import load_study
+    from zoo.study.expand import expand
+
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    path = tmp_path / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert len(list(expand(load_study(path)).choosing())) == 9
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """runs/quickstart as `zoo train recipes/quickstart.yaml` leaves it, but for the training."""

@@ -1,6 +1,6 @@
 """Processes of runs on a CPU, forked from one process that has imported the engine: its import takes seconds of a core.
 
-    python -m zoo.study.preload        reads a JSON object a line from its input, and writes one a line
+    python -m zoo.study.preload MODULE        reads a JSON object a line from its input, and writes one a line
 
 It reads {"start": ID, "arguments": [...], "log": FILE, "environment": {...}} and {"signal": NUMBER, "to": ID}, and
 writes {"ready": true} after the import and {"ended": ID, "code": N} after each run.  It ends with its input.
@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Preloaded:
     """
 
     def __init__(self, environment: Mapping[str, str], module: str = "zoo.study.child"):
-        self._environment, self._prefix = dict(environment), python_module(module, [])
+        self._environment, self._module, self._prefix = dict(environment), module, python_module(module, [])
         self._server: subprocess.Popen | None = None
         self._ready, self._rest = False, b""
         self._forked: dict[str, Forked] = {}
@@ -56,7 +57,7 @@ class Preloaded:
     def _serve(self) -> None:
         self._ready, self._rest = False, b""
         self._server = subprocess.Popen(
-            python_module("zoo.study.preload", []),
+            python_module("zoo.study.preload", [self._module]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **self._environment},
@@ -137,15 +138,14 @@ def main() -> int:
     os.dup2(2, 1)  # what libraries print is no reply
     import zoo.training.engine  # noqa: F401
 
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a library has set a handler of its own
     _reply(replies, {"ready": True})
     found = _serve(replies)
     if found is None:
         return 0
     replies.close()
     _become(found)
-    from zoo.study.child import main as run
-
-    return run(found["arguments"])
+    return import_module(sys.argv[1]).main(found["arguments"])
 
 
 def _serve(replies) -> dict[str, Any] | None:

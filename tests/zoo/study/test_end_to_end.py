@@ -1,0 +1,123 @@
+"""A small study that really trains: what a new user types, with kills of the study and of its runs. Takes minutes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.zoo.study.conftest import TINY
+from tests.zoo.study.test_runner import children
+from zoo.child import python_module
+from zoo.study.preload import Preloaded
+
+ROOT = Path(__file__).parents[3]
+SMALL = {
+    "train.duration": "12ba",
+    "train.batch_size": 4,
+    "train.workers": 0,
+    "train.schedule.warmup": "2ba",
+    "train.checkpoint": {"every": "3ba"},
+    "model.d_model": 32,
+    "model.max_seq_len": 64,
+    "eval": {"every": "4ba", "batches": 2},
+}
+
+
+def write(folder: Path, name: str) -> Path:
+    recipes = [str(TINY / "full.yaml"), {"recipe": str(TINY / "window.yaml"), "set": {"model.blocks.local.window": 8}}]
+    content = {"name": name, "recipes": recipes, "seeds": [1, 2, 3], "set": SMALL, "jobs": 2,
+               "match": {"parameters": "1%"}, "grid": {"train.optimizer.lr": [1e-3, 3e-3]}, "out": str(folder / name)}  # fmt: skip
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def start(study: Path) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "zoo", "study", "run", str(study)]
+    return subprocess.Popen(
+        command, cwd=study.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def offspring(pid: int) -> list[int]:
+    found = children(pid)
+    return found + [each for child in found for each in offspring(child)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_study_that_is_killed_again_and_again_ends_with_the_same_results(tmp_path):
+    whole = start(write(tmp_path, "toy"))
+    out, _ = whole.communicate(timeout=600)
+    assert whole.returncode == 0, out
+    results = tmp_path / "toy" / "results.json"
+    expected = results.read_text()
+    assert [run["state"] for each in json.loads(expected)["architectures"] for run in each["runs"]] == ["done"] * 4
+    results.parent.rename(tmp_path / "whole")
+
+    study, draw, kills = tmp_path / "toy.yaml", random.Random(5), 0
+    while kills < 8:
+        process = start(study)
+        end = time.monotonic() + draw.uniform(15, 40)
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.2)
+            if kills < 8 and draw.random() < 0.02 and (running := offspring(process.pid)):
+                os.kill(draw.choice(running), signal.SIGKILL)
+                kills += 1
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+    process = start(study)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    assert kills >= 1
+    assert results.read_text() == expected
+
+
+@pytest.mark.slow
+def test_forked_processes_end_as_started_ones_do(tmp_path):
+    """Their exit code, their log, a signal, and the end of the process that forks them."""
+    (tmp_path / "forked.py").write_text(
+        "import os, sys, time\n"
+        "def main(arguments):\n"
+        "    print('begins', *arguments, os.environ['NEW'], flush=True)\n"
+        "    time.sleep(float(arguments[1]))\n"
+        "    return int(arguments[0])\n"
+    )
+    environment = {**os.environ, "NEW": "7", "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    preloaded = Preloaded(environment, module="forked")
+    command = python_module("forked", [])
+
+    def wait(process) -> int:
+        end = time.monotonic() + 120
+        while process.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        return process.poll()
+
+    log = tmp_path / "log.txt"
+    first = preloaded.start("a", [*command, "3", "0"], log, environment)
+    assert wait(first) == 3
+    assert log.read_text() == "begins 3 0 7\n"
+    second = preloaded.start("b", [*command, "0", "100"], log, environment)
+    while log.read_text().count("begins") < 2:
+        time.sleep(0.05)
+    second.send_signal(signal.SIGTERM)
+    assert wait(second) == -signal.SIGTERM
+    third = preloaded.start("c", [*command, "0", "100"], log, environment)
+    while log.read_text().count("begins") < 3:
+        time.sleep(0.05)
+    os.kill(preloaded._server.pid, signal.SIGKILL)
+    assert wait(third) == 130
+    fourth = preloaded.start("d", [*command, "0", "0"], log, environment)
+    assert wait(fourth) == 0
+    preloaded.close()

@@ -242,7 +242,7 @@ def _match(study: Study, entries: dict, points: list[Point], recipes: dict) -> l
             recipe = recipes[name, point.label]
             before, d_ff = _parameters(recipe), getattr(recipe.model.ffn, "d_ff", None)
             if d_ff is None:
-                why = f"the feed-forward {recipe.model.ffn.kind!r} has no d_ff to match parameters with"
+                why = "has no model.ffn.d_ff to match parameters with; leave match out, or write the widths yourself"
                 problems.append(study.problem(("recipes", index), why))
                 continue
             if abs(before / target - 1) <= tolerance:

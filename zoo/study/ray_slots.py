@@ -23,11 +23,14 @@ class MissingRay(StudyError):
     exit_code = 2
 
 
-def run_command(command: Sequence[str], log: str, environment: dict[str, str], folder: str) -> int:
-    """Run a process on a node and wait for it; returns its exit code.
+def run_command(command: Sequence[str], log: str, environment: dict[str, str], folder: str) -> tuple[int, str]:
+    """Run a process on a node and wait for it; returns its exit code and the node.
 
     Ray cancels a task by KeyboardInterrupt: the process then gets SIGTERM, saves and ends.
     """
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
     with open(log, "ab") as file:
         process = subprocess.Popen(
             command,
@@ -39,18 +42,19 @@ def run_command(command: Sequence[str], log: str, environment: dict[str, str], f
             start_new_session=True,
         )
         try:
-            return process.wait()
+            return process.wait(), node
         except KeyboardInterrupt:
             process.terminate()
             process.wait()
-            return STOPPED
+            return STOPPED, node
 
 
 class RaySlots:
     """Tasks of a Ray cluster, with the interface of `slots.Slots`.
 
     at_once: runs that share one GPU, or runs at a time where the cluster has none; None: one a GPU, or one a core.
-    address: of the cluster; None: that of RAY_ADDRESS, or a new one on this machine.
+    address: of the cluster; None: that of RAY_ADDRESS, or a new one on this machine.  `nodes`: ids of those on which
+    runs have ended.
     """
 
     def __init__(self, at_once: int | None, address: str | None = None):
@@ -121,7 +125,9 @@ class RaySlots:
 
     def _code(self, task: Any) -> int:
         try:
-            return int(self.ray.get(task))
+            code, node = self.ray.get(task)
+            self.nodes.add(node)
+            return int(code)
         except self.ray.exceptions.TaskCancelledError:
             return STOPPED
         except self.ray.exceptions.RayError:

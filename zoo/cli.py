@@ -266,12 +266,16 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)],
     format: Annotated[str, typer.Option(metavar="hf|safetensors", help="For transformers; or weights alone.")] = "hf",
     dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
+    family: Annotated[
+        str | None,
+        typer.Option("--as", metavar="FAMILY", help="With hf: as llama, mistral, qwen3, ..., without code of ours."),
+    ] = None,
     plugins: Plugins = None,
 ) -> None:
     """Write a trained model for other libraries, as safetensors."""
     from zoo.export.export import export_command
 
-    out(export_command(run, folder, format, dtype))
+    out(export_command(run, folder, format, dtype, family))
 
 
 @app.command(name="import")

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from zoo.errors import ZooError, unknown
+from zoo.interop.native import native_config, native_tensors, write_native_config
 from zoo.new_folder import check_new_folder, new_folder
 
 FORMATS = ("hf", "safetensors")
@@ -15,35 +16,48 @@ class ExportError(ZooError):
     exit_code = 2
 
 
-def export(run: str | Path, folder: str | Path, format: str = "hf", dtype: str = "fp32") -> list[Path]:
+def export(
+    run: str | Path, folder: str | Path, format: str = "hf", dtype: str = "fp32", family: str | None = None
+) -> list[Path]:
     """Write the model of a run folder into a new folder, and return the files.
 
     format: hf, for `transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`, with
     the tokenizer; or safetensors, the weights alone under the zoo's names.  dtype: of the weights: fp32, bf16 or fp16.
-    Raises LoadError if the run cannot be loaded, ExportError if the folder has files or an option is unknown.
+    family: with hf, the format of this `model_type` of transformers, such as llama, which needs no code of ours.
+    Raises LoadError if the run cannot be loaded, ExportError if the folder has files or an option is unknown,
+    InteropError if the family has no such model.
     """
     folder = Path(folder)
     if format not in FORMATS:
         raise ExportError(unknown("format", format, FORMATS))
+    if family is not None and format != "hf":
+        raise ExportError(f"--as {family}: is of --format hf; found {format}")
     check_new_folder(folder, ExportError)
     from zoo.inference.loading import DTYPES, load_for_generation
     from zoo.loading import load_tokenizer
 
     if dtype not in DTYPES:
         raise ExportError(unknown("dtype", dtype, DTYPES))
+    native = None if family is None else native_config(family, run)
     model = load_for_generation(run, "cpu", dtype)
     tokenizer = load_tokenizer(run) if format == "hf" else None
     with new_folder(folder, ExportError):
-        _write_weights(model, folder, prefix="decoder." if format == "hf" else "")
+        prefix = "decoder." if format == "hf" else ""
+        state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+        _write_weights(state if native is None else native_tensors(native[0], model), folder)
+        if native is not None:
+            write_native_config(native[1], _ends(tokenizer), folder, dtype)
+        elif format == "hf":
+            _write_config(model.config, tokenizer, folder, dtype)
         if format == "hf":
-            _write_transformers(model, tokenizer, folder, dtype)
+            _write_tokenizer(model.config, tokenizer, folder)
     return sorted(folder.iterdir())
 
 
-def _write_weights(model, folder: Path, prefix: str) -> None:
+def _write_weights(state: dict, folder: Path) -> None:
     from safetensors.torch import save_file
 
-    state = {prefix + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
     path = folder / "model.safetensors"
     path.touch()
     mode = path.stat().st_mode  # as the umask says; safetensors lets only the owner read
@@ -51,41 +65,48 @@ def _write_weights(model, folder: Path, prefix: str) -> None:
     path.chmod(mode)
 
 
-def _write_transformers(model, tokenizer, folder: Path, dtype: str) -> None:
-    """config.json, generation_config.json, the modelling module and the tokenizer."""
-    from transformers import GenerationConfig
+def _ends(tokenizer) -> dict[str, int]:
+    """A text begins after the end of the one before, also that of an empty prompt."""
+    return {} if tokenizer is None else dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_document)
 
+
+def _write_config(config, tokenizer, folder: Path, dtype: str) -> None:
+    """config.json and the modelling module."""
     from zoo.export import modeling_zoo
-    from zoo.export.tokenizer_files import save_tokenizer
     from zoo.inference.loading import DTYPES
 
-    config = model.config
-    # A text begins after the end of the one before, also that of an empty prompt.
-    ends = ("bos_token_id", "eos_token_id")
-    end = {} if tokenizer is None else dict.fromkeys(ends, tokenizer.end_of_document)
     made = modeling_zoo.ZooConfig(
         config.model_dump(mode="json"),
         architectures=["ZooForCausalLM"],
         auto_map={"AutoConfig": "modeling_zoo.ZooConfig", "AutoModelForCausalLM": "modeling_zoo.ZooForCausalLM"},
         dtype=DTYPES[dtype],
-        **end,
+        **_ends(tokenizer),
     )
     made.to_json_file(folder / "config.json")  # save_pretrained adds our module, if this process has loaded an export
     shutil.copyfile(modeling_zoo.__file__, folder / "modeling_zoo.py")
+
+
+def _write_tokenizer(config, tokenizer, folder: Path) -> None:
+    """generation_config.json, and the tokenizer's files if there is one."""
+    from transformers import GenerationConfig
+
+    from zoo.export.tokenizer_files import save_tokenizer
+
     settings = {}
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder, config.max_seq_len)
         unknown_tokens = list(range(tokenizer.vocab_size, config.vocab_size))  # never drawn by the zoo either
         settings = {"pad_token_id": tokenizer.end_of_document, "suppress_tokens": unknown_tokens or None}
-    GenerationConfig(**end, **settings).save_pretrained(folder)
+    GenerationConfig(**_ends(tokenizer), **settings).save_pretrained(folder)
 
 
-def export_command(run: Path, folder: Path, format: str, dtype: str) -> str:
+def export_command(run: Path, folder: Path, format: str, dtype: str, family: str | None = None) -> str:
     """`zoo export`: write, and say what was written and how it is loaded."""
-    files = export(run, folder, format, dtype)
+    files = export(run, folder, format, dtype, family)
     sizes = ", ".join(f"{path.name} ({path.stat().st_size:,} bytes)" for path in files)
     lines = [f"wrote {folder}: {sizes}"]
     if format == "hf":
-        call = f'AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)'
+        trust = "" if family else ", trust_remote_code=True"
+        call = f'AutoModelForCausalLM.from_pretrained("{folder}"{trust})'
         lines.append(f"load it:   transformers.{call}")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 import contextlib
 import errno
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -418,4 +419,8 @@ def _tell(message: str) -> None:
 def main() -> None:
     """The `zoo` command."""
     tolerate_encoding()
-    sys.exit(run())
+    code = run()
+    for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # what was to be done is done; its exit code must stay
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    sys.exit(code)

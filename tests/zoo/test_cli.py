@@ -179,6 +179,16 @@ def test_a_reader_that_goes_away_is_no_error():
     assert done.returncode in (0, 1)
 
 
+def test_a_signal_after_the_work_is_done_leaves_the_exit_code():
+    code = (
+        "import atexit, os, signal, sys; atexit.register(lambda: [os.kill(os.getpid(), n) for n in "
+        "(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)]); sys.argv = ['zoo', '--version']; "
+        "from zoo.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_python_m_zoo_is_the_same_command():
     done = subprocess.run(
         [sys.executable, "-m", "zoo", "show", "nope.yaml"], capture_output=True, text=True, check=False

@@ -107,7 +107,7 @@ def _contents(trained) -> Iterator[str]:
         if before is None or now is None:
             if before is not now:
                 without = column.label if now is None else first.label
-                yield f"{without} keeps no record of its data: whether {pair} read the same contents is not known."
+                yield f"{without} has no data.json: whether {pair} read the same contents is not known."
             continue
         if _data(column) == _data(first) and not now.same_text(before):
             yield f"Other contents of the same data: {pair}; the files had changed. They do not read the same text."

@@ -170,6 +170,7 @@ class Setup:
 
     def write_down(self, changes: list[Change], record: DataRecord) -> None:
         """Recipe, environment and the record of the data into the run folder; what happens next onto the screen."""
+        self._say_if_last_is_missing()
         self.folder.summary.unlink(missing_ok=True)  # no longer complete
         write_text(self.folder.recipe, sealed(self.recipe.dump()))
         write_record(self.folder.data, record)
@@ -192,6 +193,16 @@ class Setup:
             if self.initial:
                 self.screen.say(f"starts from the weights in {self.initial.file}")
             self.screen.say(f"trains {self.plan.total} batches of {self.plan.tokens_per_batch:,} tokens")
+
+    def _say_if_last_is_missing(self) -> None:
+        """Of a complete run whose last checkpoint is gone, batches are trained again, perhaps with other rates."""
+        summary = self.folder.read_summary()
+        ended = summary.get("batches") if summary else None
+        if isinstance(ended, int) and ended > self.from_batch:
+            self.screen.say(
+                f"the checkpoint of batch {ended}, at which the run was complete, is missing: batches from "
+                f"{self.from_batch + 1} on are trained again"
+            )
 
 
 def _checked_weights(recipe, folder: RunFolder) -> Initial | None:

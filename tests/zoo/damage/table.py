@@ -311,7 +311,9 @@ def verdict(file: str, found: Outcome, right: Outcome) -> str:
         return "hang"
     if "Traceback (most recent call last)" in found.output or found.rc == 70:
         return "traceback"
-    named = Path(file).name in found.output
+    name = Path(file).name
+    batch = re.fullmatch(r"ep\d+-ba(\d+)-rank0\.pt", name)  # messages may call a checkpoint by its batch
+    named = name in found.output or (batch is not None and f"checkpoint of batch {batch[1]}" in found.output)
     if found.rc == 0 and found.result == right.result:
         return "harmless"
     if found.rc == 0:

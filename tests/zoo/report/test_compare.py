@@ -425,7 +425,7 @@ def record(text="text", tokenizer="bytes", n_bytes=100) -> str:
             record(),
             ["Other contents of the same data", "Other contents of the same"],
         ),
-        (None, record(), ["full keeps no record of its data: whether full against nsa read the same contents is not"]),
+        (None, record(), ["full has no data.json: whether full against nsa read the same contents is not"]),
         (None, None, []),
     ],
 )

@@ -136,9 +136,13 @@ class Run:
 
 
 def _train(arguments: list[str]) -> None:
-    from zoo.cli import run
+    import torch
 
-    sys.exit(run(arguments))
+    from zoo.cli import main
+
+    torch.set_num_threads(1)  # makes the pool of threads anew; if two threads do that at once, torch aborts
+    sys.argv = ["zoo", *arguments]
+    main()
 
 
 def _launch(members: list[int]) -> None:

@@ -260,6 +260,16 @@ def test_a_complete_run_without_checkpoints_does_not_start_over_for_a_longer_dur
     assert (run / "summary.json").is_file()
 
 
+def test_a_complete_run_whose_last_checkpoint_is_gone_says_what_is_trained_again(recipe, tmp_path, capsys):
+    run, often = tmp_path / "run", "train.checkpoint={every: 1ba, keep: all}"
+    train(recipe(SHORT, often), run)
+    *before, last = listed(run / "checkpoints")
+    last.path.unlink()
+    train(recipe(LONGER, often), run)
+    told = f"the checkpoint of batch {last.batch}, at which the run was complete, is missing: batches from "
+    assert f"{told}{before[-1].batch + 1} on are trained again" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("left", ["checkpoints", "model.safetensors", "metrics.jsonl", "data.json"])
 def test_a_run_folder_without_its_recipe_is_refused(run, recipe, left):
     (run / "recipe.yaml").unlink()

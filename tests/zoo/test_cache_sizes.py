@@ -8,7 +8,7 @@ from zoo.cache_sizes import cache_sizes
 from zoo.cost import model_cost
 from zoo.recipe import load_recipe
 
-RECIPES = sorted(path for path in Path("recipes").rglob("*.yaml") if not path.name.startswith("_"))
+RECIPES = sorted(path for path in Path("recipes").rglob("*.yaml") if not path.name.startswith(("_", "study")))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)

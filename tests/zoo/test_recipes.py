@@ -9,11 +9,14 @@ from jsonschema import Draft202012Validator
 from zoo.cost import model_cost
 from zoo.recipe import load_recipe
 from zoo.schema import recipe_schema
+from zoo.study.config import load_study
+from zoo.study.expand import expand, unequal
 from zoo.yaml_reader import read_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-FILES = sorted(FOLDER.rglob("*.yaml"))
-RECIPES = [path for path in FILES if not path.name.startswith("_")]
+FILES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.name.startswith("study"))
+STUDIES = sorted(FOLDER.rglob("study*.yaml"))
+RECIPES = [path for path in FILES if not path.name.startswith(("_", "study"))]
 FAMILIES = {"tiny": 0.03, "340m": 0.02, "1b3": 0.02}
 MEMBERS = {"full", "mla", "gla", "nsa", "ansa"}
 
@@ -29,6 +32,14 @@ def test_loads_and_resolves(path, tmp_path):
     assert recipe.notes == []
     (tmp_path / "resolved.yaml").write_text(recipe.dump())
     assert load_recipe(tmp_path / "resolved.yaml") == recipe
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=name)
+def test_a_study_has_runs_with_matched_parameters(path):
+    runs = expand(load_study(path))
+    totals = [model_cost(recipe.model, 1).parameters["total"] for recipe in runs.recipes.values()]
+    assert max(totals) <= 1.02 * min(totals)
+    assert unequal(runs) == []
 
 
 def test_names_are_unique_but_for_the_two_spellings_of_one_recipe():

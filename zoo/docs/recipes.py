@@ -9,11 +9,14 @@ from zoo.report.rows import binary, decimal
 from zoo.show import CONTEXTS, facts
 
 FOLDER = "reference/recipes"
+NOT_RECIPES = ("_", "study")  # what `extends` names, and studies
 
 
 def recipe_files(root: Path) -> list[Path]:
-    """Every recipe of a checkout, `_base` files left out, relative to it; small families first."""
-    found = [path.relative_to(root) for path in (root / "recipes").rglob("*.yaml") if not path.name.startswith("_")]
+    """Every recipe of a checkout, `_base` files and studies left out, relative to it; small families first."""
+    found = [
+        path.relative_to(root) for path in (root / "recipes").rglob("*.yaml") if not path.name.startswith(NOT_RECIPES)
+    ]
     return sorted(found, key=lambda path: (len(path.parts), load_recipe(root / path).model.d_model, path))
 
 

@@ -6,7 +6,7 @@ from zoo.report.rows import decimal
 from zoo.show import plain_table, rendered
 from zoo.sizing import GPUS
 from zoo.study.estimate import all_runs, estimate, flops_per_token, length
-from zoo.study.expand import Runs, unequal
+from zoo.study.expand import Runs, described, unequal
 from zoo.study.gpus import visible_gpus
 from zoo.study.slots import Slots
 from zoo.study.state import StudyFolder
@@ -69,7 +69,7 @@ def _facts(runs: Runs, found: dict, slots: Slots):
     yield f"time: {time} ({found['basis']}); {slots.about()}"
     if config.match:
         yield f"parameters matched within {config.match.parameters:.2%}:"
-        yield from (f"  {change}" for change in dict.fromkeys(map(str, runs.changes)))
+        yield from (f"  {change}" for change in described(runs.changes))
     yield from (f"note: {note}" for note in (*runs.notes, *unequal(runs)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from zoo.data.config import Synthetic
 from zoo.recipe import Recipe
 from zoo.study.expand import Run, Runs
-from zoo.study.results import flops_per_token, seq_len_of
+from zoo.study.results import flops_per_token, seq_len_of, tokens_and_time
 from zoo.study.state import DONE, StudyFolder
 from zoo.training.duration import Span
 
@@ -80,10 +80,10 @@ def _measured_s_per_flop(runs: Runs, folder: StudyFolder) -> dict[str, float]:
     """Architecture -> seconds of a FLOP in its runs that are done."""
     found: dict[str, list[float]] = {}
     for run, _ in all_runs(runs):
-        summary = folder.folder(run).read_summary() if folder.state(run, []).name == DONE else None
-        if summary is not None and summary.get("tokens"):
-            flops = summary["tokens"] * flops_per_token(run.recipe)
-            found.setdefault(run.architecture, []).append(summary["time_s"] / flops)
+        numbers = tokens_and_time(folder, run) if folder.state(run, []).name == DONE else {}
+        if numbers.get("tokens"):
+            flops = numbers["tokens"] * flops_per_token(run.recipe)
+            found.setdefault(run.architecture, []).append(numbers["time_s"] / flops)
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zoo.cost import model_cost
@@ -126,6 +126,18 @@ def expand(study: Study, overrides: tuple[str, ...] = ()) -> Runs:
     changes = _match(study, entries, points, recipes) if study.config.match else []
     notes = _data_seed_notes(study, recipes)
     return Runs(study, {name: path for name, (_, _, path) in entries.items()}, points, recipes, changes, notes)
+
+
+def described(changes: list[Change]) -> list[str]:
+    """The changes in words; one that is the same at every point of the grid once, without the point."""
+    by_architecture: dict[str, list[Change]] = {}
+    for change in changes:
+        by_architecture.setdefault(change.architecture, []).append(change)
+    found = []
+    for each in by_architecture.values():
+        plain = list(dict.fromkeys(str(replace(change, point="")) for change in each))
+        found += plain if len(plain) == 1 else list(map(str, each))
+    return found
 
 
 def _points(study: Study) -> Iterator[Point]:

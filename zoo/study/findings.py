@@ -6,7 +6,7 @@ from typing import Any
 from zoo.cost import model_cost
 from zoo.recipe import Recipe
 from zoo.report.columns import data_read
-from zoo.study.expand import Point, Run, Runs
+from zoo.study.expand import Point, Run, Runs, described
 from zoo.study.results import flops_per_token, run_measured, run_results, seq_len_of
 from zoo.study.runner import Runner
 from zoo.study.state import DIVERGED, DONE, FAILED, WAITING
@@ -40,7 +40,7 @@ def findings(runner: Runner) -> dict[str, Any]:
         "notes": [*_notes(runner, found), *runs.notes],
         "architectures": list(found.values()),
         "equal": equality(runs, {name: runner.point(name) or runs.points[0] for name in found}),
-        "matched": [str(change) for change in runs.changes],
+        "matched": described(runs.changes),
         "curve": curve.as_dict() if curve else None,
     }
     return {"results": results, "measured": _measured(runner, found)}

@@ -11,7 +11,7 @@ from zoo.study.expand import Runs
 from zoo.study.findings import findings
 from zoo.study.runner import Runner
 from zoo.study.slots import Slots
-from zoo.study.state import StudyFolder
+from zoo.study.state import StudyFolder, refuse_other_settings
 from zoo.study.tables import tables
 
 STYLES = {"better": "green", "worse": "red", "undecided": "yellow", "missing": "yellow"}
@@ -20,11 +20,13 @@ STYLES = {"better": "green", "worse": "red", "undecided": "yellow", "missing": "
 def write_report(runs: Runs, folder: StudyFolder, html: Path | None = None) -> dict[str, Any]:
     """Write results.json, measured.json, report.md and report.html; returns {"results", "measured"}.
 
-    html: another place of the page.
+    html: another place of the page.  Raises OtherSettings if there are runs that the study file does not describe.
     """
     from zoo.study.page import as_page
 
-    found = findings(Runner(runs, folder, Slots(1)))
+    runner = Runner(runs, folder, Slots(1))
+    refuse_other_settings(folder, runner.all())
+    found = findings(runner)
     write_json(folder.path / "results.json", found["results"])
     write_json(folder.path / "measured.json", found["measured"])
     write_text(folder.path / "report.md", as_markdown(found))

@@ -30,6 +30,8 @@ def flops_per_token(recipe: Recipe) -> float:
 
 def final_loss(folder: StudyFolder, run: Run) -> float | None:
     """The last validation loss of a run, None if there is none or it is not finite."""
+    if (known := folder.kept(run)) is not None:
+        return known["results"]["loss"]
     found = [r["validation_loss"] for r in read_metrics(folder.folder(run).metrics) if "validation_loss" in r]
     return found[-1] if found and math.isfinite(found[-1]) else None
 
@@ -39,6 +41,8 @@ def run_results(folder: StudyFolder, run: Run, state: str, why: str) -> dict[str
     about = {"run": run.id, "seed": run.seed, "point": run.point.label, "state": state}
     if state != DONE:
         return about | ({"why": why} if why else {})
+    if (known := folder.kept(run)) is not None:
+        return known["results"]
     kept = folder.folder(run)
     summary = kept.read_summary()
     check_metrics(kept, summary)
@@ -81,8 +85,27 @@ def _scores(folder: StudyFolder, run: Run, digest: str) -> dict[str, dict[str, d
     }
 
 
+def keep(folder: StudyFolder, run: Run, tasks: list[str]) -> None:
+    """Write down the results of a run that is done, unless they are, with the scores of these tasks."""
+    known = folder.kept(run)
+    if known is None or not set(tasks) <= known["results"]["scores"].keys():
+        folder.forget(run)
+        folder.keep(run, run_results(folder, run, DONE, ""), run_measured(folder, run))
+
+
+def tokens_and_time(folder: StudyFolder, run: Run) -> dict[str, float]:
+    """`tokens` and `time_s` of a run that is done."""
+    known = folder.kept(run)
+    if known is not None:
+        return {"tokens": known["results"]["tokens"], "time_s": known["measured"]["time_s"]}
+    found = folder.folder(run).read_summary() or {}
+    return {key: found[key] for key in ("tokens", "time_s") if key in found}
+
+
 def run_measured(folder: StudyFolder, run: Run) -> dict[str, Any]:
     """Time and speed of a run that is done, and what it ran on."""
+    if (known := folder.kept(run)) is not None:
+        return known["measured"]
     kept = folder.folder(run)
     summary = kept.read_summary()
     records = read_metrics(kept.metrics, needed=("tokens", "time_s"))

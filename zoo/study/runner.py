@@ -20,7 +20,7 @@ from zoo.files import write_json
 from zoo.sizing import GPUS, step_size
 from zoo.study.config import StudyError
 from zoo.study.expand import Point, Run, Runs
-from zoo.study.results import final_loss, seq_len_of
+from zoo.study.results import final_loss, keep, seq_len_of, tokens_and_time
 from zoo.study.slots import Ended, Job, Slots
 from zoo.study.state import DONE, FAILED, State, StudyFolder, latest, refuse_other_settings
 from zoo.study.statistics import Choice, choose
@@ -76,7 +76,10 @@ class Runner:
             if retry:
                 for run in self.all():
                     if self.folder.state(run, self.tasks).name == FAILED:
-                        self.folder.retry(run)
+                        self.folder.forget(run)
+            for run in self.all():
+                if self.state(run).name == DONE:
+                    keep(self.folder, run, self.tasks)
             self._note_needs()
             self.slots.keep_threads(self.folder.threads(self.slots.threads))
             try:
@@ -131,8 +134,7 @@ class Runner:
     def numbers(self, run: Run) -> dict[str, float]:
         """Tokens and seconds of a run that is done, from its summary, which is read once."""
         if run.id not in self._numbers:
-            found = self.folder.folder(run).read_summary() or {}
-            self._numbers[run.id] = {key: found[key] for key in ("tokens", "time_s") if key in found}
+            self._numbers[run.id] = tokens_and_time(self.folder, run)
         return self._numbers[run.id]
 
     def _loss(self, run: Run) -> float | None:
@@ -226,9 +228,11 @@ class Runner:
         self._write_running()
         if state.name == FAILED and ended.shared and _is_memory(state.why) and self.slots.fewer(ended.device):
             self.say(f"{run.id}: out of memory beside other runs; waits, and one run less at a time from now on")
-            self.folder.retry(run)
+            self.folder.forget(run)
             self.states[run.id] = self.folder.state(run, self.tasks)
         elif state.ended:
+            if state.name == DONE:
+                keep(self.folder, run, self.tasks)
             self.say(f"{run.id}: {state.name}{f': {state.why}' if state.why else ''}")
         elif self.stopping:
             return

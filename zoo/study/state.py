@@ -2,7 +2,7 @@
 
     OUT/recipes/RUN.yaml     the resolved recipe of a run
     OUT/runs/RUN/            its run folder
-    OUT/outcomes/RUN.json    why it failed or diverged; a run that is done has none
+    OUT/outcomes/RUN.json    what became of it: why it failed or diverged; of a run that is done its results
     OUT/logs/RUN.txt         all that its processes printed
     OUT/speed/NAME.json      decoding speed of an architecture
     OUT/threads.json         threads of each run
@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.differences import differences
 from zoo.errors import RecipeError, ZooError
-from zoo.files import open_to_append, present, read_json, write_json, write_text
+from zoo.files import open_to_append, present, read_json, write_json, write_sealed_json, write_text
 from zoo.study.config import StudyError
 from zoo.study.expand import Run
 from zoo.training.run_folder import RunFolder
@@ -121,14 +122,29 @@ class StudyFolder:
 
     def state(self, run: Run, tasks: list[str]) -> State:
         """What became of a run.  tasks: labels of the tasks that a run must have been scored on."""
-        if present(self.outcome(run)):
-            found = read_json(self.outcome(run))
-            if found.get("state") in (FAILED, DIVERGED):
-                return State(found["state"], str(found.get("why", "")))
+        found = read_json(self.outcome(run)) if present(self.outcome(run)) else {}
+        if found.get("state") in (FAILED, DIVERGED):
+            return State(found["state"], str(found.get("why", "")))
+        if found.get("state") == DONE and set(tasks) <= found["results"]["scores"].keys():
+            return State(DONE)
         summary = self.folder(run).read_summary()
         if summary is None or not self._scored(run, tasks, summary):
             return State(WAITING)
         return State(DONE)
+
+    def kept(self, run: Run) -> dict[str, Any] | None:
+        """The results that were written down when a run was done: {"recipe", "results", "measured"}; else None."""
+        if not present(self.outcome(run)):
+            return None
+        found = read_json(self.outcome(run))
+        return found if found.get("state") == DONE else None
+
+    def keep(self, run: Run, results: dict[str, Any], measured: dict[str, Any]) -> None:
+        """Write down the results of a run that is done: its folder, with the weights, may then be removed."""
+        recipe = run.recipe.model_dump(mode="json")
+        write_sealed_json(
+            self.outcome(run), {"state": DONE, "recipe": recipe, "results": results, "measured": measured}
+        )
 
     def _scored(self, run: Run, tasks: list[str], summary: dict[str, Any]) -> bool:
         path = self.folder(run).path / "eval.json"
@@ -145,8 +161,8 @@ class StudyFolder:
         """Record that a run failed."""
         write_json(self.outcome(run), {"state": FAILED, "why": why})
 
-    def retry(self, run: Run) -> None:
-        """Forget that a run failed."""
+    def forget(self, run: Run) -> None:
+        """Forget what became of a run, but for its folder."""
         self.outcome(run).unlink(missing_ok=True)
 
     def now_running(self) -> list[str]:
@@ -159,27 +175,40 @@ class StudyFolder:
 
 
 def refuse_other_settings(folder: StudyFolder, runs: list[Run]) -> None:
-    """Raise OtherSettings if a run folder was started with settings that give other numbers than the study's.
+    """Raise OtherSettings if a run was trained with settings that give other numbers than the study's.
 
     A run that goes on with a longer duration or another learning rate is not the run that the study describes.
     """
-    from zoo.training.continuing import WATCHING, changes  # imports numpy
-
     problems = []
     for run in runs:
-        kept = folder.folder(run)
-        if not present(kept.recipe) and not kept.traces():
-            continue
         try:
-            found = [c for c in changes(kept, run.recipe) if not (c.under(WATCHING) or c.of_place)]
+            found = _other_settings(folder, run)
         except RecipeError as error:
             problems.append(str(error))
             continue
         if found:
-            problems.append(f"{kept.path}: was started with other settings: {'; '.join(map(str, found))}")
+            where = " and ".join(str(p) for p in (folder.folder(run).path, folder.outcome(run)) if p.exists())
+            problems.append(f"{where}: of other settings: {'; '.join(found)}")
     if problems:
-        way_out = "remove these folders to train them anew, or give the study another folder with out: ..."
+        way_out = "remove these to train the runs anew, or give the study another folder with out: ..."
         raise OtherSettings("\n".join([*problems, way_out]))
+
+
+def _other_settings(folder: StudyFolder, run: Run) -> list[str]:
+    """What differs between a run's recipe and the one that it was trained with, each in words."""
+    kept, known = folder.folder(run), folder.kept(run)
+    if known is None and not present(kept.recipe) and not kept.traces():
+        return []
+    recipe = run.recipe.model_dump(mode="json")
+    if known is not None and known["recipe"] == recipe:
+        return []
+    from zoo.training.continuing import WATCHING, Change, changes  # imports numpy
+
+    if known is not None:
+        found = [Change(*difference) for difference in differences(known["recipe"], recipe)]
+    else:
+        found = changes(kept, run.recipe)
+    return [str(change) for change in found if not (change.under(WATCHING) or change.of_place)]
 
 
 def latest(metrics: Path) -> dict[str, float]:

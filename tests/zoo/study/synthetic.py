@@ -18,6 +18,8 @@ from zoo.seal import sealed
 from zoo.study.preload import PARENT
 
 BATCHES, TOKENS = 10, 100
+SEED = 987_654_321
+_DUMPED: dict = {}
 
 
 def write_run(folder: Path, recipe: str, losses: list[float], scores: dict[str, float] | None = None) -> None:
@@ -73,7 +75,7 @@ def _write_scores(path: Path, scores: dict[str, float], digest: str) -> None:
 
 
 def finish_study(runner, loss: Callable, scores: Callable = lambda run: None) -> None:
-    """Write every run of a study, with recipes that only say their seed: writing whole ones takes the most time.
+    """Write every run of a study.
 
     loss: run -> the final validation loss, None for a run that diverged.
     """
@@ -89,7 +91,15 @@ def finish_study(runner, loss: Callable, scores: Callable = lambda run: None) ->
                 continue
             # A power law in the tokens that ends at the loss, so that a curve can be fitted.
             curve = [final * (BATCHES / batch) ** 0.1 for batch in range(1, BATCHES + 1)]
-            write_run(runner.folder.folder(run).path, f"seed: {run.seed}\n", curve, scores(run))
+            write_run(runner.folder.folder(run).path, _dump(run), curve, scores(run))
+
+
+def _dump(run) -> str:
+    """The recipe as text; made once for each architecture and point, because that takes the most time."""
+    key = run.architecture, run.point.label, id(run.recipe.model)
+    if key not in _DUMPED:
+        _DUMPED[key] = run.recipe.model_copy(update={"seed": SEED}).dump(), run.recipe
+    return _DUMPED[key][0].replace(f"seed: {SEED}\n", f"seed: {run.seed}\n")
 
 
 def main(recipe: str, run_dir: str, batch_s: str = "0.01") -> None:

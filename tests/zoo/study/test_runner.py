@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from tests.zoo.study import drive, synthetic
 from tests.zoo.study.conftest import runner_of
+from zoo.errors import ZooError
 from zoo.study.config import StudyError
 from zoo.study.findings import findings
 from zoo.study.runner import Runner
@@ -158,9 +160,12 @@ def test_data_that_cannot_be_prepared_end_the_study_with_their_reason(make_runne
 def test_folders_with_other_settings_are_refused_with_the_way_out(make_runner):
     make_runner(seeds=[1]).run()
     runner = make_runner(seeds=[1], set={"train.optimizer.weight_decay": 0.3})
-    with pytest.raises(OtherSettings, match=r"other settings: train.optimizer.weight_decay: 0.1 -> 0.3"):
+    with pytest.raises(
+        OtherSettings,
+        match=r"outcomes/tiny_full-seed1.json: of other settings: train.optimizer.weight_decay: 0.1 -> 0.3",
+    ):
         runner.run()
-    with pytest.raises(OtherSettings, match="remove these folders to train them anew"):
+    with pytest.raises(OtherSettings, match="remove these to train the runs anew"):
         runner.run()
 
 
@@ -191,3 +196,23 @@ def test_a_run_that_was_cut_in_the_middle_resumes(make_runner):
     folder.metrics.write_text(whole[: len(whole) // 2])
     runner.run()
     assert folder.metrics.read_text() == whole
+
+
+def test_a_run_is_known_by_its_results_alone_so_its_folder_can_go(make_runner):
+    runner = make_runner(seeds=[1, 2], grid=GRID)
+    runner.run()
+    expected = findings(runner)
+    shutil.rmtree(runner.folder.runs)
+    again = make_runner(seeds=[1, 2], grid=GRID)
+    again.run()
+    assert findings(again) == expected
+    assert list(again.folder.runs.iterdir()) == []
+
+
+def test_results_that_were_changed_by_hand_are_refused(make_runner):
+    runner = make_runner(seeds=[1, 2])
+    runner.run()
+    outcome = runner.folder.outcome(runner.all()[0])
+    outcome.write_text(outcome.read_text().replace('"tokens": 1000', '"tokens": 9000', 1))
+    with pytest.raises(ZooError, match=r"outcomes/tiny_full-seed1\.json"):
+        findings(make_runner(seeds=[1, 2]))

@@ -41,7 +41,7 @@ class Attention(nn.Module):
         self.patterns = nn.ModuleDict(
             {pattern.kind: load(pattern.module)(pattern, projection) for pattern in point.patterns}
         )
-        self.gate = linear(d_model, projection.n_heads * n_patterns) if n_patterns > 1 else None
+        self.gate = linear(d_model, point.gates, point.gate_bias) if n_patterns > 1 else None
         self.output_gate = linear(d_model, point.output_gates) if point.output_gates else None
         self.output = linear(projection.n_heads * projection.v_head_dim, d_model, point.output_bias)
         self._order = [pattern.kind for pattern in point.in_order]

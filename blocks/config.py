@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from zoo.blocks.about import About
 from zoo.blocks.cost import Cost
-from zoo.blocks.fields import Flag, Kinded, OutputFields, Problem, norm_set_problems
+from zoo.blocks.fields import Flag, GateFields, Kinded, OutputFields, Problem, norm_set_problems
 from zoo.blocks.patterns.base import PatternConfig
 from zoo.blocks.patterns.compression_config import Compression
 from zoo.blocks.patterns.full_config import Full
@@ -101,7 +101,7 @@ Projection = Annotated[ProjectionConfig, PartOf(PROJECTIONS)]
 Pattern = Annotated[PatternConfig, PartOf(PATTERNS)]
 
 
-class AttentionConfig(OutputFields, BlockConfig):
+class AttentionConfig(GateFields, OutputFields, BlockConfig):
     """Any projection with any set of patterns; several patterns are summed with one sigmoid gate per head and pattern.
 
     The generic kind `attention`: every other kind is a shorter spelling of one of these.
@@ -145,6 +145,8 @@ class AttentionConfig(OutputFields, BlockConfig):
         found += [(("projection", *path), why) for path, why in norm_set_problems(self.projection, self.separate_kv)]
         if self.separate_kv and not self.projection.shares_kv and len(kinds) == 1:
             found.append((("separate_kv",), "needs two patterns or more; found true with one"))
+        if self.gate_bias and len(kinds) == 1:
+            found.append((("gate_bias",), "needs two patterns or more; found true with one"))
         return found
 
     def grid_point(self, d_model: int, part: str | None = None) -> "AttentionConfig":
@@ -154,6 +156,7 @@ class AttentionConfig(OutputFields, BlockConfig):
             projection=type(self.projection)(**projection),
             patterns=self.patterns,
             separate_kv=self.separate_kv,
+            gate_bias=self.gate_bias,
             **self.of_output,
         )
 
@@ -161,4 +164,6 @@ class AttentionConfig(OutputFields, BlockConfig):
         self.check(d_model, part)
         projection = self.projection.resolve(d_model, seq_len)
         patterns = tuple(pattern.resolve(d_model, seq_len) for pattern in self.patterns)
-        return ResolvedAttention(d_model, projection, patterns, self.separate_kv, **self.of_output)
+        return ResolvedAttention(
+            d_model, projection, patterns, self.separate_kv, gate_bias=self.gate_bias, **self.of_output
+        )

@@ -31,6 +31,7 @@ __all__ = [
     "Factor",
     "Flag",
     "GQAFields",
+    "GateFields",
     "GroupedLatentFields",
     "KVHeads",
     "Kinded",
@@ -145,6 +146,7 @@ class LatentFields(Checked):
     q_rank: Size | None = Field(
         None, description="Width of a query latent with its own norm. Default: none, queries come straight from x."
     )
+    latent_norm: Flag = Field(True, description="RMSNorm of each latent head; false: none, keys are linear in x.")
     score_scale: ScoreScale = None
     norm_eps: Positive = Field(1e-6, le=1, description="Epsilon of the RMSNorms inside the block.")
 
@@ -198,6 +200,12 @@ class OutputFields(Checked):
     def of_output(self) -> dict[str, Any]:
         """These fields by name, for the config that a kind stands for."""
         return {name: getattr(self, name) for name in OutputFields.model_fields}
+
+
+class GateFields(Checked):
+    """The gates between several patterns."""
+
+    gate_bias: Flag = Field(False, description="Biases on the gates between patterns.")
 
 
 class WindowFields(Checked):

@@ -59,6 +59,12 @@ class ResolvedAttention(ResolvedMixer):
     separate_kv: bool
     output_bias: bool = False
     output_gate: str | None = None
+    gate_bias: bool = False
+
+    @property
+    def gates(self) -> int:
+        """Gates between patterns of one token; 0 with one pattern."""
+        return self.projection.n_heads * len(self.patterns) if len(self.patterns) > 1 else 0
 
     @property
     def output_gates(self) -> int:
@@ -111,12 +117,11 @@ class ResolvedAttention(ResolvedMixer):
 
     def _weights(self) -> dict[str, int]:
         """Weights of the linear maps by part."""
-        heads, n_patterns = self.projection.n_heads, len(self.patterns)
         return {
             **self.projection.weights(self.d_model, self.n_kv_sets),
-            "gate": self.d_model * heads * n_patterns if n_patterns > 1 else 0,
+            "gate": self.d_model * self.gates,
             "output_gate": self.d_model * self.output_gates,
-            "output": heads * self.projection.v_head_dim * self.d_model,
+            "output": self.projection.n_heads * self.projection.v_head_dim * self.d_model,
         }
 
     def _parameters(self) -> dict[str, int]:
@@ -126,6 +131,7 @@ class ResolvedAttention(ResolvedMixer):
                 counts[part] = counts.get(part, 0) + count
         counts["norm"] = self.projection.norms(self.n_kv_sets)
         counts["bias"] = self.projection.biases(self.n_kv_sets) + (self.d_model if self.output_bias else 0)
+        counts["bias"] += self.gates if self.gate_bias else 0
         return {part: count for part, count in counts.items() if count}
 
     def _flops(self, seq_len: int) -> dict[str, float]:

@@ -301,6 +301,24 @@ def import_(
 
 
 @app.command()
+def convert(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new run folder.", show_default=False)],
+    layers: Annotated[str | None, typer.Option(metavar="SCHEDULE", help="The new schedule of blocks.")] = None,
+    blocks: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML: new blocks by name.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Rows to measure on: a YAML file with a data section.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 16,
+    plugins: Plugins = None,
+) -> None:
+    """Give the layers of a trained model other attention blocks, which take over what they can of its weights."""
+    from zoo.interop.converting import convert_command
+
+    out(convert_command(run, folder, layers, blocks, data, rows))
+
+
+@app.command()
 def cost(
     recipe: RecipeFile,
     overrides: Override = None,

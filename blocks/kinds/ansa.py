@@ -10,6 +10,7 @@ from zoo.blocks.config import GLA, MLA, AttentionConfig, BlockConfig, Compressio
 
 
 class AnsaConfig(
+    fields.GateFields,
     fields.OutputFields,
     fields.RopeFields,
     fields.WindowFields,
@@ -68,4 +69,6 @@ class AnsaConfig(
                 projection=self.lower(MLA, d_model), patterns=(self.lower(Window, d_model),), **self.of_output
             )
         patterns = tuple(self.lower(pattern, d_model) for pattern in (Compression, Selection))
-        return AttentionConfig(projection=self.lower(GLA, d_model), patterns=patterns, **self.of_output)
+        return AttentionConfig(
+            projection=self.lower(GLA, d_model), patterns=patterns, gate_bias=self.gate_bias, **self.of_output
+        )

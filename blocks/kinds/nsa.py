@@ -10,6 +10,7 @@ from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Compression, Se
 
 
 class NSAConfig(
+    fields.GateFields,
     fields.OutputFields,
     fields.RopeFields,
     fields.WindowFields,
@@ -51,5 +52,6 @@ class NSAConfig(
             projection=self.lower(GQA, d_model),
             patterns=tuple(self.lower(pattern, d_model) for pattern in (Compression, Selection, Window)),
             separate_kv=self.separate_kv,
+            gate_bias=self.gate_bias,
             **self.of_output,
         )

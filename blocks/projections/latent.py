@@ -77,7 +77,8 @@ class LatentProjection(nn.Module):
     """Latent heads c_j = RMSNorm_j((W_DKV x)_j) and one rotary key k_R = RoPE(W_KR x), which are all that is cached.
 
     Group g, reading latent head j: k_g = [W_UK,g c_j ; k_R], v_g = W_UV,g c_j. Query head: [W_Q x ; RoPE(W_QR x)],
-    through a normed latent of width q_rank where given. With rope_dim 0 the rotary parts are left out.
+    through a normed latent of width q_rank where given. With rope_dim 0 the rotary parts are left out, with
+    `latent_norm: false` the norm of the latent heads.
     input: [[W_Q ; W_QR] by head ; W_DKV ; W_KR], or, where q_rank is given, [W_DQ ; W_DKV ; W_KR], and `query`, which
     reads the normed query latent, is [W_Q ; W_QR] by head.
     """
@@ -92,7 +93,7 @@ class LatentProjection(nn.Module):
         self.input = linear(d_model, sum(self.widths))
         self.query_norm = RMSNorm(config.q_rank, config.norm_eps) if config.q_rank else nn.Identity()
         self.query = linear(config.q_rank, queries) if config.q_rank else nn.Identity()
-        self.latent_norm = RMSNorm(rank, config.norm_eps, heads)
+        self.latent_norm = RMSNorm(rank, config.norm_eps, heads) if config.latent_norm else nn.Identity()
         self.key_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.head_dim)
         self.value_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.v_head_dim)
 

@@ -22,7 +22,8 @@ $$ q_{t,i} = [\, W_{Q,i}\, x_t \;;\; R_t W_{QR,i}\, x_t \,] $$
 _LATENT_END = r"""
 With `rope_dim: 0` there are no rotary parts; with `rope: false` they are not rotated. With `q_rank`, queries come from
 a latent of their own, $c^Q_t = \operatorname{RMSNorm}(W_{DQ}\, x_t)$, in place of $x_t$. Cached for a token: $c_t$ and
-$k^R_t$. The width of a score is $d_{qk} = d_n + d_r$.
+$k^R_t$. With `latent_norm: false` the latent is $W_{DKV}\, x_t$ itself, as in layers that `zoo convert` made of grouped
+ones. The width of a score is $d_{qk} = d_n + d_r$.
 """
 _SHARES_KV = "makes all keys and values from the one cached latent"
 
@@ -87,6 +88,7 @@ class ResolvedLatent(ResolvedProjection):
     kv_rank: int
     n_latent_heads: int
     q_rank: int | None
+    latent_norm: bool
 
     @property
     def qk_dim(self) -> int:
@@ -121,12 +123,13 @@ class ResolvedLatent(ResolvedProjection):
         return {"query": query, "key_value": d_model * (self.kv_rank + self.rope_dim), "key_value_up": up}
 
     def norms(self, n_kv_sets: int) -> int:
-        return self.kv_rank + (self.q_rank or 0)
+        return (self.kv_rank if self.latent_norm else 0) + (self.q_rank or 0)
 
     def activation_bytes(self, n_kv_sets: int) -> int:
         """Both latents are kept before their norm and after."""
         queries = BF16 * self.n_heads * self.qk_dim + 2 * BF16 * (self.q_rank or 0)
-        return queries + BF16 * (self.expanded_elements + self.rope_dim) + 2 * BF16 * self.kv_rank
+        latent = (2 if self.latent_norm else 1) * BF16 * self.kv_rank
+        return queries + BF16 * (self.expanded_elements + self.rope_dim) + latent
 
     @property
     def width_formula(self) -> str:
@@ -145,4 +148,4 @@ class ResolvedLatent(ResolvedProjection):
         }
 
     def norm_formula(self, separate_kv: bool) -> str:
-        return "kv_rank + q_rank" if self.q_rank else "kv_rank"
+        return " + ".join(["kv_rank"] * self.latent_norm + ["q_rank"] * bool(self.q_rank))

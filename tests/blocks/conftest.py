@@ -40,11 +40,19 @@ CASES = {
         {"kind": "mla", **LATENT, "rope_dim": 0, "output_bias": True, "output_gate": "channel", "score_scale": 0.3},
         None,
     ),
+    "mla-plain-latent": ({"kind": "mla", **LATENT, "latent_norm": False}, None),
     "mla-unrotated": ({"kind": "mla", **LATENT, "rope": False, "window": 5}, None),
     "nsa": ({"kind": "nsa", **GROUPED, **COARSE, "window": 5}, None),
     "nsa-no-rope": (
         {"kind": "nsa", **GROUPED, **COARSE, "window": 5, "separate_kv": True, "rope": False, "pool_rotated": False}
-        | {"qkv_bias": True, "qk_norm": True, "qk_norm_over": "width", "output_gate": "head", "score_scale": 0.5},
+        | {
+            "gate_bias": True,
+            "qkv_bias": True,
+            "qk_norm": True,
+            "qk_norm_over": "width",
+            "output_gate": "head",
+            "score_scale": 0.5,
+        },
         None,
     ),
     "nsa-normed-after": (
@@ -58,7 +66,8 @@ CASES = {
     "ansa-local": ({"kind": "ansa", **LATENT, **FINE, "n_kv_heads": 2, "window": 5}, "local"),
     "ansa-global": ({"kind": "ansa", **LATENT, **FINE, "n_kv_heads": 2, "window": 5}, "global"),
     "ansa-mlp": (
-        {"kind": "ansa", **LATENT, **FINE, "n_kv_heads": 2, "n_latent_heads": 2, "pooling": "mlp"},
+        {"kind": "ansa", **LATENT, **FINE, "n_kv_heads": 2, "n_latent_heads": 2, "pooling": "mlp"}
+        | {"gate_bias": True, "latent_norm": False},
         "global",
     ),
     "ansa-unrotated": ({"kind": "ansa", **LATENT, **FINE, "n_kv_heads": 2, "pool_rotated": False}, "global"),

@@ -169,6 +169,8 @@ CHANGED = {
     "rope_fraction": 0.5,
     "qkv_bias": True,
     "output_bias": True,
+    "gate_bias": True,
+    "latent_norm": False,
     "output_gate": "channel",
     "score_scale": 0.7,
     "norm_eps": 1e-2,
@@ -206,6 +208,7 @@ SPECIAL = {
     ("nsa", "query_group"): {"query_group": 4},
     ("attention", "patterns"): {"patterns": [{**WINDOW, "window": 8}]},
     ("attention", "separate_kv"): {"patterns": [WINDOW, FULL]},
+    ("attention", "gate_bias"): {"patterns": [WINDOW, FULL]},
 }
 
 

@@ -17,6 +17,8 @@ GRID = [
     ("window", {"qk_norm": True, "qk_norm_over": "width", "output_gate": "channel", "v_head_dim": 24}),
     ("full", {"qk_norm": True, "qk_norm_scale": False, "qk_norm_place": "after"}),
     ("mla", {"rope_dim": 0, "output_bias": True}),
+    ("mla", {"latent_norm": False, "q_rank": 48}),
+    ("ansa", {"latent_norm": False, "gate_bias": True}),
     ("nsa", {"separate_kv": True, "qkv_bias": True, "qk_norm": True, "qk_norm_over": "width", "output_gate": "head"}),
     ("mla", {}),
     ("mla", {"q_rank": 48, "v_head_dim": 24, "window": 64}),

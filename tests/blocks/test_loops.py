@@ -92,7 +92,9 @@ class Loops:
         if self.latents:
             width, head = p.kv_rank // p.n_latent_heads, g // (p.n_kv_heads // p.n_latent_heads)
             rows = slice(head * width, (head + 1) * width)
-            c = normed(self.maps["latent"][rows] @ x, w["projection.latent_norm.weight"][rows], p.norm_eps)
+            c = self.maps["latent"][rows] @ x
+            if p.latent_norm:
+                c = normed(c, w["projection.latent_norm.weight"][rows], p.norm_eps)
             return {"latent": c, "rope_key": self.maps["rope_key"] @ x}
         key, value = (self.mapped(f"{name}{which}", t, p.n_kv_heads) for name in ("key", "value"))
         if p.qk_norm and p.qk_norm_place == "before":
@@ -203,7 +205,8 @@ class Loops:
         for t in range(len(self.x)):
             gate = torch.ones(heads, 1)
             if n_patterns > 1:
-                gate = 1 / (1 + torch.exp(-(w["gate.weight"] @ self.x[t]).view(heads, n_patterns)))
+                logits = w["gate.weight"] @ self.x[t] + w.get("gate.bias", 0.0)
+                gate = 1 / (1 + torch.exp(-logits.view(heads, n_patterns)))
             row = []
             for h in range(heads):
                 g = h // (heads // self.projection.n_kv_heads)

@@ -53,6 +53,7 @@ def of_attention(point: ResolvedAttention) -> dict[str, str]:
         flops |= pattern.flops_formulas(point)
     norm = projection.norm_formula(point.separate_kv)
     biases = [projection.bias_formula(point.separate_kv), "d_model" if point.output_bias else ""]
+    biases.append("n_heads*n_patterns" if point.gate_bias and len(point.patterns) > 1 else "")
     bias = " + ".join(filter(None, biases))
     parameters = weights | ({"norm": norm} if norm else {}) | ({"bias": bias} if bias else {})
     sets = "n_patterns*" if point.separate_kv else ""

@@ -49,7 +49,7 @@ def import_folder(
     rules, shapes = list(family.rules(model)), _shapes(model)
     check_tensors(source, family, rules, shapes)
     tokenizer = read_tokenizer(source.path, source.config, model.vocab_size, end_of_document)
-    recipe = _recipe(run, model, f"Imported from {source.path} ({family.architecture}).", tokenizer is not None)
+    recipe = recipe_of(run, model, f"Imported from {source.path} ({family.architecture}).", tokenizer)
     state = to_ours(source, rules, shapes)
     with new_folder(run, InteropError):
         write_run(run, recipe, state, tokenizer)
@@ -84,15 +84,18 @@ def _shapes(model: Any) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in build_model(model, device="meta").state_dict().items()}
 
 
-def _recipe(run: Path, model: Any, summary: str, has_tokenizer: bool) -> Any:
-    """The run's recipe, which goes on training the weights: rows of at most ROW tokens of text in its tokenizer."""
+def recipe_of(run: Path, model: Any, summary: str, tokenizer: Any) -> Any:
+    """A recipe that goes on training the weights of a run: rows of at most ROW tokens of text in its tokenizer."""
+    from zoo.data.tokenizers import Bytes
     from zoo.recipe import Recipe
 
-    row = min(ROW, model.max_seq_len)
-    if has_tokenizer:
-        data = {"seq_len": row, "tokenizer": {"kind": "huggingface", "path": str(run)}}
+    data: dict[str, Any] = {"seq_len": min(ROW, model.max_seq_len)}
+    if isinstance(tokenizer, Bytes):
+        data |= {"tokenizer": {"kind": "byte"}}
+    elif tokenizer is not None:
+        data |= {"tokenizer": {"kind": "huggingface", "path": str(run)}}
     else:  # rows of numbers, which the user has to name
-        data = {"seq_len": row, "source": {"kind": "mds", "local": "rows"}, "validation_fraction": 0}
+        data |= {"source": {"kind": "mds", "local": "rows"}, "validation_fraction": 0}
     section = {
         "name": recipe_name(run),
         "summary": summary,

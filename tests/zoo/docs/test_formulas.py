@@ -13,6 +13,8 @@ SETTINGS = [
     ("full", {"n_heads": 4, "n_kv_heads": 2, "qk_norm": True, "qk_norm_over": "width", "output_gate": "head"}),
     ("full", {"n_heads": 4, "qk_norm": True, "qk_norm_scale": False, "output_bias": True}),
     ("mla", {"n_heads": 4, "rope_dim": 0}),
+    ("mla", {"n_heads": 4, "latent_norm": False}),
+    ("ansa", {"n_heads": 4, "latent_norm": False, "gate_bias": True}),
     (
         "nsa",
         {"n_heads": 4, "qk_norm": True, "qk_norm_over": "width", "separate_kv": True, "qkv_bias": True}

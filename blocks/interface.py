@@ -4,7 +4,7 @@ These are protocols: a class keeps one by having its methods, without a base cla
 program runs. Legend of the shape suffixes: blocks/base.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol, Self, overload, runtime_checkable
 
 if TYPE_CHECKING:
@@ -67,6 +67,19 @@ class SelfInitialised(Protocol):
         """Draw all weights on the CPU.
 
         std: the recipe's init_std.  residual_std: for maps that write to the residual stream.
+        """
+        ...
+
+
+@runtime_checkable
+class AfterBatch(Protocol):
+    """A module that does something once after each batch of training, or counts something of it."""
+
+    def after_batch(self, total: "Callable[[torch.Tensor], None]") -> "dict[str, torch.Tensor]":
+        """Called after the optimiser's step, on every device.
+
+        total: sums a tensor over all devices, in place.  Returns scalars to record, by name; those of one name are
+        averaged over the layers.
         """
         ...
 

@@ -23,6 +23,7 @@ OPERATIONS = {  # operation -> the module that registers its implementations
     "rms_norm": "zoo.kernels.norm",
     "add_rms_norm": "zoo.kernels.residual",
     "swiglu_mlp": "zoo.kernels.swiglu",
+    "grouped_linear": "zoo.kernels.grouped",
     "cached_attention": "zoo.kernels.decode",
     "cached_choose_blocks": "zoo.kernels.decode",
     "cached_selection_attention": "zoo.kernels.decode",

@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, C model width, N tokens of several rows, V vocabulary
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo import fused
 from zoo.blocks.context import Context
-from zoo.blocks.interface import Caching, SelfInitialised
+from zoo.blocks.interface import AfterBatch, Caching, SelfInitialised
 from zoo.cost import model_cost
 from zoo.errors import ZooError
 from zoo.inference.cache import ModelCache
@@ -36,6 +37,8 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in config.expanded())
         self.norm = make_norm(config)
+        # Of the batch so far: the sum of what layers added to the loss, times targets, and the targets.
+        self._added_2: torch.Tensor | None = None
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     @property
@@ -142,8 +145,35 @@ class Decoder(nn.Module):
         )
         n_targets = (labels_BT != fused.IGNORED).sum()
         if self.training and context.losses:
-            total = total + torch.stack([loss.float() for loss in context.losses]).sum() * n_targets
+            added = torch.stack([loss.float() for loss in context.losses]).sum() * n_targets
+            total = total + added
+            self._note_added(added.detach(), n_targets)
         return total if reduction == "sum" else total / n_targets.clamp(min=1)
+
+    def _note_added(self, added: torch.Tensor, n_targets: torch.Tensor) -> None:
+        """In place, so that a CUDA graph goes on adding to the same memory."""
+        if self._added_2 is None or self._added_2.device != added.device:
+            self._added_2 = torch.zeros(2, device=added.device)
+        self._added_2 += torch.stack((added, n_targets.to(added.dtype)))
+
+    @torch.no_grad()
+    def after_batch(self, total: Callable[[torch.Tensor], None] = lambda tensor: None) -> dict[str, torch.Tensor]:
+        """To be called once after each batch of training: what layers do then (`blocks.interface.AfterBatch`).
+
+        total: sums a tensor over all devices, in place.  Returns scalars on the device, by name: those of the layers,
+        and `added_loss`, what the layers added to the mean loss of the batch.
+        """
+        found: dict[str, list[torch.Tensor]] = {}
+        for module in self.layers.modules():
+            if isinstance(module, AfterBatch):
+                for name, number in module.after_batch(total).items():
+                    found.setdefault(name, []).append(number)
+        numbers = {name: torch.stack(values).mean() for name, values in found.items()}
+        if self._added_2 is not None:
+            total(self._added_2)
+            numbers["added_loss"] = self._added_2[0] / self._added_2[1].clamp(min=1)
+            self._added_2.zero_()
+        return numbers
 
     def hidden(
         self, tokens_BT: torch.Tensor, document_starts_BT: torch.Tensor | None = None, *, isolated: bool = False

@@ -38,6 +38,7 @@ FEED_FORWARDS = _family(
         "geglu": "zoo.feed_forward.dense_config:GeGLU",
         "gelu": "zoo.feed_forward.dense_config:GELU",
         "relu2": "zoo.feed_forward.dense_config:ReLU2",
+        "moe": "zoo.feed_forward.moe_config:MoE",
     },
     "What each layer does to every token by itself: `model.ffn`, `model.ffns`.",
     default="swiglu",

@@ -102,7 +102,7 @@ MISTAKES = [
     ("d_model: 64", "d_model: 65", "mine.yaml:8:36: model.blocks.local.n_heads: must divide d_model (65)"),
     ("vocab_size: 300\n", "\n", "mine.yaml:2:1: model.vocab_size: is required."),
     ("vocab_size: 300", "vocab_size: 200", "mine.yaml:1:1: data: the byte tokenizer uses 257 tokens; model.vocab_size"),
-    ("swiglu", "swigl", "mine.yaml:6:15: model.ffn.kind: must be 'swiglu', 'geglu', 'gelu' or 'relu2'; found 'swigl'. Did you mean 'swiglu'?"),
+    ("swiglu", "swigl", "mine.yaml:6:15: model.ffn.kind: must be 'swiglu', 'geglu', 'gelu', 'relu2' or 'moe'; found 'swigl'. Did you mean 'swiglu'?"),
     ("{kind: swiglu, d_ff: 96}", "96", "mine.yaml:6:8: model.ffn: must be a mapping; found 96."),
     ("kind: window", "kind: windw", "mine.yaml:8:19: model.blocks.local.kind: unknown block kind 'windw'; known: attention,"),
     ("kind: window, ", "", "mine.yaml:8:5: model.blocks.local.kind: is required; known: attention, full,"),

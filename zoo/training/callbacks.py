@@ -77,22 +77,21 @@ def refuse_non_finite(batch: int, loss: float, norm: float, last_good: Callable[
 
 
 class Numbers:
-    """A batch's loss and gradient norm. On a GPU their copy is started here, and `read` waits for it."""
+    """Numbers of a batch by name, the loss first. On a GPU their copy is started here, and `read` waits for it."""
 
-    def __init__(self, loss: float | torch.Tensor, norm: float | torch.Tensor):
-        self.values, self.event = (loss, norm), None
+    def __init__(self, loss: float | torch.Tensor, **others: float | torch.Tensor):
+        self.names, self.values, self.event = ["loss", *others], [loss, *others.values()], None
         if isinstance(loss, torch.Tensor) and loss.is_cuda:
-            both = torch.stack([number.detach().reshape(()).float() for number in (loss, norm)])
-            self.values = torch.empty(2, pin_memory=True)
-            self.values.copy_(both, non_blocking=True)
+            every = torch.stack([number.detach().reshape(()).float() for number in self.values])
+            self.values = torch.empty(len(every), pin_memory=True)
+            self.values.copy_(every, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
 
-    def read(self) -> tuple[float, float]:
+    def read(self) -> dict[str, float]:
         if self.event is not None:
             self.event.synchronize()
-        loss, norm = (float(number) for number in self.values)
-        return loss, norm
+        return {name: float(number) for name, number in zip(self.names, self.values, strict=True)}
 
 
 class Metrics(Callback):
@@ -104,6 +103,7 @@ class Metrics(Callback):
     or, where targets are the answers of a task, validation_accuracy.
     check: called as check(batch, loss, norm) before a record is written; it raises to stop the training.
     saves: whether a checkpoint is due after so many batches.
+    after_batch: called once after each batch; the numbers that it returns join the record.
 
     Where the loss is still on a GPU, a batch's record is finished after the next batch has been started, so that the
     GPU never waits for Python; but before a validation, a checkpoint and the end.
@@ -118,8 +118,10 @@ class Metrics(Callback):
         mfu_per_token: float | None,
         check: Callable[[int, float, float], None] = lambda batch, loss, norm: None,
         saves: Callable[[int], bool] = lambda batch: False,
+        after_batch: Callable[[], dict[str, torch.Tensor]] = dict,
     ):
         self.clip, self.writers, self.check, self.saves = clip, writers, check, saves
+        self.after_batch = after_batch
         self.mfu_per_token = mfu_per_token
         self._waiting: deque[tuple[dict, Numbers]] = deque()
         self._recent: deque[tuple[int, float]] = deque(maxlen=self.WINDOW)
@@ -132,7 +134,7 @@ class Metrics(Callback):
         record |= {"grad_norm": None, "tokens_per_s": tokens_per_s}
         if self.mfu_per_token is not None:
             record["mfu"] = tokens_per_s * self.mfu_per_token
-        numbers = Numbers(state.total_loss_dict[LOSS], self.clip.norm)
+        numbers = Numbers(state.total_loss_dict[LOSS], grad_norm=self.clip.norm, **self.after_batch())
         self._waiting.append((record, numbers))
         self._finish(logger, 0 if numbers.event is None else 1)
 
@@ -150,7 +152,7 @@ class Metrics(Callback):
         """Check and write the records of all batches but the latest `left`."""
         while len(self._waiting) > left:
             record, numbers = self._waiting.popleft()
-            record["loss"], record["grad_norm"] = numbers.read()
+            record |= numbers.read()
             self.check(record["batch"], record["loss"], record["grad_norm"])
             self._write(record, logger, "train")
 

@@ -242,6 +242,7 @@ class Engine:
             self._mfu_per_token(),
             check=partial(refuse_non_finite, last_good=self.where_it_continues),
             saves=setup.plan.saves,
+            after_batch=partial(decoder.after_batch, self._total),
         )
         return [
             LearningRate(setup.plan, self.peaks),
@@ -252,6 +253,11 @@ class Engine:
             *self._scores(model, decoder, metrics),
             *filter(None, [self.stop_at]),
         ]
+
+    def _total(self, tensor: torch.Tensor) -> None:
+        """Sum a tensor over all processes, in place."""
+        if self.setup.device.world_size > 1:
+            dist.all_reduce(tensor, reduce_operation="SUM")
 
     def _make_step(self) -> BatchStep | None:
         """What runs the batches on one GPU; None where Composer's own step does: elsewhere, or where graphs are off."""

@@ -17,7 +17,7 @@ from zoo.parts import LOGGERS
 MOST_LINE_BYTES = 1 << 20
 MOST_NUMBER = 1e100  # plots and sums of larger ones overflow
 MEASURED = (
-    *("tokens", "time_s", "loss", "lr", "grad_norm", "tokens_per_s", "mfu"),
+    *("tokens", "time_s", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "added_loss"),
     *("validation_loss", "validation_bits_per_byte", "validation_accuracy"),
 )
 

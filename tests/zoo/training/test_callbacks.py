@@ -48,8 +48,9 @@ def test_the_speed_is_that_of_the_latest_batches():
 class Late(callbacks.Numbers):
     """Numbers that are on their way from a GPU."""
 
-    def __init__(self, loss, norm):
-        self.values, self.event = (loss, norm), self
+    def __init__(self, loss, **others):
+        super().__init__(loss, **others)
+        self.event = self
 
     def synchronize(self):
         pass
@@ -78,3 +79,13 @@ def test_a_late_number_that_is_not_finite_still_names_its_batch(monkeypatch):
     with pytest.raises(callbacks.NonFinite, match="batch 7: the gradient norm is nan"):
         metrics.batch_end(after_batch(8, 1.0), SILENT)
     assert written == []
+
+
+def test_what_the_model_counted_joins_the_record_of_its_batch():
+    records, counted = [], iter([{"added_loss": 0.5, "expert_load_max": 2.0}, {"added_loss": 0.25}])
+    metrics = callbacks.Metrics(clip_of(1.0), [records.append], None, after_batch=lambda: next(counted))
+    for number in (1, 2):
+        metrics.batch_end(after_batch(number, 1.0), SILENT)
+    assert [record["added_loss"] for record in records] == [0.5, 0.25]
+    assert records[0]["expert_load_max"] == 2.0
+    assert [record["loss"] for record in records] == [2.0, 2.0]

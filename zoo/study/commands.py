@@ -140,6 +140,9 @@ def report(
     overrides: Override = None,
     json: AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown, for a paper.")] = False,
+    against: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Compare with this architecture. Default: the first.")
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the page there instead of report.html in the folder.")
     ] = None,
@@ -156,7 +159,7 @@ def report(
     if not folder.path.is_dir():
         problem = f"no runs in {folder.path}; first: zoo study run {study}"
         raise RecipeError([Problem(problem, file=str(study))])
-    found = write_report(runs, folder, html)
+    found = write_report(runs, folder, html, against)
     if json:
         out(codec.dumps(found, indent=2))
     elif markdown:

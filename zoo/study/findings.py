@@ -6,6 +6,7 @@ from typing import Any
 from zoo.cost import model_cost
 from zoo.recipe import Recipe
 from zoo.report.columns import data_read
+from zoo.study.config import StudyError
 from zoo.study.expand import Point, Run, Runs, described
 from zoo.study.results import flops_per_token, run_measured, run_results, seq_len_of
 from zoo.study.runner import Runner
@@ -20,10 +21,18 @@ ABOUT = (
 )
 
 
-def findings(runner: Runner) -> dict[str, Any]:
-    """{"results": ..., "measured": ...}; results do not depend on clocks or machines."""
+def findings(runner: Runner, against: str | None = None) -> dict[str, Any]:
+    """{"results": ..., "measured": ...}; results do not depend on clocks or machines.
+
+    against: the architecture that the others are compared with; default: the first.
+    Raises StudyError if the study has none of that name.
+    """
     runs = runner.runs
-    found = {name: _architecture(runner, name) for name in runs.architectures}
+    if against is not None and against not in runs.architectures:
+        known = ", ".join(runs.architectures)
+        raise StudyError(f"--against: no architecture {against!r} in the study; known: {known}")
+    order = dict.fromkeys([against or next(iter(runs.architectures)), *runs.architectures])
+    found = {name: _architecture(runner, name) for name in order}
     metric = _metric(runs, found)
     _conclude(found, metric)
     curve = _speedups(found, metric)

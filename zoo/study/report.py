@@ -17,16 +17,19 @@ from zoo.study.tables import tables
 STYLES = {"better": "green", "worse": "red", "undecided": "yellow", "missing": "yellow"}
 
 
-def write_report(runs: Runs, folder: StudyFolder, html: Path | None = None) -> dict[str, Any]:
+def write_report(
+    runs: Runs, folder: StudyFolder, html: Path | None = None, against: str | None = None
+) -> dict[str, Any]:
     """Write results.json, measured.json, report.md and report.html; returns {"results", "measured"}.
 
-    html: another place of the page.  Raises OtherSettings if there are runs that the study file does not describe.
+    html: another place of the page.  against: see `findings`.
+    Raises OtherSettings if there are runs that the study file does not describe.
     """
     from zoo.study.page import as_page
 
     runner = Runner(runs, folder, Slots(1))
     refuse_other_settings(folder, runner.all())
-    found = findings(runner)
+    found = findings(runner, against)
     write_json(folder.path / "results.json", found["results"])
     write_json(folder.path / "measured.json", found["measured"])
     write_text(folder.path / "report.md", as_markdown(found))

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from tests.zoo.study.synthetic import finish_study
+from zoo.study.config import StudyError
 from zoo.study.findings import findings
 from zoo.study.report import as_markdown, as_text
 from zoo.study.runner import Runner
@@ -177,3 +178,13 @@ def test_the_speed_up_is_one_for_the_first_and_more_for_a_better_one(toy):
     assert not each["tiny_full"]["speedup"]["extrapolated"]
     assert each["better"]["speedup"]["compute"] > 1.2
     assert each["better"]["speedup"]["extrapolated"]
+
+
+def test_another_architecture_can_be_the_one_compared_with(make_runner):
+    runner = make_runner()
+    finish_study(runner, lambda run: 3.0 + 0.01 * run.seed + 0.1 * (run.architecture == "tiny_window"))
+    first, other = findings(runner, "tiny_window")["results"]["verdicts"]
+    assert first["sentence"].startswith("tiny_window: validation loss")
+    assert other["sentence"].startswith("tiny_full: better than tiny_window by 0.1000")
+    with pytest.raises(StudyError, match="no architecture 'full' in the study; known: tiny_full, tiny_window"):
+        findings(runner, "full")

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 import time
 from importlib.util import find_spec
 
@@ -28,6 +29,8 @@ def test_without_ray_the_command_says_what_to_install():
 def cluster(monkeypatch):
     """Two nodes with a core each."""
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", str(PATIENCE_S))
+    monkeypatch.setenv("RAY_agent_register_timeout_ms", str(1000 * PATIENCE_S))
+    monkeypatch.setenv("RAY_TMPDIR", tempfile.mkdtemp(prefix="zoo-ray-", dir="/tmp"))  # sockets have short paths
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     import ray
     from ray.cluster_utils import Cluster

@@ -20,6 +20,7 @@ PROCESS_BYTES = 1.2 * GIB  # Python, torch and Composer, of each process
 USABLE = 0.92  # share of a memory that runs may fill
 SPARE = 1.1  # a run's peak may come after it was measured
 CORES_PER_GPU_RUN = 1
+MOST_THREADS_ON_GPU = 4
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -75,7 +76,9 @@ class Slots:
         """Threads of each run."""
         if self._threads is not None:
             return self._threads
-        return max(1, self.cores // (len(self.gpus) or self.limit()))
+        if self.gpus:  # they only feed the GPU
+            return max(1, min(MOST_THREADS_ON_GPU, self.cores // len(self.gpus)))
+        return max(1, self.cores // self.limit())
 
     def keep_threads(self, number: int) -> None:
         """Give every run this many threads: another number gives other last digits."""

@@ -6,6 +6,7 @@ Every node must see the working directory and the study's folder under the same 
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -15,6 +16,7 @@ from zoo.study.preload import PARENT
 from zoo.study.slots import THREADS, Ended, Job
 
 STOPPED = 130
+POLL_S = 0.2
 
 
 class MissingRay(StudyError):
@@ -42,11 +44,18 @@ def run_command(command: Sequence[str], log: str, environment: dict[str, str], f
             start_new_session=True,
         )
         try:
-            return process.wait(), node
+            return _wait(process), node
         except KeyboardInterrupt:
             process.terminate()
-            process.wait()
+            _wait(process)
             return STOPPED, node
+
+
+def _wait(process: subprocess.Popen) -> int:
+    """Wait in short steps: Ray interrupts between two lines of Python, and not a wait in the system."""
+    while (code := process.poll()) is None:
+        time.sleep(POLL_S)
+    return code
 
 
 class RaySlots:
@@ -77,6 +86,7 @@ class RaySlots:
         self.nodes: set[str] = set()
         self._threads: int | None = None
         self._running: dict[str, Any] = {}
+        self._stopped: set[str] = set()
         self._task = ray.remote(max_retries=0)(run_command)
 
     @property
@@ -120,6 +130,7 @@ class RaySlots:
             done, _ = self.ray.wait([task], timeout=0)
             if done:
                 del self._running[id]
+                self._stopped.discard(id)
                 found.append(Ended(id, self._code(task)))
         return found
 
@@ -140,8 +151,11 @@ class RaySlots:
         return False
 
     def stop(self, kill: bool = False) -> None:
-        """Ask every job to save and end, or end it at once."""
-        for task in self._running.values():
+        """Ask every job to save and end, once, or end it at once."""
+        for id, task in self._running.items():
+            if id in self._stopped and not kill:
+                continue
+            self._stopped.add(id)
             with contextlib.suppress(Exception):  # it may have ended
                 self.ray.cancel(task, force=kill)
 

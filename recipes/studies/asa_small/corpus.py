@@ -11,6 +11,7 @@ import argparse
 import gzip
 import hashlib
 import json
+import lzma
 import re
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def main() -> int:
             print(f"{package.name}: {error}", file=sys.stderr)
             return 1
         documents = [text for text in read(package, archive) if new(text, seen)]
-        write(asked.folder / f"{package.name}.jsonl.gz", documents)
+        write(asked.folder / f"{package.name}.jsonl.xz", documents)
         size = sum(len(text.encode()) for text in documents)
         total += size
         print(f"{package.name} {package.version}: {len(documents):,} documents, {size / 1e6:.1f} MB")
@@ -201,10 +202,10 @@ def new(text: str, seen: set[bytes]) -> bool:
 
 
 def write(path: Path, documents: list[str]) -> None:
-    """JSONL, compressed; the same documents give the same bytes."""
-    with open(path, "wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as file:
+    """JSONL, compressed."""
+    with lzma.open(path, "wt", encoding="utf-8") as file:
         for text in documents:
-            file.write(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from zoo.cost import model_cost
 from zoo.recipe import load_recipe
 from zoo.schema import recipe_schema
 from zoo.study.config import load_study
-from zoo.study.expand import expand, unequal
+from zoo.study.equality import unequal
+from zoo.study.expand import expand
 from zoo.yaml_reader import read_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"

@@ -5,9 +5,11 @@ from rich.text import Text
 from zoo.report.rows import decimal
 from zoo.show import plain_table, rendered
 from zoo.sizing import GPUS
+from zoo.study.equality import unequal
 from zoo.study.estimate import all_runs, estimate, flops_per_token, length
-from zoo.study.expand import Runs, described, unequal
+from zoo.study.expand import Runs
 from zoo.study.gpus import visible_gpus
+from zoo.study.matching import described
 from zoo.study.slots import Slots
 from zoo.study.state import StudyFolder
 from zoo.training.summary import as_time

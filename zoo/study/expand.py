@@ -6,18 +6,15 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from zoo.cost import model_cost
 from zoo.data.config import Synthetic
-from zoo.errors import Problem, RecipeError, did_you_mean, shorten
+from zoo.errors import Problem, RecipeError, did_you_mean
 from zoo.recipe import Recipe, load_recipe
 from zoo.study.config import Entry, Study
+from zoo.study.matching import Change, match
 from zoo.yaml_reader import Node, Place
-
-MULTIPLES = (128, 64, 32, 16, 8, 4, 2, 1)  # of d_ff: the largest that reaches the tolerance is taken
-D_FF = "model.ffn.d_ff"
 
 
 @dataclass(frozen=True)
@@ -40,27 +37,6 @@ class Run:
     point: Point
     seed: int
     recipe: Recipe
-
-
-@dataclass(frozen=True)
-class Change:
-    """What matching did to an architecture at a point of the grid. `after` is None where nothing had to change."""
-
-    architecture: str
-    point: str
-    parameters_before: int
-    parameters: int
-    before: int
-    after: int | None
-
-    def __str__(self) -> str:
-        where = f" at {self.point}" if self.point else ""
-        if self.after is None:
-            return f"{self.architecture}{where}: {self.parameters:,} parameters, ffn.d_ff {self.before} as written"
-        return (
-            f"{self.architecture}{where}: ffn.d_ff {self.before} -> {self.after}, "
-            f"parameters {self.parameters_before:,} -> {self.parameters:,}"
-        )
 
 
 @dataclass(frozen=True)
@@ -123,21 +99,9 @@ def expand(study: Study, overrides: tuple[str, ...] = ()) -> Runs:
             problems += error.problems
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
-    changes = _match(study, entries, points, recipes) if study.config.match else []
+    changes = match(study, entries, [point.label for point in points], recipes) if study.config.match else []
     notes = _data_seed_notes(study, recipes)
     return Runs(study, {name: path for name, (_, _, path) in entries.items()}, points, recipes, changes, notes)
-
-
-def described(changes: list[Change]) -> list[str]:
-    """The changes in words; one that is the same at every point of the grid once, without the point."""
-    by_architecture: dict[str, list[Change]] = {}
-    for change in changes:
-        by_architecture.setdefault(change.architecture, []).append(change)
-    found = []
-    for each in by_architecture.values():
-        plain = list(dict.fromkeys(str(replace(change, point="")) for change in each))
-        found += plain if len(plain) == 1 else list(map(str, each))
-    return found
 
 
 def _points(study: Study) -> Iterator[Point]:
@@ -240,79 +204,3 @@ def _data_seed_notes(study: Study, recipes: dict) -> list[str]:
     seed = study.config.seeds[0]
     made = any(isinstance(source, Synthetic) for recipe in recipes.values() for source in recipe.data.streams())
     return [f"rows made by rule have the seed {seed} in every run, so that they are made once"] if made else []
-
-
-def _match(study: Study, entries: dict, points: list[Point], recipes: dict) -> list[Change]:
-    """Adjust the feed-forwards in `recipes`; returns what was done. Raises RecipeError where it cannot be."""
-    tolerance, changes, problems = study.config.match.parameters, [], []
-    first = next(iter(entries))
-    for point in points:
-        target = _parameters(recipes[first, point.label])
-        for name, (index, _, _) in entries.items():
-            if name == first:
-                continue
-            recipe = recipes[name, point.label]
-            before, d_ff = _parameters(recipe), getattr(recipe.model.ffn, "d_ff", None)
-            if d_ff is None:
-                why = "has no model.ffn.d_ff to match parameters with; leave match out, or write the widths yourself"
-                problems.append(study.problem(("recipes", index), why))
-                continue
-            if abs(before / target - 1) <= tolerance:
-                changes.append(Change(name, point.label, before, before, d_ff, None))
-                continue
-            width = _matching_width(recipe, target, tolerance)
-            if width is None:
-                why = (
-                    f"cannot be matched to {target:,} parameters within {tolerance:.2%} by {D_FF}: it has {before:,} "
-                    f"with d_ff {d_ff}; raise match.parameters, or change the recipe"
-                )
-                problems.append(study.problem(("recipes", index), why))
-                continue
-            recipes[name, point.label] = _with_width(recipe, width)
-            after = _parameters(recipes[name, point.label])
-            changes.append(Change(name, point.label, before, after, d_ff, width))
-    if problems:
-        raise RecipeError(list(dict.fromkeys(problems)))
-    return changes
-
-
-def _parameters(recipe: Recipe) -> int:
-    return model_cost(recipe.model, 1).parameters["total"]
-
-
-def _with_width(recipe: Recipe, d_ff: int) -> Recipe:
-    ffn = recipe.model.ffn.model_copy(update={"d_ff": d_ff})
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"ffn": ffn})})
-
-
-def _matching_width(recipe: Recipe, target: int, tolerance: float) -> int | None:
-    """The d_ff nearest to the target, a multiple of the largest number in MULTIPLES that reaches the tolerance."""
-    low, high = (_parameters(_with_width(recipe, width)) for width in (128, 256))
-    per_width = (high - low) / 128
-    exact = 128 + (target - low) / per_width
-    for multiple in MULTIPLES:
-        width = round(exact / multiple) * multiple
-        if width >= 1 and abs(_parameters(_with_width(recipe, width)) / target - 1) <= tolerance:
-            return width
-    return None
-
-
-def unequal(runs: Runs) -> list[str]:
-    """Sentences about what differs between the architectures beside the model: their losses then compare less."""
-    from zoo.differences import differences, in_words
-    from zoo.report.training import sameness
-
-    names = list(runs.architectures)
-    point = runs.points[0]
-    first = runs.recipes[names[0], point.label]
-    found = []
-    for name in names[1:]:
-        other = runs.recipes[name, point.label]
-        for key, here, there in differences(sameness(first), sameness(other)):
-            before, now = in_words(here, there)
-            found.append(f"not equal: {key} is {now} in {name}, {before} in {names[0]}")
-        for section in ("optimizer", "schedule", "clip_norm", "precision"):
-            ours, theirs = (r.train.model_dump(mode="json")[section] for r in (other, first))
-            for key, before, now in differences(theirs, ours, f"train.{section}"):
-                found.append(f"not equal: {key} is {shorten(now)} in {name}, {shorten(before)} in {names[0]}")
-    return found

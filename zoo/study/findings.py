@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo.cost import model_cost
-from zoo.recipe import Recipe
 from zoo.report.columns import data_read
 from zoo.study.config import StudyError
-from zoo.study.expand import Point, Run, Runs, described
-from zoo.study.results import flops_per_token, run_measured, run_results, seq_len_of
+from zoo.study.equality import equality
+from zoo.study.expand import Run, Runs
+from zoo.study.matching import described
+from zoo.study.results import flops_per_token, run_measured, run_results
 from zoo.study.runner import Runner
-from zoo.study.state import DIVERGED, DONE, FAILED, WAITING
+from zoo.study.state import DONE
 from zoo.study.statistics import Curve, Difference, Mean, differences, fit_curve
+from zoo.study.verdicts import notes, verdict
 
-PARAMETERS_APART = 0.03
 ABOUT = (
     "Means and 95% intervals are Student's t over the seeds that count; seeds that chose from the grid are not among "
     "them. Differences are paired by seed and corrected for the number of comparisons by Holm's method: together the "
@@ -45,8 +46,8 @@ def findings(runner: Runner, against: str | None = None) -> dict[str, Any]:
         "seeds": {"choosing": config.choosing, "counting": config.counting},
         "grid": config.grid,
         "tasks": runner.tasks,
-        "verdicts": [_verdict(name, found, metric, len(config.counting)) for name in found],
-        "notes": [*_notes(runner, found), *runs.notes],
+        "verdicts": [verdict(name, found, metric, len(config.counting)) for name in found],
+        "notes": [*notes(runner, found), *runs.notes],
         "architectures": list(found.values()),
         "equal": equality(runs, {name: runner.point(name) or runs.points[0] for name in found}),
         "matched": described(runs.changes),
@@ -157,84 +158,6 @@ def _score(run: dict, task: str, metric: str) -> float | None:
     return run["scores"].get(task, {}).get(metric, {}).get("value")
 
 
-def _verdict(name: str, found: Mapping[str, dict], metric: str, expected: int) -> dict[str, Any]:
-    """{"architecture", "outcome", "sentence"}; outcome: first, better, worse, undecided or missing."""
-    first, each = next(iter(found)), found[name]
-    mean, what = each[f"mean_{metric}"], {"loss": "validation loss", "bits_per_byte": "bits per byte"}[metric]
-    at = f" at {each['chosen']}" if each["chosen"] else ""
-    if mean is None:
-        return _said(name, "missing", f"{name}: no result: {_why_missing(each, expected)}")
-    of = f"{mean['n']} of {expected} seeds" if mean["n"] < expected else f"{expected} seed{'s' * (expected != 1)}"
-    value = f"{what} {mean['value']:.4f}{interval(mean['low'], mean['high'])}, {of}{at}"
-    if name == first:
-        others = "; the others are compared with it" if len(found) > 1 else ""
-        return _said(name, "first", f"{name}: {value}{others}.")
-    difference = each["difference"]
-    if difference is None:
-        return _said(name, "missing", f"{name}: {value}; no seed in common with {first}, so nothing is compared.")
-    signed = f"{difference['value']:+.4f}"
-    if difference["holm_low"] is None:
-        why = "one common seed says nothing about chance"
-        return _said(name, "undecided", f"{name}: undecided against {first}: {signed}, but {why}; {value}.")
-    bounds = f"{difference['holm_low']:+.4f} to {difference['holm_high']:+.4f}"
-    if not difference["decided"]:
-        same = "; every seed gave the same value" if difference["low"] == difference["high"] == 0 else ""
-        text = f"undecided against {first}: the difference, {signed} ({bounds}), may be zero{same}"
-        return _said(name, "undecided", f"{name}: {text}; {value}.")
-    word = "better" if difference["value"] < 0 else "worse"
-    p = (
-        f"p = {difference['p_holm']:.2g} after Holm"
-        if difference["p_holm"] > 0
-        else "every seed gave the same difference"
-    )
-    return _said(name, word, f"{name}: {word} than {first} by {abs(difference['value']):.4f} ({bounds}; {p}); {value}.")
-
-
-def _said(name: str, outcome: str, sentence: str) -> dict[str, Any]:
-    return {"architecture": name, "outcome": outcome, "sentence": sentence}
-
-
-def _why_missing(each: dict, expected: int) -> str:
-    if each["chosen"] is None:
-        states = [run["state"] for run in each["choosing_runs"]]
-        if WAITING in states:
-            return f"{states.count(WAITING)} of {len(states)} runs that choose from the grid are still waiting."
-        return "every point of the grid diverged or failed."
-    counts = {s: sum(run["state"] == s for run in each["runs"]) for s in (WAITING, FAILED, DIVERGED)}
-    return ", ".join(f"{count} of {expected} runs {state}" for state, count in counts.items() if count) + "."
-
-
-def interval(low: float | None, high: float | None, digits: int = 4) -> str:
-    """` (1.2000 to 1.3000)`, or nothing."""
-    return "" if low is None else f" ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def _notes(runner: Runner, found: Mapping[str, dict]) -> list[str]:
-    """What limits the conclusions."""
-    from zoo.study.expand import unequal
-
-    notes = []
-    for name, each in found.items():
-        for key in each["edges"]:
-            value = each["chosen_values"][key]
-            notes.append(
-                f"{name}: the chosen {key} = {value} is at the edge of the grid; the best value may lie outside."
-            )
-        for kind in ("choosing_runs", "runs"):
-            for run in each[kind]:
-                if run["state"] in (FAILED, DIVERGED):
-                    why = run.get("why", "").splitlines()
-                    notes.append(f"{run['run']} {run['state']}{f': {why[0]}' if why else ''}")
-    waiting = runner.expected() - sum(
-        run["state"] != WAITING for each in found.values() for run in (*each["choosing_runs"], *each["runs"])
-    )
-    if waiting:
-        notes.append(f"{waiting} of {runner.expected()} runs are not done; what is said here may change.")
-    if len(runner.runs.study.config.counting) < 3:
-        notes.append("Fewer than three seeds count: intervals are wide, and little can be decided.")
-    return [*notes, *(f"{note[0].upper()}{note[1:]}." for note in unequal(runner.runs))]
-
-
 def _speedups(found: dict[str, dict], metric: str) -> Curve | None:
     """Put the effective speed-up at equal loss into each architecture; returns the fitted curve of the first.
 
@@ -281,45 +204,6 @@ def mean_curve(runs: Sequence[dict], key: str) -> list[list[float]]:
     common = [tokens for tokens in by_tokens[0] if all(tokens in each for each in by_tokens)]
     values = [(tokens, [each[tokens] for each in by_tokens]) for tokens in common]
     return [[tokens, sum(v) / len(v), min(v), max(v)] for tokens, v in values]
-
-
-def equality(runs: Runs, points: Mapping[str, Point]) -> list[dict[str, Any]]:
-    """What is equal between the architectures and what is not: {"what", "values", "equal"} in the order of a table."""
-    recipes = {name: runs.recipes[name, point.label] for name, point in points.items()}
-    rows = []
-    for what, read in _COMPARED.items():
-        values = {name: read(recipe) for name, recipe in recipes.items()}
-        first = next(iter(values.values()))
-        if what == "parameters":
-            near = max(abs(value / first - 1) for value in values.values())
-            tolerance = max(PARAMETERS_APART, runs.study.config.match.parameters if runs.study.config.match else 0)
-            rows.append({"what": f"{what} (within {near:.2%})", "values": values, "equal": near <= tolerance})
-            continue
-        rows.append({"what": what, "values": values, "equal": all(value == first for value in values.values())})
-    return rows
-
-
-def _optimizer(recipe: Recipe) -> dict[str, Any]:
-    return {key: value for key, value in recipe.train.optimizer.model_dump(mode="json").items() if key != "lr"}
-
-
-_COMPARED = {
-    "parameters": lambda r: model_cost(r.model, 1).parameters["total"],
-    "training FLOPs per token": flops_per_token,
-    "duration": lambda r: r.train.duration,
-    "tokens a batch": lambda r: r.train.rows(seq_len_of(r)) * seq_len_of(r),
-    "tokens a row": seq_len_of,
-    "data": lambda r: {k: v for k, v in data_read(r).items() if k != "tokenizer"},
-    "tokenizer and vocabulary": lambda r: [data_read(r)["tokenizer"], r.model.vocab_size],
-    "order of the rows, by seed": lambda r: r.data.shuffle,
-    "learning rate": lambda r: getattr(r.train.optimizer, "lr", None),
-    "optimiser, without it": _optimizer,
-    "schedule": lambda r: r.train.schedule.model_dump(mode="json"),
-    "gradient clipping": lambda r: r.train.clip_norm,
-    "precision": lambda r: r.train.precision,
-    "validation": lambda r: [r.eval.batches, r.train.rows(seq_len_of(r))],
-    "d_model, layers": lambda r: [r.model.d_model, len(r.model.expanded())],
-}
 
 
 def _measured(runner: Runner, found: Mapping[str, dict]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.report.rows import binary, decimal
-from zoo.study.findings import interval
+from zoo.study.verdicts import interval
 
 NO_VALUE = "–"
 

@@ -5,7 +5,8 @@ import pytest
 from tests.zoo.study.conftest import TINY
 from zoo.errors import RecipeError
 from zoo.study.config import load_study
-from zoo.study.expand import expand, unequal
+from zoo.study.equality import unequal
+from zoo.study.expand import expand
 
 FULL, WINDOW = str(TINY / "full.yaml"), str(TINY / "window.yaml")
 

@@ -1,0 +1,73 @@
+"""What is equal between the architectures of a study beside the model, and what is not. No torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.cost import model_cost
+from zoo.errors import shorten
+from zoo.recipe import Recipe
+from zoo.report.columns import data_read
+from zoo.study.expand import Point, Runs
+from zoo.study.results import flops_per_token, seq_len_of
+
+PARAMETERS_APART = 0.03
+
+
+def unequal(runs: Runs) -> list[str]:
+    """Sentences about what differs between the architectures beside the model: their losses then compare less."""
+    from zoo.differences import differences, in_words
+    from zoo.report.training import sameness
+
+    names = list(runs.architectures)
+    point = runs.points[0]
+    first = runs.recipes[names[0], point.label]
+    found = []
+    for name in names[1:]:
+        other = runs.recipes[name, point.label]
+        for key, here, there in differences(sameness(first), sameness(other)):
+            before, now = in_words(here, there)
+            found.append(f"not equal: {key} is {now} in {name}, {before} in {names[0]}")
+        for section in ("optimizer", "schedule", "clip_norm", "precision"):
+            ours, theirs = (r.train.model_dump(mode="json")[section] for r in (other, first))
+            for key, before, now in differences(theirs, ours, f"train.{section}"):
+                found.append(f"not equal: {key} is {shorten(now)} in {name}, {shorten(before)} in {names[0]}")
+    return found
+
+
+def equality(runs: Runs, points: Mapping[str, Point]) -> list[dict[str, Any]]:
+    """What is equal between the architectures and what is not: {"what", "values", "equal"} in the order of a table."""
+    recipes = {name: runs.recipes[name, point.label] for name, point in points.items()}
+    rows = []
+    for what, read in _COMPARED.items():
+        values = {name: read(recipe) for name, recipe in recipes.items()}
+        first = next(iter(values.values()))
+        if what == "parameters":
+            near = max(abs(value / first - 1) for value in values.values())
+            tolerance = max(PARAMETERS_APART, runs.study.config.match.parameters if runs.study.config.match else 0)
+            rows.append({"what": f"{what} (within {near:.2%})", "values": values, "equal": near <= tolerance})
+            continue
+        rows.append({"what": what, "values": values, "equal": all(value == first for value in values.values())})
+    return rows
+
+
+def _optimizer(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in recipe.train.optimizer.model_dump(mode="json").items() if key != "lr"}
+
+
+_COMPARED = {
+    "parameters": lambda r: model_cost(r.model, 1).parameters["total"],
+    "training FLOPs per token": flops_per_token,
+    "duration": lambda r: r.train.duration,
+    "tokens a batch": lambda r: r.train.rows(seq_len_of(r)) * seq_len_of(r),
+    "tokens a row": seq_len_of,
+    "data": lambda r: {k: v for k, v in data_read(r).items() if k != "tokenizer"},
+    "tokenizer and vocabulary": lambda r: [data_read(r)["tokenizer"], r.model.vocab_size],
+    "order of the rows, by seed": lambda r: r.data.shuffle,
+    "learning rate": lambda r: getattr(r.train.optimizer, "lr", None),
+    "optimiser, without it": _optimizer,
+    "schedule": lambda r: r.train.schedule.model_dump(mode="json"),
+    "gradient clipping": lambda r: r.train.clip_norm,
+    "precision": lambda r: r.train.precision,
+    "validation": lambda r: [r.eval.batches, r.train.rows(seq_len_of(r))],
+    "d_model, layers": lambda r: [r.model.d_model, len(r.model.expanded())],
+}

@@ -90,7 +90,7 @@ def bench_setup(recipe, folder: Path, batches: int, own_data: bool) -> BenchSetu
         decay=batches - 1,
         schedule=recipe.train.schedule,
     )
-    return BenchSetup(recipe, RunFolder(folder), Screen(rank=1), device, prepared, plan, None)
+    return BenchSetup(recipe, RunFolder(folder), Screen(rank=1), device, prepared, plan, checkpoint=None, run=None)
 
 
 class _Ticks(Callback):

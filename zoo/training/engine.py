@@ -215,7 +215,8 @@ class Engine:
         self._close_own()
 
     def _close_own(self) -> None:
-        self.saver.tmp_dir_for_symlink.cleanup()
+        if isinstance(self.saver, Saver):  # a benchmark keeps no checkpoints
+            self.saver.tmp_dir_for_symlink.cleanup()
         for spec in filter(None, self.loaders.values()):
             spec.dataloader.dataset.close()
         for writer in self.writers[1:]:

@@ -264,11 +264,13 @@ def test_a_layer_on_the_meta_device_has_its_shapes(recipe):
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 def test_a_layer_on_a_gpu_is_that_of_the_cpu():
     """Under autocast, with torch's grouped product, against float64; nothing waits for the device."""
     config = MoE(n_experts=8, d_ff=128, n_shared=1, router="sigmoid", balance_rate=0.1)
     module = MoEModule(config, 256)
-    module.initialise(torch.Generator().manual_seed(0), 0.05, 0.05)
+    with torch.no_grad():
+        module.initialise(torch.Generator().manual_seed(0), 0.05, 0.05)
     x, results = noise(2, 200, 256), []
     wide = MoEModule(config, 256).double()
     wide.load_state_dict(module.state_dict())

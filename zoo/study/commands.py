@@ -59,6 +59,9 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="With --on ray: the cluster. Default: RAY_ADDRESS, else one on this machine.")
     ] = None,
+    mps: Annotated[
+        bool, typer.Option(help="On GPUs: use NVIDIA's multi-process service where it is available.")
+    ] = True,
     overrides: Override = None,
     plugins: Plugins = None,
 ) -> None:
@@ -78,7 +81,7 @@ def run(
 
     for note in runs.notes:
         err(f"note: {note}")
-    slots = _ray_slots(runs, address) if on == "ray" else _local_slots(runs)
+    slots = _ray_slots(runs, address) if on == "ray" else _local_slots(runs, mps)
     with Screen() as screen:
         runner = Runner(runs, folder, slots, follow=screen.follow, say=screen.say)
         runner.run(retry=retry)
@@ -89,13 +92,13 @@ def run(
         raise typer.Exit(1)
 
 
-def _local_slots(runs):
+def _local_slots(runs, with_mps: bool):
     from zoo.study.gpus import Mps, visible_gpus
     from zoo.study.slots import Slots
 
     gpus = visible_gpus()
     at_once = _jobs(runs)
-    mps = Mps() if gpus and at_once != 1 else None
+    mps = Mps() if gpus and at_once != 1 and with_mps else None
     return Slots(at_once, gpus, mps=mps)
 
 

@@ -29,9 +29,9 @@ from zoo import schedule
 from zoo.blocks import plugins, registry
 from zoo.blocks.config import BlockConfig
 from zoo.blocks.resolved import ResolvedMixer
-from zoo.checking import Found, Path, locate, translate
+from zoo.checking import Found, locate, translate
 from zoo.data.config import DataConfig
-from zoo.errors import Problem, RecipeError, shorten, unknown
+from zoo.errors import Problem, RecipeError, shorten
 from zoo.feed_forward.base import FeedForwardConfig
 from zoo.layer_fields import (
     EmbeddingScale,
@@ -45,7 +45,9 @@ from zoo.layer_fields import (
     around_problems,
 )
 from zoo.parts import FEED_FORWARDS, PartOf
+from zoo.plain import plain
 from zoo.schedule import Schedule, ScheduleError, Use, Where
+from zoo.schedule_checks import Scheduled, ffn_problems, model_problems
 from zoo.seal import in_run_folder
 from zoo.training.config import EvalConfig, TrainConfig
 from zoo.yaml_reader import Node, put, read_recipe, scalar
@@ -197,9 +199,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _agrees(self) -> "ModelConfig":
         sections = _sections(self.blocks, self.layers, self.ffns, self.ffn_layers)
-        lines = list(_model_problems(*sections, self.n_layers, self.d_model, self.ffn))
+        lines = list(model_problems(*sections, self.n_layers, self.d_model, self.ffn))
         lines += [(path, "value", why) for path, why in around_problems(self.norm, self.norm_bias)]
-        lines += _ffn_problems(self.ffn is not None, self.ffns is not None, self.ffn_layers is not None)
+        lines += ffn_problems(self.ffn is not None, self.ffns is not None, self.ffn_layers is not None)
         if lines:
             raise _refusal(lines, self)
         return self
@@ -246,25 +248,8 @@ class ModelConfig(Section):
 def _of_use(use: Use, base: Any, read: Callable[[Any], Any], made: dict[int, Any]) -> Any:
     """The config of one occurrence, its `with` applied; made: those of occurrences seen before."""
     if id(use) not in made:
-        made[id(use)] = read({**_plain(base), **use.overrides}) if use.overrides else base
+        made[id(use)] = read({**plain(base), **use.overrides}) if use.overrides else base
     return made[id(use)]
-
-
-@dataclass(frozen=True)
-class _Section:
-    """One of the two schedules, with the configs that it names.
-
-    configs: those that are valid by themselves; names: all that are defined, so that one mistake is reported once.
-    schedule: None if there is none, or none that can be read.  what: one of the configs, as messages say it.
-    """
-
-    key: str
-    of: str
-    what: str
-    configs: Mapping[str, Any]
-    names: set[str]
-    schedule: Schedule | None
-    read: Callable[[Any], Any]
 
 
 def _sections(
@@ -274,111 +259,14 @@ def _sections(
     ffn_layers: Schedule | None,
     names: set[str] | None = None,
     ffn_names: set[str] | None = None,
-) -> tuple[_Section, _Section]:
+) -> tuple[Scheduled, Scheduled]:
     """names, ffn_names: all that are defined; default those given."""
     ffns = ffns or {}
     names, ffn_names = names or set(blocks), ffn_names or set(ffns)
     return (
-        _Section("layers", "blocks", "block", blocks, names, layers, _read_block),
-        _Section("ffn_layers", "ffns", "feed-forward", ffns, ffn_names, ffn_layers, _read_ffn),
+        Scheduled("layers", "blocks", "block", blocks, names, layers, _read_block),
+        Scheduled("ffn_layers", "ffns", "feed-forward", ffns, ffn_names, ffn_layers, _read_ffn),
     )
-
-
-def _ffn_problems(has_ffn: bool, has_ffns: bool, has_layers: bool) -> Iterator[Found]:
-    """Of `ffn`, and `ffns` with `ffn_layers`, a model has one."""
-    if has_ffn and (has_ffns or has_layers):
-        key = "ffns" if has_ffns else "ffn_layers"
-        yield (key,), "key", "cannot stand beside ffn, which is for every layer; remove one (ffn: null, if inherited)"
-    elif has_ffns != has_layers:
-        yield ("ffn_layers",) if has_ffns else ("ffns",), "value", "is required: ffns and ffn_layers come together"
-    elif not has_ffn and not has_ffns:
-        yield ("ffn",), "value", "is required, or ffns with ffn_layers"
-
-
-def _model_problems(
-    mixers: _Section, ffns: _Section, n_layers: int | None, d_model: int | None, ffn: FeedForwardConfig | None
-) -> Iterator[Found]:
-    """What does not fit together, as (path below `model`, place, message)."""
-    if d_model is not None:
-        named = [((section.of, name), config) for section in (mixers, ffns) for name, config in section.configs.items()]
-        named += [] if ffn is None else [(("ffn",), ffn)]
-        for place, config in named:
-            yield from (((*place, *path), "value", why) for path, why in config.problems(d_model))
-    if mixers.schedule is not None:
-        yield from _schedule_problems(mixers, n_layers, d_model)
-    if ffns.schedule is not None:
-        depth = n_layers or _depth(mixers.schedule)
-        yield from _schedule_problems(ffns, depth, d_model, "the model has")
-
-
-def _depth(layers: Schedule | None) -> int | None:
-    """Layers of a schedule; None if it cannot be expanded, which is reported for itself."""
-    try:
-        return None if layers is None else len(schedule.expand(layers))
-    except ScheduleError:
-        return None
-
-
-def _schedule_problems(
-    section: _Section, n_layers: int | None, d_model: int | None, wanted: str = "n_layers is"
-) -> Iterator[Found]:
-    """What is wrong with a schedule: its length, names that are not defined, parts and overrides.
-
-    wanted: how a message says where n_layers is from.
-    """
-    key = (section.key,)
-    try:
-        schedule.expand(section.schedule, n_layers, wanted)
-    except ScheduleError as error:
-        yield from ((key, where, why) for where, why in error.found)
-    told = set()
-    for use in section.schedule.uses:
-        if use.name not in section.names:
-            if use.name not in told:
-                yield key, use.where, unknown(section.what, use.name, sorted(section.names))
-            told.add(use.name)
-        elif use.name in section.configs:
-            for where, why in _use_problems(use, section, d_model):
-                yield key, where, why
-
-
-def _use_problems(use: Use, section: _Section, d_model: int | None) -> Iterator[tuple[Where, str]]:
-    """(place, message) of what is wrong with one occurrence."""
-    base = section.configs[use.name]
-    parts = getattr(base, "parts", ())
-    if use.part is not None and use.part not in parts:
-        if parts:
-            yield use.where, unknown(f"part of {use.name!r}", use.part, parts)
-        else:
-            yield use.where, f"{section.what} {use.name!r} ({base.kind}) has no parts; found {str(use)!r}"
-    if not use.overrides:
-        return
-    if "kind" in use.overrides:
-        yield (
-            _in_with(use, ("kind",)),
-            f"kind cannot change for one occurrence; define another {section.what}",
-        )
-        return
-    changed = {**_plain(base), **use.overrides}
-    try:
-        config = section.read(changed)
-    except ValidationError as error:
-        known = list(type(base).model_fields)
-        lines = translate(error, changed, lambda path: [] if path else known)
-        yield from ((_in_with(use, path, at == "key"), why) for path, at, why in lines)
-        return
-    if getattr(config, "alternation", None) != getattr(base, "alternation", None):
-        why = "the order of a block's parts cannot change for one occurrence; name the part instead"
-        yield _in_with(use, ("first",)), why
-    if d_model is not None:
-        already = base.problems(d_model)
-        for path, why in config.problems(d_model):
-            if (path, why) not in already:
-                yield _in_with(use, path), why
-
-
-def _in_with(use: Use, path: Path, on_key: bool = False) -> Where:
-    return Where((*use.where.path[:-1], "with", *path), on_key=on_key)
 
 
 class Recipe(Section):
@@ -409,7 +297,7 @@ class Recipe(Section):
     def dump(self) -> str:
         """The resolved recipe as YAML that loads to an equal one, without `extends`."""
         return yaml.dump(
-            _plain(self), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+            plain(self), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
         )
 
     @property
@@ -524,14 +412,14 @@ def _partial_problems(data: dict) -> list[Found]:
     )
     sizes = {name: model.get(name) for name in ("d_model", "n_layers", "vocab_size", "max_seq_len")}
     sizes = {name: value if type(value) is int and value >= 1 else None for name, value in sizes.items()}
-    fields = _model_problems(*sections, sizes["n_layers"], sizes["d_model"], _attempt(_read_ffn, model.get("ffn")))
+    fields = model_problems(*sections, sizes["n_layers"], sizes["d_model"], _attempt(_read_ffn, model.get("ffn")))
     found: list[Found] = [
         (("model", *path), "value", why)
         for path, why in around_problems(model.get("norm", "rms"), model.get("norm_bias") is True)
     ]
     if "model" in data:
         given = (model.get(key) is not None for key in ("ffn", "ffns", "ffn_layers"))
-        found += [(("model", *path), at, why) for path, at, why in _ffn_problems(*given)]
+        found += [(("model", *path), at, why) for path, at, why in ffn_problems(*given)]
     for path, at, why in fields:
         inside = at.path if isinstance(at, Where) else ()
         found.append((("model", *path, *inside), at, why))
@@ -551,25 +439,6 @@ def _attempt(make, value: Any) -> Any:
         return make(value)
     except (ValidationError, ValueError):
         return None
-
-
-def _plain(value: Any) -> Any:
-    """A config as YAML data; a key that is None and would be None without being written is left out."""
-    if isinstance(value, BaseModel):
-        fields = type(value).model_fields.items()
-        kept = {name: getattr(value, name) for name, field in fields}
-        return {
-            name: _plain(kept[name])
-            for name, field in fields
-            if not (
-                kept[name] is None and not field.is_required() and field.get_default(call_default_factory=True) is None
-            )
-        }
-    if isinstance(value, Schedule):
-        return schedule.format_schedule(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class _Dumper(yaml.SafeDumper):

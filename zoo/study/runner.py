@@ -160,10 +160,13 @@ class Runner:
         for number, run in enumerate(wanted.values(), start=1):
             self.say(f"preparing data {number} of {len(wanted)} (as {run.id} reads it)")
             self.folder.write_recipe(run)
-            log = self.folder.logs / f"prepare-{number}.txt"
-            code = self._wait_for(self._prepare(self, run), log)
+            log, code, kills = self.folder.logs / f"prepare-{number}.txt", None, 0
+            while code is None or (code < 0 and kills < MOST_KILLS):  # a preparation that was killed goes on
+                code = self._wait_for(self._prepare(self, run), log)
+                kills += code < 0
             if code != 0:
-                raise StudyError(f"the data of {run.id} cannot be prepared: {last_words(log) or f'exit code {code}'}")
+                why = f"killed by {_signal_name(-code)}" if code < 0 else last_words(log) or f"exit code {code}"
+                raise StudyError(f"the data of {run.id} cannot be prepared: {why}")
 
     def _wait_for(self, command: list[str], log: Path) -> int:
         """Run a process while nothing else runs; it ends when the study is stopped."""

@@ -157,6 +157,19 @@ def test_data_that_cannot_be_prepared_end_the_study_with_their_reason(make_runne
         runner.run()
 
 
+def test_a_preparation_that_is_killed_is_started_again(make_runner, tmp_path):
+    mark = tmp_path / "killed"
+    once = f"import os, pathlib; p = pathlib.Path({str(mark)!r})\nif not p.exists(): p.touch(); os.kill(os.getpid(), 9)"
+    runner = make_runner(seeds=[1], recipes=["full"])
+    runner._prepare = lambda runner, run: [sys.executable, "-c", once]
+    runner.run()
+    assert runner.state(runner.all()[0]).name == DONE
+    runner = make_runner(seeds=[1, 2], recipes=["full"])
+    runner._prepare = lambda runner, run: [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    with pytest.raises(StudyError, match="the data of tiny_full-seed2 cannot be prepared: killed by SIGKILL"):
+        runner.run()
+
+
 def test_folders_with_other_settings_are_refused_with_the_way_out(make_runner):
     make_runner(seeds=[1]).run()
     runner = make_runner(seeds=[1], set={"train.optimizer.weight_decay": 0.3})

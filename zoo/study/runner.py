@@ -20,7 +20,7 @@ from zoo.files import write_json
 from zoo.sizing import GPUS, step_size
 from zoo.study.config import StudyError
 from zoo.study.expand import Point, Run, Runs
-from zoo.study.results import final_loss, keep, seq_len_of, tokens_and_time
+from zoo.study.results import final_loss, flops_per_token, keep, seq_len_of, tokens_and_time
 from zoo.study.slots import Ended, Job, Slots
 from zoo.study.state import DONE, FAILED, State, StudyFolder, latest, refuse_other_settings
 from zoo.study.statistics import Choice, choose
@@ -64,6 +64,7 @@ class Runner:
         self.kills: dict[str, tuple[int, int]] = {}  # run -> (kills in a row without progress, batches then)
         self.stopping = 0
         self._losses: dict[str, float | None] = {}
+        self._flops: dict[tuple[str, str], float] = {}
         self._numbers: dict[str, dict[str, float]] = {}
 
     def run(self, retry: bool = False) -> None:
@@ -136,6 +137,13 @@ class Runner:
         if run.id not in self._numbers:
             self._numbers[run.id] = tokens_and_time(self.folder, run)
         return self._numbers[run.id]
+
+    def flops_per_token(self, run: Run) -> float:
+        """Training FLOPs of a token of a run; the same for every seed."""
+        key = run.architecture, run.point.label
+        if key not in self._flops:
+            self._flops[key] = flops_per_token(run.recipe)
+        return self._flops[key]
 
     def _loss(self, run: Run) -> float | None:
         if run.id not in self._losses:

@@ -12,7 +12,6 @@ from rich.text import Text
 from zoo.show import plain_table
 from zoo.study.estimate import length
 from zoo.study.expand import Run
-from zoo.study.results import flops_per_token
 from zoo.study.runner import Runner
 from zoo.study.state import DIVERGED, DONE, FAILED, latest
 from zoo.terminal import clean, cleaned
@@ -58,7 +57,7 @@ class Progress:
             tokens = length(run.recipe).tokens
             if tokens is None:
                 return None
-            whole = tokens * flops_per_token(run.recipe) * speeds.get(run.architecture, anywhere)
+            whole = tokens * self.runner.flops_per_token(run) * speeds.get(run.architecture, anywhere)
             per_architecture[run.architecture] = whole
             if self.states[run.id] in (RUNNING, WAITING):
                 left += whole * (1 - min(1.0, self.latest.get(run.id, {}).get("tokens", 0) / tokens))
@@ -74,7 +73,7 @@ class Progress:
                 continue
             numbers = self.latest.get(run.id) or self.runner.numbers(run)
             if numbers.get("tokens") and numbers.get("time_s"):
-                flops = numbers["tokens"] * flops_per_token(run.recipe)
+                flops = numbers["tokens"] * self.runner.flops_per_token(run)
                 found.setdefault(run.architecture, []).append(numbers["time_s"] / flops)
         return {name: sum(values) / len(values) for name, values in found.items()}
 

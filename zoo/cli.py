@@ -291,7 +291,7 @@ def import_(
         str | None, typer.Option(metavar="TOKEN", help="Ends a document. Default: the tokenizer's end of sequence.")
     ] = None,
 ) -> None:
-    """Make a run folder of a model in the layout of transformers: Llama, Mistral, Qwen, SmolLM3 and others."""
+    """Make a run folder of a model in the layout of transformers: Llama, Mistral, Qwen, Gemma, OLMo and others."""
     from zoo.interop.importing import import_command
 
     text, notes = import_command(folder, run, ignore or [], end_of_document)

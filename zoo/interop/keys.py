@@ -13,7 +13,8 @@ REQUIRED = object()
 LARGEST = 2**31 - 1
 # What transformers writes into every config.json and what tools add, which says nothing about the logits.
 _INERT = """
-    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attn_implementation
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _sliding_window_pattern architectures
+    attn_implementation
     bos_token_id chunk_size_feed_forward cls_token_id decoder_start_token_id dtype eos_token_id finetuning_task
     gradient_checkpointing id2label initializer_range is_decoder is_llama_config label2id model_type name_or_path
     output_attentions output_hidden_states pad_token_id prefix pretraining_tp problem_type return_dict

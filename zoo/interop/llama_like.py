@@ -16,7 +16,7 @@ from zoo.schedule import MAX_LAYERS
 FULL, SLIDING = "full_attention", "sliding_attention"
 ACTIVATIONS = {"silu": {"kind": "swiglu"}, "swish": {"kind": "swiglu"}}
 GELUS = {
-    "gelu": {"kind": "geglu"},
+    "gelu": {"kind": "geglu", "gelu": "exact"},
     "gelu_pytorch_tanh": {"kind": "geglu", "gelu": "tanh"},
     "gelu_new": {"kind": "geglu", "gelu": "tanh"},
 }
@@ -40,7 +40,10 @@ class LlamaLike(Family):
         "feed_forward_norm": "post_attention_layernorm",
     }
     eps_key: ClassVar[str] = "rms_norm_eps"
-    gelu_too: ClassVar[bool] = True  # whether hidden_act may be a GELU
+    activation_key: ClassVar[str] = "hidden_act"
+    activations: ClassVar[dict[str, Any]] = ACTIVATIONS | GELUS
+    bias_keys: ClassVar[tuple[str, ...]] = ("attention_bias",)  # that the config class has; also mlp_bias
+    norm_form: ClassVar[Form] = SAME
 
     # config.json to recipe
 
@@ -79,6 +82,9 @@ class LlamaLike(Family):
 
     def read_biases(self, keys: Keys) -> dict[str, Any]:
         """`attention_bias` is one on all four maps."""
+        if "attention_bias" not in self.bias_keys:
+            keys.only("attention_bias", False, f"{self.model_type} has no such biases")
+            return {}
         return {"qkv_bias": True, "output_bias": True} if keys.flag("attention_bias", False) else {}
 
     def read_rope(self, keys: Keys, max_seq_len: int) -> dict[str, Any]:
@@ -91,12 +97,13 @@ class LlamaLike(Family):
         return {"kind": "window", **attention, "window": keys.count("sliding_window")}
 
     def read_ffn(self, keys: Keys) -> dict[str, Any]:
-        known = ACTIVATIONS | (GELUS if self.gelu_too else {})
-        name = keys.value("hidden_act")
-        if not isinstance(name, str) or name not in known:
-            keys.refuse("hidden_act", f"must be {', '.join(known)}, which a recipe can say")
+        name = keys.value(self.activation_key)
+        if not isinstance(name, str) or name not in self.activations:
+            keys.refuse(self.activation_key, f"must be {', '.join(self.activations)}, which a recipe can say")
+        if "mlp_bias" not in self.bias_keys:
+            keys.only("mlp_bias", False, f"{self.model_type} has no such biases")
         bias = {"bias": True} if keys.flag("mlp_bias", False) else {}
-        return {**known[name], "d_ff": keys.count("intermediate_size"), **bias}
+        return {**self.activations[name], "d_ff": keys.count("intermediate_size"), **bias}
 
     def read_around(self, keys: Keys) -> dict[str, Any]:
         """Keys of the `model` section about norms, the residual stream and logits."""
@@ -119,7 +126,7 @@ class LlamaLike(Family):
             "num_attention_heads": projection.n_heads,
             "num_key_value_heads": projection.n_kv_heads,
             **self.write_head_dim(model, projection),
-            "hidden_act": self.write_activation(ffn),
+            self.activation_key: self.write_activation(ffn),
             "max_position_embeddings": model.max_seq_len,
             "initializer_range": model.init_std,
             self.eps_key: model.norm_eps,
@@ -142,7 +149,7 @@ class LlamaLike(Family):
         kinds = [pattern.kind for pattern in point.patterns]
         if kinds not in (["full"], ["window"]):
             raise InteropError(f"{where}: {self.model_type} has no such pattern: {', '.join(kinds)}")
-        known = {one["kind"] for one in (ACTIVATIONS | (GELUS if self.gelu_too else {})).values()}
+        known = {one["kind"] for one in self.activations.values()}
         if layer.ffn.kind not in known:
             expected = " or ".join(sorted(known))
             raise InteropError(f"{where}: {self.model_type} has a feed-forward {expected}; found {layer.ffn.kind}")
@@ -154,15 +161,22 @@ class LlamaLike(Family):
 
     def write_activation(self, ffn) -> str:
         wanted = ffn.model_dump(mode="json")
-        every = ACTIVATIONS | GELUS
-        return next(name for name, says in every.items() if all(wanted[key] == value for key, value in says.items()))
+        found = (name for name, says in self.activations.items() if says.items() <= wanted.items())
+        return next(found, next(iter(self.activations)))
 
     def write_rope(self, layers) -> dict[str, Any]:
-        rotated = (layer.mixer.attention.projection for layer in layers if layer.mixer.attention.projection.rope)
-        return write_rope(next(rotated, layers[0].mixer.attention.projection))
+        """That of the first full layer that rotates, else of the first layer that does."""
+        every = [*self.projections(layers, "full"), *self.projections(layers, "window")]
+        return write_rope(next((one for one in every if one.rope), every[0]))
+
+    @staticmethod
+    def projections(layers, pattern: str) -> list[Any]:
+        """The projections of the layers that have the pattern."""
+        return [layer.mixer.attention.projection for layer in layers if layer.mixer.attention.pattern(pattern)]
 
     def write_biases(self, layer) -> dict[str, Any]:
-        return {"attention_bias": layer.mixer.attention.output_bias, "mlp_bias": layer.ffn.bias}
+        written = {"attention_bias": layer.mixer.attention.output_bias, "mlp_bias": layer.ffn.bias}
+        return {key: written[key] for key in self.bias_keys}
 
     def write_layer_types(self, layers) -> dict[str, Any]:
         return {}
@@ -183,8 +197,6 @@ class LlamaLike(Family):
         yield Rule.same("norm.weight", "model.norm.weight", self.norm_form)
         if not model.tie_embeddings:
             yield Rule.same("head.weight", "lm_head.weight")
-
-    norm_form: ClassVar[Form] = SAME
 
     def query_form(self, projection) -> Form:
         """How rows of queries and keys are those of ours."""

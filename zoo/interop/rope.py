@@ -16,11 +16,22 @@ from zoo.interop.keys import Keys
 SCALINGS = {"linear": LinearScaling, "yarn": YarnScaling, "llama3": Llama3Scaling}
 
 
-def read_rope(keys: Keys, max_seq_len: int) -> dict[str, Any]:
-    """The fields `rope_theta`, and `rope_scaling` where there is one, of a block."""
+def read_rope(
+    keys: Keys, max_seq_len: int, layer_type: str | None = None, theta: float | None = None
+) -> dict[str, Any]:
+    """The fields `rope_theta`, and `rope_scaling` where there is one, of a block.
+
+    layer_type: of a family whose `rope_parameters` may hold a mapping for each type of layer.  theta: the base of this
+    type, which then has no `rope_scaling`, where there are no rope_parameters.
+    """
     parameters, scaling = keys.mapping("rope_parameters"), keys.mapping("rope_scaling")
+    if parameters is not None and isinstance(parameters.get(layer_type), dict):
+        return _of_type(keys, parameters, layer_type, max_seq_len)
     if parameters is None:
-        name, theta = "rope_scaling", keys.number("rope_theta")
+        name = "rope_scaling"
+        if theta is not None:
+            return {"rope_theta": theta}
+        theta = keys.number("rope_theta")
     else:
         if scaling is not None and scaling != parameters:
             keys.refuse("rope_scaling", "must not be given beside other rope_parameters")
@@ -31,6 +42,18 @@ def read_rope(keys: Keys, max_seq_len: int) -> dict[str, Any]:
     if scaling and (found := _scaling(keys, name, scaling, max_seq_len)):
         fields["rope_scaling"] = found
     return fields
+
+
+def _of_type(keys: Keys, parameters: dict[str, Any], layer_type: str, max_seq_len: int) -> dict[str, Any]:
+    for key, value in parameters.items():
+        if not isinstance(value, dict):
+            keys.refuse("rope_parameters", f"must have a mapping for each type of layer; {key} is none")
+    inside = keys.inside("rope_parameters", parameters)
+    written, name = parameters[layer_type], f"rope_parameters.{layer_type}"
+    theta = inside.inside(layer_type, written).number("rope_theta")
+    scaling = {key: value for key, value in written.items() if key != "rope_theta"}
+    found = _scaling(keys, name, scaling, max_seq_len) if scaling else None
+    return {"rope_theta": theta} | ({"rope_scaling": found} if found else {})
 
 
 def _scaling(keys: Keys, name: str, written: dict[str, Any], max_seq_len: int) -> dict[str, Any] | None:

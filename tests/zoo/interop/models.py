@@ -29,6 +29,13 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 7}
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 10, "sliding_window": 7}
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 13.0,
+    "residual_multiplier": 0.7,
+    "attention_multiplier": 0.3,
+}
 # By name: the family, and the keys of its config that differ from SIZES.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -39,6 +46,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, linear scaling": ("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
     "llama, biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, gelu": ("Llama", {"hidden_act": "gelu"}),
+    "llama, tanh gelu": ("Llama", {"hidden_act": "gelu_new"}),
     "mistral": ("Mistral", {"sliding_window": 7}),
     "mistral, no window": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {}),
@@ -50,13 +58,39 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3", {"num_hidden_layers": 5}),
     "smollm3, no rotation in the first layer": ("SmolLM3", {"no_rope_layers": [0, 1, 1], "attention_bias": True}),
     "smollm3, windows": ("SmolLM3", {**WINDOWS, "no_rope_layer_interval": 2, "rope_scaling": LLAMA3}),
+    "gemma3": ("Gemma3", {**GEMMA, "num_hidden_layers": 4, "sliding_window_pattern": 2}),
+    "gemma3, scaled": (
+        "Gemma3",
+        {
+            **GEMMA,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "layer_types": MIXED,
+            "final_logit_softcapping": 2.0,
+        },
+    ),
+    "gemma2, scores not capped": ("Gemma2", {**GEMMA, "attn_logit_softcapping": None, "final_logit_softcapping": 1.5}),
+    "olmo2": ("Olmo2", {"num_key_value_heads": 4}),
+    "olmo2, groups and biases": ("Olmo2", {"attention_bias": True}),
+    "olmo3": ("Olmo3", {"num_hidden_layers": 4, "sliding_window": 7, "rope_scaling": YARN}),
+    "cohere": ("Cohere", {"logit_scale": 0.5}),
+    "cohere, untied and biases": (
+        "Cohere",
+        {"tie_word_embeddings": False, "attention_bias": True, "rope_theta": 300.0},
+    ),
+    "cohere2": ("Cohere2", {"num_hidden_layers": 4, "sliding_window": 7}),
+    "granite": ("Granite", GRANITE),
+    "phi3": ("Phi3", {"sliding_window": 7}),
+    "phi3, half of a head rotates": ("Phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
 }
+
+
+CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 
 
 def config_of(name: str, more: dict[str, Any] | None = None) -> transformers.PretrainedConfig:
     """The config of a case.  more: keys that differ from it."""
     family, keys = CASES[name]
-    return getattr(transformers, f"{family}Config")(**{**SIZES, **keys, **(more or {})})
+    return getattr(transformers, CONFIGS.get(family, f"{family}Config"))(**{**SIZES, **keys, **(more or {})})
 
 
 def make(config: transformers.PretrainedConfig, family: str) -> transformers.PreTrainedModel:
@@ -65,7 +99,7 @@ def make(config: transformers.PretrainedConfig, family: str) -> transformers.Pre
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            is_scale = name.endswith("norm.weight")
+            is_scale = name.endswith("norm.weight") and not family.startswith("Gemma")  # whose scales are kept less 1
             parameter.normal_(1.0 if is_scale else 0.0, 0.2)
     return model
 

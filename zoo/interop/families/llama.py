@@ -8,6 +8,7 @@ class Llama(LlamaLike):
 
     model_type = "llama"
     architecture = "LlamaForCausalLM"
+    bias_keys = ("attention_bias", "mlp_bias")
     defaults = DEFAULTS | {
         "vocab_size": 32000,
         "hidden_size": 4096,

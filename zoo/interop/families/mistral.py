@@ -8,6 +8,7 @@ class Mistral(LlamaLike):
 
     model_type = "mistral"
     architecture = "MistralForCausalLM"
+    bias_keys = ()
     defaults = DEFAULTS | {
         "vocab_size": 32000,
         "hidden_size": 4096,
@@ -21,12 +22,6 @@ class Mistral(LlamaLike):
 
     def read_layer_types(self, keys, n_layers):
         return [FULL if keys.value("sliding_window") is None else SLIDING] * n_layers
-
-    def read_biases(self, keys):
-        return {}
-
-    def write_biases(self, layer):
-        return {}
 
     def write_layer_types(self, layers):
         pattern = layers[0].mixer.attention.pattern("window")

@@ -8,6 +8,7 @@ class Qwen2(SlidingLayers):
 
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
+    bias_keys = ()
     defaults = DEFAULTS | {
         "vocab_size": 151936,
         "hidden_size": 4096,
@@ -21,10 +22,7 @@ class Qwen2(SlidingLayers):
     }
 
     def read_biases(self, keys):
-        return {"qkv_bias": True}
-
-    def write_biases(self, layer):
-        return {}
+        return super().read_biases(keys) | {"qkv_bias": True}
 
 
 FAMILY = Qwen2()

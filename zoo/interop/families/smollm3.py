@@ -8,6 +8,7 @@ class SmolLM3(LlamaLike):
 
     model_type = "smollm3"
     architecture = "SmolLM3ForCausalLM"
+    bias_keys = ("attention_bias", "mlp_bias")
     defaults = DEFAULTS | {
         "vocab_size": 128256,
         "hidden_size": 2048,

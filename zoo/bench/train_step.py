@@ -65,6 +65,9 @@ def measure_recipe(recipe, steps: int, own_data: bool, started: float) -> dict:
     """Train with the zoo's engine for WARM_UP + steps + PROFILED batches in a folder that is removed."""
     import torch
 
+    from zoo.training.composer_import import import_composer
+
+    import_composer()
     from zoo.bench.train_engine import BenchEngine, bench_setup
     from zoo.training.composer_fixes import fixed
     from zoo.training.interrupts import StopRequests

@@ -9,6 +9,7 @@ from pathlib import Path
 from zoo.errors import ZooError
 from zoo.processes import end_with_parent, launched, start_resource_tracker
 from zoo.training.checkpoints import where_it_continues
+from zoo.training.composer_import import import_composer
 from zoo.training.continuing import Change, check_continues, check_data_of_complete, damage, refuse_untrained
 from zoo.training.failures import check_headroom, explain, in_reader
 from zoo.training.interrupts import Interrupted, StopRequests
@@ -66,7 +67,8 @@ def _run(
 ) -> Summary:
     handler = log_to(folder.log) if rank == 0 else None
     try:
-        from zoo.training.engine import run  # Composer takes seconds to import, and sets handlers of its own
+        import_composer()  # takes seconds, and sets handlers of its own
+        from zoo.training.engine import run
 
         check_headroom()
         requests.listen()

@@ -20,6 +20,7 @@ OPERATIONS = {  # operation -> the module that registers its implementations
     "selection_attention": "zoo.kernels.selection",
     "gated_sum": "zoo.kernels.combine",
     "rotate": "zoo.kernels.rotary",
+    "split_heads": "zoo.kernels.split",
     "rms_norm": "zoo.kernels.norm",
     "add_rms_norm": "zoo.kernels.residual",
     "swiglu_mlp": "zoo.kernels.swiglu",
@@ -34,6 +35,8 @@ _EXPORTS = OPERATIONS | {
     "Documents": "zoo.kernels.documents",
     "n_slots": "zoo.kernels.documents",
     "n_groups": "zoo.kernels.documents",
+    "Heads": "zoo.kernels.split",
+    "Piece": "zoo.kernels.split",
     "explain": "zoo.kernels.dispatch",
     "use_implementation": "zoo.kernels.dispatch",
 }

@@ -6,6 +6,7 @@ from torch import nn
 from zoo.blocks.context import Context, Step
 from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, WidthNorm, linear
 from zoo.blocks.projections.gqa_config import ResolvedGQA
+from zoo.kernels import Heads, Piece, split_heads
 
 
 class GQAProjection(nn.Module):
@@ -34,18 +35,29 @@ class GQAProjection(nn.Module):
         return RMSNorm(config.head_dim, config.norm_eps, learned=config.qk_norm_scale)
 
     def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> tuple[Queries, list[Entries]]:
-        config = self.config
-        query, *key_value = self.input(x_BTC).split(self.widths, dim=-1)
-        q_BTHD = query.unflatten(-1, (config.n_heads, -1))
-        heads = [x.unflatten(-1, (config.n_kv_heads, -1)) for x in key_value]
-        sets = list(zip(self.key_norms, heads[::2], heads[1::2], strict=True))
-        if self.norms_rotated:
-            q_BTHD = self.query_norm(self._rotate(q_BTHD, context))
-            entries = [{"key": key_BTKD, "value": value_BTKV} for _, key_BTKD, value_BTKV in sets]
-        else:
+        config, made = self.config, self.input(x_BTC)
+        norm_first = config.qk_norm and not self.norms_rotated
+        rotary = 0 if norm_first else config.rotary_dim
+        table = context.rope(rotary, config, made.dtype) if rotary else None
+        tables = (table.cos_BTR, table.sin_BTR) if table else ()
+        q_BTHD, *heads = split_heads(made, self._groups(rotary), *tables)
+        if norm_first:
             q_BTHD = self._rotate(self.query_norm(q_BTHD), context)
-            entries = [{"key": norm(key_BTKD), "value": value_BTKV} for norm, key_BTKD, value_BTKV in sets]
+        elif config.qk_norm:
+            q_BTHD = self.query_norm(q_BTHD)
+        sets = zip(self.key_norms, heads[::2], heads[1::2], strict=True)
+        entries = [
+            {"key": norm(key_BTKD) if norm_first else key_BTKD, "value": value_BTKV}
+            for norm, key_BTKD, value_BTKV in sets
+        ]
         return Queries(q_BTHD, None, config.scale), entries
+
+    def _groups(self, rotary: int) -> tuple[Heads, ...]:
+        """What `input` makes. Keys are copied by their norm or rotation if there is one, and values by the split."""
+        config = self.config
+        key = Heads(config.n_kv_heads, (Piece(config.head_dim, view=True),))
+        value = Heads(config.n_kv_heads, (Piece(config.v_head_dim),))
+        return Heads(config.n_heads, (Piece(config.head_dim, rotary),)), *(key, value) * len(self.key_norms)
 
     def rotate(self, entries: Entries, context: Context | Step, blocks: tuple[int, int] | None = None) -> Entries:
         """Keys rotated, and normed where the norm comes after; several sets then share it, as the config checks."""

@@ -9,6 +9,7 @@ from torch import nn
 from zoo.blocks.context import Context, Step
 from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, linear
 from zoo.blocks.projections.latent_config import ResolvedLatent
+from zoo.kernels import Heads, Piece, split_heads
 
 
 class PerHeadLinear(nn.Linear):
@@ -98,15 +99,41 @@ class LatentProjection(nn.Module):
         self.value_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.v_head_dim)
 
     def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> tuple[Queries, list[Entries]]:
+        made, latents = self.input(x_BTC), self._latents()
+        if self.config.q_rank:
+            query_BT1R, *entries = split_heads(made, (Heads(1, (Piece(self.config.q_rank),)), *latents))
+            query = self.query(self.query_norm(query_BT1R.squeeze(2)))
+            parts = split_heads(query, (self._queries(),), *self._table(query.dtype, context))
+        else:
+            groups = (self._queries(), *latents)
+            found = split_heads(made, groups, *self._table(made.dtype, context))
+            n = len(groups[0].pieces)
+            parts, entries = found[:n], found[n:]
+        latent_BTJR = self.latent_norm(entries[0])
+        if self.config.rope_dim == 0:
+            return Queries(parts[0], None, self.config.scale), [{"latent": latent_BTJR}]
+        queries = Queries(*parts, self.config.scale)
+        return queries, [{"latent": latent_BTJR, "rope_key": entries[1].squeeze(2)}]
+
+    def _queries(self) -> Heads:
+        """What W_Q makes: the content of each head, and its rotary part."""
         config = self.config
-        query, latent, rope_key_BTR = self.input(x_BTC).split(self.widths, dim=-1)
-        q_BTHQ = self.query(self.query_norm(query)).unflatten(-1, (config.n_heads, -1))
-        latent_BTJR = self.latent_norm(latent.unflatten(-1, (config.n_latent_heads, -1)))
-        if config.rope_dim == 0:
-            return Queries(q_BTHQ, None, config.scale), [{"latent": latent_BTJR}]
-        q_BTHD, q_rope_BTHR = q_BTHQ.split([config.head_dim, config.rope_dim], dim=-1)
-        queries = Queries(q_BTHD, self._rotate(q_rope_BTHR, context), config.scale)
-        return queries, [{"latent": latent_BTJR, "rope_key": rope_key_BTR}]
+        rope = config.rope_dim if config.rope else 0
+        pieces = (Piece(config.head_dim), *([Piece(config.rope_dim, rope)] if config.rope_dim else []))
+        return Heads(config.n_heads, pieces)
+
+    def _latents(self) -> tuple[Heads, ...]:
+        """What W_DKV and W_KR make; the rotary key is rotated later, and by then copied."""
+        config = self.config
+        latent = Heads(config.n_latent_heads, (Piece(config.kv_rank // config.n_latent_heads),))
+        return (latent, Heads(1, (Piece(config.rope_dim, view=True),))) if config.rope_dim else (latent,)
+
+    def _table(self, dtype: torch.dtype, context: Context | Step) -> tuple:
+        """cos and sin of the queries' tokens, if they are rotated."""
+        if not (self.config.rope and self.config.rope_dim):
+            return ()
+        table = context.rope(self.config.rope_dim, self.config, dtype)
+        return table.cos_BTR, table.sin_BTR
 
     def rotate(self, entries: Entries, context: Context | Step, blocks: tuple[int, int] | None = None) -> Entries:
         if "rope_key" not in entries:

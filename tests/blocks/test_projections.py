@@ -54,7 +54,7 @@ def test_the_maps_of_x_are_one_product(case, make, noise):
 def test_decoding_absorbs_queries_where_the_product_left_them(kind, make, noise):
     """A copy would be one more kernel in every layer."""
     block, token = make({"kind": kind, **LATENT}), noise(3, 1, 24)
-    with Products() as products:
+    with torch.no_grad(), Products() as products:
         block(token, *new_token(block, token))
     (made,) = products.of(token)
     absorbed = [product for product in products.of(made[-1]) if product is not made]

@@ -1,0 +1,22 @@
+"""The cut in plain torch."""
+
+import torch
+
+from zoo.kernels.rotary.reference import rotate
+
+
+def split_heads(y: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, *, groups) -> list[torch.Tensor]:
+    found = []
+    for group, part in zip(groups, y.split([group.width for group in groups], -1), strict=True):
+        pieces = part.unflatten(-1, (group.n, -1)).split([piece.width for piece in group.pieces], -1)
+        found += [_taken(x, piece, cos, sin) for x, piece in zip(pieces, group.pieces, strict=True)]
+    return found
+
+
+def _taken(x: torch.Tensor, piece, cos: torch.Tensor | None, sin: torch.Tensor | None) -> torch.Tensor:
+    if piece.view:
+        return x
+    if not piece.rotary:
+        return x.contiguous()
+    turned = rotate(x[..., : piece.rotary], cos, sin)
+    return turned if piece.rotary == piece.width else torch.cat((turned, x[..., piece.rotary :]), -1)

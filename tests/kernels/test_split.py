@@ -1,0 +1,105 @@
+"""The cut into heads in Triton against the reference, and the reference against torch by hand."""
+
+import pytest
+import torch
+
+from zoo.kernels import Heads, Piece, rotate, split_heads
+
+GROUPS = {
+    "grouped": (Heads(4, (Piece(16, 16),)), Heads(2, (Piece(16, view=True),)), Heads(2, (Piece(12),))),
+    "latent": (Heads(3, (Piece(8), Piece(6, 6))), Heads(2, (Piece(5),)), Heads(1, (Piece(6, view=True),))),
+    "partly rotated": (Heads(3, (Piece(10, 4),)), Heads(1, (Piece(3),))),
+    "not rotated": (Heads(2, (Piece(4), Piece(3))), Heads(1, (Piece(1),))),
+}
+
+
+def cut(y, angle, groups, impl):
+    """The table carries no gradient."""
+    if angle is None:
+        return tuple(split_heads(y, groups, impl=impl))
+    angle = angle if y.dtype == torch.float64 else angle.float()
+    return tuple(split_heads(y, groups, angle.cos(), angle.sin(), impl=impl))
+
+
+def width(groups):
+    return sum(group.width for group in groups)
+
+
+def table(groups, randn, rows, seq_len):
+    rotary = max(piece.rotary for group in groups for piece in group.pieces)
+    return randn(rows, seq_len, rotary // 2) if rotary else None
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("name", GROUPS)
+def test_interpreted(name, rows, randn, agree):
+    groups = GROUPS[name]
+    angle = table(groups, randn, rows, 7)
+    agree(lambda y, impl: cut(y, angle, groups, impl), [randn(2, 7, width(groups))])
+
+
+@pytest.mark.interp
+def test_many_rows_and_strided_products(randn, agree):
+    groups = GROUPS["latent"]
+    angle = table(groups, randn, 1, 150)
+    agree(lambda y, impl: cut(y[..., 2:-1], angle, groups, impl), [randn(1, 150, width(groups) + 3)])
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("used", [[0], [1, 3], [2]])
+def test_pieces_that_nobody_reads_have_no_gradient(used, randn, agree):
+    groups = GROUPS["latent"]
+    angle = table(groups, randn, 1, 5)
+    agree(lambda y, impl: tuple(cut(y, angle, groups, impl)[i] for i in used), [randn(2, 5, width(groups))])
+
+
+@pytest.mark.parametrize("impl", ["reference", pytest.param("triton", marks=pytest.mark.interp)])
+def test_pieces_are_what_is_asked_for(impl, randn):
+    groups = GROUPS["latent"]
+    y, angle = randn(2, 5, width(groups), dtype=torch.float32).requires_grad_(), table(groups, randn, 2, 5)
+    content, rope, latent, key = cut(y, angle, groups, impl)
+    heads = y[..., : 3 * 14].unflatten(-1, (3, 14))
+    assert torch.equal(content, heads[..., :8])
+    torch.testing.assert_close(rope, rotate(heads[..., 8:], angle.float().cos(), angle.float().sin()))
+    assert torch.equal(latent, y[..., 42:52].unflatten(-1, (2, 5)))
+    assert torch.equal(key, y[..., 52:].unflatten(-1, (1, 6)))
+    assert all(piece.is_contiguous() for piece in (content, rope, latent))
+    memory = [piece.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() for piece in (content, latent, key)]
+    assert memory == [False, False, True]
+
+
+@pytest.mark.parametrize("impl", ["reference", pytest.param("triton", marks=pytest.mark.interp)])
+def test_without_gradients_only_what_is_rotated_is_copied(impl, randn):
+    groups = GROUPS["latent"]
+    y, angle = randn(2, 5, width(groups), dtype=torch.float32), table(groups, randn, 2, 5)
+    memory = [
+        piece.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() for piece in cut(y, angle, groups, impl)
+    ]
+    assert memory == [True, False, True, True]
+
+
+def test_what_does_not_agree_is_refused(randn):
+    groups = GROUPS["partly rotated"]
+    y, angle = randn(1, 4, 33), randn(1, 4, 2)
+    with pytest.raises(ValueError, match=r"the groups have 33 channels; y has 32\."):
+        split_heads(y[..., :32], groups, angle.cos(), angle.sin())
+    with pytest.raises(ValueError, match=r"must be \[1, 4, 2\], rotary widths equal; found none and none, \{4\}"):
+        split_heads(y, groups)
+    with pytest.raises(ValueError, match=r"found \[1, 4, 3\] and \[1, 4, 3\]"):
+        split_heads(y, groups, randn(1, 4, 3), randn(1, 4, 3))
+    with pytest.raises(ValueError, match=r"float32 or float64 and on cpu; found torch\.float16 on cpu"):
+        split_heads(y, groups, angle.half(), angle.half())
+    with pytest.raises(ValueError, match=r"must be floating, \[B, T, C\], and not empty; found torch\.int64"):
+        split_heads(y.long(), groups, angle.cos(), angle.sin())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 2])
+def test_gpu(rows, randn, agree):
+    latent = (Heads(16, (Piece(64), Piece(32, 32))), Heads(2, (Piece(112),)), Heads(1, (Piece(32, view=True),)))
+    grouped = (Heads(16, (Piece(64, 64),)), Heads(4, (Piece(64, view=True),)), Heads(4, (Piece(64),)))
+    for groups in (latent, grouped):
+        angle = table(groups, randn, rows, 999).cuda()
+        tensors = [randn(2, 999, width(groups)).cuda()]
+        agree(lambda y, impl, a=angle, g=groups: cut(y, a, g, impl), tensors, bound=4e-3, dtype=torch.bfloat16)

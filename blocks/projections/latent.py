@@ -5,6 +5,7 @@ One module serves both: MLA is GLA with a single latent head (C = 1) and a key f
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from zoo.blocks.context import Context, Step
 from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, linear
@@ -24,8 +25,7 @@ class PerHeadLinear(nn.Linear):
         self._copied: tuple[torch.Tensor, int | None, torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight_JoR = self.weight.unflatten(0, (self.n_latent_heads, -1))
-        return torch.einsum("...jr,jor->...jo", x, weight_JoR).flatten(-2).unflatten(-1, (self.n_kv_heads, -1))
+        return per_head(x, self)[0]
 
     def transposed(self, y_BTHD: torch.Tensor) -> torch.Tensor:
         """W^T y for each query head, which uses the map of its group: [B, T, H, R], laid out by head."""
@@ -72,6 +72,45 @@ class PerHeadLinear(nn.Linear):
             self._copied = None
         else:
             copies_HDR.unflatten(0, (self.n_kv_heads, -1)).copy_(weight_KDR[:, None])
+
+
+def per_head(x: torch.Tensor, *maps: PerHeadLinear) -> list[torch.Tensor]:
+    """Each map of x [..., J, R], which all maps read: [..., K, D]."""
+    weights = (map.weight.unflatten(0, (map.n_latent_heads, -1)).to(x.dtype) for map in maps)
+    found = _PerHead.apply(x, *weights)
+    return [y.flatten(-2).unflatten(-1, (map.n_kv_heads, -1)) for y, map in zip(found, maps, strict=True)]
+
+
+class _PerHead(torch.autograd.Function):
+    """y_j = W_j x_j for each weight [J, O, R]: x [..., J, R] -> y [..., J, O].
+
+    Each product is written where it belongs; torch's einsum lays its result out by head, and a copy follows. In the
+    backward pass the products are added up in one tensor.
+    """
+
+    @staticmethod
+    def forward(ctx, x, *weights_JOR):
+        ctx.save_for_backward(x, *weights_JOR)
+        x_JNR = x.flatten(0, -3).transpose(0, 1)
+        results = []
+        for weight_JOR in weights_JOR:
+            y = x.new_empty(*x.shape[:-1], weight_JOR.shape[1])
+            torch.bmm(x_JNR, weight_JOR.mT, out=y.flatten(0, -3).transpose(0, 1))
+            results.append(y)
+        return tuple(results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *dys):
+        x, *weights_JOR = ctx.saved_tensors
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+        dx_JNR, x_JNR = (t.flatten(0, -3).transpose(0, 1) for t in (dx, x))
+        dweights = []
+        for i, (dy, weight_JOR) in enumerate(zip(dys, weights_JOR, strict=True)):
+            dy_JNO = dy.flatten(0, -3).transpose(0, 1)
+            torch.baddbmm(dx_JNR, dy_JNO, weight_JOR, beta=min(i, 1), out=dx_JNR)
+            dweights.append(torch.bmm(dy_JNO.mT, x_JNR))
+        return dx, *dweights
 
 
 class LatentProjection(nn.Module):
@@ -147,7 +186,7 @@ class LatentProjection(nn.Module):
         return context.rope(self.config.rope_dim, self.config, x.dtype, blocks).rotate(x)
 
     def expand(self, entries: Entries) -> Keys:
-        return Keys(self.key_up(entries["latent"]), self.value_up(entries["latent"]), entries.get("rope_key"))
+        return Keys(*per_head(entries["latent"], self.key_up, self.value_up), entries.get("rope_key"))
 
     def absorb(self, queries: Queries) -> Queries:
         return queries._replace(q=self.key_up.transposed(queries.q))

@@ -87,8 +87,8 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     x, dy, weight = dense_rows(x), dense_rows(dy), weight.contiguous()
     B, T, H, D = x.shape
-    tiles, constants = _tiles(D)
-    programs = min(cdiv(B * T, tiles[0]["ROWS"]), cdiv(4 * n_processors(x.device), H))
+    tiles, constants = _tiles(D, BWD_NUMBERS)
+    programs = min(cdiv(B * T, tiles[0]["ROWS"]), cdiv(BWD_PROGRAMS * n_processors(x.device), H))
     dx = x.new_empty(x.shape)
     part = x.new_empty(programs, H, D, dtype=torch.float32)
     strides = *x.stride()[:3], *dy.stride()[:3], _head_stride(weight)
@@ -97,10 +97,14 @@ def _backward(
     return dx, part.sum(0 if weight.dim() == 2 else (0, 1)).to(weight.dtype)
 
 
+BWD_NUMBERS = 4096  # of a tile in the backward pass, which loops: more loads under way
+BWD_PROGRAMS = 8  # for each processor
+
+
 @cache
-def _tiles(width: int) -> tuple[list[Tile], dict]:
+def _tiles(width: int, numbers: int = 1024) -> tuple[list[Tile], dict]:
     padded = next_power_of_2(width)
-    tile = dict(ROWS=max(1, 1024 // padded), num_warps=4)
+    tile = dict(ROWS=max(1, numbers // padded), num_warps=4)
     return [tile], dict(D=width, DP=padded)
 
 

@@ -99,8 +99,8 @@ def kept_bytes(layer: Layer, x: torch.Tensor, context: Context) -> int:
     """Bytes of the storages that autograd keeps, without weights, their casts and the rotary tables."""
     weights = {parameter.shape for parameter in layer.parameters() if parameter.ndim == 2}
     weights |= {shape[::-1] for shape in weights}
-    ups = [module for module in layer.modules() if isinstance(module, PerHeadLinear)]  # multiplied as [J, R, rows]
-    weights |= {(up.n_latent_heads, up.in_features, up.out_features // up.n_latent_heads) for up in ups}
+    ups = [module for module in layer.modules() if isinstance(module, PerHeadLinear)]  # multiplied as [J, rows, R]
+    weights |= {(up.n_latent_heads, up.out_features // up.n_latent_heads, up.in_features) for up in ups}
     kept: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

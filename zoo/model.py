@@ -25,14 +25,16 @@ class Decoder(nn.Module):
     """A decoder-only language model whose layers follow the recipe's schedule.
 
     `config` is the recipe's model section; `activation_checkpointing` (default False) keeps only each layer's input
-    and computes the rest again in the backward pass; `max_documents` (default None: not known) is the most documents
-    that a row of a batch holds, without which packed rows on a GPU are given room for one document a token.
+    and computes the rest again in the backward pass; `narrow_stream` (default False) keeps the residual stream in the
+    dtype of the products (they differ under autocast on CUDA); `max_documents` (default None: not known) is the most
+    documents that a row of a batch holds, without which packed rows on a GPU are given room for one document a token.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
+        self.narrow_stream = False
         self.max_documents: int | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in config.expanded())
@@ -194,6 +196,8 @@ class Decoder(nn.Module):
 
     def _hidden(self, tokens_BT: torch.Tensor, context: Context) -> torch.Tensor:
         x_BTC, delta_BTC = self.embed(tokens_BT), None
+        if self.narrow_stream:
+            x_BTC = x_BTC.to(fused.compute_dtype(x_BTC))
         for layer in self.layers:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 if delta_BTC is not None:  # one tensor to keep, not two

@@ -35,9 +35,9 @@ def add_rms_norm(
 @triton.jit
 def _add_norm_fwd_kernel(
     x, delta, weight, total, out, kept, rms, n_rows, eps,
-    C: tl.constexpr, CP: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr,
+    C: tl.constexpr, CP: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr, COPY: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """ADD: whether there is a delta; without one, total is x, which stays as it is."""
+    """ADD: whether there is a delta; without one, total is x, which stays as it is.  COPY: write s to `kept` too."""
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_c = tl.arange(0, CP)
     offset = o_row[:, None] * C + o_c[None, :]
@@ -51,8 +51,9 @@ def _add_norm_fwd_kernel(
     b_r = 1.0 / tl.sqrt(tl.sum(b_s * b_s, 1) / C + eps)
     b_w = tl.load(weight + o_c, mask=o_c < C, other=0.0).to(tl.float32)
     tl.store(out + offset, (b_s * b_r[:, None] * b_w[None, :]).to(out.dtype.element_ty), mask=mask)
-    if KEEP:
+    if COPY:
         tl.store(kept + offset, b_s.to(kept.dtype.element_ty), mask=mask)
+    if KEEP:
         tl.store(rms + o_row, b_r, mask=o_row < n_rows)
 
 
@@ -87,19 +88,23 @@ def _add_norm_bwd_kernel(
 def _forward(
     x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, dtype: torch.dtype, keeps: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """s (x itself without a delta), y, what is kept of s, and r; the last two empty unless `keeps`."""
+    """s (x itself without a delta), y, what is kept of s, and r; the last two empty unless `keeps`.
+
+    Where s has the dtype of y already, s itself is kept, and the third is empty as well.
+    """
     results = _forward_fake(x, delta, weight, eps, dtype, keeps)
     tiles, constants = _tiles(x.shape[-1])
     n_rows = x.numel() // x.shape[-1]
     arguments = x, delta, weight, *results, n_rows, eps
-    constants = {**constants, "ADD": delta is not None, "KEEP": keeps}
+    constants = {**constants, "ADD": delta is not None, "KEEP": keeps, "COPY": results[2].numel() > 0}
     launch(_add_norm_fwd_kernel, lambda tile: (cdiv(n_rows, tile["ROWS"]),), arguments, constants, tiles, x.device)
     return results
 
 
 def _forward_fake(x, delta, weight, eps, dtype, keeps):
     total = x if delta is None else x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, delta.dtype))
-    kept = x.new_empty(x.shape if keeps else 0, dtype=dtype)
+    copies = keeps and (delta is None or total.dtype != dtype)
+    kept = x.new_empty(x.shape if copies else 0, dtype=dtype)
     rms = x.new_empty(x.shape[:-1] if keeps else 0, dtype=torch.float32)
     return total, x.new_empty(x.shape, dtype=dtype), kept, rms
 
@@ -145,7 +150,8 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.adds = delta is not None
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[2:], weight)
+    total, _, kept, rms = output
+    ctx.save_for_backward(kept if kept.numel() or not rms.numel() else total, rms, weight)
 
 
 def _gradient(ctx, ds, dy, *_, compiling: bool):

@@ -52,6 +52,26 @@ def test_a_narrow_norm_of_a_wide_stream(randn):
         torch.testing.assert_close(found, wanted, rtol=4e-3, atol=4e-3)
 
 
+@pytest.mark.interp
+def test_a_narrow_stream_is_kept_as_it_is(randn, agree):
+    """No second copy of it; the norm before the first layer keeps one of its own, as the stream is not its result."""
+    x, delta, weight = (randn(*shape).half() for shape in ((4, 24), (4, 24), (24,)))
+    weight = weight.float()
+    for added in (delta, None):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            leaves = [None if t is None else t.clone().requires_grad_() for t in (x, added, weight)]
+            total, normed = add_rms_norm(*leaves, eps=EPS, impl="triton")
+        assert total.dtype == normed.dtype == torch.float16
+        assert (total.data_ptr() in {t.data_ptr() for t in kept}) == (added is not None)
+        normed.sum().backward()
+
+    def narrow(x, delta, weight, impl):
+        return add_rms_norm(x, delta, weight, eps=EPS, impl=impl)
+
+    agree(narrow, [x, delta, weight], bound=4e-3, dtype=torch.float16)
+
+
 def test_the_reference_is_the_formula(randn):
     x, delta, weight = randn(2, 4, 6), randn(2, 4, 6), randn(6)
     total, normed = both(x, delta, weight, "reference")

@@ -62,6 +62,7 @@ def measure(recipe, seq_len: int) -> dict[str, Any]:
     inputs_BT, labels_BT = tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
     optimizer = make_optimizer(model, recipe.train.optimizer)
     model.activation_checkpointing = recipe.train.activation_checkpointing
+    model.narrow_stream = recipe.train.residual_stream == "bf16"
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
@@ -129,6 +130,7 @@ def training_tensors(recipe, seq_len: int) -> int:
 
     model = zoo.build_model(recipe, device="cuda")
     model.activation_checkpointing = recipe.train.activation_checkpointing
+    model.narrow_stream = recipe.train.residual_stream == "bf16"
     optimizer = make_optimizer(model, recipe.train.optimizer)
     tokens_BT = torch.randint(
         recipe.model.vocab_size, (1, seq_len + 1), generator=torch.Generator().manual_seed(0)

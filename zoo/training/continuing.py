@@ -36,6 +36,7 @@ CHANGEABLE = (
     "train.clip_norm",
     "train.micro_batch",
     "train.precision",
+    "train.residual_stream",
     "train.activation_checkpointing",
     "train.kernels",
     "train.cuda_graph",

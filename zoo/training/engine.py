@@ -78,6 +78,7 @@ class Engine:
         recipe, train, device = setup.recipe, setup.recipe.train, setup.device
         decoder = build_model(recipe)
         decoder.activation_checkpointing = train.activation_checkpointing
+        decoder.narrow_stream = train.residual_stream == "bf16"
         decoder.max_documents = setup.prepared.max_documents
         if setup.initial is not None:
             setup.initial.load_into(decoder)

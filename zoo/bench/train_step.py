@@ -63,11 +63,17 @@ def main() -> None:
 
 def measure_recipe(recipe, steps: int, own_data: bool, started: float) -> dict:
     """Train with the zoo's engine for WARM_UP + steps + PROFILED batches in a folder that is removed."""
-    import torch
-
+    from zoo.training.ahead import Ahead
     from zoo.training.composer_import import import_composer
 
-    import_composer()
+    with Ahead(recipe) as ahead:
+        import_composer()
+        return _measure(recipe, steps, own_data, started, ahead)
+
+
+def _measure(recipe, steps: int, own_data: bool, started: float, ahead) -> dict:
+    import torch
+
     from zoo.bench.train_engine import BenchEngine, bench_setup
     from zoo.training.composer_fixes import fixed
     from zoo.training.interrupts import StopRequests
@@ -79,6 +85,7 @@ def measure_recipe(recipe, steps: int, own_data: bool, started: float) -> dict:
     with tempfile.TemporaryDirectory() as folder, fixed():
         setup = bench_setup(recipe, Path(folder), clock.total, own_data)
         engine = BenchEngine(setup, StopRequests(quiet=True), clock)
+        ahead.wait()
         try:
             with torch.autograd.set_multithreading_enabled(False):
                 engine.trainer.fit()

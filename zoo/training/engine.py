@@ -17,6 +17,7 @@ from zoo.files import sha256
 from zoo.kernels.dispatch import use_implementation
 from zoo.model import build_model
 from zoo.training import checkpoints
+from zoo.training.ahead import Ahead
 from zoo.training.callbacks import Beats, ClipGradients, LearningRate, Metrics, refuse_non_finite
 from zoo.training.checkpoint_content import OfRun
 from zoo.training.checkpoints import where_it_continues
@@ -45,9 +46,12 @@ from zoo.training.watchdog import Watchdog
 log = logging.getLogger("zoo.training")
 
 
-def run(recipe, folder: RunFolder, screen: Screen, changes: list[Change], requests: StopRequests) -> Summary:
+def run(
+    recipe, folder: RunFolder, screen: Screen, changes: list[Change], requests: StopRequests, ahead: Ahead
+) -> Summary:
     """Train to the recipe's duration, from the newest good checkpoint if there is one; write weights and summary.
 
+    ahead: the processes that compile kernels, which it waits for.
     Raises Interrupted if `requests` received a signal, KeyboardInterrupt if it came before the first batch.
     """
     kernels = recipe.train.kernels
@@ -61,6 +65,7 @@ def run(recipe, folder: RunFolder, screen: Screen, changes: list[Change], reques
         )
         try:
             with watchdog, contextlib.closing(Engine(setup, requests, watchdog)) as engine:
+                ahead.wait()
                 engine.fit()
                 summary = engine.finish()
         except ZooError:  # every process raises it after the same batch

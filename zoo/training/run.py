@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zoo.errors import ZooError
 from zoo.processes import end_with_parent, launched, start_resource_tracker
+from zoo.training.ahead import Ahead
 from zoo.training.checkpoints import where_it_continues
 from zoo.training.composer_import import import_composer
 from zoo.training.continuing import Change, check_continues, check_data_of_complete, damage, refuse_untrained
@@ -67,13 +68,14 @@ def _run(
 ) -> Summary:
     handler = log_to(folder.log) if rank == 0 else None
     try:
-        import_composer()  # takes seconds, and sets handlers of its own
-        from zoo.training.engine import run
+        with Ahead(recipe) as ahead:
+            import_composer()  # takes seconds, and sets handlers of its own
+            from zoo.training.engine import run
 
-        check_headroom()
-        requests.listen()
-        requests.check()
-        return run(recipe, folder, screen, changes, requests)
+            check_headroom()
+            requests.listen()
+            requests.check()
+            return run(recipe, folder, screen, changes, requests, ahead)
     except Exception as error:
         if handler is not None:  # without one, Python would print it, and the command prints it again
             log.error("%s", error, exc_info=None if isinstance(error, ZooError) else error)

@@ -1,0 +1,94 @@
+"""Kernels compiled ahead: which layers, when at all, and that a process that fails is no harm."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import zoo
+from zoo.training import ahead
+
+RECIPES = Path(__file__).parents[3] / "recipes" / "tiny"
+
+
+@pytest.fixture
+def tiny():
+    return lambda name, *overrides: zoo.load_recipe(str(RECIPES / f"{name}.yaml"), overrides=list(overrides))
+
+
+@pytest.fixture
+def gpu_there(monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda self, exists=Path.exists: self.name == "nvidiactl" or exists(self))
+    monkeypatch.setattr(ahead, "cores", lambda: 16)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_one_layer_of_each_kind(tiny):
+    assert ahead._jobs(tiny("full")) == [0]
+    assert ahead._jobs(tiny("ansa")) == [0, 1]
+
+
+def test_where_it_is_wanted(tiny, gpu_there, monkeypatch):
+    assert ahead._wanted(tiny("full"))
+    assert not ahead._wanted(tiny("full", "train.kernels=reference"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not ahead._wanted(tiny("full"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(ahead, "cores", lambda: 2)
+    assert not ahead._wanted(tiny("full"))
+
+
+def test_without_a_gpu_nothing_is_started(tiny, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with ahead.Ahead(tiny("ansa")) as found:
+        assert found.processes == []
+        assert found.wait() < 1
+
+
+def test_a_process_that_fails_leaves_no_mark_and_stops_nothing(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(ahead, "_wanted", lambda recipe: True)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it fails where there is a GPU too
+    with ahead.Ahead(tiny("full")) as found:
+        (process,) = found.processes
+        found.wait()
+        assert process.returncode not in (None, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_end_of_the_context_ends_the_processes(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(ahead, "_wanted", lambda recipe: True)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with ahead.Ahead(tiny("full")) as found:
+        (process,), folder = found.processes, found.folder.name
+        assert os.path.exists(folder)
+    assert process.poll() is not None
+    assert not os.path.exists(folder)
+
+
+def test_what_was_compiled_is_not_compiled_again(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(ahead, "_wanted", lambda recipe: True)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    recipe, other = tiny("full"), tiny("full", "train.batch_size=3")
+    ahead._mark(recipe, 0).touch()
+    with ahead.Ahead(recipe) as found:
+        assert found.processes == []
+    assert ahead._mark(other, 0) != ahead._mark(recipe, 0)
+    assert ahead._mark(tiny("full", "name=another", "seed=3"), 0) == ahead._mark(recipe, 0)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("overrides", [[], ["model.document_mask=true", "train.batch_size=1"]])
+def test_a_layer_makes_a_step(index, overrides, tiny):
+    ahead.compile_layer(tiny("ansa", *overrides), index, "cpu")
+
+
+@pytest.mark.gpu
+def test_the_process_leaves_compiled_kernels(tiny, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    recipe = tiny("ansa")
+    with ahead.Ahead(recipe) as found:
+        found.wait()
+        assert [process.returncode for process in found.processes] == [0, 0]
+    assert all(ahead._mark(recipe, job).exists() for job in (0, 1))
+    assert len(list(tmp_path.rglob("_selection_fwd_kernel.cubin"))) == 1

@@ -1,0 +1,147 @@
+"""Kernels compiled ahead: in processes of their own, while this one imports Composer and reads the recipe's data.
+
+Triton compiles a kernel when it is first called, one after the other: 14 s for an ansa layer on a machine that has
+compiled nothing. Each kind of layer of the recipe makes one step in a process here, with the shapes that training will
+have; the compiled kernels reach training through Triton's cache on disk. Training waits for these processes before its
+first batch, because it would otherwise compile the same kernels again.
+
+A process that fails, for lack of memory say, costs nothing but its time: training then compiles what it needs.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from zoo.child import python_module
+from zoo.processes import cores, launched, sheltered
+
+MOST = 6  # processes: each holds a CUDA context
+WAIT_S = 120.0  # for one that hangs
+
+
+class Ahead:
+    """The processes that compile; none where there is nothing to gain. Use as a context: its end ends them."""
+
+    def __init__(self, recipe):
+        self.processes: list[subprocess.Popen] = []
+        self.folder: tempfile.TemporaryDirectory | None = None
+        jobs = _jobs(recipe) if _wanted(recipe) else []
+        marks = {job: _mark(recipe, job) for job in jobs}
+        todo = [job for job in jobs if not marks[job].exists()][:MOST]
+        if not todo:
+            return
+        self.folder = tempfile.TemporaryDirectory(prefix="zoo-ahead-")
+        path = Path(self.folder.name) / "recipe.yaml"
+        path.write_text(recipe.dump(), encoding="utf-8")
+        with sheltered():
+            for job in todo:
+                command = python_module("zoo.training.ahead", [str(path), str(job), str(marks[job])])
+                quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+                self.processes.append(subprocess.Popen(command, **quiet))
+
+    def __enter__(self) -> "Ahead":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.processes = []
+        if self.folder is not None:
+            self.folder.cleanup()
+
+    def wait(self) -> float:
+        """Wait until all have ended.  Returns the seconds that took."""
+        start = time.monotonic()
+        for process in self.processes:
+            try:
+                process.wait(max(0.0, start + WAIT_S - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+        return time.monotonic() - start
+
+
+def _wanted(recipe) -> bool:
+    """On a GPU of one process, with cores to spare; a plugin is imported by the process alone that the user started."""
+    on_gpu = Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
+    return on_gpu and not launched() and cores() >= 4 and recipe.train.kernels == "auto" and not recipe.plugins
+
+
+def _jobs(recipe) -> list[int]:
+    """The index of one layer of each kind."""
+    first: dict = {}
+    for layer in recipe.model.expanded():
+        first.setdefault((layer.mixer, layer.ffn), layer.index)
+    return list(first.values())
+
+
+def _mark(recipe, job: int) -> Path:
+    """The file that says that this layer's kernels are in Triton's cache: there for the same layer, shapes and code."""
+    import importlib.metadata
+
+    layer = recipe.model.expanded()[job]
+    seq_len = recipe.data.seq_len or recipe.model.max_seq_len
+    kernels = Path(__file__).parents[2] / "kernels"
+    code = [(str(path), path.stat().st_mtime_ns) for path in sorted(kernels.rglob("*.py"))]
+    model = recipe.model.model_dump(mode="json", exclude={"blocks", "layers"})
+    train = recipe.train.rows(seq_len), recipe.train.micro_batch, recipe.train.precision, recipe.train.residual_stream
+    parts = layer.mixer, layer.ffn, model, seq_len, train, code
+    versions = [importlib.metadata.version(name) for name in ("torch", "triton")]
+    key = hashlib.sha256(repr((parts, versions)).encode()).hexdigest()[:24]
+    cache = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME", Path.home())) / ".triton" / "cache"
+    return Path(cache) / f"zoo-compiled-{key}"
+
+
+def compile_layer(recipe, index: int, device: str = "cuda") -> None:
+    """A forward and backward pass of one layer, the last norm and the loss, as training calls them."""
+    import torch
+
+    from zoo import fused
+    from zoo.blocks.context import Context
+    from zoo.kernels.documents import Documents
+    from zoo.model import Layer, RMSNorm
+    from zoo.training.device import resolve_precision
+
+    config, seq_len = recipe.model, recipe.data.seq_len or recipe.model.max_seq_len
+    rows, part = recipe.train.rows(seq_len), recipe.train.micro_batch
+    rows = rows if part == "auto" else min(rows, part)
+    rows = 1 if rows == 1 else 16 if rows % 16 == 0 else 2  # a number that Triton compiles the same for
+    narrow = resolve_precision(recipe.train, device == "cuda") == "bf16"
+    layer, norm = (
+        Layer(config, config.expanded()[index]).to(device),
+        RMSNorm(config.d_model, config.norm_eps).to(device),
+    )
+    shape = rows, seq_len, config.d_model
+    starts_BT = torch.zeros(rows, seq_len, dtype=torch.bool, device=device)
+    starts_BT[:, 0] = True
+    documents = Documents.from_starts(starts_BT, 2) if config.document_mask else None
+    context = Context.for_tokens(rows, seq_len, device=device, documents=documents)
+    bf16 = torch.autocast(device, torch.bfloat16, enabled=narrow)
+    stream_dtype = torch.bfloat16 if narrow and recipe.train.residual_stream == "bf16" else torch.float32
+    with bf16, torch.autograd.set_multithreading_enabled(False):
+        x_BTC = torch.randn(shape, device=device).to(stream_dtype).requires_grad_()
+        delta_BTC = torch.zeros(shape, device=device, dtype=torch.bfloat16 if narrow else torch.float32)
+        x_BTC, delta_BTC = layer(*layer(x_BTC, delta_BTC, context), context)
+        hidden_NC = norm(x_BTC, delta_BTC)[1].flatten(0, 1)[: 4 * seq_len]
+        head_VC = torch.randn(config.vocab_size, config.d_model, device=device, requires_grad=True)
+        labels_N = torch.zeros(len(hidden_NC), dtype=torch.int64, device=device)
+        fused.linear_cross_entropy(hidden_NC, head_VC, labels_N).backward()
+
+
+def main(path: str, index: str, mark: str) -> None:
+    """Compile and leave the mark."""
+    from zoo.processes import stay_with_parent
+    from zoo.recipe import load_recipe
+
+    stay_with_parent()
+    compile_layer(load_recipe(path), int(index))
+    Path(mark).parent.mkdir(parents=True, exist_ok=True)
+    Path(mark).touch()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -98,7 +98,7 @@ def _backward(
 
 
 BWD_NUMBERS = 4096  # of a tile in the backward pass, which loops: more loads under way
-BWD_PROGRAMS = 8  # for each processor
+BWD_PROGRAMS = 16  # for each processor
 
 
 @cache

@@ -45,12 +45,13 @@ class _Split(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return None, None, None, None
         shape, dtype, device = ctx.like
+        tables = ctx.saved_tensors  # asked for once: activation checkpointing hands them out once
         dy = torch.empty(shape, dtype=dtype, device=device)
         for (piece, place_BTHD), grad in zip(_places(dy, ctx.groups), grads, strict=True):
             if grad is None:
                 place_BTHD.zero_()
             else:
-                _move(dense_rows(grad), place_BTHD, piece.rotary, *ctx.saved_tensors, back=True)
+                _move(dense_rows(grad), place_BTHD, piece.rotary, *tables, back=True)
         return dy, None, None, None
 
 

@@ -3,7 +3,9 @@
 On other devices the same formula runs in PyTorch. liger-kernel is imported at the first call on a CUDA tensor; it is a
 dependency on Linux, so its absence there is an installation error and is reported as one.
 
-Under bfloat16 autocast on CUDA the residual stream and its gradient stay float32; what the products read is bfloat16.
+Under bfloat16 autocast on CUDA what the products read is bfloat16. The residual stream and its gradient have the dtype
+of the stream before the first layer: bfloat16 in training, unless the recipe says `train.residual_stream: fp32`; sums
+and statistics are float32, and each sum is rounded once.
 """
 
 import torch

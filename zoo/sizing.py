@@ -87,12 +87,13 @@ def step_size(recipe: Recipe, seq_len: int, rows: int, gpu: Gpu, checkpointing: 
     linear = parameters - cost.parameters["norms"] - (0 if model.tie_embeddings else head)
     layers, unknown = _layers(model, seq_len)
     kept = rows * sum(times * size for size, times in layers)
-    inputs = tokens * FLOAT * model.d_model * sum(times for _, times in layers)
+    stream = BF16 if recipe.train.residual_stream == "bf16" else FLOAT
+    inputs = tokens * stream * model.d_model * sum(times for _, times in layers)
     again = inputs + rows * max(size for size, _ in layers)
     activations, other = (again, kept) if checkpointing else (kept, again)
     # What the last norm keeps, and the gradients of its result, of the stream, of the last layer's output, of the head.
     scaled = 0 if model.logit_scale == 1 else FLOAT * head  # the head times logit_scale
-    loss = tokens * model.d_model * (3 * BF16 + FLOAT) + FLOAT * head + scaled
+    loss = tokens * model.d_model * (3 * BF16 + stream) + FLOAT * head + scaled
     weights, copies = FLOAT * parameters, BF16 * linear
     accumulates = recipe.train.rows(seq_len) > rows if _even(recipe, seq_len) else True
     state = recipe.train.optimizer.state_bytes(trained)

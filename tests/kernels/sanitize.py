@@ -1,5 +1,7 @@
 """One pass over every kernel, for `compute-sanitizer --tool memcheck python tests/kernels/sanitize.py RECIPE...`.
 
+With --around, only what stands around attention: the cut into heads, norms, rotation, SwiGLU; and the recipes.
+
 Each operation of training, forward and backward, at the widths of ansa and of NSA, with and without documents; and of
 each recipe a step of training and decoding, with pieces of several lengths. Results are not looked at: tests do that.
 Without a GPU it wants TRITON_INTERPRET=1, and patience.
@@ -16,13 +18,20 @@ import torch
 import zoo
 from zoo.kernels import (
     Documents,
+    Heads,
+    Piece,
+    add_rms_norm,
     choose_blocks,
     compression_attention,
     full_attention,
     gated_sum,
     mean_pool,
     n_slots,
+    rms_norm,
+    rotate,
     selection_attention,
+    split_heads,
+    swiglu_mlp,
     use_implementation,
     window_attention,
 )
@@ -52,6 +61,23 @@ def layer(T, H, K, D, R, block, stride, selected, n, query_group, batch=1, docum
     gated_sum([near, far, named, whole], logits).sum().backward()
 
 
+def around(T, C, F) -> None:
+    """Forward and backward of every operation around attention, with ragged widths; the stream float32 and narrow."""
+    latent = (Heads(3, (Piece(20), Piece(12, 12))), Heads(2, (Piece(21),)), Heads(1, (Piece(12, view=True),)))
+    grouped = (Heads(4, (Piece(24, 12),)), Heads(2, (Piece(24, view=True),)), Heads(2, (Piece(15),)))
+    angle = torch.randn(1, T, 6, device=DEVICE)
+    for groups in (latent, grouped):
+        pieces = split_heads(noise(2, T, sum(group.width for group in groups)), groups, angle.cos(), angle.sin())
+        sum(piece.float().sum() for piece in pieces).backward()
+    x, weight = noise(2, T, C), torch.ones(C, device=DEVICE, requires_grad=True)
+    for stream in (x.detach().float().requires_grad_(), x):
+        sum(y.float().sum() for y in add_rms_norm(stream, noise(2, T, C), weight, eps=1e-6, dtype=DTYPE)).backward()
+    heads = noise(2, T, 2, 12)
+    rotate(rms_norm(heads, torch.ones(2, 12, device=DEVICE, requires_grad=True), eps=1e-6), angle.cos(), angle.sin())
+    rms_norm(heads, torch.ones(2, 12, device=DEVICE, requires_grad=True), eps=1e-6).sum().backward()
+    swiglu_mlp(x, noise(F, C), noise(F, C), noise(C, F)).sum().backward()
+
+
 def long_rows(T, H, K, D, block, stride, selected) -> None:
     """The choice as rows of more than 64 chunks have it, in several runs, with few tokens."""
     from zoo.kernels.choice import kernel
@@ -76,6 +102,20 @@ def model(path: str) -> None:
 
 def main(recipes: list[str]) -> None:
     torch.manual_seed(17)
+    with use_implementation("triton"):
+        for sizes in ((SEQ_LEN, 200, 333), (64, 128, 352)):
+            around(*sizes)
+            print("ok, around attention", *sizes, flush=True)
+    if "--around" not in recipes:
+        attention()
+    for path in recipes:
+        if path != "--around":
+            model(path)
+            print("ok", path, flush=True)
+
+
+def attention() -> None:
+    """Every operation of attention, with and without documents."""
     starts = torch.zeros(2, SEQ_LEN, dtype=torch.bool)
     for row, tokens in enumerate(([5, 6, 40, 130, 300], [17, 128])):
         starts[row, tokens] = True
@@ -98,9 +138,6 @@ def main(recipes: list[str]) -> None:
         long_rows(4096 + 3, 16, 4, 64, 32, 16, 64)
         long_rows(2048 + 3, 16, 4, 64, 16, 16, 16)
         print("ok, long rows", flush=True)
-    for path in recipes:
-        model(path)
-        print("ok", path, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The engine of `zoo train` for a benchmark: random tokens, a clock, no checkpoints and no validation."""
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,10 +95,11 @@ def bench_setup(recipe, folder: Path, batches: int, own_data: bool) -> BenchSetu
 
 
 class _Ticks(Callback):
-    """Tells the clock of each batch's end, after the zoo's own callbacks."""
+    """Tells the clock of each batch's end, after the zoo's own callbacks; stands in the place of the saver."""
 
     def __init__(self, clock):
         self.clock = clock
+        self.tmp_dir_for_symlink = tempfile.TemporaryDirectory()  # which the engine removes at its end
 
     def batch_end(self, state, logger) -> None:
         self.clock.batch_end()

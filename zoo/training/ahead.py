@@ -75,7 +75,7 @@ def _jobs(recipe) -> list[int]:
     """The index of one layer of each kind."""
     first: dict = {}
     for layer in recipe.model.expanded():
-        first.setdefault((layer.mixer, layer.ffn), layer.index)
+        first.setdefault((layer.mixer, layer.feed_forward), layer.index)
     return list(first.values())
 
 
@@ -89,7 +89,7 @@ def _mark(recipe, job: int) -> Path:
     code = [(str(path), path.stat().st_mtime_ns) for path in sorted(kernels.rglob("*.py"))]
     model = recipe.model.model_dump(mode="json", exclude={"blocks", "layers"})
     train = recipe.train.rows(seq_len), recipe.train.micro_batch, recipe.train.precision, recipe.train.residual_stream
-    parts = layer.mixer, layer.ffn, model, seq_len, train, code
+    parts = layer.mixer, layer.feed_forward, model, seq_len, train, code
     versions = [importlib.metadata.version(name) for name in ("torch", "triton")]
     key = hashlib.sha256(repr((parts, versions)).encode()).hexdigest()[:24]
     cache = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME", Path.home())) / ".triton" / "cache"
@@ -103,7 +103,7 @@ def compile_layer(recipe, index: int, device: str = "cuda") -> None:
     from zoo import fused
     from zoo.blocks.context import Context
     from zoo.kernels.documents import Documents
-    from zoo.model import Layer, RMSNorm
+    from zoo.layer import Layer, make_norm
     from zoo.training.device import resolve_precision
 
     config, seq_len = recipe.model, recipe.data.seq_len or recipe.model.max_seq_len
@@ -113,7 +113,7 @@ def compile_layer(recipe, index: int, device: str = "cuda") -> None:
     narrow = resolve_precision(recipe.train, device == "cuda") == "bf16"
     layer, norm = (
         Layer(config, config.expanded()[index]).to(device),
-        RMSNorm(config.d_model, config.norm_eps).to(device),
+        make_norm(config).to(device),
     )
     shape = rows, seq_len, config.d_model
     starts_BT = torch.zeros(rows, seq_len, dtype=torch.bool, device=device)

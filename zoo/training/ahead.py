@@ -20,6 +20,7 @@ from zoo.child import python_module
 from zoo.processes import cores, launched, sheltered
 
 MOST = 6  # processes: each holds a CUDA context
+MOST_TOKENS = 2**19  # of a step: two ansa layers of 340M keep 31 GB of them
 WAIT_S = 120.0  # for one that hangs
 
 
@@ -109,7 +110,8 @@ def compile_layer(recipe, index: int, device: str = "cuda") -> None:
     config, seq_len = recipe.model, recipe.data.seq_len or recipe.model.max_seq_len
     rows, part = recipe.train.rows(seq_len), recipe.train.micro_batch
     rows = rows if part == "auto" else min(rows, part)
-    rows = 1 if rows == 1 else 16 if rows % 16 == 0 else 2  # a number that Triton compiles the same for
+    many = rows % 16 == 0 and 16 * seq_len <= MOST_TOKENS
+    rows = 1 if rows == 1 else 16 if many else 2  # a number that Triton compiles the same for
     narrow = resolve_precision(recipe.train, device == "cuda") == "bf16"
     layer, norm = (
         Layer(config, config.expanded()[index]).to(device),

@@ -182,10 +182,11 @@ def test_parts_by_hand():
 
 
 def test_checkpointing_keeps_the_inputs_and_one_layer():
-    recipe = load_recipe(RECIPE.format("nsa"))
+    recipe, wide = (load_recipe(RECIPE.format("nsa"), [f"train.residual_stream={name}"]) for name in ("bf16", "fp32"))
     plain, less = (step_size(recipe, 8192, 1, H200, checkpointing) for checkpointing in (False, True))
     assert less.activations == plain.activations_other
-    assert less.activations == 24 * 4 * 1024 * 8192 + plain.activations // 24
+    assert less.activations == 24 * 2 * 1024 * 8192 + plain.activations // 24
+    assert step_size(wide, 8192, 1, H200, True).activations == less.activations + 24 * 2 * 1024 * 8192
     assert less.compute_s == pytest.approx(plain.compute_s * 4 / 3)
     assert less.peak < plain.peak
 

@@ -113,10 +113,7 @@ def compile_layer(recipe, index: int, device: str = "cuda") -> None:
     many = rows % 16 == 0 and 16 * seq_len <= MOST_TOKENS
     rows = 1 if rows == 1 else 16 if many else 2  # a number that Triton compiles the same for
     narrow = resolve_precision(recipe.train, device == "cuda") == "bf16"
-    layer, norm = (
-        Layer(config, config.expanded()[index]).to(device),
-        make_norm(config).to(device),
-    )
+    layer, norm = Layer(config, config.expanded()[index]).to(device), make_norm(config).to(device)
     shape = rows, seq_len, config.d_model
     starts_BT = torch.zeros(rows, seq_len, dtype=torch.bool, device=device)
     starts_BT[:, 0] = True

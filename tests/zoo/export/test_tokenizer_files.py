@@ -31,11 +31,11 @@ def in_sequence(begin: int, end: int):
 
 
 def like_roberta(begin: int, end: int):
-    return processors.RobertaProcessing(sep=("</s>", end), cls=("<s>", begin))
+    return processors.RobertaProcessing(("</s>", end), ("<s>", begin))
 
 
 def like_bert(begin: int, end: int):
-    return processors.BertProcessing(sep=("</s>", end), cls=("<s>", begin))
+    return processors.BertProcessing(("</s>", end), ("<s>", begin))
 
 
 def spaced() -> Tokenizer:

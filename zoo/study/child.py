@@ -25,6 +25,11 @@ from zoo.study.state import DIVERGED, FAILED
 PATIENCE_S = 600.0  # for the process of a study that was killed, which still saves
 
 
+def preload() -> None:
+    """Import what every run needs and takes seconds to import."""
+    import zoo.training.engine  # noqa: F401
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run; 0 done, 1 failed (the outcome says why), 130 stopped.  arguments: default: those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -68,6 +68,6 @@ _COMPARED = {
     "schedule": lambda r: r.train.schedule.model_dump(mode="json"),
     "gradient clipping": lambda r: r.train.clip_norm,
     "precision": lambda r: r.train.precision,
-    "validation": lambda r: [r.eval.batches, r.train.rows(seq_len_of(r))],
+    "validation batches, rows of each": lambda r: [r.eval.batches, r.train.rows(seq_len_of(r))],
     "d_model, layers": lambda r: [r.model.d_model, len(r.model.expanded())],
 }

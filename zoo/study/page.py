@@ -63,13 +63,21 @@ def _legend(architectures: list[dict[str, Any]]) -> str:
 
 def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
     heads = "".join(f"<th scope=col>{escape(each)}</th>" for each in [title, *head[1:]])
-    lines = "".join(f"<tr><th scope=row>{escape(row[0])}</th>{''.join(map(_cell, row[1:]))}</tr>" for row in rows)
+    lines = "".join(f"<tr><th scope=row>{escape(row[0])}</th>{_cells(row[1:])}</tr>" for row in rows)
     return f"<div class='scroll table'><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
 
 
-def _cell(text: str) -> str:
-    kind = ' class="unequal"' if text == "not equal" else ' class="text"' if len(text) > 40 else ""
-    return f"<td{kind}>{escape(text)}</td>"
+def _cells(texts: list[str]) -> str:
+    """Cells; a last one with text takes the place of empty ones after it."""
+    size = max((place for place, text in enumerate(texts, start=1) if text), default=len(texts))
+    cells = [_cell(text) for text in texts[: size - 1]]
+    return "".join([*cells, _cell(texts[size - 1], len(texts) - size + 1)])
+
+
+def _cell(text: str, columns: int = 1) -> str:
+    kind = ' class="unequal"' if text == "not equal" else ' class="text"' if columns > 1 or len(text) > 40 else ""
+    span = f" colspan={columns}" if columns > 1 else ""
+    return f"<td{kind}{span}>{escape(text)}</td>"
 
 
 def _origin(found: dict[str, Any], runs: Runs, folder: StudyFolder) -> Iterator[str]:

@@ -3,7 +3,7 @@
     python -m zoo.study.preload MODULE        reads a JSON object a line from its input, and writes one a line
 
 It reads {"start": ID, "arguments": [...], "log": FILE, "environment": {...}} and {"signal": NUMBER, "to": ID}, and
-writes {"ready": true} after the import and {"ended": ID, "code": N} after each run.  It ends with its input.
+writes {"ready": true} after the imports and {"ended": ID, "code": N} after each run.  It ends with its input.
 
 Not used for GPUs: a process that has touched CUDA cannot fork.
 """
@@ -31,7 +31,8 @@ LOOK_S = 0.1
 class Preloaded:
     """Starts processes as `subprocess.Popen` does; those of `module` are forked where the system can.
 
-    module: the module whose `main(arguments)` a forked process runs; any other command is started as it is.
+    module: the module whose `preload()` the one process runs, and whose `main(arguments)` a forked one does; any other
+    command is started as it is.
     """
 
     def __init__(self, environment: Mapping[str, str], module: str = "zoo.study.child"):
@@ -48,21 +49,24 @@ class Preloaded:
         if command[:size] != self._prefix or sys.platform != "linux":
             return start_process(command, log, environment)
         if self._server is None or self._server.poll() is not None:
-            self._serve()
+            self.close()
+            self._serve(log.with_name("preload.txt"))
         changed = {name: value for name, value in environment.items() if os.environ.get(name) != value}
         self._forked[id] = Forked(self, id)
         self._tell({"start": id, "arguments": command[size:], "log": str(log.absolute()), "environment": changed})
         return self._forked[id]
 
-    def _serve(self) -> None:
+    def _serve(self, log: Path) -> None:
         self._ready, self._rest = False, b""
-        self._server = subprocess.Popen(
-            python_module("zoo.study.preload", [self._module]),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **self._environment},
-            start_new_session=True,
-        )
+        with open(log, "ab") as file:
+            self._server = subprocess.Popen(
+                python_module("zoo.study.preload", [self._module]),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                env={**os.environ, **self._environment},
+                start_new_session=True,
+            )
         os.set_blocking(self._server.stdout.fileno(), False)
 
     def _tell(self, message: dict[str, Any]) -> None:
@@ -97,8 +101,10 @@ class Preloaded:
     def close(self) -> None:
         """End the server, and with it what it runs."""
         if self._server is not None:
-            self._server.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._server.stdin.close()
             self._server.wait()
+            self.look()
             self._server.stdout.close()
             self._server = None
 
@@ -136,8 +142,8 @@ def main() -> int:
     end_with_parent(signal.SIGTERM)
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no reply
-    import zoo.training.engine  # noqa: F401
-
+    module = import_module(sys.argv[1])
+    module.preload()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a library has set a handler of its own
     _reply(replies, {"ready": True})
     found = _serve(replies)
@@ -145,7 +151,7 @@ def main() -> int:
         return 0
     replies.close()
     _become(found)
-    return import_module(sys.argv[1]).main(found["arguments"])
+    return module.main(found["arguments"])
 
 
 def _serve(replies) -> dict[str, Any] | None:

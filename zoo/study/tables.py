@@ -130,9 +130,11 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
+        if isinstance(value, float) and value >= 1e6:
+            return decimal(value)
         return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
     if isinstance(value, dict):
-        said = ", ".join(f"{key}: {_value(item)}" for key, item in value.items() if item is not None)
+        said = ", ".join(f"{key}: {_value(item)}" for key, item in value.items() if item not in (None, {}, []))
         return said if len(said) <= 90 else f"{said[:86]} ..."
     if isinstance(value, list):
         return ", ".join(map(_value, value))

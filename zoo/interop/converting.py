@@ -152,7 +152,8 @@ def _tokens(run: Path, model: Any, data: str | Path | None, rows: int) -> tuple[
         from itertools import islice
 
         found = []
-        for row in islice(held_out.rows(), rows):
+        step = max(1, held_out.prepared.rows(held_out.split) // rows)  # neighbours are of one document
+        for row in islice(held_out.rows(), 0, rows * step, step):
             tokens_1T, labels_1T = torch.tensor(row.inputs)[None], torch.tensor(row.labels)[None]
             starts_1T = torch.zeros_like(tokens_1T, dtype=torch.bool)
             starts_1T[0, torch.tensor(row.starts, dtype=torch.long)] = True

@@ -16,6 +16,7 @@ from zoo.interop.latents import OldMaps, to_latent
 FIRST = ("window", "full", "dilated", "selection", "compression")  # the branch that new gates open, the first there is
 OPEN = 4.0  # logit of a gate that is open; -OPEN: closed. Both still learn: the slope of the sigmoid is 0.018
 SAME_FIELDS = ("head_dim", "v_head_dim", "qk_norm")
+MADE = ("projection.", "output.", "gate.", "output_gate.")  # parameters that have rules of their own
 NORM_FIELDS = ("qk_norm_over", "qk_norm_place", "qk_norm_scale")
 State = dict[str, torch.Tensor]
 
@@ -159,15 +160,17 @@ def _copied(source: Any, target: Any, state: Mapping[str, torch.Tensor], made: R
 
 
 def _patterns(state: Mapping[str, torch.Tensor], made: Retrofitted) -> None:
-    """Learned parts of patterns: those of the same pattern and size are kept, others are new."""
+    """Parameters that nothing else here makes, such as learned pooling: those of the same name and size are kept."""
     new = []
     for name, tensor in made.state.items():
-        if name.startswith("patterns."):
+        if not name.startswith(MADE):
             same = name in state and state[name].shape == tensor.shape
             made.state[name] = state[name] if same else tensor
             new += [] if same else [name]
     if new:
         made.notes.append(f"drawn anew: {', '.join(new)}")
+    if left := [name for name in state if name not in made.state and not name.startswith(MADE)]:
+        made.notes.append(f"left out: {', '.join(left)}")
 
 
 def _gates(source: Any, target: Any, state: Mapping[str, torch.Tensor], made: Retrofitted) -> None:
@@ -197,6 +200,8 @@ def _gates(source: Any, target: Any, state: Mapping[str, torch.Tensor], made: Re
             made.notes.append(f"new gates open {opened}, and close {', '.join(k for k in kinds if k != opened)}")
         else:
             made.notes.append(f"gate_bias: false: new gates open {', '.join(kinds)} alike")
+    if before[1:] and not target.gate_bias and set(kinds) - set(before):
+        made.notes.append(f"gate_bias: false: half open at first: {', '.join(k for k in kinds if k not in before)}")
     made.state["gate.weight"] = weight_HPC.flatten(0, 1)
     if target.gate_bias:
         made.state["gate.bias"] = bias_HP.flatten()

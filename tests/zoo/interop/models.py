@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -84,6 +85,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# One or two of each family, for tests of what does not depend on the variant; the others run with `-m slow`.
+WINDOWED = ("gemma2, scores not capped", "qwen2, layer types", "qwen3, wide heads and windows", "smollm3, windows")
+EACH_FAMILY = [
+    pytest.param(name, marks=() if "," not in name or name in WINDOWED else pytest.mark.slow) for name in CASES
+]
 CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 
 

@@ -91,7 +91,8 @@ def test_the_losses_are_those_of_the_held_out_rows(run, blocks, tmp_path):
     assert [layer.error for layer in made.layers] == [0.0] * 4
     recipe = zoo.load_recipe(run / "recipe.yaml")
     prepared = zoo.data.prepare(recipe.data, max_seq_len=64, vocab_size=264, seed=recipe.seed)
-    rows = [row for row, _ in zip(stored_rows(prepared, "validation"), range(3), strict=False)]
+    stored = list(stored_rows(prepared, "validation"))
+    rows = stored[:: len(stored) // 3][:3]
     model = zoo.load(run)
     losses = [float(model.loss(torch.tensor(r.inputs)[None], torch.tensor(r.labels)[None]).detach()) for r in rows]
     assert made.loss_before == pytest.approx(sum(losses) / 3, rel=1e-5)

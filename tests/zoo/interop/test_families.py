@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import zoo
-from tests.zoo.interop.models import CASES, SIZES, save
+from tests.zoo.interop.models import CASES, EACH_FAMILY, SIZES, save
 from zoo.interop.architecture import facts, read_config
 from zoo.interop.importing import import_folder
 from zoo.interop.registry import family, names
@@ -50,7 +50,7 @@ def test_logits_are_the_same(imported, name):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EACH_FAMILY)
 def test_greedy_tokens_with_caches_are_the_same(imported, name):
     theirs, ours = imported(name)
     prompts = tokens(2, 5)

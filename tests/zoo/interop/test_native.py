@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import zoo
-from tests.zoo.interop.models import CASES, SIZES, save
+from tests.zoo.interop.models import EACH_FAMILY, SIZES, save
 from zoo.cli import run as zoo_command
 from zoo.export.export import ExportError, export
 from zoo.export.tokenizer_files import bytes_as_subwords
@@ -17,7 +17,7 @@ from zoo.interop.importing import import_folder
 from zoo.recipe import ModelConfig
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EACH_FAMILY)
 def test_an_imported_model_is_exported_as_it_was(tmp_path, name):
     torch.set_num_threads(1)
     theirs = save(name, tmp_path / "theirs")

@@ -226,6 +226,7 @@ def test_gates_of_patterns_that_stay_are_kept():
 def test_learned_pooling_is_new_where_there_was_none_and_stays_where_there_was():
     mlp = resolved("nsa", **NSA, window=8, pooling="mlp")
     assert any("drawn anew: patterns.compression" in note for note in converted(resolved("full", **HEADS), mlp)[2])
+    assert any("left out: patterns.compression" in note for note in converted(mlp, resolved("full", **HEADS))[2])
     assert error(converted(mlp, resolved("nsa", **NSA, window=8, pooling="mlp", n_init=1))) < 1e-9
 
 

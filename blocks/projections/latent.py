@@ -76,8 +76,11 @@ class PerHeadLinear(nn.Linear):
 
 def per_head(x: torch.Tensor, *maps: PerHeadLinear) -> list[torch.Tensor]:
     """Each map of x [..., J, R], which all maps read: [..., K, D]."""
-    weights = (map.weight.unflatten(0, (map.n_latent_heads, -1)).to(x.dtype) for map in maps)
-    found = _PerHead.apply(x, *weights)
+    weights_JOR = [map.weight.unflatten(0, (map.n_latent_heads, -1)).to(x.dtype) for map in maps]
+    if torch.compiler.is_compiling():  # which writes results where they belong itself
+        found = [torch.einsum("...jr,jor->...jo", x, weight_JOR) for weight_JOR in weights_JOR]
+    else:
+        found = _PerHead.apply(x, *weights_JOR)
     return [y.flatten(-2).unflatten(-1, (map.n_kv_heads, -1)) for y, map in zip(found, maps, strict=True)]
 
 

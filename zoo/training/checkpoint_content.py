@@ -40,7 +40,7 @@ def refuse_code(path: str | Path) -> None:
     try:
         strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - {name for _, name in _ALLOWED}
     except (pickle.UnpicklingError, RuntimeError, ValueError) as error:  # RuntimeError: of an archive of other files
-        raise _refusal(path, str(error).splitlines()[0]) from error
+        raise _refusal(path, _reason(error)) from error
     if strange:
         raise _refusal(path, f"it asks for {', '.join(sorted(strange))}")
 
@@ -52,7 +52,7 @@ def read_safely(path: str | Path, map_location: str = "cpu", mmap: bool = False)
         with torch.serialization.safe_globals(_ALLOWED):
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        raise _refusal(path, str(error).splitlines()[0]) from error
+        raise _refusal(path, _reason(error)) from error
 
 
 def refuse_other_weights(path: Path, state: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> None:
@@ -135,6 +135,12 @@ def named(path: str | Path) -> Iterator[None]:
     except Exception as error:
         why = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
         raise ZooError(f"{path}: a checkpoint that cannot be continued from ({why}); {_OTHER_FILE}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The line of torch's message that says what was found; its first one may only be advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "Unpickler error" in line), (lines or ["no message"])[0])
 
 
 def _refusal(path: str | Path, found: str) -> ZooError:

@@ -84,7 +84,7 @@ def facts(model: ModelConfig) -> dict[str, Any]:
 def _layer_facts(layer: Any) -> dict[str, Any]:
     point = layer.mixer.attention
     if point is None:
-        return {"mixer": layer.config.model_dump(mode="json"), "ffn": layer.ffn.model_dump(mode="json")}
+        return {"mixer": layer.config.model_dump(mode="json"), "ffn": _ffn_facts(layer.ffn)}
     projection = {field.name: _plain(getattr(point.projection, field.name)) for field in fields(point.projection)}
     projection["score_scale"] = point.projection.scale
     if not projection.get("qk_norm", True):
@@ -93,7 +93,12 @@ def _layer_facts(layer: Any) -> dict[str, Any]:
         projection = {k: v for k, v in projection.items() if k == "rope" or not k.startswith("rope")}
     others = {field.name: _plain(getattr(point, field.name)) for field in fields(point)}
     patterns = [pattern.model_dump(mode="json") for pattern in point.patterns]
-    return {**others, "projection": projection, "patterns": patterns, "ffn": layer.ffn.model_dump(mode="json")}
+    return {**others, "projection": projection, "patterns": patterns, "ffn": _ffn_facts(layer.ffn)}
+
+
+def _ffn_facts(ffn: Any) -> dict[str, Any]:
+    """Losses of its own train the router, and change no logit."""
+    return ffn.model_dump(mode="json", exclude={"balance_loss", "z_loss"})
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ GELUS = {
     "gelu_pytorch_tanh": {"kind": "geglu", "gelu": "tanh"},
     "gelu_new": {"kind": "geglu", "gelu": "tanh"},
 }
+FFN_NAMES = {"gate": "gate_proj", "up": "up_proj", "output": "down_proj"}  # ours, theirs
 DEFAULTS = {
     "hidden_act": "silu",
     "initializer_range": 0.02,
@@ -58,7 +59,7 @@ class LlamaLike(Family):
             "d_model": d_model,
             "vocab_size": keys.count("vocab_size"),
             "max_seq_len": max_seq_len,
-            "ffn": self.read_ffn(keys),
+            **self.read_ffns(keys, n_layers),
             "tie_embeddings": keys.flag("tie_word_embeddings"),
             "norm_eps": keys.number(self.eps_key),
             **self.read_around(keys),
@@ -96,6 +97,10 @@ class LlamaLike(Family):
             return {"kind": "full", **attention}
         return {"kind": "window", **attention, "window": keys.count("sliding_window")}
 
+    def read_ffns(self, keys: Keys, n_layers: int) -> dict[str, Any]:
+        """The key `ffn`, or `ffns` and `ffn_layers`."""
+        return {"ffn": self.read_ffn(keys)}
+
     def read_ffn(self, keys: Keys) -> dict[str, Any]:
         name = keys.value(self.activation_key)
         if not isinstance(name, str) or name not in self.activations:
@@ -115,23 +120,22 @@ class LlamaLike(Family):
         layers = model.expanded()
         for layer in layers:
             self.check_block(layer)
-        projection, ffn = layers[0].mixer.attention.projection, layers[0].ffn
+        projection = layers[0].mixer.attention.projection
         written = {
             "architectures": [self.architecture],
             "model_type": self.model_type,
             "vocab_size": model.vocab_size,
             "hidden_size": model.d_model,
-            "intermediate_size": ffn.d_ff,
             "num_hidden_layers": len(layers),
             "num_attention_heads": projection.n_heads,
             "num_key_value_heads": projection.n_kv_heads,
             **self.write_head_dim(model, projection),
-            self.activation_key: self.write_activation(ffn),
             "max_position_embeddings": model.max_seq_len,
             "initializer_range": model.init_std,
             self.eps_key: model.norm_eps,
             "tie_word_embeddings": model.tie_embeddings,
             "attention_dropout": 0.0,
+            **self.write_ffns(layers),
             **self.write_rope(layers),
             **self.write_biases(layers[0]),
             **self.write_layer_types(layers),
@@ -149,10 +153,18 @@ class LlamaLike(Family):
         kinds = [pattern.kind for pattern in point.patterns]
         if kinds not in (["full"], ["window"]):
             raise InteropError(f"{where}: {self.model_type} has no such pattern: {', '.join(kinds)}")
-        known = {one["kind"] for one in self.activations.values()}
-        if layer.ffn.kind not in known:
-            expected = " or ".join(sorted(known))
+        if layer.ffn.kind not in self.ffn_kinds:
+            expected = " or ".join(sorted(self.ffn_kinds))
             raise InteropError(f"{where}: {self.model_type} has a feed-forward {expected}; found {layer.ffn.kind}")
+
+    @property
+    def ffn_kinds(self) -> set[str]:
+        """Kinds of feed-forward that the family has."""
+        return {one["kind"] for one in self.activations.values()}
+
+    def write_ffns(self, layers) -> dict[str, Any]:
+        ffn = layers[0].ffn
+        return {"intermediate_size": ffn.d_ff, self.activation_key: self.write_activation(ffn)}
 
     def write_head_dim(self, model, projection) -> dict[str, Any]:
         """Left out where it is what every reader takes, because older ones do not know the key."""
@@ -175,7 +187,7 @@ class LlamaLike(Family):
         return [layer.mixer.attention.projection for layer in layers if layer.mixer.attention.pattern(pattern)]
 
     def write_biases(self, layer) -> dict[str, Any]:
-        written = {"attention_bias": layer.mixer.attention.output_bias, "mlp_bias": layer.ffn.bias}
+        written = {"attention_bias": layer.mixer.attention.output_bias, "mlp_bias": getattr(layer.ffn, "bias", False)}
         return {key: written[key] for key in self.bias_keys}
 
     def write_layer_types(self, layers) -> dict[str, Any]:
@@ -221,7 +233,7 @@ class LlamaLike(Family):
 
     def ffn_rules(self, layer, ours: str, theirs: str) -> Iterator[Rule]:
         for part in ("weight", "bias") if layer.ffn.bias else ("weight",):
-            for one, other in (("gate", "gate_proj"), ("up", "up_proj"), ("output", "down_proj")):
+            for one, other in FFN_NAMES.items():
                 yield Rule.same(f"{ours}{one}.{part}", f"{theirs}{other}.{part}")
 
 

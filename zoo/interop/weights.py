@@ -35,14 +35,19 @@ def _wrong(rule: Rule, found: Mapping[str, Any], ours: Shapes) -> Iterator[str]:
     if missing:
         yield f"{names(missing)} is missing"
         return
-    rows = sum(ours[name][0] for name in rule.ours)
-    rest = list(ours[rule.ours[0]][1:])
+    rows = sum(_rows(ours[name]) for name in rule.ours)
+    rest = list(ours[rule.ours[0]][1:])[-1:]
     for theirs in rule.theirs:
         place, wanted = found[theirs.name], [rows if theirs.rows is None else theirs.rows, *rest]
         if list(place.shape) != wanted:
             yield f"{theirs.name} is {list(place.shape)}; config.json makes it {wanted}"
         elif place.dtype not in DTYPES:
             yield f"{theirs.name} is {place.dtype}; it must be {', '.join(DTYPES)}"
+
+
+def _rows(shape: Sequence[int]) -> int:
+    """Rows of a tensor; those of all experts, on top of each other, where it has a matrix for each."""
+    return shape[0] * shape[1] if len(shape) == 3 else shape[0]
 
 
 def to_ours(folder: SourceFolder, rules: Sequence[Rule], ours: Shapes) -> dict[str, torch.Tensor]:
@@ -52,8 +57,8 @@ def to_ours(folder: SourceFolder, rules: Sequence[Rule], ours: Shapes) -> dict[s
         read = folder.read([theirs.name for theirs in rule.theirs])
         parts = [theirs.form.to_ours(read[theirs.name]) for theirs in rule.theirs]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        for name, part in zip(rule.ours, whole.split([ours[name][0] for name in rule.ours]), strict=True):
-            state[name] = part.contiguous()
+        for name, part in zip(rule.ours, whole.split([_rows(ours[name]) for name in rule.ours]), strict=True):
+            state[name] = part.reshape(ours[name]).contiguous()
     if "lm_head.weight" in folder.tensors and "head.weight" not in ours:
         (head,) = folder.read(["lm_head.weight"]).values()
         if not torch.equal(head, state["embedding.weight"]):
@@ -66,7 +71,7 @@ def to_theirs(state: Mapping[str, torch.Tensor], rules: Sequence[Rule]) -> dict[
     """Their tensors, of the model's."""
     found: dict[str, torch.Tensor] = {}
     for rule in rules:
-        parts = [state[name] for name in rule.ours]
+        parts = [state[name].flatten(0, 1) if state[name].dim() == 3 else state[name] for name in rule.ours]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         rows = [len(whole) if theirs.rows is None else theirs.rows for theirs in rule.theirs]
         for theirs, part in zip(rule.theirs, whole.split(rows), strict=True):

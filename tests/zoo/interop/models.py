@@ -37,6 +37,7 @@ GRANITE = {
     "residual_multiplier": 0.7,
     "attention_multiplier": 0.3,
 }
+EXPERTS = {"head_dim": 8, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
 # By name: the family, and the keys of its config that differ from SIZES.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -80,6 +81,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "cohere2": ("Cohere2", {"num_hidden_layers": 4, "sliding_window": 7}),
     "granite": ("Granite", GRANITE),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "sliding_window": 7}),
+    "qwen3_moe": ("Qwen3Moe", EXPERTS),
+    "qwen3_moe, dense layers": ("Qwen3Moe", {**EXPERTS, "mlp_only_layers": [1], "norm_topk_prob": True}),
     "phi3": ("Phi3", {"sliding_window": 7}),
     "phi3, half of a head rotates": ("Phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
 }

@@ -97,8 +97,9 @@ def _layer_facts(layer: Any) -> dict[str, Any]:
 
 
 def _ffn_facts(ffn: Any) -> dict[str, Any]:
-    """Losses of its own train the router, and change no logit."""
-    return ffn.model_dump(mode="json", exclude={"balance_loss", "z_loss"})
+    """Losses of its own and the step of its bias train the router; of these, logits depend on there being a bias."""
+    found = ffn.model_dump(mode="json", exclude={"balance_loss", "z_loss"})
+    return found | {"balance_rate": bool(found["balance_rate"])} if "balance_rate" in found else found
 
 
 def _plain(value: Any) -> Any:

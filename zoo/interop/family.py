@@ -30,23 +30,40 @@ class Form:
 class Interleaved(Form):
     """Rows of heads whose rotation turns channels 2i and 2i + 1; ours turns i and i + rotary_dim / 2.
 
-    head_dim: rows of a head, of which the first rotary_dim are rotated.
+    head_dim: rows of a head, of which rotary_dim from `start` on are rotated.
     """
 
     head_dim: int
     rotary_dim: int
+    start: int = 0
 
     def to_ours(self, tensor):
-        heads = tensor.unflatten(0, (-1, self.head_dim))
-        turned, rest = heads[:, : self.rotary_dim], heads[:, self.rotary_dim :]
-        pairs = turned.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
-        return _cat([pairs, rest]).flatten(0, 1)
+        before, turned, after = self._parts(tensor)
+        return _cat([before, turned.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2), after]).flatten(0, 1)
 
     def to_theirs(self, tensor):
-        heads = tensor.unflatten(0, (-1, self.head_dim))
-        turned, rest = heads[:, : self.rotary_dim], heads[:, self.rotary_dim :]
-        pairs = turned.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
-        return _cat([pairs, rest]).flatten(0, 1)
+        before, turned, after = self._parts(tensor)
+        return _cat([before, turned.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2), after]).flatten(0, 1)
+
+    def _parts(self, tensor):
+        end = self.start + self.rotary_dim
+        return tensor.unflatten(0, (-1, self.head_dim)).split([self.start, self.rotary_dim, self.head_dim - end], 1)
+
+
+@dataclass(frozen=True)
+class ByHead(Form):
+    """Rows that theirs has head by head, `widths` of each part; ours has the parts one after the other."""
+
+    n_heads: int
+    widths: tuple[int, ...]
+
+    def to_ours(self, tensor):
+        parts = tensor.unflatten(0, (self.n_heads, -1)).split(self.widths, 1)
+        return _cat([part.flatten(0, 1) for part in parts], 0)
+
+    def to_theirs(self, tensor):
+        parts = tensor.split([self.n_heads * width for width in self.widths])
+        return _cat([part.unflatten(0, (self.n_heads, -1)) for part in parts]).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -60,10 +77,10 @@ class OneLess(Form):
         return tensor - 1
 
 
-def _cat(parts):
+def _cat(parts, dim=1):
     import torch
 
-    return torch.cat(parts, 1)
+    return torch.cat(parts, dim)
 
 
 SAME = Form()

@@ -38,6 +38,21 @@ GRANITE = {
     "attention_multiplier": 0.3,
 }
 EXPERTS = {"head_dim": 8, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "n_routed_experts": 8,
+    "moe_intermediate_size": 12,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 3,
+    "first_k_dense_replace": 1,
+}
+MSCALE = {**YARN, "mscale": 1.0, "mscale_all_dim": 0.8}
 # By name: the family, and the keys of its config that differ from SIZES.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -84,6 +99,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", {"num_local_experts": 4, "sliding_window": 7}),
     "qwen3_moe": ("Qwen3Moe", EXPERTS),
     "qwen3_moe, dense layers": ("Qwen3Moe", {**EXPERTS, "mlp_only_layers": [1], "norm_topk_prob": True}),
+    "deepseek_v3": ("DeepseekV3", DEEPSEEK),
+    "deepseek_v3, yarn and no query latent": ("DeepseekV3", {**DEEPSEEK, "q_lora_rank": None, "rope_scaling": MSCALE}),
     "phi3": ("Phi3", {"sliding_window": 7}),
     "phi3, half of a head rotates": ("Phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
 }
@@ -107,8 +124,9 @@ def make(config: transformers.PretrainedConfig, family: str) -> transformers.Pre
     """A model with random weights, large enough that a wrong mask, position or order of rows shows in the logits."""
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    tensors = [*model.named_parameters(), *(each for each in model.named_buffers() if each[0].endswith("bias"))]
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in tensors:
             is_scale = name.endswith("norm.weight") and not family.startswith("Gemma")  # whose scales are kept less 1
             parameter.normal_(1.0 if is_scale else 0.0, 0.2)
     return model

@@ -86,10 +86,11 @@ def _read(file: str | Path | None, layers: str | list | None) -> tuple[dict[str,
     if file is not None:
         place = str(file)
         blocks = read_mapping(file).plain()
-        if "blocks" in blocks and "kind" not in (blocks["blocks"] or {}):
+        named = blocks.get("blocks")
+        if "blocks" in blocks and not (isinstance(named, dict) and "kind" in named):  # else a block of that name
             if extra := set(blocks) - {"blocks", "layers"}:
                 raise InteropError(f"{place}: {unknown('key', min(extra), ('blocks', 'layers'))}")
-            layers, blocks = blocks.get("layers") if layers is None else layers, blocks["blocks"]
+            layers, blocks = blocks.get("layers") if layers is None else layers, named
         if not isinstance(blocks, dict) or not all(isinstance(block, dict) for block in blocks.values()):
             raise InteropError(f"{place}: must be blocks by name, each a mapping with a kind; found {shorten(blocks)}")
     if layers is None:

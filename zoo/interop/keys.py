@@ -85,11 +85,14 @@ class Keys:
         return value
 
     def number(self, name: str, default: Any = REQUIRED) -> float:
-        """A number."""
+        """A number that a float can hold."""
         value = self.value(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.refuse(name, "must be a number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # JSON has integers of any length
+            self.refuse(name, "is too large")
 
     def flag(self, name: str, default: Any = REQUIRED) -> bool:
         """true or false."""

@@ -58,14 +58,14 @@ def _of_type(keys: Keys, parameters: dict[str, Any], layer_type: str, max_seq_le
 
 def _scaling(keys: Keys, name: str, written: dict[str, Any], max_seq_len: int) -> dict[str, Any] | None:
     inside = keys.inside(name, written)
-    kinds = {kind for key in ("rope_type", "type") if (kind := inside.value(key, None)) is not None}
-    if len(kinds) > 1:
+    kinds = [kind for key in ("rope_type", "type") if (kind := inside.value(key, None)) is not None]
+    if kinds[1:] and kinds[0] != kinds[1]:
         keys.refuse(name, "rope_type and type must be the same")
-    kind = kinds.pop() if kinds else "default"
+    kind = kinds[0] if kinds else "default"
     if kind == "default":
         inside.finish()
         return None
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         inside.refuse("rope_type" if "rope_type" in written else "type", f"must be default, {', '.join(SCALINGS)}")
     found = {key: inside.value(key, None) for key in SCALINGS[kind].model_fields if key != "rope_type"}
     inside.finish()

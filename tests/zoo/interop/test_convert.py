@@ -142,6 +142,9 @@ REFUSED = {
     "an unknown kind": ("a*4", "a: {kind: windwo}", r"blocks.a.kind: .*windwo"),
     "an unknown field": ("a*4", "a: {kind: window, windw: 3}", r"blocks.yaml: blocks.a.windw: "),
     "no mapping": ("a*4", "a: 3", r"blocks.yaml: must be blocks by name"),
+    "no mapping under blocks": ("a*4", "blocks: 5", r"blocks.yaml: must be blocks by name.* found 5"),
+    "a list under blocks": ("a*4", "blocks: [kind]", r"blocks.yaml: must be blocks by name"),
+    "a schedule of another kind": (None, "layers: 5\nblocks: {a: {kind: full}}", r"--layers: "),
     "another key": ("a*4", "blocks: {a: {kind: full}}\nmodel: 3", r"blocks.yaml: unknown key 'model'"),
     "other heads": (
         "a*4",

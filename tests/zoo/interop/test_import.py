@@ -118,6 +118,16 @@ KEYS = {
         "rope_type and type must be the same",
     ),
     "a scaling that is text": ({"rope_scaling": "yarn"}, "rope_scaling: must be a mapping; found 'yarn'"),
+    "a scaling's type that is a list": (
+        {"rope_scaling": {"rope_type": []}},
+        "rope_scaling.rope_type: must be default, ",
+    ),
+    "a scaling's factor of 400 digits": (
+        {"rope_scaling": {"rope_type": "linear", "factor": 10**400}},
+        "rope_scaling.factor: .* found 1000",
+    ),
+    "a number of 400 digits": ({"rms_norm_eps": 10**400}, "rms_norm_eps: is too large; found 1000"),
+    "a base of 400 digits": ({"rope_theta": -(10**400)}, "rope_theta: is too large; found -1000"),
     "interleaved rotation": ({"rope_interleaved": True}, "rope_interleaved: must be false"),
     "text for a number": ({"hidden_size": "32"}, "hidden_size: must be an integer of 1 to .*; found '32'"),
     "true for a number": ({"num_attention_heads": True}, "num_attention_heads: must be an integer"),

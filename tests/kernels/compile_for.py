@@ -70,12 +70,16 @@ def layer(H: int, K: int, D: int, R: int, block: int, stride: int, selected: int
 
 
 def around_attention(C: int, F: int) -> None:
-    """The residual stream in float32, what is added to it and what the products read in DTYPE, and a feed-forward."""
-    x, weight = torch.zeros(1, 64, C, requires_grad=True), torch.ones(C, requires_grad=True)
-    for delta in (noise(1, 64, C), None):
+    """The residual stream in float32 and in DTYPE, what is added to it and what the products read in DTYPE, a
+    feed-forward, and the cut of a projection."""
+    wide, weight = torch.zeros(1, 64, C, requires_grad=True), torch.ones(C, requires_grad=True)
+    for x, delta in ((wide, noise(1, 64, C)), (wide, None), (noise(1, 64, C), noise(1, 64, C))):
         total, normed = kernels.add_rms_norm(x, delta, weight, eps=1e-5, dtype=DTYPE)
         (total.sum() + normed.sum()).backward()
     kernels.swiglu_mlp(noise(64, C), noise(F, C), noise(F, C), noise(C, F)).sum().backward()
+    heads = kernels.Heads(4, (kernels.Piece(64), kernels.Piece(48, 32))), kernels.Heads(1, (kernels.Piece(112),))
+    table = torch.zeros(1, 64, 16)
+    sum(piece.sum() for piece in kernels.split_heads(noise(1, 64, 560), heads, table, table)).backward()
 
 
 def decoding(name: str) -> None:

@@ -48,7 +48,8 @@ def test_status_counts_in_text_and_json(write_study, capsys):
     assert {each["state"] for each in found["runs"]} == {"done", "diverged"}
 
 
-def test_a_report_comes_as_text_and_markdown_and_its_page_where_asked(write_study, capsys, tmp_path):
+def test_a_report_comes_as_text_and_markdown_and_its_page_where_asked(write_study, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.study.page.as_page", lambda *found: "<!DOCTYPE html>")  # drawn in test_report.py
     path = write_study(seeds=[1, 2, 3])
     finish_study(runner_of(path), lambda each: 3.0 + 0.01 * each.seed)
     code, out, _ = call(capsys, "report", path, "--html", tmp_path / "page.html")

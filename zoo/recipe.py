@@ -338,6 +338,8 @@ def load_recipe(
         put(root, key.split("."), value, merging=True)
     data = root.plain()
     _drop_unused(data)
+    if of_run:
+        _add_earlier_defaults(data)
     try:
         context = {"of_run": _of_run(root.value.get("plugins"), path, of_run)}
         return Recipe.model_validate_json(json.dumps(data), strict=True, context=context)
@@ -355,6 +357,12 @@ def load_recipe(
     problems = dict.fromkeys(locate(line, root) for line in found)
     own = os.fspath(path)
     raise RecipeError(sorted(problems, key=lambda p: (p.file != own, p.file or "", p.line or 0, p.column or 0)))
+
+
+def _add_earlier_defaults(data: dict) -> None:
+    """Give the recipe.yaml of a run, which has every key, those of its time where the version had none of that name."""
+    if isinstance(data.get("train"), dict) and "duration" in data["train"]:
+        data["train"].setdefault("residual_stream", "fp32")  # bf16 since 2026-11-29
 
 
 def load_data_section(path: str | os.PathLike, overrides: Iterable[str] = ()) -> DataConfig:

@@ -16,6 +16,7 @@ GPUS = {  # compute capability, bytes of shared memory that a program may have, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("gpu", [pytest.param("RTX 4090", marks=pytest.mark.long), "H200"])
 def test_every_kernel_compiles(gpu, tmp_path):
     capability, shared, small = GPUS[gpu]

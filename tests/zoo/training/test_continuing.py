@@ -9,9 +9,10 @@ import torch
 import zoo
 from zoo.data import DataError
 from zoo.errors import RecipeError, ZooError
+from zoo.seal import sealed
 from zoo.training import train
 from zoo.training.checkpoints import listed
-from zoo.training.continuing import Change, check_continues
+from zoo.training.continuing import Change, changes, check_continues
 from zoo.training.run_folder import RunFolder
 
 pytest.importorskip("composer")
@@ -268,6 +269,16 @@ def test_a_complete_run_whose_last_checkpoint_is_gone_says_what_is_trained_again
     train(recipe(LONGER, often), run)
     told = f"the checkpoint of batch {last.batch}, at which the run was complete, is missing: batches from "
     assert f"{told}{before[-1].batch + 1} on are trained again" in capsys.readouterr().out
+
+
+def test_a_run_of_before_the_narrow_stream_is_told_that_it_goes_on_with_one(run, recipe):
+    lines = (run / "recipe.yaml").read_text().splitlines(keepends=True)
+    kept = "".join(line for line in lines[:-1] if "residual_stream" not in line)
+    assert len(kept.splitlines()) == len(lines) - 2
+    (run / "recipe.yaml").write_text(sealed(kept))
+    (change,) = changes(RunFolder(run), recipe(SHORT))
+    assert str(change) == "train.residual_stream: 'fp32' -> 'bf16'"
+    assert not changes(RunFolder(run), recipe(SHORT, "train.residual_stream=fp32"))
 
 
 @pytest.mark.parametrize("left", ["checkpoints", "model.safetensors", "metrics.jsonl", "data.json"])

@@ -1,4 +1,4 @@
-"""`zoo show --kernels`: which implementation serves the attention of each layer on this machine, and why."""
+"""`zoo show --kernels`: which implementation serves each layer on this machine, and why."""
 
 from contextlib import contextmanager, nullcontext
 
@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import zoo.kernels.attend as attend
 from zoo import blocks
 from zoo.blocks.base import Context
+from zoo.blocks.registry import load
 from zoo.kernels import Documents, use_implementation
 from zoo.kernels.dispatch import Choice, plan
 from zoo.recipe import ModelConfig, Recipe
@@ -16,17 +17,20 @@ from zoo.recipe import ModelConfig, Recipe
 def kernels_of(recipe: Recipe) -> list[dict]:
     """One entry for each distinct layer: `layers` (numbers), `block`, and `operations`: (name, implementation, why).
 
+    Operations are those of attention, then of the feed-forward, which `block` names where layers have different ones.
+
     For one row of max_seq_len tokens, packed documents if the recipe masks them; bf16 on a GPU, float32 elsewhere.
     """
     wanted = recipe.train.kernels
     found: dict[tuple, dict] = {}
     with nullcontext() if wanted == "auto" else use_implementation(wanted, "train.kernels"):
         for layer in recipe.model.expanded():
-            key = (layer.config, layer.part)
+            key = (layer.config, layer.part, layer.feed_forward)
             if key not in found:
                 calls = _calls(recipe.model, layer)
                 operations = list(dict.fromkeys((op, choice.impl, choice.why) for op, choice in calls))
-                found[key] = {"layers": [], "block": layer.block, "operations": operations}
+                block = f"{layer.block}, {layer.feed_forward.describe()}" if recipe.model.ffns else layer.block
+                found[key] = {"layers": [], "block": block, "operations": operations}
             found[key]["layers"].append(layer.index)
     return list(found.values())
 
@@ -36,12 +40,13 @@ def _calls(model: ModelConfig, layer) -> list[tuple[str, Choice]]:
     bf16 = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
     with FakeTensorMode(), torch.device(device), _one_chunk(), torch.no_grad(), bf16:
         module = blocks.build(layer.config, model.d_model, part=layer.part)
+        feed_forward = load(layer.feed_forward.module)(layer.feed_forward, model.d_model)
         x_BTC = torch.empty(1, model.max_seq_len, model.d_model)
         documents = None
         if model.document_mask:
             documents = Documents(torch.zeros(1, model.max_seq_len, dtype=torch.int32), max_documents=8)
         context = Context.for_tokens(1, model.max_seq_len, device, documents)
-        return plan(lambda: module(x_BTC, context))
+        return plan(lambda: feed_forward(module(x_BTC, context), context))
 
 
 @contextmanager

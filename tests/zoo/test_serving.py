@@ -35,6 +35,15 @@ def test_every_operation_is_named_with_a_reason(path):
             assert "the tensors are on cpu" in why or op == "full_attention"
 
 
+@no_gpu
+def test_operations_of_feed_forwards_are_named_too():
+    dense, experts = serving.kernels_of(zoo.load_recipe(RECIPES / "moe/tiny.yaml"))
+    assert (dense["block"], dense["layers"]) == ("full, swiglu 352", [0])
+    assert (experts["block"], experts["layers"]) == ("full, moe 2 of 8 x 88, 1 shared", [1, 2, 3])
+    assert [op for op, _, _ in dense["operations"]][-1] == "swiglu_mlp"
+    assert {op for op, _, _ in experts["operations"]} >= {"full_attention", "grouped_linear", "swiglu_mlp"}
+
+
 def test_the_recipe_key_forces_the_reference():
     recipe = zoo.load_recipe(RECIPES / "tiny/full.yaml", overrides=["train.kernels=reference"])
     operations = [operation for entry in serving.kernels_of(recipe) for operation in entry["operations"]]

@@ -128,7 +128,8 @@ def compile_layer(recipe, index: int, device: str = "cuda") -> None:
         hidden_NC = norm(x_BTC, delta_BTC)[1].flatten(0, 1)[: 4 * seq_len]
         head_VC = torch.randn(config.vocab_size, config.d_model, device=device, requires_grad=True)
         labels_N = torch.zeros(len(hidden_NC), dtype=torch.int64, device=device)
-        fused.linear_cross_entropy(hidden_NC, head_VC, labels_N).backward()
+        scale, softcap = config.logit_scale, config.logit_softcap
+        fused.linear_cross_entropy(hidden_NC, head_VC, labels_N, scale, softcap).backward()
 
 
 def main(path: str, index: str, mark: str) -> None:

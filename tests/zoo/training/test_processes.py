@@ -124,3 +124,21 @@ def test_two_processes_keep_frozen_parameters(recipe_file, tmp_path, environment
     start = build_model(load_recipe(recipe_file)).state_dict()
     for name, tensor in load_file(tmp_path / "two" / "model.safetensors").items():
         assert torch.equal(tensor, start[name]) == name.startswith(("embedding.", "layers.0.")), name
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
+def test_two_processes_balance_experts_as_one(recipe_file, tmp_path, environment, parallelism):
+    """Choices are counted over all devices, so that the bias, the loads and the losses are those of one device."""
+    ffn = "model.ffn={kind: moe, n_experts: 4, d_ff: 16, balance_loss: 0.0, z_loss: 0.0001, balance_rate: 0.05}"
+    settings = (ffn, "train.duration=4ba", f"train.parallelism={parallelism}")
+    environment.pop("OMP_NUM_THREADS", None)
+    finish([*command(recipe_file, tmp_path / "two", *settings), "--devices", "2"], environment)
+    finish(command(recipe_file, tmp_path / "one", *settings), environment)
+    two, one = ([r for r in read_metrics(tmp_path / run / "metrics.jsonl") if "loss" in r] for run in ("two", "one"))
+    # Of what layers add, each device takes the mean over its own tokens.
+    for name, rel in {"loss": 1e-4, "added_loss": 1e-2, "expert_load_max": 1e-6, "expert_load_min": 1e-6}.items():
+        assert [r[name] for r in two] == pytest.approx([r[name] for r in one], rel=rel), name
+    found = load_file(tmp_path / "two" / "model.safetensors")
+    for name, expected in load_file(tmp_path / "one" / "model.safetensors").items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-3)
+    assert found["layers.0.feed_forward.balance_bias"].any()

@@ -4,7 +4,6 @@ Legend of the shape suffixes: blocks/base.py.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -48,18 +47,19 @@ class _Positions:
         return self._tables[key]
 
 
-@dataclass(eq=False)
 class Context(_Positions):
     """Where the tokens of a batch stand, made once for a forward pass and shared by all layers.
 
     positions_BT: index of each token in its document, [B or 1, T].  documents: None if each row is one document.
     losses: what layers have added to the training loss.
+
+    No dataclass: FSDP2 calls each layer with a copy of those among its arguments, and layers share this one.
     """
 
-    positions_BT: torch.Tensor
-    documents: Documents | None = None
-    losses: list[torch.Tensor] = field(default_factory=list, repr=False)
-    _tables: dict = field(default_factory=dict, repr=False)
+    def __init__(self, positions_BT: torch.Tensor, documents: Documents | None = None):
+        self.positions_BT, self.documents = positions_BT, documents
+        self.losses: list[torch.Tensor] = []
+        self._tables: dict = {}
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Add a scalar, such as one that balances experts, to the training loss. Validation ignores it."""
@@ -78,7 +78,6 @@ class Context(_Positions):
         return cls(documents.position_BT, documents)
 
 
-@dataclass(eq=False)
 class Step(_Positions):
     """Where tokens stand that are appended to a cache: T a row, of which the first n_new_B are real, or all.
 
@@ -87,14 +86,18 @@ class Step(_Positions):
     Each row is one document.
     """
 
-    positions_BT: torch.Tensor
-    start_B: torch.Tensor
-    n_new_B: torch.Tensor | None = None
-    fresh: bool = False
-    _tables: dict = field(default_factory=dict, repr=False)
-    _made: dict = field(default_factory=dict, repr=False)
-
     documents = None  # each row is one
+
+    def __init__(
+        self,
+        positions_BT: torch.Tensor,
+        start_B: torch.Tensor,
+        n_new_B: torch.Tensor | None = None,
+        fresh: bool = False,
+    ):
+        self.positions_BT, self.start_B, self.n_new_B, self.fresh = positions_BT, start_B, n_new_B, fresh
+        self._tables: dict = {}
+        self._made: dict = {}
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Nothing: tokens that are appended to a cache are not trained on."""

@@ -170,3 +170,13 @@ def test_a_wrong_count_is_named(experts, monkeypatch):
 def test_the_default_kind_needs_no_name():
     settings = {"d_model": 16, "vocab_size": 30, "max_seq_len": 8, "blocks": {"a": {"kind": "full", "n_heads": 2}}}
     assert ModelConfig.model_validate({**settings, "layers": "a", "ffn": {"d_ff": 8}}).ffn.kind == "swiglu"
+
+
+def test_a_loss_outlives_the_copies_of_arguments_that_fsdp2_makes():
+    from torch.distributed.utils import _apply_to_tensors  # what FSDP2 applies to the arguments of each layer
+
+    context, listed = Context.for_tokens(1, 4), []
+    (copied, other), _ = _apply_to_tensors(lambda tensor: tensor, ((context, listed), {}))
+    assert other is not listed, "else this test shows nothing"
+    copied.add_loss(torch.tensor(2.0))
+    assert context.losses == [torch.tensor(2.0)]

@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from zoo.errors import ZooError
-from zoo.evaluation.statistics import Estimate, bootstrap
+from zoo.evaluation.statistics import bootstrap
 from zoo.evaluation.task import Example, Row, Task
 from zoo.files import present, read_json, write_sealed_json
 
@@ -33,7 +34,7 @@ class Result:
     seed: int
     rows: int
     examples_hash: str
-    metrics: dict[str, dict[str, Any]]
+    metrics: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     by: dict[str, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
     truncated: int = 0
     model: dict[str, Any] = field(default_factory=dict)
@@ -47,6 +48,24 @@ class Result:
     def is_share(self, metric: str) -> bool:
         """Whether a metric is a share of 1, which is shown as a percentage."""
         return bool(self.metrics[metric].get("share"))
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What tables and plots read of a metric."""
+
+    value: Number
+    stderr: Number | None
+    low: Number | None
+    high: Number | None
+    rows: Annotated[int, Field(ge=0, le=2**63)]
+    chance: Number | None = None
+
+
+_RESULT, _NUMBERS = TypeAdapter(Result), TypeAdapter(_Numbers)
 
 
 def summarise(task: Task, examples: Sequence[Example], rows: Sequence[Row]) -> tuple[dict, dict]:
@@ -137,10 +156,19 @@ def read_results(path: Path) -> list[Result]:
     if found != FORMAT or not isinstance(content.get("results"), list):
         raise ZooError(f"{path}: not an eval.json of format {FORMAT}; found {found!r}. Remove it to evaluate again")
     try:
-        results = [Result(**each) for each in content["results"]]
-        for result in results:
-            for numbers in result.metrics.values():
-                Estimate(**{key: numbers[key] for key in ("value", "stderr", "low", "high", "rows")})
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ZooError(f"{path}: damaged: {error}. Remove it to evaluate again") from error
-    return results
+        return [_read_result(each) for each in content["results"]]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ZooError(f"{path}: damaged: {where}: {first['msg']}. Remove it to evaluate again") from error
+
+
+def _read_result(value: Any) -> Result:
+    result = _RESULT.validate_json(json.dumps(value), strict=True)
+    for numbers in (*result.metrics.values(), *_leaves(result.by)):
+        _NUMBERS.validate_json(json.dumps(numbers), strict=True)
+    return result
+
+
+def _leaves(by: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> Iterator[dict[str, Any]]:
+    return (numbers for keys in by.values() for metrics in keys.values() for numbers in metrics.values())

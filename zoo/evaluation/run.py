@@ -52,8 +52,15 @@ def evaluate_subject(
     All tasks are checked, and their examples made, before the first one runs.
     """
     facts = model_facts(subject)
-    todo = [(task, kept.find(task, facts) if kept and not again else None) for task in tasks]
-    examples = {task.label: make_examples(task, subject) for task, found in todo if found is None}
+    todo, examples = [], {}
+    for task in tasks:
+        made = make_examples(task, subject)
+        found = kept.find(task, facts) if kept and not again else None
+        if found is not None and found.examples_hash != hash_examples(made):  # of a text that has changed since
+            found = None
+        todo.append((task, found))
+        if found is None:
+            examples[task.label] = made
     results = []
     for task, found in todo:
         result = found or score(task, subject, examples.pop(task.label), facts, begin, advance)

@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, N places, V vocabulary.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from zoo.data.packing import Tokenizer
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.held_out import HeldOut
+from zoo.files import present
 
 
 class Subject(ABC):
@@ -126,7 +128,6 @@ class ZooSubject(Subject):
 
 def _recipe(folder: Path):
     """The recipe of a run folder; None where the folder holds a model alone."""
-    from zoo.files import present
     from zoo.recipe import load_recipe
 
     path = folder / "recipe.yaml"
@@ -146,9 +147,9 @@ def load_subject(path: str | Path, device: str = "auto", dtype: str = "auto") ->
     Raises EvaluationError if it is neither, LoadError if it cannot be loaded.
     """
     folder = Path(path)
-    if (folder / "model.yaml").exists() or (folder / "recipe.yaml").exists():
+    if any(os.path.lexists(folder / name) for name in ("model.yaml", "recipe.yaml")):
         return ZooSubject(folder, device, dtype)
-    if (folder / "config.json").is_file():
+    if folder.is_dir() and present(folder / "config.json", EvaluationError):
         from zoo.evaluation.transformers_subject import TransformersSubject
 
         return TransformersSubject(folder, device, dtype)

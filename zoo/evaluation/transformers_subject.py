@@ -1,15 +1,25 @@
-"""A causal language model of transformers in a local folder, as a `Subject`: for reference beside runs of the zoo."""
+"""A causal language model of transformers in a local folder, as a `Subject`: for comparison with runs of the zoo."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from zoo.data.tokenizers import library_errors
+from zoo.errors import shorten
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.subject import Subject
+from zoo.files import present, sha256
+from zoo.interop.folder import CONFIG, SourceFolder, names
 
 NO_LIMIT = 1 << 20  # what tokenizers without a limit state is larger
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+PACKED = 16  # parameters to a stored number, at most: 2-bit weights in int32
+SMALL = 1 << 20  # parameters that may be missing before a model is laid out, which then names them
+MOST_MODULES = 4096  # layers or experts, where there are fewer tensors: experts may share one
 
 
 class TransformersTokenizer:
@@ -19,7 +29,7 @@ class TransformersTokenizer:
         self._tokenizer = tokenizer
         self.vocab_size = len(tokenizer)
         self.end_of_document = end
-        self.identity = f"transformers:{tokenizer.name_or_path}"
+        self.identity = _digest(TOKENIZER_FILES, Path(tokenizer.name_or_path))
 
     def encode(self, text: str) -> np.ndarray:
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False), np.int64)
@@ -36,8 +46,6 @@ class TransformersSubject(Subject):
     """
 
     def __init__(self, folder: Path, device: str = "auto", dtype: str = "auto"):
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
         from zoo.inference.loading import DTYPES
 
         if device == "auto":
@@ -46,22 +54,15 @@ class TransformersSubject(Subject):
             dtype = "bf16" if device.startswith("cuda") else "fp32"
         if dtype not in DTYPES:
             raise EvaluationError(f"dtype: must be auto, {', '.join(DTYPES)}; found {dtype!r}")
-        local = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            config = AutoConfig.from_pretrained(folder, **local)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], use_safetensors=True, **local)
-            tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-        except Exception as error:  # the library's errors have no common base
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise EvaluationError(f"{folder}: transformers cannot load it: {reason}") from error
-        self.model = model.to(device).eval()
+        self.model, config, tokenizer = _load(folder, DTYPES[dtype])
+        self.model = self.model.to(device).eval()
         self.name, self.device, self.dtype_name = str(folder), torch.device(device), dtype
         self.vocab_size = config.vocab_size
-        self.max_len = min(getattr(config, "max_position_embeddings", None) or NO_LIMIT, NO_LIMIT)
+        self.max_len = min(_max_len(folder, config), NO_LIMIT)
         self.longest = self.max_len
         self.tokenizer = TransformersTokenizer(tokenizer, tokenizer.eos_token_id)
         self.start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        self.digest = _digest(folder)
+        self.digest = _digest((CONFIG, *sorted(path.name for path in folder.glob("*.safetensors"))), folder)
 
     @torch.no_grad()
     def logits(self, tokens_BT, row_N, position_N, document_starts_BT=None):
@@ -87,10 +88,87 @@ def _until_end(tokens: list[int], end: int | None) -> list[int]:
     return tokens[: tokens.index(end) + 1] if end in tokens else tokens
 
 
-def _digest(folder: Path) -> str | None:
-    import hashlib
+def _load(folder: Path, dtype: torch.dtype) -> tuple:
+    """(model, config of its text, tokenizer).  Raises ZooError that names the folder or the file.
 
-    from zoo.files import sha256
+    transformers initialises weights that are missing, and goes on: such a model is refused here.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    files = sorted(folder.glob("*.safetensors"))
-    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest() if files else None
+    source = SourceFolder(folder)
+    _check_files(source)
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(folder, **local)
+        _check_size(source, config)
+        settings = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **local}
+        model, found = AutoModelForCausalLM.from_pretrained(folder, **settings)
+    except EvaluationError:
+        raise
+    except Exception as error:  # the library's errors have no common base
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EvaluationError(f"{folder}: transformers cannot load it: {reason}") from error
+    _check_loaded(folder, model, found)
+    with library_errors(f"{folder}: transformers cannot load its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+    text = config.get_text_config()
+    if len(tokenizer) > text.vocab_size:
+        problem = f"makes token numbers up to {len(tokenizer) - 1:,}; the model has {text.vocab_size:,} tokens"
+        raise EvaluationError(f"{folder}: the tokenizer {problem}")
+    return model, text, tokenizer
+
+
+def _check_files(source: SourceFolder) -> None:
+    """Raise ZooError, naming the file, for what is no regular file, and for damaged weights or ones elsewhere.
+
+    transformers takes a FIFO, or a link to nothing, for no file, and goes on without it.
+    """
+    for path in sorted(source.path.iterdir()):
+        if not path.is_dir():
+            present(path, EvaluationError)
+    _ = source.config, source.tensors  # read here, and refused if they are damaged
+
+
+def _check_size(source: SourceFolder, config: Any) -> None:
+    """Raise EvaluationError if the files cannot hold the model of config.json, before memory is allocated for it."""
+    from transformers import AutoModelForCausalLM
+
+    place, most = source.path / CONFIG, max(len(source.tensors), MOST_MODULES)
+    for name, value in config.get_text_config().to_dict().items():
+        if ("layer" in name or "expert" in name) and isinstance(value, int) and value > most:
+            raise EvaluationError(f"{place}: {name}: must be at most {most:,} with these weights; found {value:,}")
+    with torch.device("meta"):
+        described = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    held = sum(place.elements for place in source.tensors.values())
+    if described > PACKED * held + SMALL:
+        found = f"describes a model of {described:,} parameters; the safetensors files hold {held:,} numbers"
+        raise EvaluationError(f"{place}: {found}")
+
+
+def _check_loaded(folder: Path, model: torch.nn.Module, found: Mapping[str, Any]) -> None:
+    """Raise EvaluationError unless every tensor of the model was in the files, and every one of the files is used."""
+    for key, problem in (("missing_keys", "lack"), ("unexpected_keys", "have, and the model does not,")):
+        if found[key]:
+            raise EvaluationError(
+                f"{folder}: not the weights that {CONFIG} describes: they {problem} {names(found[key])}"
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
+            raise EvaluationError(f"{folder}: {name} holds NaN or infinity; the weights are damaged")
+
+
+def _max_len(folder: Path, config: Any) -> int:
+    found = getattr(config, "max_position_embeddings", None)
+    if found is None:
+        return NO_LIMIT
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise EvaluationError(
+            f"{folder / CONFIG}: max_position_embeddings: must be an integer of at least 1; found {shorten(found)}"
+        )
+    return found
+
+
+def _digest(files: Sequence[str], folder: Path) -> str:
+    """A hash of the content of those files of a folder that are there."""
+    content = [(name, sha256(folder / name)) for name in files if present(folder / name)]
+    return hashlib.sha256(repr(content).encode()).hexdigest()

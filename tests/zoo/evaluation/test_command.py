@@ -1,11 +1,13 @@
 """`zoo eval`: what it prints, and one line for every mistake."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from tests.zoo.evaluation.subjects import Guesser
 from zoo.cli import run as zoo
+from zoo.errors import ZooError
 from zoo.evaluation.command import parse_lengths, parse_tasks
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.registry import GROUPS, make_tasks, names, register, task_class
@@ -90,6 +92,55 @@ def test_a_damaged_result_file_is_named(content, tmp_path):
     with pytest.raises(Exception, match=r"eval\.json") as caught:
         read_results(path)
     assert "Traceback" not in str(caught.value)
+
+
+OTHER_NUMBERS = [
+    *(
+        (key, value)
+        for key in ("value", "low", "rows", "chance")
+        for value in ('"0.5"', "[1]", "true", "1" + "0" * 400)
+    ),
+    ("value", "null"),
+    ("rows", "null"),
+    ("rows", "-1"),
+]
+OTHER_FIELDS = [
+    *((key, value) for key in ("label", "task", "model", "settings") for value in (None, [], 1)),
+    *((key, value) for key in ("metrics", "by", "version", "truncated") for value in (None, [], "x", {"a": {"b": 1}})),
+    ("metrics", {}),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), OTHER_NUMBERS)
+def test_a_number_of_another_kind_is_named(key, value, tmp_path):
+    path = tmp_path / "eval.json"
+    found = asdict(evaluate(Guesser(), ["copy"], rows=4)[0])
+    found["metrics"]["accuracy"][key] = "@"
+    path.write_text(json.dumps({"format": 1, "results": [found]}).replace('"@"', value))
+    with pytest.raises(ZooError, match=rf"eval\.json: damaged: {key}: "):
+        read_results(path)
+
+
+@pytest.mark.parametrize(("key", "value"), OTHER_FIELDS)
+def test_a_field_of_another_kind_is_named(key, value, tmp_path):
+    path = tmp_path / "eval.json"
+    found = asdict(evaluate(Guesser(), ["copy"], rows=4)[0])
+    path.write_text(json.dumps({"format": 1, "results": [found | {key: value}]}))
+    with pytest.raises(ZooError, match=r"eval\.json: damaged: "):
+        read_results(path)
+
+
+def test_results_of_other_examples_are_not_taken(tmp_path, monkeypatch):
+    """A text that has changed since under the same name gives other examples."""
+    model, kept = Guesser(), tmp_path / "eval.json"
+    model.digest = "one"
+    first = evaluate(model, ["copy"], rows=4, output=kept)[0]
+    assert evaluate(model, ["copy"], rows=4, output=kept)[0] == first
+    made = task_class("copy").examples
+    monkeypatch.setattr(task_class("copy"), "examples", lambda self, model: list(made(self, model))[::-1])
+    second = evaluate(model, ["copy"], rows=4, output=kept)[0]
+    assert second.examples_hash != first.examples_hash
+    assert read_results(kept) == [second]
 
 
 def test_results_of_other_weights_are_not_taken(tmp_path):

@@ -1,16 +1,21 @@
 """Real models: scores equal those of lm-evaluation-harness, of the export, and of training's own validation."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from zoo.errors import ZooError
 from zoo.evaluation.asking import answer
 from zoo.evaluation.errors import EvaluationError
-from zoo.evaluation.run import evaluate
+from zoo.evaluation.run import evaluate, model_facts
 from zoo.evaluation.subject import ZooSubject, load_subject, with_data
 from zoo.evaluation.task import Choice
 
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 PAIRS = [
     ("The cat sat on the", " mat"),
     ("The cat sat on the", " mat and looked at the birds outside"),
@@ -123,8 +128,109 @@ def test_an_unknown_folder_is_one_line(tmp_path):
     with pytest.raises(EvaluationError, match="neither a run of the zoo"):
         load_subject(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(EvaluationError, match="transformers cannot load it"):
+    with pytest.raises(ZooError, match=r"neither model.safetensors nor model.safetensors.index.json"):
         load_subject(tmp_path)
+
+
+def keys(**changed):
+    """Other values in config.json."""
+
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+    return change
+
+
+def tensors(change):
+    def do(folder):
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+    return do
+
+
+def fifo(name):
+    def change(folder):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def dangling(name):
+    def change(folder):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to("nowhere")
+
+    return change
+
+
+def outside(folder):
+    """The weights beside the folder, and an index that names them there."""
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder.parent / "other.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(state, "../other.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+HOSTILE = {
+    "a tensor is missing": (tensors(lambda state: state.pop("model.norm.weight")), "they lack model.norm.weight"),
+    "a tensor too many": (tensors(lambda state: state.update(x=torch.ones(2))), "they have, and the model does not, x"),
+    "fewer layers": (keys(num_hidden_layers=1), "the model does not, model.layers.1"),
+    "more layers": (keys(num_hidden_layers=3), "they lack model.layers.2"),
+    "a million layers": (keys(num_hidden_layers=10**6), "config.json: num_hidden_layers: must be at most 4,096"),
+    "a huge vocabulary": (keys(vocab_size=10**9), "config.json: describes a model of 64,000,0"),
+    "a negative length": (keys(max_position_embeddings=-5), "max_position_embeddings: must be an integer of at least"),
+    "a length that is text": (keys(max_position_embeddings="x"), "max_position_embeddings: must be .* found 'x'"),
+    "a negative width": (keys(hidden_size=-4), "transformers cannot load it: "),
+    "code of its own": (keys(model_type="strange", auto_map={"AutoConfig": "a.B"}), "transformers cannot load it: "),
+    "NaN": (tensors(lambda state: state["model.norm.weight"].fill_(float("nan"))), "norm.weight holds NaN or infinity"),
+    "weights elsewhere": (outside, r"model.safetensors.index.json: weight_map: must be a path inside .*'\.\.'"),
+    "half of the weights": (
+        lambda folder: os.truncate(folder / "model.safetensors", 3000),
+        "model.safetensors: damaged",
+    ),
+    "a damaged tokenizer": (
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        "transformers cannot load its tokenizer: ",
+    ),
+    **{f"{name} is a FIFO": (fifo(name), f"{name}: must be a file; found a FIFO") for name in FILES},
+    **{f"{name} leads to nothing": (dangling(name), f"{name}: a symbolic link to nowhere") for name in FILES},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("change", "why"), HOSTILE.values(), ids=HOSTILE)
+def test_a_damaged_or_hostile_folder_of_transformers(llama, tmp_path, change, why):
+    folder = tmp_path / "in" / "model"
+    shutil.copytree(llama, folder)
+    change(folder)
+    with pytest.raises(ZooError, match=why) as caught:
+        load_subject(folder, device="cpu")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_results_of_another_config_or_tokenizer_are_not_taken(llama, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    before = model_facts(load_subject(folder, device="cpu"))
+    assert model_facts(load_subject(folder, device="cpu")) == before
+    keys(rms_norm_eps=1e-3)(folder)
+    assert model_facts(load_subject(folder, device="cpu"))["digest"] != before["digest"]
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text + " ")
+    assert model_facts(load_subject(folder, device="cpu"))["tokenizer"] != before["tokenizer"]
+
+
+def test_a_run_whose_model_yaml_leads_to_nothing_is_no_other_model(llama, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    (folder / "model.yaml").symlink_to("nowhere")
+    with pytest.raises(ZooError, match=r"model\.yaml: a symbolic link to nowhere"):
+        load_subject(folder, device="cpu")
 
 
 @pytest.fixture(scope="module")

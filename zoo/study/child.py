@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 
 from zoo.errors import ZooError
-from zoo.files import write_json
+from zoo.files import open_file, write_json
 from zoo.processes import end_with_parent
 from zoo.study.preload import PARENT
 from zoo.study.state import DIVERGED, FAILED
@@ -77,7 +77,7 @@ def _run(asked: argparse.Namespace) -> None:
 def _wait_for_folder(run_dir: Path) -> None:
     """Wait until no other process trains into the folder."""
     end = time.monotonic() + PATIENCE_S
-    with contextlib.suppress(FileNotFoundError), open(run_dir / ".lock", "rb") as file:
+    with contextlib.suppress(ZooError), open_file(run_dir / ".lock") as file:
         while time.monotonic() < end:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -208,7 +208,8 @@ def mean_curve(runs: Sequence[dict], key: str) -> list[list[float]]:
 
 def _measured(runner: Runner, found: Mapping[str, dict]) -> dict[str, Any]:
     """Times, speeds and machines."""
-    from zoo.files import read_json
+    from zoo.files import present
+    from zoo.study.kept import read_speeds
 
     each_run, architectures = {}, {}
     for name in found:
@@ -221,7 +222,7 @@ def _measured(runner: Runner, found: Mapping[str, dict]) -> dict[str, Any]:
         architectures[name] = {
             "tokens_per_s": sum(speeds) / len(speeds) if speeds else None,
             "time_s": sum(times) / len(times) if times else None,
-            "decoding": read_json(file).get("rows", []) if file.is_file() else [],
+            "decoding": read_speeds(file) if present(file) else [],
             "time_curve": _time_curve(runs),
         }
         each_run[name] = [{key: v for key, v in run.items() if key != "validation_time"} for run in runs]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.child import python_module
+from zoo.files import open_to_append
 from zoo.processes import end_with_parent
 
 PARENT = "ZOO_STUDY_PARENT"  # the process with which a run's process ends
@@ -58,7 +59,7 @@ class Preloaded:
 
     def _serve(self, log: Path) -> None:
         self._ready, self._rest = False, b""
-        with open(log, "ab") as file:
+        with open_to_append(log) as file:
             self._server = subprocess.Popen(
                 python_module("zoo.study.preload", [self._module]),
                 stdin=subprocess.PIPE,
@@ -130,7 +131,7 @@ class Forked:
 def start_process(command: list[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen:
     """Start a command in a session of its own, whose output is appended to `log`."""
     environment = {**environment, PARENT: str(os.getpid())}
-    with open(log, "ab") as file:
+    with open_to_append(log) as file:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
         )
@@ -189,7 +190,7 @@ def _become(request: dict[str, Any]) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(request["environment"])
-    file = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    file = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (file, 1), (file, 2)):
         os.dup2(source, target)

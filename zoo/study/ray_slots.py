@@ -9,8 +9,10 @@ import subprocess
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from zoo.files import open_to_append
 from zoo.study.config import StudyError
 from zoo.study.preload import PARENT
 from zoo.study.slots import THREADS, Ended, Job
@@ -33,7 +35,7 @@ def run_command(command: Sequence[str], log: str, environment: dict[str, str], f
     import ray
 
     node = ray.get_runtime_context().get_node_id()
-    with open(log, "ab") as file:
+    with open_to_append(Path(log)) as file:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ from zoo.files import present, read_json
 from zoo.recipe import Recipe
 from zoo.report.runs import check_metrics
 from zoo.study.expand import Run
+from zoo.study.kept import read_summary
 from zoo.study.state import DONE, StudyFolder
 from zoo.training.loggers import read_metrics
 
@@ -44,7 +45,7 @@ def run_results(folder: StudyFolder, run: Run, state: str, why: str) -> dict[str
     if (known := folder.kept(run)) is not None:
         return known["results"]
     kept = folder.folder(run)
-    summary = kept.read_summary()
+    summary = read_summary(kept)
     check_metrics(kept, summary)
     records = read_metrics(kept.metrics, needed=("tokens", "time_s"))
     validations = [r for r in records if math.isfinite(r.get("validation_loss", math.nan))]
@@ -98,7 +99,7 @@ def tokens_and_time(folder: StudyFolder, run: Run) -> dict[str, float]:
     known = folder.kept(run)
     if known is not None:
         return {"tokens": known["results"]["tokens"], "time_s": known["measured"]["time_s"]}
-    found = folder.folder(run).read_summary() or {}
+    found = read_summary(folder.folder(run)) or {}
     return {key: found[key] for key in ("tokens", "time_s") if key in found}
 
 
@@ -107,7 +108,7 @@ def run_measured(folder: StudyFolder, run: Run) -> dict[str, Any]:
     if (known := folder.kept(run)) is not None:
         return known["measured"]
     kept = folder.folder(run)
-    summary = kept.read_summary()
+    summary = read_summary(kept)
     records = read_metrics(kept.metrics, needed=("tokens", "time_s"))
     speeds = sorted(r["tokens_per_s"] for r in records if "tokens_per_s" in r)
     environment = read_json(kept.environment) if present(kept.environment) else {}

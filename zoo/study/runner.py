@@ -16,13 +16,13 @@ from pathlib import Path
 from zoo.child import plugin_options, python_module
 from zoo.errors import ZooError
 from zoo.evaluation.registry import make_tasks
-from zoo.files import write_json
+from zoo.files import create, present, write_json
 from zoo.sizing import GPUS, step_size
 from zoo.study.config import StudyError
 from zoo.study.expand import Point, Run, Runs
 from zoo.study.results import final_loss, flops_per_token, keep, seq_len_of, tokens_and_time
 from zoo.study.slots import Ended, Job, Slots
-from zoo.study.state import DONE, FAILED, State, StudyFolder, latest, refuse_other_settings
+from zoo.study.state import DONE, FAILED, State, StudyFolder, latest, refuse_other_settings, tail
 from zoo.study.statistics import Choice, choose
 
 POLL_S = 0.5
@@ -178,7 +178,7 @@ class Runner:
 
     def _wait_for(self, command: list[str], log: Path) -> int:
         """Run a process while nothing else runs; it ends when the study is stopped."""
-        with open(log, "wb") as file:
+        with create(log) as file:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
@@ -274,7 +274,7 @@ class Runner:
         wanted = self.runs.study.config.measure
         for name in self.runs.architectures if wanted else ():
             file, point = self.folder.speed / f"{name}.json", self.point(name)
-            if point is None or file.is_file():
+            if point is None or present(file):
                 continue
             self.say(f"{name}: measuring decoding speed")
             run = next(iter(self.runs.counting(name, point)))
@@ -353,8 +353,8 @@ def data_key(run: Run) -> str:
 def last_words(log: Path, most: int = 3) -> str:
     """The last lines that a process printed."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = tail(log)[1].decode(errors="replace").splitlines()
+    except (OSError, ZooError):
         return ""
     return "\n".join([line for line in lines if line.strip()][-most:])
 

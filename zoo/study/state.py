@@ -24,14 +24,26 @@ from typing import Any
 
 from zoo.differences import differences
 from zoo.errors import RecipeError, ZooError
-from zoo.files import open_to_append, present, read_json, write_json, write_sealed_json, write_text
+from zoo.files import (
+    make_folder,
+    open_file,
+    open_to_append,
+    present,
+    read_bytes,
+    read_json,
+    write_json,
+    write_sealed_json,
+    write_text,
+)
 from zoo.study.config import StudyError
 from zoo.study.expand import Run
+from zoo.study.kept import read_outcome, read_summary, read_threads
 from zoo.training.run_folder import RunFolder
 
 DONE, FAILED, DIVERGED, WAITING = "done", "failed", "diverged", "waiting"
 PATIENCE_S = 3.0  # `zoo study status` looks at the lock for an instant
 TAIL_BYTES = 1 << 15
+MOST_NUMBER = 1e100  # a larger one is of no training
 
 
 class OtherSettings(StudyError):
@@ -63,11 +75,12 @@ class StudyFolder:
 
     def make(self) -> None:
         """Make the folder and those inside it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StudyError(f"{self.path}: cannot be made: {error.strerror}; name another with out: ...") from error
         for folder in (self.recipes, self.runs, self.outcomes, self.logs, self.speed):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise StudyError(f"{folder}: cannot be made: {error.strerror}; name another with out: ...") from error
+            make_folder(folder, StudyError)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -88,7 +101,7 @@ class StudyFolder:
 
     def is_running(self) -> bool:
         """Whether a `zoo study run` holds the folder now."""
-        with suppress(OSError), open(self.path / ".lock", "rb") as file:
+        with suppress(OSError, ZooError), open_file(self.path / ".lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -110,24 +123,24 @@ class StudyFolder:
     def threads(self, default: int) -> int:
         """Threads of each run: those that the study began with, because another number gives other last digits."""
         file = self.path / "threads.json"
-        if not file.is_file():
+        if not present(file, StudyError):
             write_json(file, {"threads": default})
-        return int(read_json(file)["threads"])
+        return read_threads(file)
 
     def write_recipe(self, run: Run) -> None:
         """Write the resolved recipe, from which the run is trained, if it is not there yet."""
         path, text = self.recipe(run), run.recipe.dump()
-        if not (path.is_file() and path.read_text(encoding="utf-8") == text):
+        if not (present(path, StudyError) and read_bytes(path, error=StudyError) == text.encode()):
             write_text(path, text)
 
     def state(self, run: Run, tasks: list[str]) -> State:
         """What became of a run.  tasks: labels of the tasks that a run must have been scored on."""
-        found = read_json(self.outcome(run)) if present(self.outcome(run)) else {}
+        found = read_outcome(self.outcome(run)) if present(self.outcome(run)) else {}
         if found.get("state") in (FAILED, DIVERGED):
             return State(found["state"], str(found.get("why", "")))
         if found.get("state") == DONE and set(tasks) <= found["results"]["scores"].keys():
             return State(DONE)
-        summary = self.folder(run).read_summary()
+        summary = read_summary(self.folder(run))
         if summary is None or not self._scored(run, tasks, summary):
             return State(WAITING)
         return State(DONE)
@@ -136,7 +149,7 @@ class StudyFolder:
         """The results that were written down when a run was done: {"recipe", "results", "measured"}; else None."""
         if not present(self.outcome(run)):
             return None
-        found = read_json(self.outcome(run))
+        found = read_outcome(self.outcome(run))
         return found if found.get("state") == DONE else None
 
     def keep(self, run: Run, results: dict[str, Any], measured: dict[str, Any]) -> None:
@@ -170,7 +183,8 @@ class StudyFolder:
         if not (self.is_running() and self.running.is_file()):
             return []
         with suppress(ZooError):
-            return [str(name) for name in read_json(self.running).get("runs", [])]
+            names = read_json(self.running).get("runs")
+            return [str(name) for name in names] if isinstance(names, list) else []
         return []
 
 
@@ -214,16 +228,26 @@ def _other_settings(folder: StudyFolder, run: Run) -> list[str]:
 def latest(metrics: Path) -> dict[str, float]:
     """The last value of each number in a metrics.jsonl, read from its end; {} if there is none."""
     try:
-        with open(metrics, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().splitlines()
-    except OSError:
+        size, end = tail(metrics)
+    except (OSError, ZooError):
         return {}
+    lines = end.splitlines()
     found: dict[str, float] = {}
     for line in lines[1:] if size > TAIL_BYTES else lines:
-        with suppress(ValueError):  # a line that is being written
+        with suppress(ValueError, RecursionError):  # a line that is being written
             record = json.loads(line)
             if isinstance(record, dict):
-                found |= {key: value for key, value in record.items() if isinstance(value, int | float)}
+                found |= {key: value for key, value in record.items() if _is_number(value)}
     return found
+
+
+def tail(path: Path) -> tuple[int, bytes]:
+    """Size of a file, and its last TAIL_BYTES.  Raises ZooError for what is no regular file."""
+    with open_file(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL_BYTES))
+        return size, file.read(TAIL_BYTES)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < MOST_NUMBER

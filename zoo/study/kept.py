@@ -1,0 +1,122 @@
+"""What a study reads back from its folder, checked: it may be damaged, or somebody else's.  No torch."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zoo.files import read_json
+from zoo.study.config import StudyError
+from zoo.training.run_folder import RunFolder
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Points = list[tuple[Number, Number]]
+
+
+class _Content(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Score(_Content):
+    value: Number
+    chance: Number | None = None
+
+
+class _Results(_Content):
+    run: str
+    seed: Count
+    point: str
+    batches: Count
+    tokens: Count
+    parameters: Count
+    weights_sha256: str
+    loss: Number | None
+    bits_per_byte: Number | None
+    best_loss: Number | None
+    validation: Points
+    training: Points
+    scores: dict[str, dict[str, _Score]]
+
+
+class _Measured(_Content):
+    run: str
+    time_s: Number
+    tokens_per_s: Number | None
+    validation_time: Points
+    environment: dict[str, Any]
+
+
+class _Outcome(_Content):
+    """A run that is done: outcomes/RUN.json."""
+
+    recipe: dict[str, Any]
+    results: _Results
+    measured: _Measured
+
+
+class _Summary(_Content):
+    """What a study reads of summary.json."""
+
+    batches: Count
+    tokens: Count
+    parameters: Count
+    time_s: Number
+    sha256: str
+
+
+class _Threads(_Content):
+    threads: Annotated[int, Field(ge=1, le=1 << 16)]
+
+
+class _Speed(_Content):
+    batch: Annotated[int, Field(ge=1, lt=2**31)]
+    context: Annotated[int, Field(ge=1, lt=2**31)]
+    decode_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Rows(_Content):
+    rows: list[dict[str, Any]] = []
+
+
+def read_outcome(path: Path) -> dict[str, Any]:
+    """What became of a run; complete if its state is done.  Raises StudyError that names the file otherwise."""
+    found = read_json(path, "remove it, and the study trains the run anew or reads its folder", StudyError)
+    if found.get("state") == "done":
+        _check(_Outcome, found, path)
+    return found
+
+
+def read_summary(folder: RunFolder) -> dict[str, Any] | None:
+    """summary.json of a complete run, else None.  Raises ZooError if it lacks what a study reads of it."""
+    found = folder.read_summary()
+    if found is not None:
+        _check(_Summary, found, folder.summary)
+    return found
+
+
+def read_threads(path: Path) -> int:
+    """Threads of each run.  Raises StudyError that names the file if it does not say."""
+    found = read_json(path, error=StudyError)
+    _check(_Threads, found, path)
+    return found["threads"]
+
+
+def read_speeds(path: Path) -> list[dict[str, Any]]:
+    """Rows of `zoo bench decode`.  Raises StudyError that names the file for rows that a report cannot show."""
+    found = read_json(path, "remove it, and zoo study run measures again", StudyError)
+    _check(_Rows, found, path)
+    rows = found.get("rows", [])
+    for row in rows:
+        if not row.get("skipped"):
+            _check(_Speed, row, path)
+    return rows
+
+
+def _check(kind: type[BaseModel], found: dict[str, Any], path: Path) -> None:
+    try:
+        kind.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StudyError(f"{path}: damaged, or of another version: {where}: {first['msg']}") from error

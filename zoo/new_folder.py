@@ -32,6 +32,8 @@ def new_folder(path: Path, error: type[ZooError]) -> Iterator[None]:
 
 def check_new_folder(path: Path, error: type[ZooError]) -> bool:
     """Whether the folder must be made.  Raises `error` if it has files already, or is a symbolic link."""
+    if "\0" in str(path):
+        raise error(f"{shorten(str(path))}: must be a path; a NUL character cannot be in one")
     try:
         if path.is_symlink():
             raise error(f"{path}: a symbolic link; nothing is written through a link: name a new folder")

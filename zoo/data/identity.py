@@ -33,7 +33,7 @@ from zoo.data.shards import read_index
 from zoo.data.sources import fingerprint
 from zoo.data.tokenizers import Subwords, load_huggingface
 from zoo.errors import Problem, shorten
-from zoo.files import FileError, read_json
+from zoo.files import FileError, open_file, read_json
 
 SPLIT_NAMES = {"train": "training", "validation": "validation"}
 
@@ -321,7 +321,7 @@ def _content(stream: RowStream, read_files: bool) -> str:
 def _hash_of_file(path: Path) -> str | None:
     """The hash of a shard, None if it is not there; checking the shards before training says so."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, xxhash.xxh64).hexdigest()
-    except OSError:
+    except (OSError, FileError):
         return None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from zoo.data.packing import Tokenizer
+from zoo.errors import shorten
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.held_out import HeldOut
 from zoo.files import present
@@ -147,13 +148,17 @@ def load_subject(path: str | Path, device: str = "auto", dtype: str = "auto") ->
     Raises EvaluationError if it is neither, LoadError if it cannot be loaded.
     """
     folder = Path(path)
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:  # a name that is too long, a folder on the way that may not be entered
+        raise EvaluationError(f"{shorten(str(path))}: cannot be read: {error.strerror}") from error
     if any(os.path.lexists(folder / name) for name in ("model.yaml", "recipe.yaml")):
         return ZooSubject(folder, device, dtype)
-    if folder.is_dir() and present(folder / "config.json", EvaluationError):
+    if is_folder and present(folder / "config.json", EvaluationError):
         from zoo.evaluation.transformers_subject import TransformersSubject
 
         return TransformersSubject(folder, device, dtype)
-    if not folder.is_dir():
+    if not is_folder:
         raise EvaluationError(f"{path}: no such folder; zoo train makes runs/<name>")
     raise EvaluationError(f"{path}: neither a run of the zoo (model.yaml) nor a transformers folder (config.json)")
 

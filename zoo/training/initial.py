@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from zoo.data.files import local_path
 from zoo.data.identity import DataRecord, InitRecord, TokenizerRecord, tokenizer_record
 from zoo.data.packing import Tokenizer
 from zoo.differences import differences, in_words
@@ -47,8 +48,8 @@ class Initial:
 
         Raises RecipeError that names the key if the folder has none, if they are damaged, or if it is that run itself.
         """
-        folder = RunFolder(Path(source).expanduser())
         try:
+            folder = RunFolder(local_path(source))
             if folder.path.resolve() == run.resolve():
                 raise LoadError(f"{source}: the folder of this run itself; a new run needs another --run-dir")
             if (folder.path / "config.json").is_file() and not present(folder.model):
@@ -109,7 +110,7 @@ class Initial:
                 say(f"init_from: {whose} no tokenizer, so whether tokens mean the same is not checked")
             return
         if other := _same_kind(_record(tokenizer)).other_than(_same_kind(self.tokenizer)):
-            has_files = present(Path(self.source).expanduser() / "tokenizer.json")
+            has_files = present(local_path(self.source) / "tokenizer.json")
             section = f"{{kind: huggingface, path: {self.source}}}" if has_files else f"{{kind: {self.tokenizer.kind}}}"
             raise RecipeError(
                 [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.data.identity import DataRecord, describe, tokenizer_record
+from zoo.data.identity import DataRecord, _hash_of_file, describe, tokenizer_record
 from zoo.data.tokenizers import Subwords
 from zoo.files import FileError
 
@@ -191,3 +191,9 @@ def test_sources_in_words():
     data = DataConfig.model_validate({"source": {"kind": "huggingface", "path": "org/name"}})
     assert describe(data.source) == "huggingface org/name (train)"
     assert describe(DataConfig().streams()[0]) == "python-stdlib"
+
+
+def test_a_shard_that_is_a_fifo_is_not_waited_for(tmp_path):
+    """Loading refuses it with its name; the record is made before."""
+    os.mkfifo(tmp_path / "shard.00000.mds")
+    assert _hash_of_file(tmp_path / "shard.00000.mds") is None

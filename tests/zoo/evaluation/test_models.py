@@ -127,6 +127,8 @@ def test_an_unknown_folder_is_one_line(tmp_path):
         load_subject(tmp_path / "nowhere")
     with pytest.raises(EvaluationError, match="neither a run of the zoo"):
         load_subject(tmp_path)
+    with pytest.raises(EvaluationError, match="cannot be read: File name too long"):
+        load_subject("x" * 5000)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ZooError, match=r"neither model.safetensors nor model.safetensors.index.json"):
         load_subject(tmp_path)

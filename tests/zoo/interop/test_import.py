@@ -294,6 +294,11 @@ def test_no_folder(tmp_path, name):
         import_folder(name, tmp_path / "run")
 
 
+def test_a_name_that_no_folder_can_have(source):
+    with pytest.raises(InteropError, match="a NUL character cannot be in one"):
+        import_folder(source, "x\0y")
+
+
 def test_a_run_folder_is_named_as_one(source, tmp_path):
     import_folder(source, tmp_path / "run")
     with pytest.raises(InteropError, match="It is a run folder already"):

@@ -11,6 +11,7 @@ import zoo
 from zoo.errors import RecipeError
 from zoo.files import sha256
 from zoo.training import engine, train
+from zoo.training.initial import Initial
 
 pytest.importorskip("composer")
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")
@@ -180,6 +181,21 @@ def test_a_flipped_bit_is_refused(recipe, source, tmp_path):
     (copy / "model.safetensors").write_bytes(data)
     with pytest.raises(RecipeError, match=r"train\.init_from: .*damaged: SHA-256 is"):
         train(recipe(from_(copy), SHORT), tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("a\0b", "a NUL character cannot be in one"),
+        ("~no-such-user/run", "no such user's home folder"),
+        ("x" * 4000, "File name too long"),
+        ("/dev/null", "/dev/null: no such folder"),
+    ],
+)
+def test_a_name_of_no_folder_is_one_line(tmp_path, name, why):
+    with pytest.raises(RecipeError, match=f"train.init_from: .*{why}") as caught:
+        Initial.find(name, tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_folder_of_transformers_and_the_run_itself_are_refused(recipe, source, tmp_path):

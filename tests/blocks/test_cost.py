@@ -8,6 +8,7 @@ from zoo.blocks import build, config_class
 from zoo.blocks.base import Context
 from zoo.blocks.cost import compression_pairs, selection_pairs, window_pairs
 from zoo.blocks.patterns.compression import BlockMLP
+from zoo.blocks.projections import latent
 
 GRID = [
     ("full", {}),
@@ -44,8 +45,23 @@ def test_parameters_are_those_of_the_module(kind, fields):
         assert counted.parameters["output"] == module.output.weight.numel()
 
 
+@pytest.fixture
+def flops_of_maps(monkeypatch):
+    """What torch counts in the maps of latent heads, call by call; a projection applies them without their modules."""
+    counts, apply = [], latent.per_head
+
+    def counting(*arguments):
+        with FlopCounterMode(display=False) as counter:
+            found = apply(*arguments)
+        counts.append(counter.get_total_flops())
+        return found
+
+    monkeypatch.setattr(latent, "per_head", counting)
+    return counts
+
+
 @pytest.mark.parametrize(("kind", "fields"), GRID)
-def test_flops_of_linear_maps_are_those_torch_counts(kind, fields):
+def test_flops_of_linear_maps_are_those_torch_counts(kind, fields, flops_of_maps):
     config = config_class(kind)(**fields)
     parts = ("query", "key_value", "key_value_up", "pooling", "gate", "output_gate", "output")
     for part in config.parts or (None,):
@@ -56,7 +72,9 @@ def test_flops_of_linear_maps_are_those_torch_counts(kind, fields):
         pools = {name for name, child in module.named_modules() if isinstance(child, BlockMLP)}
         leaves = pools | {name for name in leaves if name.rpartition(".")[0] not in pools}  # a pool may split its maps
         counts = counter.get_flop_counts()
-        measured = sum(sum(counts[f"Attention.{name}"].values()) for name in leaves)
+        maps = {name for name in leaves if isinstance(module.get_submodule(name), latent.PerHeadLinear)}
+        measured = sum(sum(counts[f"Attention.{name}"].values()) for name in leaves - maps) + sum(flops_of_maps)
+        flops_of_maps.clear()
         assert sum(config.cost(128, 150, part).flops.get(name, 0) for name in parts) == measured
 
 

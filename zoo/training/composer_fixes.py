@@ -182,6 +182,10 @@ class StopOnSignal(Callback):
 class Saver(CheckpointSaver):
     """A CheckpointSaver that does not end a training because an old checkpoint is gone or cannot be removed."""
 
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.tmp_dir_for_symlink.cleanup()  # for the link to the latest one, which is not made
+
     def _rotate_checkpoints(self, sharding_enabled: bool = False) -> None:
         self.saved_checkpoints = [path for path in self.saved_checkpoints if os.path.lexists(path)]
         while len(self.saved_checkpoints) > self.num_checkpoints_to_keep:

@@ -99,9 +99,8 @@ class Engine:
         self.writers, self.evaluator = self._make_writers(), self._make_evaluator()
         optimizer = make_optimizer(decoder, train.optimizer)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.saver = self._saver()
         try:
-            callbacks = [restore, OfRun(setup.run), *self._callbacks(model, decoder), self.saver]
+            callbacks = [restore, OfRun(setup.run), *self._callbacks(model, decoder), self._saver()]
             self.trainer = self._make_trainer(model, optimizer, callbacks)
         except BaseException:  # a checkpoint that is refused
             self._close_own()
@@ -221,8 +220,6 @@ class Engine:
         self._close_own()
 
     def _close_own(self) -> None:
-        if isinstance(self.saver, Saver):  # a benchmark keeps no checkpoints
-            self.saver.tmp_dir_for_symlink.cleanup()
         for spec in filter(None, self.loaders.values()):
             spec.dataloader.dataset.close()
         for writer in self.writers[1:]:

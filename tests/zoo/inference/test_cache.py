@@ -11,7 +11,7 @@ from zoo.cost import model_cost
 from zoo.errors import ZooError
 from zoo.recipe import load_recipe
 
-RECIPES = sorted(path for path in Path("recipes").rglob("*.yaml") if not path.name.startswith("_"))
+RECIPES = sorted(path for path in Path("recipes").rglob("*.yaml") if not path.name.startswith(("_", "study")))
 TINY = [path for path in RECIPES if path.parent.name == "tiny"]
 
 

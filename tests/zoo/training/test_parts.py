@@ -133,7 +133,11 @@ def test_a_recipe_with_them_resolves_to_itself_and_is_sized(path):
 def test_mistakes_are_named(path):
     for old, new, why in (
         ("twolr", "twolrs", "train.optimizer.kind: must be 'adamw' or 'twolr'; found 'twolrs'. Did you mean 'twolr'?"),
-        ("vector_lr", "vectorlr", "train.optimizer.vectorlr: unknown key 'vectorlr'; known: kind, lr, vector_lr."),
+        (
+            "vector_lr",
+            "vectorlr",
+            "train.optimizer.vectorlr: unknown key 'vectorlr'; known: kind, lr, lr_multipliers, vector_lr.",
+        ),
         ("factor: 0.1", "factor: 2", "train.schedule.factor: must be at most 1; found 2"),
         ("steps", "step", "train.schedule.kind: must be 'cosine', 'linear', 'wsd' or 'steps'; found 'step'."),
         ("warmup: 2ba", "warmup: 2", "train.schedule.warmup: "),

@@ -124,3 +124,14 @@ def noise():
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
     return noise
+
+
+LONG_VARIANTS = ("nsa-separate", "nsa-mlp", "nsa-normed-after", "nsa-no-rope", "nsa-unrotated")
+LONG_TESTS = ("test_every_block_equals_the_loops", "test_a_prompt_may_end_anywhere")
+
+
+def pytest_collection_modifyitems(items):
+    """Loops in Python over all variants of NSA take minutes: with -m long. NSA itself, and all other kinds, stay."""
+    for item in items:
+        if getattr(item, "originalname", None) in LONG_TESTS and item.callspec.id in LONG_VARIANTS:
+            item.add_marker("long")

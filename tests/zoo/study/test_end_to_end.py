@@ -60,6 +60,7 @@ def offspring(pid: int) -> list[int]:
     return found + [each for child in found for each in offspring(child)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_a_study_that_is_killed_again_and_again_ends_with_the_same_results(tmp_path):

@@ -115,6 +115,7 @@ def test_two_processes_train_as_one(one, recipe_file, tmp_path, environment, par
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parallelism", ["ddp", pytest.param("fsdp2", marks=pytest.mark.long)])
 def test_two_processes_keep_frozen_parameters(recipe_file, tmp_path, environment, parallelism):
     keys = ("train.freeze=[embedding, layers.0]", "train.optimizer={lr: 0.01, lr_multipliers: {norm: 0.5}}")
@@ -126,6 +127,7 @@ def test_two_processes_keep_frozen_parameters(recipe_file, tmp_path, environment
         assert torch.equal(tensor, start[name]) == name.startswith(("embedding.", "layers.0.")), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
 def test_two_processes_balance_experts_as_one(recipe_file, tmp_path, environment, parallelism):
     """Choices are counted over all devices, so that the bias, the loads and the losses are those of one device."""

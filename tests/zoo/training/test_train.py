@@ -295,6 +295,7 @@ def test_another_recipe_may_not_continue_the_run(uninterrupted, recipe):
     assert "eval.batches" not in text
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_gradients_of_the_whole_batch(recipe, tmp_path):
     """Rows differ in how many targets they have: the last row of a piece is padded."""
     settings = ["model.document_mask=true", "train.duration=4ba", "train.optimizer.lr=1e-3"]
@@ -344,6 +345,7 @@ def files_of_at_most(n_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_sentence_and_the_same_command_goes_on(uninterrupted, recipe, tmp_path):
     run = tmp_path / "run"
     message = r"run: training failed: .*File too large: '.*ep0-ba4-rank0\.pt'; no checkpoint .*the same command"
@@ -435,6 +437,7 @@ def test_the_weights_may_be_read_by_whoever_may_read_the_recipe(uninterrupted):
     assert (run / "model.safetensors").stat().st_mode == (run / "recipe.yaml").stat().st_mode
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_and_the_reference_kernels_change_nothing(recipe, tmp_path):
     plain, other = tmp_path / "plain", tmp_path / "other"
     train(recipe("train.duration=2ba"), plain)

@@ -214,6 +214,7 @@ def test_choice_interpreted(shape, grid, places, randn, poisoned):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.interp
 def test_as_many_splits_as_there_can_be_interpreted(randn, poisoned, monkeypatch):

@@ -254,6 +254,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_devices_see_the_batches_of_one(prep, of_text, tmp_path):
     import json

@@ -35,6 +35,7 @@ def losses(run):
     return {r["batch"]: r["loss"] for r in read_metrics(run / "metrics.jsonl") if "loss" in r}
 
 
+@pytest.mark.long
 def test_a_killed_run_of_the_quickstart_goes_on_to_the_same_bits(tmp_path, environment):
     """SIGKILL after a checkpoint, and the same command again: bit-identical to a run in one go."""
     settings = ["train.duration=20ba", "train.schedule.warmup=2ba", "train.checkpoint.every=4ba", "eval.batches=1"]
@@ -89,7 +90,7 @@ def one(recipe_file, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")
-@pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("parallelism", [pytest.param("ddp", marks=pytest.mark.long), "fsdp2"])
 def test_two_processes_train_as_one(one, recipe_file, tmp_path, environment, parallelism):
     """The same global batches on two devices give the losses of one device; and they resume.
 

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from zoo.interop.family import Form, OneLess
 from zoo.interop.keys import Keys
-from zoo.interop.llama_like import DEFAULTS, FULL, GELUS, SLIDING, LlamaLike
+from zoo.interop.llama_like import DEFAULTS, GELUS, PeriodicWindows
 
 GEMMA = DEFAULTS | {
     "hidden_size": 2304,
@@ -20,8 +20,8 @@ GEMMA = DEFAULTS | {
 }
 
 
-class GemmaLike(LlamaLike):
-    """A subclass states `sliding_window_pattern` among its defaults: every so manyth layer is full."""
+class GemmaLike(PeriodicWindows):
+    """A subclass states `sliding_window_pattern` among its defaults."""
 
     activation_key: ClassVar[str] = "hidden_activation"
     activations: ClassVar[dict[str, Any]] = GELUS
@@ -41,21 +41,10 @@ class GemmaLike(LlamaLike):
             keys.refuse("query_pre_attn_scalar", "must be above 0")
         return super().read_attention(keys, d_model) | {"score_scale": divisor**-0.5}
 
-    def read_layer_types(self, keys: Keys, n_layers: int) -> list[str]:
-        every = keys.count("sliding_window_pattern")
-        kinds = keys.each_layer("layer_types", n_layers, [FULL, SLIDING])
-        return kinds or [FULL if (index + 1) % every == 0 else SLIDING for index in range(n_layers)]
-
     def read_around(self, keys: Keys) -> dict[str, Any]:
         cap = keys.value("final_logit_softcapping")
         around = {"norm_place": "both", "embedding_scale": keys.count("hidden_size") ** 0.5}
         return around if cap is None else around | {"logit_softcap": keys.number("final_logit_softcapping")}
-
-    def write_layer_types(self, layers) -> dict[str, Any]:
-        windows = [layer.mixer.attention.pattern("window") for layer in layers]
-        window = next((pattern.window for pattern in windows if pattern is not None), self.defaults["sliding_window"])
-        kinds = [FULL if pattern is None else SLIDING for pattern in windows]
-        return {"layer_types": kinds, "sliding_window": window}
 
     def write_around(self, model) -> dict[str, Any]:
         scale = model.expanded()[0].mixer.attention.projection.scale

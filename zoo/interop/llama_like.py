@@ -256,6 +256,37 @@ class SlidingLayers(LlamaLike):
         return write_windows(layers) | {"max_window_layers": len(layers)}
 
 
+class OneWindow(LlamaLike):
+    """With one sliding window in every layer, or in none: `sliding_window` is a number, or null."""
+
+    def read_layer_types(self, keys: Keys, n_layers: int) -> list[str]:
+        return [FULL if keys.value("sliding_window") is None else SLIDING] * n_layers
+
+    def write_layer_types(self, layers) -> dict[str, Any]:
+        pattern = layers[0].mixer.attention.pattern("window")
+        return {"sliding_window": None if pattern is None else pattern.window}
+
+
+class PeriodicWindows(LlamaLike):
+    """With a sliding window in the layers that `layer_types` names; without it, in all but every n-th layer."""
+
+    def read_layer_types(self, keys: Keys, n_layers: int) -> list[str]:
+        keys.value("sliding_window")  # may be written where no layer slides
+        every = self.read_period(keys)
+        kinds = keys.each_layer("layer_types", n_layers, [FULL, SLIDING])
+        return kinds or [FULL if (index + 1) % every == 0 else SLIDING for index in range(n_layers)]
+
+    def read_period(self, keys: Keys) -> int:
+        """n, where every n-th layer is full."""
+        return keys.count("sliding_window_pattern")
+
+    def write_layer_types(self, layers) -> dict[str, Any]:
+        windows = [layer.mixer.attention.pattern("window") for layer in layers]
+        window = next((pattern.window for pattern in windows if pattern is not None), self.defaults["sliding_window"])
+        kinds = [FULL if pattern is None else SLIDING for pattern in windows]
+        return {"layer_types": kinds, "sliding_window": window}
+
+
 def read_windows(keys: Keys, otherwise: list[bool]) -> list[str]:
     """Of each layer, FULL or SLIDING: as `layer_types` says; without it, which layers slide if any does."""
     switched, window = keys.flag("use_sliding_window", False), keys.value("sliding_window")

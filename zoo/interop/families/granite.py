@@ -1,21 +1,14 @@
 """Granite 3 (IBM), the dense models: Llama with four multipliers."""
 
-from zoo.interop.llama_like import DEFAULTS, LlamaLike
+from zoo.interop.families.llama import Llama
 
 
-class Granite(LlamaLike):
+class Granite(Llama):
     """Embeddings, scores, additions to the stream and logits are scaled; `logits_scaling` divides."""
 
     model_type = "granite"
     architecture = "GraniteForCausalLM"
-    bias_keys = ("attention_bias", "mlp_bias")
-    defaults = DEFAULTS | {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 2048,
+    defaults = Llama.defaults | {
         "embedding_multiplier": 1.0,
         "logits_scaling": 1.0,
         "residual_multiplier": 1.0,

@@ -1,9 +1,9 @@
 """Mistral 7B and its successors: one sliding window in every layer, or none."""
 
-from zoo.interop.llama_like import DEFAULTS, FULL, SLIDING, LlamaLike
+from zoo.interop.llama_like import DEFAULTS, OneWindow
 
 
-class Mistral(LlamaLike):
+class Mistral(OneWindow):
     """`sliding_window` holds for all layers; null is full attention."""
 
     model_type = "mistral"
@@ -19,13 +19,6 @@ class Mistral(LlamaLike):
         "max_position_embeddings": 131072,
         "sliding_window": 4096,
     }
-
-    def read_layer_types(self, keys, n_layers):
-        return [FULL if keys.value("sliding_window") is None else SLIDING] * n_layers
-
-    def write_layer_types(self, layers):
-        pattern = layers[0].mixer.attention.pattern("window")
-        return {"sliding_window": None if pattern is None else pattern.window}
 
 
 FAMILY = Mistral()

@@ -1,10 +1,10 @@
 """Phi 3 and 4 (Microsoft): one matrix for queries, keys and values, one for the two maps of the feed-forward."""
 
-from zoo.interop.family import Rule
-from zoo.interop.llama_like import DEFAULTS, FULL, SLIDING, LlamaLike
+from zoo.interop.family import Rule, Theirs
+from zoo.interop.llama_like import DEFAULTS, OneWindow
 
 
-class Phi3(LlamaLike):
+class Phi3(OneWindow):
     """Long-context models, whose rotation is scaled by `longrope`, are refused."""
 
     model_type = "phi3"
@@ -24,7 +24,7 @@ class Phi3(LlamaLike):
 
     def read_layer_types(self, keys, n_layers):
         keys.value("original_max_position_embeddings", None)  # of longrope alone
-        return [FULL if keys.value("sliding_window") is None else SLIDING] * n_layers
+        return super().read_layer_types(keys, n_layers)
 
     def read_rope(self, keys, max_seq_len):
         if (keys.mapping("rope_scaling") or {}).get("type") == "yarn":
@@ -39,17 +39,13 @@ class Phi3(LlamaLike):
         fraction = layers[0].mixer.attention.projection.rope_fraction
         return super().write_rope(layers) | {"partial_rotary_factor": fraction}
 
-    def write_layer_types(self, layers):
-        pattern = layers[0].mixer.attention.pattern("window")
-        return {"sliding_window": None if pattern is None else pattern.window}
-
     def attention_rules(self, layer, ours, theirs):
         yield Rule.same(f"{ours}projection.input.weight", f"{theirs}qkv_proj.weight")
         yield Rule.same(f"{ours}output.weight", f"{theirs}o_proj.weight")
 
     def ffn_rules(self, layer, ours, theirs):
         both = (f"{ours}gate.weight", f"{ours}up.weight")
-        yield Rule(both, Rule.same("", f"{theirs}gate_up_proj.weight").theirs)
+        yield Rule(both, (Theirs(f"{theirs}gate_up_proj.weight"),))
         yield Rule.same(f"{ours}output.weight", f"{theirs}down_proj.weight")
 
 

@@ -1,15 +1,21 @@
 """Mixtures of experts of Llama's layout: a router and a gated network for each expert.  No torch."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from zoo.interop.family import Rule, Theirs
 from zoo.interop.keys import Keys
 from zoo.interop.llama_like import LlamaLike
+from zoo.interop.spelling import spell
 
 
 class WithExperts(LlamaLike):
-    """A subclass states the names of its keys and tensors.  router: of the router's map, experts: of an expert's."""
+    """A subclass states the names of its keys and tensors.
+
+    experts_key, width_key: of the number of experts, and of their width.  place: of router and experts in a layer.
+    expert_names: the maps of an expert, ours and theirs.
+    """
 
     experts_key: ClassVar[str] = "num_experts"
     width_key: ClassVar[str] = "moe_intermediate_size"
@@ -35,6 +41,7 @@ class WithExperts(LlamaLike):
         }
 
     def write_experts(self, ffn: Any) -> dict[str, Any]:
+        """The keys of config.json that say the same."""
         return {
             "hidden_act": "silu",
             self.experts_key: ffn.n_experts,
@@ -53,3 +60,30 @@ class WithExperts(LlamaLike):
             rows = layer.d_model if one == "down" else layer.ffn.d_ff
             names = (f"{theirs}experts.{index}.{other}.weight" for index in range(layer.ffn.n_experts))
             yield Rule((f"{ours}{one}",), tuple(Theirs(name, rows) for name in names))
+
+
+class SomeExperts(WithExperts):
+    """Experts in some layers, a dense feed-forward in the others.  A subclass says which layers are dense."""
+
+    @property
+    def ffn_kinds(self) -> set[str]:
+        return {"moe", "swiglu"}
+
+    def mixed(self, keys: Keys, dense: list[bool], experts: dict[str, Any]) -> dict[str, Any]:
+        """The keys `ffn`, or `ffns` and `ffn_layers`, of layers that are dense or have these experts."""
+        kinds = ["dense" if is_dense else "moe" for is_dense in dense]
+        ffns = {"dense": self.read_ffn(keys), "moe": experts}
+        used = {name: ffn for name, ffn in ffns.items() if name in kinds}
+        return {"ffn": ffns[kinds[0]]} if len(used) == 1 else {"ffns": used, "ffn_layers": spell(kinds)}
+
+    def write_ffns(self, layers) -> dict[str, Any]:
+        dense = [layer for layer in layers if layer.ffn.kind != "moe"]
+        experts = next((layer.ffn for layer in layers if layer.ffn.kind == "moe"), None)
+        written = self.write_dense([layer.index for layer in dense])
+        if dense:
+            written["intermediate_size"] = dense[0].ffn.d_ff
+        return written if experts is None else written | self.write_experts(experts)
+
+    @abstractmethod
+    def write_dense(self, dense: list[int]) -> dict[str, Any]:
+        """The keys that say which layers are dense.  dense: their indices."""

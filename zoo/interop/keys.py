@@ -41,7 +41,6 @@ ONLY: dict[str, tuple[Any, str]] = {
     "tie_encoder_decoder": (False, "a recipe is a decoder"),
 }
 WHY = {
-    "auto_map": "the model brings code of its own, which is not run",
     "quantization_config": "the weights are quantised; save the model without quantisation first",
 }
 
@@ -75,13 +74,13 @@ class Keys:
             raise InteropError(f"{self.place}: {self._path}{name}: is missing")
         return self._defaults[name]
 
-    def count(self, name: str, null: int | None = None, *, most: int = LARGEST, default: Any = REQUIRED) -> Any:
-        """An integer of 1 to `most`.  null: what the value null stands for; None if it may not be null."""
-        value = self.value(name, default)
+    def count(self, name: str, null: int | None = None, *, least: int = 1, most: int = LARGEST) -> int:
+        """An integer of `least` to `most`.  null: what the value null stands for; None if it may not be null."""
+        value = self.value(name)
         if value is None and null is not None:
             return null
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            self.refuse(name, f"must be an integer of 1 to {most:,}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            self.refuse(name, f"must be an integer of {least} to {most:,}")
         return value
 
     def number(self, name: str, default: Any = REQUIRED) -> float:

@@ -247,9 +247,7 @@ class SlidingLayers(LlamaLike):
     """With a sliding window in some layers, as Qwen 2 states them: `layer_types`, else from `max_window_layers` on."""
 
     def read_layer_types(self, keys: Keys, n_layers: int) -> list[str]:
-        first = keys.value("max_window_layers")
-        if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-            keys.refuse("max_window_layers", "must be an integer of 0 or more")
+        first = keys.count("max_window_layers", least=0)
         return read_windows(keys, [index >= first for index in range(n_layers)])
 
     def write_layer_types(self, layers) -> dict[str, Any]:

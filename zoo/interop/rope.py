@@ -81,6 +81,11 @@ def _scaling(keys: Keys, name: str, written: dict[str, Any], max_seq_len: int) -
     return found
 
 
+def unrotated(block: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a block without rotation (NoPE)."""
+    return {key: value for key, value in block.items() if not key.startswith("rope")} | {"rope": False}
+
+
 def write_rope(projection: Any) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` of a projection (zoo.blocks.projections.base.ResolvedProjection)."""
     scaling = projection.rope_scaling

@@ -2,6 +2,7 @@
 
 from zoo.interop.families.cohere import COHERE, Cohere
 from zoo.interop.llama_like import FULL, PeriodicWindows
+from zoo.interop.rope import unrotated
 
 
 class Cohere2(PeriodicWindows, Cohere):
@@ -13,8 +14,7 @@ class Cohere2(PeriodicWindows, Cohere):
 
     def read_block(self, keys, attention, kind, index):
         if kind == FULL:
-            attention = {key: value for key, value in attention.items() if not key.startswith("rope")}
-            attention["rope"] = False
+            attention = unrotated(attention)
         return super().read_block(keys, attention, kind, index)
 
     def write_around(self, model):

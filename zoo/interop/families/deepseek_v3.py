@@ -5,17 +5,16 @@ refused.
 """
 
 from zoo.interop.errors import InteropError
-from zoo.interop.experts import WithExperts
+from zoo.interop.experts import SomeExperts
 from zoo.interop.family import SAME, ByHead, Interleaved, Rule, Theirs
 from zoo.interop.llama_like import DEFAULTS, FFN_NAMES
-from zoo.interop.spelling import spell
 
 LATENT_EPS = 1e-6  # of the norms of latents, whatever rms_norm_eps says
 BIAS_STEP = 0.001  # of the router's bias, as the report gives it; the config does not say
 BIAS = "balance_bias"
 
 
-class DeepseekV3(WithExperts):
+class DeepseekV3(SomeExperts):
     """Latent attention everywhere; the first layers are dense."""
 
     model_type = "deepseek_v3"
@@ -47,10 +46,6 @@ class DeepseekV3(WithExperts):
         "router_aux_loss_coef": 0.0,
     }
 
-    @property
-    def ffn_kinds(self):
-        return {"moe", "swiglu"}
-
     def read_attention(self, keys, d_model):
         n_heads = keys.count("num_attention_heads")
         keys.only("num_key_value_heads", n_heads, "every head has its own key and value")
@@ -76,10 +71,7 @@ class DeepseekV3(WithExperts):
             keys.only(name, value, "DeepSeek-V3 has no other")
         for name in ("aux_loss_alpha", "seq_aux", "ep_size"):  # of training
             keys.value(name, None)
-        first = keys.value("first_k_dense_replace")
-        if type(first) is not int or first < 0:
-            keys.refuse("first_k_dense_replace", "must be an integer of 0 or more")
-        kinds = ["dense" if index < first else "moe" for index in range(n_layers)]
+        first = keys.count("first_k_dense_replace", least=0)
         experts = self.read_experts(keys, keys.flag("norm_topk_prob")) | {
             "router": "sigmoid",
             "route_scale": keys.number("routed_scaling_factor"),
@@ -88,8 +80,7 @@ class DeepseekV3(WithExperts):
             "groups_active": keys.count("topk_group"),
             "balance_rate": BIAS_STEP,
         }
-        used = {n: ffn for n, ffn in {"dense": self.read_ffn(keys), "moe": experts}.items() if n in kinds}
-        return {"ffn": next(iter(used.values()))} if len(used) == 1 else {"ffns": used, "ffn_layers": spell(kinds)}
+        return self.mixed(keys, [index < first for index in range(n_layers)], experts)
 
     def check_block(self, layer):
         point = layer.mixer.attention
@@ -109,25 +100,17 @@ class DeepseekV3(WithExperts):
             "q_lora_rank": projection.q_rank,
         }
 
-    def write_ffns(self, layers):
-        dense = [layer for layer in layers if layer.ffn.kind != "moe"]
-        experts = next((layer.ffn for layer in layers if layer.ffn.kind == "moe"), None)
-        written = {"first_k_dense_replace": len(dense)}
-        if dense:
-            written["intermediate_size"] = dense[0].ffn.d_ff
-        if experts is None:
-            return written
-        return (
-            written
-            | self.write_experts(experts)
-            | {
-                "norm_topk_prob": experts.normalise,
-                "routed_scaling_factor": experts.route_scale,
-                "n_shared_experts": experts.n_shared,
-                "n_group": experts.n_groups,
-                "topk_group": experts.of_groups,
-            }
-        )
+    def write_dense(self, dense):
+        return {"first_k_dense_replace": len(dense)}
+
+    def write_experts(self, ffn):
+        return super().write_experts(ffn) | {
+            "norm_topk_prob": ffn.normalise,
+            "routed_scaling_factor": ffn.route_scale,
+            "n_shared_experts": ffn.n_shared,
+            "n_group": ffn.n_groups,
+            "topk_group": ffn.of_groups,
+        }
 
     def write_rope(self, layers):
         return super().write_rope(layers) | {"rope_interleave": True}

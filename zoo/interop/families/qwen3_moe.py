@@ -1,12 +1,11 @@
 """Qwen 3 (Alibaba), the mixtures of experts: experts in every layer, or in those that the config counts."""
 
-from zoo.interop.experts import WithExperts
+from zoo.interop.experts import SomeExperts
 from zoo.interop.families.qwen3 import Qwen3
 from zoo.interop.llama_like import FULL, SLIDING
-from zoo.interop.spelling import spell
 
 
-class Qwen3Moe(WithExperts, Qwen3):
+class Qwen3Moe(SomeExperts, Qwen3):
     """Qwen 3 with experts; a window, if there is one, in every layer."""
 
     model_type = "qwen3_moe"
@@ -25,10 +24,6 @@ class Qwen3Moe(WithExperts, Qwen3):
         "router_aux_loss_coef": 0.001,
     }
 
-    @property
-    def ffn_kinds(self):
-        return {"moe", "swiglu"}
-
     def read_layer_types(self, keys, n_layers):
         keys.value("max_window_layers", None)  # is not read by transformers for this family
         slides = keys.flag("use_sliding_window", False) and keys.value("sliding_window") is not None
@@ -40,24 +35,18 @@ class Qwen3Moe(WithExperts, Qwen3):
         dense = keys.value("mlp_only_layers", None) or []
         if not isinstance(dense, list) or not all(type(index) is int for index in dense):
             keys.refuse("mlp_only_layers", "must be a list of layers, counted from 0")
-        kinds = ["moe" if index not in dense and (index + 1) % every == 0 else "dense" for index in range(n_layers)]
-        ffns = {"dense": self.read_ffn(keys), "moe": self.read_experts(keys, keys.flag("norm_topk_prob"))}
-        used = {name: ffn for name, ffn in ffns.items() if name in kinds}
-        return {"ffn": next(iter(used.values()))} if len(used) == 1 else {"ffns": used, "ffn_layers": spell(kinds)}
+        is_dense = [index in dense or (index + 1) % every != 0 for index in range(n_layers)]
+        return self.mixed(keys, is_dense, self.read_experts(keys, keys.flag("norm_topk_prob")))
 
     def write_layer_types(self, layers):
         pattern = layers[0].mixer.attention.pattern("window")
         return {"use_sliding_window": pattern is not None, "sliding_window": pattern and pattern.window}
 
-    def write_ffns(self, layers):
-        dense = [layer for layer in layers if layer.ffn.kind != "moe"]
-        experts = next((layer.ffn for layer in layers if layer.ffn.kind == "moe"), None)
-        written = {"mlp_only_layers": [layer.index for layer in dense], "decoder_sparse_step": 1}
-        if dense:
-            written["intermediate_size"] = dense[0].ffn.d_ff
-        if experts is not None:
-            written |= self.write_experts(experts) | {"norm_topk_prob": experts.normalise}
-        return written
+    def write_dense(self, dense):
+        return {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+
+    def write_experts(self, ffn):
+        return super().write_experts(ffn) | {"norm_topk_prob": ffn.normalise}
 
 
 FAMILY = Qwen3Moe()

@@ -1,6 +1,7 @@
 """SmolLM3 (Hugging Face): no rotation in some layers (NoPE), which the config counts or lists."""
 
 from zoo.interop.llama_like import DEFAULTS, LlamaLike, read_windows, write_windows
+from zoo.interop.rope import unrotated
 
 
 class SmolLM3(LlamaLike):
@@ -33,8 +34,7 @@ class SmolLM3(LlamaLike):
 
     def read_block(self, keys, attention, kind, index):
         if not self._rotates(keys, keys.count("num_hidden_layers"))[index]:
-            attention = {key: value for key, value in attention.items() if not key.startswith("rope")}
-            attention["rope"] = False
+            attention = unrotated(attention)
         return super().read_block(keys, attention, kind, index)
 
     def write_layer_types(self, layers):

@@ -294,6 +294,11 @@ class Recipe(Section):
             raise _refusal(lines, self)
         return self
 
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a row of the data: `data.seq_len`, by default the longest that the model takes."""
+        return self.data.seq_len or self.model.max_seq_len
+
     def dump(self) -> str:
         """The resolved recipe as YAML that loads to an equal one, without `extends`."""
         return yaml.dump(

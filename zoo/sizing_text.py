@@ -20,7 +20,7 @@ def size(recipe: Recipe, gpu_name: str, seq_len: int | None, rows: int) -> tuple
     gpu = GPUS.get(gpu_name.lower())
     if gpu is None:
         raise RecipeError([Problem(unknown("GPU", gpu_name, GPUS), key="--gpu")])
-    seq_len = seq_len or recipe.data.seq_len or recipe.model.max_seq_len
+    seq_len = seq_len or recipe.seq_len
     found = step_size(recipe, seq_len, rows, gpu)
     return gpu, seq_len, found, step_size(recipe, seq_len, rows, gpu, not found.checkpointing)
 

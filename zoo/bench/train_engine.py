@@ -71,7 +71,7 @@ def _pinned(tensor: torch.Tensor) -> torch.Tensor:
 
 def bench_setup(recipe, folder: Path, batches: int, own_data: bool) -> BenchSetup:
     """What a session of so many batches reads; own_data: prepare the recipe's rows."""
-    seq_len = recipe.data.seq_len or recipe.model.max_seq_len
+    seq_len = recipe.seq_len
     device = Device.make(recipe.train, seq_len)
     if own_data:
         prepared = data.prepare_for(recipe)

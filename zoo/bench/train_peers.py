@@ -17,7 +17,7 @@ def measure_peer(recipe, compiled: bool, steps: int, started: float) -> dict:
 
     compiled: the whole model under torch.compile. Raises ZooError for a recipe without heads.
     """
-    seq_len, on_gpu = recipe.data.seq_len or recipe.model.max_seq_len, torch.cuda.is_available()
+    seq_len, on_gpu = recipe.seq_len, torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
     model = _llama(recipe, seq_len, on_gpu).to(device)
     optimizer = make_optimizer(model, recipe.train.optimizer)

@@ -77,7 +77,7 @@ def _caches(found: dict[str, Any]) -> str:
 
 def _commands(path: Path, recipe: Recipe) -> str:
     train = recipe.train
-    seq_len = recipe.data.seq_len or recipe.model.max_seq_len
+    seq_len = recipe.seq_len
     about = f"It trains for {train.duration}, {train.rows(seq_len):,} rows of {seq_len:,} tokens a batch."
     return (
         f"```bash\nzoo show {path}\nzoo cost {path}\nzoo data prepare {path}\nzoo train {path}\n```\n\n"

@@ -164,4 +164,4 @@ def _data(column: Column) -> Any:
 
 
 def _seq_len(column: Column) -> int:
-    return column.recipe.data.seq_len or column.recipe.model.max_seq_len
+    return column.recipe.seq_len

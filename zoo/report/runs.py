@@ -26,7 +26,7 @@ def facts(column: Column) -> dict[str, Any]:
     check_metrics(column.run, summary)
     records = read_metrics(column.run.metrics, needed=("tokens", "time_s"))
     diverged = [record["batch"] for record in records if not all(map(math.isfinite, _losses(record)))]
-    seq_len = column.recipe.data.seq_len or column.recipe.model.max_seq_len
+    seq_len = column.recipe.seq_len
     flops = 3 * model_cost(column.recipe.model, seq_len).flops_per_token
     finite = [record for record in records if record["batch"] not in diverged]
     validations = [record for record in finite if "validation_loss" in record]

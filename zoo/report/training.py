@@ -76,7 +76,7 @@ def _here_and_there(key: str, ours: object, theirs: object) -> str:
 
 def sameness(recipe: Recipe) -> dict[str, object]:
     """What decides which rows a model sees in which order, by key: equal in two recipes, they see the same."""
-    seq_len = recipe.data.seq_len or recipe.model.max_seq_len
+    seq_len = recipe.seq_len
     found = {f"data.{name}": value for name, value in data_read(recipe).items()}
     rows = {
         "data.seq_len": seq_len,

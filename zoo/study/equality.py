@@ -8,7 +8,7 @@ from zoo.errors import shorten
 from zoo.recipe import Recipe
 from zoo.report.columns import data_read
 from zoo.study.expand import Point, Runs
-from zoo.study.results import flops_per_token, seq_len_of
+from zoo.study.results import flops_per_token
 
 PARAMETERS_APART = 0.03
 
@@ -58,8 +58,8 @@ _COMPARED = {
     "parameters": lambda r: model_cost(r.model, 1).parameters["total"],
     "training FLOPs per token": flops_per_token,
     "duration": lambda r: r.train.duration,
-    "tokens a batch": lambda r: r.train.rows(seq_len_of(r)) * seq_len_of(r),
-    "tokens a row": seq_len_of,
+    "tokens a batch": lambda r: r.train.rows(r.seq_len) * r.seq_len,
+    "tokens a row": lambda r: r.seq_len,
     "data": lambda r: {k: v for k, v in data_read(r).items() if k != "tokenizer"},
     "tokenizer and vocabulary": lambda r: [data_read(r)["tokenizer"], r.model.vocab_size],
     "order of the rows, by seed": lambda r: r.data.shuffle,
@@ -68,6 +68,6 @@ _COMPARED = {
     "schedule": lambda r: r.train.schedule.model_dump(mode="json"),
     "gradient clipping": lambda r: r.train.clip_norm,
     "precision": lambda r: r.train.precision,
-    "validation batches, rows of each": lambda r: [r.eval.batches, r.train.rows(seq_len_of(r))],
+    "validation batches, rows of each": lambda r: [r.eval.batches, r.train.rows(r.seq_len)],
     "d_model, layers": lambda r: [r.model.d_model, len(r.model.expanded())],
 }

@@ -7,7 +7,7 @@ from typing import Any
 from zoo.data.config import Synthetic
 from zoo.recipe import Recipe
 from zoo.study.expand import Run, Runs
-from zoo.study.results import flops_per_token, seq_len_of, tokens_and_time
+from zoo.study.results import flops_per_token, tokens_and_time
 from zoo.study.state import DONE, StudyFolder
 from zoo.training.duration import Span
 
@@ -26,7 +26,7 @@ class Length:
 
 def length(recipe: Recipe) -> Length:
     """Batches and tokens of a training, as far as the recipe says."""
-    seq_len = seq_len_of(recipe)
+    seq_len = recipe.seq_len
     per_batch = recipe.train.rows(seq_len) * seq_len
     span, epoch = Span.parse(recipe.train.duration), _rows_of_epoch(recipe)
     if span.unit == "ep" and epoch is None:
@@ -96,7 +96,7 @@ def _s_per_flop(run: Run, measured: dict[str, float], gpu: Any | None, cores: in
         return 1 / (CPU_FLOPS_PER_CORE * max(1, cores // max(1, at_once)))
     from zoo.sizing import step_size
 
-    seq_len = seq_len_of(run.recipe)
+    seq_len = run.recipe.seq_len
     rows = run.recipe.train.rows(seq_len)
     size = step_size(run.recipe, seq_len, rows, gpu)
     least = size.least_s / (rows * seq_len * flops_per_token(run.recipe))

@@ -19,14 +19,9 @@ from zoo.training.loggers import read_metrics
 MOST_POINTS = 200
 
 
-def seq_len_of(recipe: Recipe) -> int:
-    """Tokens of a row of the data."""
-    return recipe.data.seq_len or recipe.model.max_seq_len
-
-
 def flops_per_token(recipe: Recipe) -> float:
     """Training FLOPs of a token: three forwards."""
-    return 3 * model_cost(recipe.model, seq_len_of(recipe)).flops_per_token
+    return 3 * model_cost(recipe.model, recipe.seq_len).flops_per_token
 
 
 def final_loss(folder: StudyFolder, run: Run) -> float | None:

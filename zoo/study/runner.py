@@ -20,7 +20,7 @@ from zoo.files import create, present, write_json
 from zoo.sizing import GPUS, step_size
 from zoo.study.config import StudyError
 from zoo.study.expand import Point, Run, Runs
-from zoo.study.results import final_loss, flops_per_token, keep, seq_len_of, tokens_and_time
+from zoo.study.results import final_loss, flops_per_token, keep, tokens_and_time
 from zoo.study.slots import Ended, Job, Slots
 from zoo.study.state import DONE, FAILED, State, StudyFolder, latest, refuse_other_settings, tail
 from zoo.study.statistics import Choice, choose
@@ -154,7 +154,7 @@ class Runner:
         """Estimates of each architecture's memory, which say how many runs a CPU has room for."""
         for name in self.runs.architectures:
             recipe = self.runs.recipes[name, self.runs.points[0].label]
-            seq_len = seq_len_of(recipe)
+            seq_len = recipe.seq_len
             rows = recipe.train.rows(seq_len)
             micro = rows if recipe.train.micro_batch == "auto" else min(rows, recipe.train.micro_batch)
             self.slots.estimates[name] = 2 * step_size(recipe, seq_len, micro, GPUS["h200"]).peak  # float32

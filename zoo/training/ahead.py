@@ -85,7 +85,7 @@ def _mark(recipe, job: int) -> Path:
     import importlib.metadata
 
     layer = recipe.model.expanded()[job]
-    seq_len = recipe.data.seq_len or recipe.model.max_seq_len
+    seq_len = recipe.seq_len
     kernels = Path(__file__).parents[2] / "kernels"
     code = [(str(path), path.stat().st_mtime_ns) for path in sorted(kernels.rglob("*.py"))]
     model = recipe.model.model_dump(mode="json", exclude={"blocks", "layers"})
@@ -107,7 +107,7 @@ def compile_layer(recipe, index: int, device: str = "cuda") -> None:
     from zoo.layer import Layer, make_norm
     from zoo.training.device import resolve_precision
 
-    config, seq_len = recipe.model, recipe.data.seq_len or recipe.model.max_seq_len
+    config, seq_len = recipe.model, recipe.seq_len
     rows, part = recipe.train.rows(seq_len), recipe.train.micro_batch
     rows = rows if part == "auto" else min(rows, part)
     many = rows % 16 == 0 and 16 * seq_len <= MOST_TOKENS

@@ -143,7 +143,7 @@ class Setup:
 
         Raises RecipeError or DataError before anything is trained if something of it cannot work.
         """
-        seq_len = recipe.data.seq_len or recipe.model.max_seq_len
+        seq_len = recipe.seq_len
         device = Device.make(recipe.train, seq_len)
         initial = _checked_weights(recipe, folder)
         requests.enter("ends; prepared pieces of the data are kept", at_once=True)

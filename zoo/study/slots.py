@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zoo import processes
 from zoo.study.gpus import Gpu, Mps
 from zoo.study.preload import Forked, Preloaded, start_process
 
@@ -62,7 +63,7 @@ class Slots:
     """
 
     def __init__(self, at_once: int | None, gpus: Sequence[Gpu] = (), cores: int | None = None, mps: Mps | None = None):
-        self.gpus, self.cores = list(gpus), cores or usable_cores()
+        self.gpus, self.cores = list(gpus), cores or processes.cores()
         self.at_once, self.mps = at_once, mps
         self.needs: dict[str, float] = {}  # kind -> measured bytes of one run on a GPU
         self.estimates: dict[str, float] = {}
@@ -207,11 +208,6 @@ class Slots:
             self._preloaded = None
         if self.mps is not None:
             self.mps.close()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def total_memory() -> float:

@@ -19,7 +19,7 @@ from pathlib import Path
 from zoo.errors import ZooError
 from zoo.files import open_file, write_json
 from zoo.processes import end_with_parent
-from zoo.study.preload import PARENT
+from zoo.study.preload import PARENT, STOPPED
 from zoo.study.state import DIVERGED, FAILED
 
 PATIENCE_S = 600.0  # for the process of a study that was killed, which still saves
@@ -42,14 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     if (parent := os.environ.get(PARENT)) is not None:
         end_with_parent(signal.SIGTERM)
         if os.getppid() != int(parent):  # it was killed before the line above
-            return 130
+            return STOPPED
     try:
         _run(asked)
     except KeyboardInterrupt:
-        return 130
+        return STOPPED
     except ZooError as error:
-        if error.exit_code == 130:
-            return 130
+        if error.exit_code == STOPPED:
+            return STOPPED
         return _failed(asked.outcome, DIVERGED if _diverged(error) else FAILED, str(error))
     except Exception as error:
         traceback.print_exc()

@@ -15,7 +15,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from zoo.files import open_to_append
 from zoo.processes import end_with_parent
 
 PARENT = "ZOO_STUDY_PARENT"  # the process with which a run's process ends
-STOPPED = 130
+STOPPED = 130  # exit code of a run that was stopped, saved and ended
 LOOK_S = 0.1
 
 
@@ -128,12 +128,23 @@ class Forked:
             self._by.send(self._id, number)
 
 
-def start_process(command: list[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen:
-    """Start a command in a session of its own, whose output is appended to `log`."""
+def start_process(
+    command: Sequence[str], log: Path, environment: Mapping[str, str], folder: str | None = None
+) -> subprocess.Popen:
+    """Start a command in a session of its own, whose output is appended to `log`.
+
+    folder: its working directory, by default that of this process.
+    """
     environment = {**environment, PARENT: str(os.getpid())}
     with open_to_append(log) as file:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,
         )
 
 

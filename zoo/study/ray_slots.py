@@ -12,12 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from zoo.files import open_to_append
 from zoo.study.config import StudyError
-from zoo.study.preload import PARENT
+from zoo.study.preload import STOPPED, start_process
 from zoo.study.slots import THREADS, Ended, Job
 
-STOPPED = 130
 POLL_S = 0.2
 
 
@@ -35,22 +33,13 @@ def run_command(command: Sequence[str], log: str, environment: dict[str, str], f
     import ray
 
     node = ray.get_runtime_context().get_node_id()
-    with open_to_append(Path(log)) as file:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            env={**os.environ, **environment, PARENT: str(os.getpid())},
-            cwd=folder,
-            start_new_session=True,
-        )
-        try:
-            return _wait(process), node
-        except KeyboardInterrupt:
-            process.terminate()
-            _wait(process)
-            return STOPPED, node
+    process = start_process(command, Path(log), {**os.environ, **environment}, folder)
+    try:
+        return _wait(process), node
+    except KeyboardInterrupt:
+        process.terminate()
+        _wait(process)
+        return STOPPED, node
 
 
 def _wait(process: subprocess.Popen) -> int:

@@ -20,6 +20,7 @@ from zoo.files import create, present, write_json
 from zoo.sizing import GPUS, step_size
 from zoo.study.config import StudyError
 from zoo.study.expand import Point, Run, Runs
+from zoo.study.preload import STOPPED
 from zoo.study.results import final_loss, flops_per_token, keep, tokens_and_time
 from zoo.study.slots import Ended, Job, Slots
 from zoo.study.state import DONE, FAILED, State, StudyFolder, latest, refuse_other_settings, tail
@@ -34,7 +35,7 @@ MEMORY_WORDS = ("out of memory", "OutOfMemory", "cannot allocate memory", "Memor
 class Interrupted(ZooError):
     """The study was stopped by a signal; finished runs and checkpoints are kept."""
 
-    exit_code = 130
+    exit_code = STOPPED
 
 
 class Runner:
@@ -247,7 +248,7 @@ class Runner:
             self.say(f"{run.id}: {state.name}{f': {state.why}' if state.why else ''}")
         elif self.stopping:
             return
-        elif ended.code < 0 or ended.code == 130:
+        elif ended.code < 0 or ended.code == STOPPED:
             self._killed(run, ended)
         else:
             why = last_words(self.folder.log(run)) or "without a word"
@@ -258,7 +259,7 @@ class Runner:
         times, before = self.kills.get(run.id, (0, -1))
         times = times + 1 if batches <= before else 1
         self.kills[run.id] = times, batches
-        how = "stopped" if ended.code == 130 else f"killed by {_signal_name(-ended.code)}"
+        how = "stopped" if ended.code == STOPPED else f"killed by {_signal_name(-ended.code)}"
         if times >= MOST_KILLS:
             self._fail(run, f"{how} {times} times in a row without a batch more; is there enough memory?")
             return

@@ -102,7 +102,7 @@ def _score_table(architectures: list[dict]) -> tuple[list[str], list[list[str]]]
 
 
 def _score(found: dict | None, unit: int) -> str:
-    """`53.1% (50.0 to 56.2) +`: + and - say that the difference from the first architecture is decided, = that not."""
+    """`53.1% (50.0 to 56.2) better`: compared with the first architecture; `=` if the difference is undecided."""
     if not found or not found["mean"]:
         return NO_VALUE
     mean, digits = found["mean"], 1 if unit == 100 else 3

@@ -72,7 +72,7 @@ class Runs:
         return (self.run(architecture, point, seed) for seed in self.study.config.counting)
 
 
-def expand(study: Study, overrides: tuple[str, ...] = ()) -> Runs:
+def expand(study: Study) -> Runs:
     """Read every recipe of the study at every point of the grid.
 
     Raises RecipeError with every mistake, at its place in the study file or in the recipe.

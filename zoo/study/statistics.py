@@ -107,7 +107,7 @@ class Choice:
     """The point of the grid that an architecture is judged at.
 
     losses: point label -> mean validation loss over the choosing seeds, None where all runs diverged or failed.
-    edges: keys whose chosen value is the smallest or largest that was tried and gave a loss.
+    edges: keys whose chosen value is the smallest or largest that was tried, runs that diverged included.
     """
 
     label: str | None
@@ -126,26 +126,23 @@ def choose(losses: Mapping[str, Sequence[float | None]], values: Mapping[str, Ma
     if not usable:
         return Choice(None, means, [])
     best = min(usable, key=usable.__getitem__)
-    return Choice(best, means, _edges(best, usable, values))
+    return Choice(best, means, _edges(best, values))
 
 
-def _edges(best: str, usable: Mapping[str, float], values: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Keys along which the chosen value has no tried neighbour with a loss on one side, others being equal."""
+def _edges(best: str, values: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Keys whose chosen value is the smallest or largest that was tried, the values of the other keys being equal."""
     found = []
     for key, chosen in values[best].items():
-        tried = [point[key] for label, point in values.items() if label in usable and _beside(point, values[best], key)]
-        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in tried)
-        # A larger value that diverged bounds the best one just as a worse one does.
-        beyond = [p[key] for label, p in values.items() if label not in usable and _beside(p, values[best], key)]
-        if not numbers or len(tried) + len(beyond) < 2:
-            continue
-        everything = [*tried, *(v for v in beyond if isinstance(v, int | float))]
-        if chosen in (min(everything), max(everything)):
+        # Runs that diverged are among them: such a value bounds the best one just as a worse one does.
+        tried = [point[key] for point in values.values() if _same_but(point, values[best], key)]
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in tried)
+        if numbers and len(tried) > 1 and chosen in (min(tried), max(tried)):
             found.append(key)
     return found
 
 
-def _beside(point: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
+def _same_but(point: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
+    """Whether two points have the same values, but for that of `key`."""
     return all(point[k] == other[k] for k in point if k != key)
 
 

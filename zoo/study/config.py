@@ -168,7 +168,7 @@ class Study:
         """Where the runs and the report go, relative to the working directory, as run folders are."""
         return Path(self.config.out) if self.config.out else Path("runs") / "studies" / self.config.name
 
-    def beside(self, name: str) -> str:
+    def recipe_path(self, name: str) -> str:
         """The path of a recipe that the study file names."""
         return os.path.normpath(os.path.join(os.path.dirname(self.path), name))
 

@@ -76,4 +76,6 @@ def _facts(runs: Runs, found: dict, slots: Slots):
 
 
 def _remedy(config) -> str:
-    return "three or more seeds beside those that choose make them narrower" if config.choosing else "use three or more"
+    return (
+        "three or more seeds besides those that choose make them narrower" if config.choosing else "use three or more"
+    )

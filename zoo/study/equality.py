@@ -1,4 +1,4 @@
-"""What is equal between the architectures of a study beside the model, and what is not. No torch."""
+"""What is equal between the architectures of a study apart from the model, and what is not. No torch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ PARAMETERS_APART = 0.03
 
 
 def unequal(runs: Runs) -> list[str]:
-    """Sentences about what differs between the architectures beside the model: their losses then compare less."""
+    """Sentences about what differs between the architectures apart from the model; losses are then less comparable."""
     from zoo.differences import differences, in_words
     from zoo.report.training import sameness
 

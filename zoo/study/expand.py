@@ -81,7 +81,7 @@ def expand(study: Study) -> Runs:
     problems: list[Problem] = []
     entries: dict[str, tuple[int, Entry, str]] = {}
     for index, entry in enumerate(study.config.recipes):
-        path = study.beside(entry.recipe or study.config.base)
+        path = study.recipe_path(entry.recipe or study.config.base)
         try:
             name = entry.name or _load(study, index, entry, path, points[0]).name
         except RecipeError as error:
@@ -136,8 +136,8 @@ def _load(study: Study, index: int, entry: Entry, path: str, point: Point) -> Re
     """The recipe of an architecture at a point, with the settings of the study."""
     if not os.path.exists(path):
         around = os.path.dirname(path) or "."
-        beside = os.listdir(around) if os.path.isdir(around) else []
-        recipes = [name for name in beside if name.endswith((".yaml", ".yml"))]
+        files = os.listdir(around) if os.path.isdir(around) else []
+        recipes = [name for name in files if name.endswith((".yaml", ".yml"))]
         key = ("recipes", index) if entry.recipe else ("base",)
         hint = did_you_mean(os.path.basename(path), recipes)
         raise RecipeError([study.problem(key, f"no such file: {path}.{hint}")])

@@ -56,7 +56,7 @@ class Stored:
 
     def tensors(self) -> dict[str, tuple[list[int], str]]:
         """Shape and dtype of each tensor, from the file's header.  Raises LoadError for a damaged file."""
-        return _header(self.weights)
+        return read_header(self.weights)
 
     def check_digest(self) -> str:
         """The SHA-256 of the weights; LoadError unless it is the one that model.yaml states."""
@@ -191,7 +191,7 @@ def _import_plugins(path: Path, plugins: Any) -> None:
 
 def _check_tensors(path: Path, expected: dict) -> None:
     """Compare names, shapes and dtypes in the file's header with the model's, before anything is read or allocated."""
-    found = _header(path)
+    found = read_header(path)
     wrong = [f"{name} is missing" for name in expected if name not in found]
     wrong += [f"{name} is not part of the model" for name in found if name not in expected]
     for name, tensor in expected.items():
@@ -205,14 +205,18 @@ def _check_tensors(path: Path, expected: dict) -> None:
         )
 
 
-def _header(path: Path) -> dict[str, tuple[list[int], str]]:
+def read_header(path: Path, error: type[ZooError] = LoadError) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype of each tensor of a safetensors file.  Raises `error` if it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
+    from zoo.files import check_file
+
+    check_file(path, error)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: _shape_and_dtype(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise LoadError(f"{path}: damaged or not a safetensors file: {error}") from error
+    except (SafetensorError, OSError) as reason:
+        raise error(f"{path}: damaged, or not a safetensors file: {reason}") from reason
 
 
 _DTYPES = {"torch.float32": "F32", "torch.float64": "F64", "torch.bfloat16": "BF16", "torch.float16": "F16"}

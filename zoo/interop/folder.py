@@ -3,6 +3,7 @@
 Only regular files inside the folder are opened, sizes are bounded, and every failure is one line that names the file.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 
 from zoo.errors import shorten
-from zoo.files import check_file, inside, present, read_json
+from zoo.files import inside, present, read_json
 from zoo.interop.errors import InteropError
+from zoo.loading import read_header
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MOST_CONFIG_BYTES = 4 << 20
@@ -32,10 +34,8 @@ class Place:
 
     @property
     def elements(self) -> int:
-        found = 1
-        for size in self.shape:
-            found *= size
-        return found
+        """How many numbers the tensor has."""
+        return math.prod(self.shape)
 
 
 class SourceFolder:
@@ -66,11 +66,11 @@ class SourceFolder:
         if not present(index, InteropError):
             if not present(self.path / WEIGHTS, InteropError):
                 raise InteropError(self._no_weights())
-            return dict(_header(self.path / WEIGHTS))
+            return _places(self.path / WEIGHTS)
         found: dict[str, Place] = {}
         named = self._named(index)
         for file in dict.fromkeys(named.values()):
-            for name, place in _header(self.path / file):
+            for name, place in _places(self.path / file).items():
                 if named.get(name) != file:
                     stated = f"it names {named[name]}" if name in named else "it does not have it"
                     raise InteropError(f"{index}: weight_map.{_shown(name)}: {file} holds this tensor; {stated}")
@@ -123,18 +123,10 @@ class SourceFolder:
         return found
 
 
-def _header(path: Path) -> Iterable[tuple[str, Place]]:
-    """Name and place of each tensor of a file.  Raises InteropError for a damaged file or a dtype that is no float."""
-    from safetensors import SafetensorError, safe_open
-
-    check_file(path, InteropError)
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            found = {name: Place(path, tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise InteropError(f"{path}: damaged, or not a safetensors file: {error}") from error
-    return found.items()
+def _places(path: Path) -> dict[str, Place]:
+    """The place of each tensor of a file.  Raises InteropError if the file is damaged."""
+    header = read_header(path, InteropError)
+    return {name: Place(path, tuple(shape), dtype) for name, (shape, dtype) in header.items()}
 
 
 def names(found: Iterable[str]) -> str:

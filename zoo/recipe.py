@@ -365,7 +365,10 @@ def load_recipe(
 
 
 def _add_earlier_defaults(data: dict) -> None:
-    """Give the recipe.yaml of a run, which has every key, those of its time where the version had none of that name."""
+    """Add keys that an earlier version did not have, with the values it used.
+
+    A default may change between versions; a run keeps the one that it was trained with.
+    """
     if isinstance(data.get("train"), dict) and "duration" in data["train"]:
         data["train"].setdefault("residual_stream", "fp32")  # bf16 since 2026-11-29
 
@@ -397,7 +400,7 @@ def _of_run(plugins: Node | None, path: str | os.PathLike, of_run: bool) -> bool
 
 
 def _drop_unused(data: dict) -> None:
-    """Take out keys that are gone and that recipes in older run folders set to what is the case now."""
+    """Remove keys that no longer exist, if a recipe of an older run folder sets them to what is now always the case."""
     train = data.get("train")
     if isinstance(train, dict) and train.get("compile") is False:
         del train["compile"]

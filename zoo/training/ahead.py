@@ -1,11 +1,11 @@
-"""Kernels compiled ahead: in processes of their own, while this one imports Composer and reads the recipe's data.
+"""Compile kernels in other processes, while this one imports Composer and reads the recipe's data.
 
-Triton compiles a kernel when it is first called, one after the other: 14 s for an ansa layer on a machine that has
-compiled nothing. Each kind of layer of the recipe makes one step in a process here, with the shapes that training will
-have; the compiled kernels reach training through Triton's cache on disk. Training waits for these processes before its
+Triton compiles each kernel at its first call, one after the other: 14 s for an ansa layer if nothing is in its cache.
+Here a process for each kind of layer makes one step with the shapes that training will have. Training finds the
+compiled kernels in Triton's cache on disk. Training waits for these processes before its
 first batch, because it would otherwise compile the same kernels again.
 
-A process that fails, for lack of memory say, costs nothing but its time: training then compiles what it needs.
+If a process fails, for example for lack of memory, training compiles what it needs itself.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from zoo.processes import cores, launched, sheltered
 
 MOST = 6  # processes: each holds a CUDA context
 MOST_TOKENS = 2**19  # of a step: two ansa layers of 340M keep 31 GB of them
-WAIT_S = 120.0  # for one that hangs
+WAIT_S = 120.0  # in all, in case a process hangs
 
 
 class Ahead:
-    """The processes that compile; none where there is nothing to gain. Use as a context: its end ends them."""
+    """The processes that compile; none if that would gain nothing. A context manager, which ends them on exit."""
 
     def __init__(self, recipe):
         self.processes: list[subprocess.Popen] = []
@@ -56,7 +56,7 @@ class Ahead:
             self.folder.cleanup()
 
     def wait(self) -> float:
-        """Wait until all have ended.  Returns the seconds that took."""
+        """Wait until all have ended, at most WAIT_S.  Returns the seconds it took."""
         start = time.monotonic()
         for process in self.processes:
             try:
@@ -67,7 +67,7 @@ class Ahead:
 
 
 def _wanted(recipe) -> bool:
-    """On a GPU of one process, with cores to spare; a plugin is imported by the process alone that the user started."""
+    """Whether one process trains on a GPU and cores are free.  Plugins are imported only by the user's own process."""
     on_gpu = Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
     return on_gpu and not launched() and cores() >= 4 and recipe.train.kernels == "auto" and not recipe.plugins
 
@@ -81,7 +81,7 @@ def _jobs(recipe) -> list[int]:
 
 
 def _mark(recipe, job: int) -> Path:
-    """The file that says that this layer's kernels are in Triton's cache: there for the same layer, shapes and code."""
+    """A file in Triton's cache that exists once this layer's kernels are compiled for these shapes and this code."""
     import importlib.metadata
 
     layer = recipe.model.expanded()[job]
@@ -133,7 +133,7 @@ def compile_layer(recipe, index: int, device: str = "cuda") -> None:
 
 
 def main(path: str, index: str, mark: str) -> None:
-    """Compile and leave the mark."""
+    """Compile the kernels of a layer, then create its mark."""
     from zoo.processes import stay_with_parent
     from zoo.recipe import load_recipe
 

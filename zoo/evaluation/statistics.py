@@ -1,6 +1,7 @@
 """Means with intervals: bootstrap over rows, or over clusters of rows that share a context; Student's t over seeds."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,6 +91,11 @@ def t_test(values: Sequence[float]) -> float:
     return float(2 * t.sf(abs(mean) / error, len(values) - 1))
 
 
+def deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation of two or more values; exactly 0 if they are equal."""
+    mean = statistics.mean(values)  # rounded once, so that equal values have their own value as mean
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    mean = sum(values) / len(values)
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    return statistics.mean(values), deviation(values) / math.sqrt(len(values))

@@ -5,6 +5,7 @@ and machines are kept apart, in `measured`.
 """
 
 import math
+from statistics import median
 from typing import Any
 
 from zoo.cost import model_cost
@@ -105,13 +106,13 @@ def run_measured(folder: StudyFolder, run: Run) -> dict[str, Any]:
     kept = folder.folder(run)
     summary = read_summary(kept)
     records = read_metrics(kept.metrics, needed=("tokens", "time_s"))
-    speeds = sorted(r["tokens_per_s"] for r in records if "tokens_per_s" in r)
+    speeds = [r["tokens_per_s"] for r in records if "tokens_per_s" in r]
     environment = read_json(kept.environment) if present(kept.environment) else {}
     named = ("device", "precision", "threads", "versions", "git", "platform")
     return {
         "run": run.id,
         "time_s": summary["time_s"],
-        "tokens_per_s": speeds[len(speeds) // 2] if speeds else None,
+        "tokens_per_s": median(speeds) if speeds else None,
         "validation_time": [[r["time_s"], r["validation_loss"]] for r in records if "validation_loss" in r],
         "environment": {name: environment.get(name) for name in named},
     }

@@ -5,11 +5,12 @@ narrow (three seeds have ten different resamples). Differences are t intervals o
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from zoo.evaluation.statistics import t_interval, t_test
+from zoo.evaluation.statistics import deviation, t_interval, t_test
 
 LEVEL = 0.95
 EXPONENTS = (math.log(1e-2), math.log(5.0))  # logarithms of those that are tried for a curve
@@ -30,9 +31,8 @@ class Mean:
         """None without values."""
         if not values:
             return None
-        value = sum(values) / len(values)
-        sd = math.sqrt(sum((v - value) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else None
-        return cls(value, *t_interval(values, LEVEL), sd, len(values))
+        sd = deviation(values) if len(values) > 1 else None
+        return cls(statistics.mean(values), *t_interval(values, LEVEL), sd, len(values))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,7 +75,7 @@ def differences(first: Mapping[int, float], others: Mapping[Any, Mapping[int, fl
     steps = _holm(p_values)
     found = {}
     for key, values in pairs.items():
-        mean = sum(values) / len(values)
+        mean = statistics.mean(values)
         if key not in steps:
             found[key] = Difference(mean, len(values))
             continue
@@ -121,7 +121,7 @@ def choose(losses: Mapping[str, Sequence[float | None]], values: Mapping[str, Ma
     losses: point label -> loss for each choosing seed, None for a run that diverged or failed: such a point is not
     chosen.  values: point label -> key -> value.  `label` is None if no point has a loss.
     """
-    means = {label: sum(found) / len(found) if found and None not in found else None for label, found in losses.items()}
+    means = {label: statistics.mean(found) if found and None not in found else None for label, found in losses.items()}
     usable = {label: mean for label, mean in means.items() if mean is not None}
     if not usable:
         return Choice(None, means, [])

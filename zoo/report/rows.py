@@ -157,6 +157,7 @@ def binary(number: float) -> str:
 
 
 def percent(share: float) -> str:
+    """`12.3%`."""
     return f"{share:.1%}"
 
 

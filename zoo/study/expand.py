@@ -25,6 +25,7 @@ class Point:
     label: str
 
     def value(self, key: str) -> Any:
+        """The value of a key of the grid."""
         return dict(self.values)[key]
 
 

@@ -124,6 +124,7 @@ class Forked:
         return self.code
 
     def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
         if self.code is None:
             self._by.send(self._id, number)
 

@@ -101,6 +101,7 @@ class RaySlots:
         return f"Ray, {self.n_nodes} nodes with {what}, up to {self.limit()} runs at a time"
 
     def room(self, job: Job) -> bool:
+        """Whether the job can be handed over now."""
         return len(self._running) < self.limit()
 
     def start(self, job: Job) -> None:
@@ -136,9 +137,11 @@ class RaySlots:
             return -9
 
     def running(self) -> list[str]:
+        """Ids of the jobs that have been handed over and not ended."""
         return list(self._running)
 
     def fewer(self, device: str | None) -> bool:
+        """Always False: Ray decides what shares a GPU."""
         return False
 
     def stop(self, kill: bool = False) -> None:
@@ -151,5 +154,6 @@ class RaySlots:
                 self.ray.cancel(task, force=kill)
 
     def close(self) -> None:
+        """End Ray if it was started here."""
         if self._own:
             self.ray.shutdown()

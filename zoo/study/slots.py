@@ -184,6 +184,7 @@ class Slots:
         return found
 
     def running(self) -> list[str]:
+        """Ids of the jobs that have started and not ended."""
         return list(self._running)
 
     def fewer(self, device: str | None) -> bool:

@@ -61,6 +61,7 @@ class State:
 
     @property
     def ended(self) -> bool:
+        """Whether the run is done, failed or diverged."""
         return self.name != WAITING
 
 
@@ -109,15 +110,19 @@ class StudyFolder:
         return False
 
     def folder(self, run: Run) -> RunFolder:
+        """The run folder of a run."""
         return RunFolder(self.runs / run.id)
 
     def recipe(self, run: Run) -> Path:
+        """The file with the resolved recipe of a run."""
         return self.recipes / f"{run.id}.yaml"
 
     def outcome(self, run: Run) -> Path:
+        """The file that says what became of a run."""
         return self.outcomes / f"{run.id}.json"
 
     def log(self, run: Run) -> Path:
+        """The file with what the processes of a run printed."""
         return self.logs / f"{run.id}.txt"
 
     def threads(self, default: int) -> int:

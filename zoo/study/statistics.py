@@ -58,6 +58,7 @@ class Difference:
 
     @property
     def decided(self) -> bool:
+        """Whether the difference is more than chance, after the correction."""
         return self.p_holm is not None and self.p_holm < 1 - LEVEL
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The engine of `zoo train` for a benchmark: random tokens, a clock, no checkpoints and no validation."""
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +98,6 @@ class _Ticks(Callback):
 
     def __init__(self, clock):
         self.clock = clock
-        self.tmp_dir_for_symlink = tempfile.TemporaryDirectory()  # which the engine removes at its end
 
     def batch_end(self, state, logger) -> None:
         self.clock.batch_end()

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 
 from zoo.checking import locate, translate
 from zoo.errors import Problem, RecipeError, ZooError, shorten
-from zoo.training.config import CountOrAuto
+from zoo.training.config import CountOrAuto, Tasks
 from zoo.yaml_reader import Node, read_recipe
 
 NAME = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -91,7 +91,7 @@ class StudyConfig(_Section):
     set: Settings = Field({}, description="Keys of every run, as after --set.")
     grid: dict[str, list[Any]] = Field({}, description="Key -> values to choose from, for each architecture.")
     match: MatchConfig | None = Field(None, description="What is made equal by adjusting model.ffn.d_ff.")
-    tasks: list[str | dict[str, Any]] = Field([], description="Evaluation tasks of every run, as eval.tasks.")
+    tasks: Tasks = Field([], description="Evaluation tasks of every run, as eval.tasks.")
     measure: MeasureConfig | None = Field(None, description="Decoding speed to measure at the end.")
     jobs: CountOrAuto = Field("auto", description="Runs at a time on this machine (on each GPU, where there are any).")
     out: str | None = Field(None, description="Folder of the study. Default: runs/studies/ and its name.")
@@ -114,19 +114,6 @@ class StudyConfig(_Section):
             shown = [json.dumps(each, sort_keys=True) for each in values]
             if len(set(shown)) < len(shown):
                 raise ValueError(f"{key}: must have different values")
-        return value
-
-    @field_validator("tasks")
-    @classmethod
-    def _known_tasks(cls, value: list) -> list:
-        if value:
-            from zoo.evaluation.errors import EvaluationError
-            from zoo.evaluation.registry import make_tasks
-
-            try:
-                make_tasks(value)
-            except EvaluationError as error:
-                raise ValueError(str(error)) from error
         return value
 
     @model_validator(mode="after")

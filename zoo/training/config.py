@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from zoo.errors import shorten
 from zoo.parts import LOGGERS, OPTIMIZERS, SCHEDULES, NameOf, PartOf
@@ -173,6 +173,21 @@ class TrainConfig(_Section):
         return []
 
 
+def _known_tasks(value: list) -> list:
+    if value:
+        from zoo.evaluation.errors import EvaluationError
+        from zoo.evaluation.registry import make_tasks
+
+        try:
+            make_tasks(value)
+        except EvaluationError as error:
+            raise ValueError(str(error)) from error
+    return value
+
+
+Tasks = Annotated[list[str | dict[str, Any]], AfterValidator(_known_tasks)]
+
+
 class EvalConfig(_Section):
     """How often, and on how much held-out text, validation loss and bits per byte are measured."""
 
@@ -182,21 +197,8 @@ class EvalConfig(_Section):
     batches: CountOrAll = Field(
         64, description="Validation batches (of the training batch size) each time; all: the whole validation split."
     )
-    tasks: list[str | dict[str, Any]] = Field(
+    tasks: Tasks = Field(
         [],
         description="Evaluation tasks to score at each interval and at the end: names, groups, and mappings such as "
         "{task: niah_single_1, lengths: [1024]}; `zoo eval --list` names them.",
     )
-
-    @field_validator("tasks")
-    @classmethod
-    def _known_tasks(cls, value: list) -> list:
-        if value:
-            from zoo.evaluation.errors import EvaluationError
-            from zoo.evaluation.registry import make_tasks
-
-            try:
-                make_tasks(value)
-            except EvaluationError as error:
-                raise ValueError(str(error)) from error
-        return value

@@ -9,7 +9,7 @@ from zoo.study.equality import unequal
 from zoo.study.estimate import all_runs, estimate, flops_per_token, length
 from zoo.study.expand import Runs
 from zoo.study.gpus import visible_gpus
-from zoo.study.matching import described
+from zoo.study.matching import described, parameters_of
 from zoo.study.slots import Slots
 from zoo.study.state import StudyFolder
 from zoo.training.summary import as_time
@@ -38,18 +38,12 @@ def _runs_table(runs: Runs):
         flops = "" if tokens is None else decimal(tokens * flops_per_token(run.recipe))
         purpose = "the mean" if run.seed in runs.study.config.counting else "the choice"
         name = f"{run.architecture}-...-seed{run.seed}" if stands_in else run.id
-        parameters = f"{_parameters(run):,}"
+        parameters = f"{parameters_of(run.recipe):,}"
         shown = "epochs" if tokens is None else decimal(tokens)
         table.add_row(name, purpose, parameters, shown, flops, "chosen by then" if stands_in else run.point.label)
     if len(made) > MOST_ROWS:
         table.add_row(f"and {len(made) - MOST_ROWS} more")
     return table
-
-
-def _parameters(run) -> int:
-    from zoo.cost import model_cost
-
-    return model_cost(run.recipe.model, 1).parameters["total"]
 
 
 def _facts(runs: Runs, found: dict, slots: Slots):

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.cost import model_cost
 from zoo.errors import shorten
 from zoo.recipe import Recipe
 from zoo.report.columns import data_read
 from zoo.study.expand import Point, Runs
+from zoo.study.matching import parameters_of
 from zoo.study.results import flops_per_token
 
 PARAMETERS_APART = 0.03
@@ -55,7 +55,7 @@ def _optimizer(recipe: Recipe) -> dict[str, Any]:
 
 
 _COMPARED = {
-    "parameters": lambda r: model_cost(r.model, 1).parameters["total"],
+    "parameters": parameters_of,
     "training FLOPs per token": flops_per_token,
     "duration": lambda r: r.train.duration,
     "tokens a batch": lambda r: r.train.rows(r.seq_len) * r.seq_len,

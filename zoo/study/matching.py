@@ -50,12 +50,12 @@ def match(study: Study, entries: Mapping[str, tuple], points: Sequence[str], rec
     tolerance, changes, problems = study.config.match.parameters, [], []
     first = next(iter(entries))
     for point in points:
-        target = _parameters(recipes[first, point])
+        target = parameters_of(recipes[first, point])
         for name, (index, _, _) in entries.items():
             if name == first:
                 continue
             recipe = recipes[name, point]
-            before, d_ff = _parameters(recipe), getattr(recipe.model.ffn, "d_ff", None)
+            before, d_ff = parameters_of(recipe), getattr(recipe.model.ffn, "d_ff", None)
             if d_ff is None:
                 why = "has no model.ffn.d_ff to match parameters with; leave match out, or write the widths yourself"
                 problems.append(study.problem(("recipes", index), why))
@@ -72,14 +72,15 @@ def match(study: Study, entries: Mapping[str, tuple], points: Sequence[str], rec
                 problems.append(study.problem(("recipes", index), why))
                 continue
             recipes[name, point] = _with_width(recipe, width)
-            after = _parameters(recipes[name, point])
+            after = parameters_of(recipes[name, point])
             changes.append(Change(name, point, before, after, d_ff, width))
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return changes
 
 
-def _parameters(recipe: Recipe) -> int:
+def parameters_of(recipe: Recipe) -> int:
+    """All parameters of a recipe's model."""
     return model_cost(recipe.model, 1).parameters["total"]
 
 
@@ -90,11 +91,11 @@ def _with_width(recipe: Recipe, d_ff: int) -> Recipe:
 
 def _matching_width(recipe: Recipe, target: int, tolerance: float) -> int | None:
     """The d_ff nearest to the target, a multiple of the largest number in MULTIPLES that reaches the tolerance."""
-    low, high = (_parameters(_with_width(recipe, width)) for width in (128, 256))
+    low, high = (parameters_of(_with_width(recipe, width)) for width in (128, 256))
     per_width = (high - low) / 128
     exact = 128 + (target - low) / per_width
     for multiple in MULTIPLES:
         width = round(exact / multiple) * multiple
-        if width >= 1 and abs(_parameters(_with_width(recipe, width)) / target - 1) <= tolerance:
+        if width >= 1 and abs(parameters_of(_with_width(recipe, width)) / target - 1) <= tolerance:
             return width
     return None

@@ -41,7 +41,7 @@ class WithExperts(LlamaLike):
         }
 
     def write_experts(self, ffn: Any) -> dict[str, Any]:
-        """The keys of config.json that say the same."""
+        """The keys of config.json about experts."""
         return {
             "hidden_act": "silu",
             self.experts_key: ffn.n_experts,

@@ -17,20 +17,22 @@ if TYPE_CHECKING:
 
 
 class Form:
-    """How numbers of a tensor of theirs are those of ours.  This one: the same."""
+    """How a tensor of theirs is converted to ours.  The base class changes nothing."""
 
     def to_ours(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        """The tensor as the zoo orders and scales it."""
         return tensor
 
     def to_theirs(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        """The inverse of `to_ours`."""
         return tensor
 
 
 @dataclass(frozen=True)
 class Interleaved(Form):
-    """Rows of heads whose rotation turns channels 2i and 2i + 1; ours turns i and i + rotary_dim / 2.
+    """Rows of heads in which channels 2i and 2i + 1 are a rotary pair; in ours i and i + rotary_dim / 2 are one.
 
-    head_dim: rows of a head, of which rotary_dim from `start` on are rotated.
+    head_dim: rows of a head, of which the `rotary_dim` rows from `start` on are rotated.
     """
 
     head_dim: int
@@ -52,7 +54,7 @@ class Interleaved(Form):
 
 @dataclass(frozen=True)
 class ByHead(Form):
-    """Rows that theirs has head by head, `widths` of each part; ours has the parts one after the other."""
+    """Rows ordered by head in theirs, each head with parts of these widths; in ours, all heads of a part follow."""
 
     n_heads: int
     widths: tuple[int, ...]
@@ -68,7 +70,7 @@ class ByHead(Form):
 
 @dataclass(frozen=True)
 class OneLess(Form):
-    """Scales of norms that are kept as their difference from 1 (Gemma)."""
+    """Scales of norms that theirs stores minus 1 (Gemma)."""
 
     def to_ours(self, tensor):
         return tensor + 1
@@ -97,7 +99,7 @@ class Theirs:
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors of ours, on top of each other, are those of theirs, on top of each other."""
+    """Tensors of ours, concatenated by rows, equal tensors of theirs, concatenated by rows."""
 
     ours: tuple[str, ...]
     theirs: tuple[Theirs, ...]
@@ -131,5 +133,5 @@ class Family(ABC):
         """How the tensors of a model that `read` made correspond."""
 
     def derived(self, name: str) -> bool:
-        """Whether a tensor of theirs holds nothing that the config does not say."""
+        """Whether a tensor of theirs follows from the config, so that it need not be read."""
         return name.endswith(".rotary_emb.inv_freq")

@@ -7,11 +7,11 @@ A latent layer has one rotary key for all heads, and makes the rest of every key
    frequency the pairs of all groups can be mixed by one orthogonal matrix without changing any score, and the first
    axis is turned to where the keys of all groups vary most (principal component over groups, real and imaginary
    parts alike). That component becomes the shared rotary key, and each query head carries its group's share of it. Only
-   frequencies that the new rotary table has are taken; of pairs that are not, nothing is rotated any more.
+   frequencies of the new rotary table are taken; the other pairs lose their rotation.
 2. Content.  What is left of each key, without rotation, is stacked with the values of the groups that read the same
    latent: one map M of x. Its projection on its r leading left singular vectors, M ~ U (U^T M), gives the latent
    U^T M x and the maps U from the latent to keys and values. Singular vectors are those of M C^(1/2), C the second
-   moment of x, so that the error counts where inputs lie. With r at least the rank of M nothing is lost.
+   moment of x, which weights the error by where inputs lie. With r at least the rank of M nothing is lost.
 
 The ideas are those of MHA2MLA (arXiv 2502.14837: part of the channels keeps its rotation, joint SVD of keys and values)
 and TransMLA (arXiv 2502.07864: mixing heads frequency by frequency, so that one shared key carries the rotation).
@@ -91,7 +91,7 @@ def _check(source: Any, target: Any) -> None:
 
 
 def square_root(moment_CC: torch.Tensor) -> torch.Tensor:
-    """The symmetric root of a second moment, with a small floor, so that directions nobody has seen still count."""
+    """The symmetric root of a second moment.  Eigenvalues have a small floor, so that unseen directions still count."""
     values_C, vectors_CC = torch.linalg.eigh(moment_CC)
     floor = 1e-6 * float(values_C.mean())
     return vectors_CC * values_C.clamp(min=floor).sqrt() @ vectors_CC.T
@@ -118,9 +118,9 @@ def _rotary(
 
 
 def matched(source: Any, target: Any) -> dict[int, int]:
-    """Of pairs of the new rotary table, the pair of the old one that turns as fast, each once; nearest ones first.
+    """For pairs of the new rotary table, the old pair of the nearest frequency; each old pair is used once.
 
-    Pairs that differ by more than a tenth are left out: their place in the new key stays empty.
+    Pairs whose frequencies differ by more than a tenth are left out: their place in the new key stays empty.
     """
     if not (source.rope and target.rope and target.rope_dim and source.rotary_dim):
         return {}

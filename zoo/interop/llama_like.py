@@ -89,6 +89,7 @@ class LlamaLike(Family):
         return {"qkv_bias": True, "output_bias": True} if keys.flag("attention_bias", False) else {}
 
     def read_rope(self, keys: Keys, max_seq_len: int) -> dict[str, Any]:
+        """The fields of blocks about rotation."""
         return read_rope(keys, max_seq_len)
 
     def read_block(self, keys: Keys, attention: dict[str, Any], kind: str, index: int) -> dict[str, Any]:
@@ -102,6 +103,7 @@ class LlamaLike(Family):
         return {"ffn": self.read_ffn(keys)}
 
     def read_ffn(self, keys: Keys) -> dict[str, Any]:
+        """A dense feed-forward."""
         name = keys.value(self.activation_key)
         if not isinstance(name, str) or name not in self.activations:
             keys.refuse(self.activation_key, f"must be {', '.join(self.activations)}, which a recipe can say")
@@ -163,6 +165,7 @@ class LlamaLike(Family):
         return {one["kind"] for one in self.activations.values()}
 
     def write_ffns(self, layers) -> dict[str, Any]:
+        """The keys of config.json about feed-forwards."""
         ffn = layers[0].ffn
         return {"intermediate_size": ffn.d_ff, self.activation_key: self.write_activation(ffn)}
 
@@ -172,6 +175,7 @@ class LlamaLike(Family):
         return {} if plain else {"head_dim": projection.head_dim}
 
     def write_activation(self, ffn) -> str:
+        """The name of the feed-forward's activation; the first that the family knows if it has none of that kind."""
         wanted = ffn.model_dump(mode="json")
         found = (name for name, says in self.activations.items() if says.items() <= wanted.items())
         return next(found, next(iter(self.activations)))
@@ -187,13 +191,16 @@ class LlamaLike(Family):
         return [layer.mixer.attention.projection for layer in layers if layer.mixer.attention.pattern(pattern)]
 
     def write_biases(self, layer) -> dict[str, Any]:
+        """Those of `bias_keys`, from one layer."""
         written = {"attention_bias": layer.mixer.attention.output_bias, "mlp_bias": getattr(layer.ffn, "bias", False)}
         return {key: written[key] for key in self.bias_keys}
 
     def write_layer_types(self, layers) -> dict[str, Any]:
+        """The keys about windows, and which layers have one."""
         return {}
 
     def write_around(self, model) -> dict[str, Any]:
+        """The keys about norms, the residual stream and logits."""
         return {}
 
     # tensors
@@ -211,10 +218,11 @@ class LlamaLike(Family):
             yield Rule.same("head.weight", "lm_head.weight")
 
     def query_form(self, projection) -> Form:
-        """How rows of queries and keys are those of ours."""
+        """The order of rows of queries and keys in theirs."""
         return SAME
 
     def attention_rules(self, layer, ours: str, theirs: str) -> Iterator[Rule]:
+        """The rules of a layer's attention.  ours, theirs: what the names of its tensors begin with."""
         point = layer.mixer.attention
         projection = point.projection
         rows = [projection.n_heads * projection.head_dim, projection.n_kv_heads * projection.head_dim]
@@ -232,13 +240,14 @@ class LlamaLike(Family):
             yield Rule.same(f"{ours}output.bias", f"{theirs}o_proj.bias")
 
     def ffn_rules(self, layer, ours: str, theirs: str) -> Iterator[Rule]:
+        """The rules of a layer's feed-forward; arguments as of `attention_rules`."""
         for part in ("weight", "bias") if layer.ffn.bias else ("weight",):
             for one, other in FFN_NAMES.items():
                 yield Rule.same(f"{ours}{one}.{part}", f"{theirs}{other}.{part}")
 
 
 def _init_std(keys: Keys) -> dict[str, float]:
-    """Only a new part of the model is drawn with it, so what no recipe takes is left at the default."""
+    """Only new parts of the model are drawn with it, so a value that a recipe refuses becomes the default."""
     value = keys.value("initializer_range")
     return {"init_std": value} if isinstance(value, float) and 0 < value <= 1 else {}
 
@@ -286,7 +295,10 @@ class PeriodicWindows(LlamaLike):
 
 
 def read_windows(keys: Keys, otherwise: list[bool]) -> list[str]:
-    """Of each layer, FULL or SLIDING: as `layer_types` says; without it, which layers slide if any does."""
+    """Of each layer, FULL or SLIDING, as `layer_types` says.
+
+    otherwise: of each layer, whether it slides where `layer_types` is absent and windows are switched on.
+    """
     switched, window = keys.flag("use_sliding_window", False), keys.value("sliding_window")
     slides = switched and window is not None
     kinds = keys.each_layer("layer_types", len(otherwise), [FULL, SLIDING])

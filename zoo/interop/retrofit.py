@@ -1,7 +1,7 @@
-"""One layer's attention as another block: each part takes what it can from the old layer, and says what it could not.
+"""One layer's attention as another block: each part takes over what it can, and notes say what it could not.
 
-The same projection keeps its weights; grouped-query attention becomes latent attention as zoo/interop/latents.py says;
-gates between patterns are new where the old layer had none, and open one branch first.
+The same projection keeps its weights. Grouped-query attention becomes latent attention (zoo/interop/latents.py). Where
+the old layer had no gates between patterns, new ones open one branch first.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from zoo.interop.errors import InteropError
 from zoo.interop.latents import OldMaps, to_latent
 
 FIRST = ("window", "full", "dilated", "selection", "compression")  # the branch that new gates open, the first there is
-OPEN = 4.0  # logit of a gate that is open; -OPEN: closed. Both still learn: the slope of the sigmoid is 0.018
+OPEN = 4.0  # logit of an open gate; -OPEN: closed. Both can still learn: the sigmoid has slope 0.018 there
 SAME_FIELDS = ("head_dim", "v_head_dim", "qk_norm")
 MADE = ("projection.", "output.", "gate.", "output_gate.")  # parameters that have rules of their own
 NORM_FIELDS = ("qk_norm_over", "qk_norm_place", "qk_norm_scale")
@@ -23,7 +23,7 @@ State = dict[str, torch.Tensor]
 
 @dataclass
 class Retrofitted:
-    """The attention's parameters, float64, and sentences on what is not as before."""
+    """The attention's parameters, float64, and notes on what differs from the old layer."""
 
     state: State
     notes: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ def retrofit(
 ) -> Retrofitted:
     """The parameters of the attention `new` (zoo.blocks.resolved.ResolvedMixer) from those of `old`.
 
-    state: of the old attention.  fresh: of the new one as it is drawn, for what the old one has nothing of.
+    state: of the old attention.  fresh: of the new one as it is drawn, for parameters that the old one lacks.
     moment_CC: second moment of the attention's inputs.
     Raises InteropError, naming the field, if the new block cannot take over the old weights.
     """
@@ -160,7 +160,7 @@ def _copied(source: Any, target: Any, state: Mapping[str, torch.Tensor], made: R
 
 
 def _patterns(state: Mapping[str, torch.Tensor], made: Retrofitted) -> None:
-    """Parameters that nothing else here makes, such as learned pooling: those of the same name and size are kept."""
+    """Keep other parameters, such as learned pooling, if the old layer has them by the same name and shape."""
     new = []
     for name, tensor in made.state.items():
         if not name.startswith(MADE):

@@ -89,6 +89,7 @@ class Numbers:
             self.event.record()
 
     def read(self) -> dict[str, float]:
+        """The numbers by name.  Waits for their copy from the GPU."""
         if self.event is not None:
             self.event.synchronize()
         return {name: float(number) for name, number in zip(self.names, self.values, strict=True)}

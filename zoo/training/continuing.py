@@ -90,6 +90,7 @@ class Change:
         return PLACE.fullmatch(self.key) is not None
 
     def problem(self, then: str) -> Problem:
+        """The change as a problem of its key.  then: what the old value belongs to, as in `runs/x was started`."""
         before, now = in_words(self.before, self.now)
         return Problem(f"was {before} when {then}, and is {now} now", key=self.key)
 

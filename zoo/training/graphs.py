@@ -174,6 +174,7 @@ class MicroBatchGraph:
         self.share.fill_(share)
 
     def compute(self, trainer: StepTrainer) -> None:
+        """Run the forward and backward pass of the micro-batch without a graph."""
         forward_backward(trainer, self.inputs, self.share, self.total, self.first)
 
     def capture(self, trainer: StepTrainer, pool: Any) -> None:
@@ -185,6 +186,7 @@ class MicroBatchGraph:
             self.compute(trainer)
 
     def replay(self, part: dict[str, torch.Tensor], share: float) -> None:
+        """Copy a micro-batch in and launch the captured graph; arguments as of `fill`."""
         self.fill(part, share)
         self.graph.replay()
 

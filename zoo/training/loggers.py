@@ -38,6 +38,7 @@ class JsonLines:
         self._file.write(json.dumps(record) + "\n")
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
@@ -113,6 +114,7 @@ class TensorBoard:
             self._writer.flush()
 
     def close(self) -> None:
+        """Write what is left, and close the files."""
         self._writer.close()
 
 

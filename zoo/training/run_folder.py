@@ -48,6 +48,7 @@ class RunFolder:
         return read_json(self.summary)
 
     def write_summary(self, summary: dict) -> None:
+        """Write summary.json with its checksum; the run is complete from then on."""
         write_sealed_json(self.summary, summary)
 
     def _make(self) -> None:

@@ -45,6 +45,7 @@ class Screen:
         self._bar: Progress | None = None
 
     def say(self, text: str) -> None:
+        """Print a line, and log it."""
         self.console.print(clean(text), markup=False)
         log.info("%s", text)
 
@@ -128,6 +129,7 @@ def log_to(path: Path) -> logging.Handler:
 
 
 def stop_log(handler: logging.Handler) -> None:
+    """Undo `log_to`, and close its file."""
     for name in ("zoo", "composer", "streaming"):
         logging.getLogger(name).removeHandler(handler)
     handler.close()

@@ -33,6 +33,7 @@ class Summary:
     init_from: dict[str, str] | None = None
 
     def as_dict(self) -> dict:
+        """The content of summary.json: every field but the folder, and the version."""
         values = {key: value for key, value in asdict(self).items() if key != "run_dir"}
         return {"version": zoo.__version__, **values}
 
@@ -53,6 +54,7 @@ class Summary:
             ) from error
 
     def headline(self) -> str:
+        """Name, batches, tokens and time of the training."""
         return f"{self.name}, {self.batches:,} batches, {self.tokens:,} tokens in {as_time(self.time_s)}"
 
     def text(self, writes_text: bool = True) -> str:

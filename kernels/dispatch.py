@@ -40,6 +40,8 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Choice:
+    """The implementation that serves a call, and the reason."""
+
     impl: str
     why: str
 

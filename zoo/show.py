@@ -115,6 +115,7 @@ def _strip(layers: list[dict], seen: list[str]) -> Text:
 
 
 def strip_cell(number: int) -> tuple[str, str]:
+    """A cell of the strip of layers, and its style, for the kind of attention with this number."""
     return f" {LETTERS[number % len(LETTERS)]} ", f"black on {COLOURS[number % len(COLOURS)]}"
 
 
@@ -172,6 +173,7 @@ def first_line(config: type) -> str:
 
 
 def plain_table(*headings: str) -> Table:
+    """A table without lines, with a column for each heading."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for heading in headings:
         table.add_column(heading)

@@ -12,6 +12,7 @@ def choose_blocks(
     q_BTHD, k_BNKD, lse_BTH, *, q_rope, k_rope_BNR, compression_block, compression_stride, selection_block, n_selected,
     n_init, n_local, query_group, scale, documents,
 ):  # fmt: skip
+    """`zoo.kernels.choose_blocks`: chosen_BGKS int32, [B, G, K, S].  q_BTHD, k_BNKD, lse_BTH: any float dtype."""
     batch, seq_len, n_heads, _ = q_BTHD.shape
     n, n_kv_heads = k_BNKD.shape[1:3]
     n_blocks = -(-seq_len // selection_block)

@@ -9,11 +9,13 @@ from zoo.kernels.layout import over
 
 
 def gather_blocks(x_BTKD: torch.Tensor, *, block: int, stride: int, documents: Documents | None) -> torch.Tensor:
+    """`zoo.kernels.gather_blocks`: [B, T, ...] -> [B, N, block, ...], zeros in slots that no block fills."""
     x_BNDL, filled_BN = _blocks(x_BTKD, block, stride, documents)
     return x_BNDL.masked_fill(~over(filled_BN, x_BNDL), 0.0).movedim(-1, 2)
 
 
 def mean_pool(xs: list[torch.Tensor], *, block: int, stride: int, documents: Documents | None) -> list[torch.Tensor]:
+    """`zoo.kernels.mean_pool`: the mean of each block, [B, T, ...] -> [B, N, ...] for each x, in its dtype."""
     return [_mean_pool(x_BTKD, block, stride, documents) for x_BTKD in xs]
 
 

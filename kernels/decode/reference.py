@@ -7,6 +7,7 @@ from zoo.kernels.choice.reference import block_importance, rank_blocks
 
 
 def cached_attention(q_BTHD, k_BNJD, v_BNJV, first_BT, end_BT, *, q_rope, k_rope_BNR, scale):
+    """`zoo.kernels.cached_attention`: o_BTHV, and its log-sum-exp lse_BTH."""
     q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope_BNR)
     q_BJTgD, k_BJND, v_BJNV = by_key_head(q, k.shape[2]), k.transpose(1, 2), wide(v_BNJV).transpose(1, 2)
     slot_N = torch.arange(k.shape[1], device=q.device)
@@ -54,6 +55,7 @@ def cached_choose_blocks(
 def cached_selection_attention(
     q_BTHD, k_BNJD, v_BNJV, chosen_BTKS, position_BT, *, selection_block, q_rope, k_rope_BNR, scale
 ):
+    """`zoo.kernels.cached_selection_attention`: o_BTHV of queries that each have a choice, chosen_BTKS."""
     q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope_BNR)
     batch, seq_len, n_groups, _ = chosen_BTKS.shape
     q_BKTgD = by_key_head(q, n_groups)

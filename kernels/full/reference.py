@@ -7,6 +7,7 @@ from zoo.kernels.documents import starts
 
 
 def full_attention(q_BTHD, k_BTKD, v_BTKV, *, q_rope, k_rope, scale, documents):
+    """`zoo.kernels.full_attention`: o_BTHV."""
     batch, seq_len, n_heads, _ = q_BTHD.shape
     q, k = join_rotary(q_BTHD, k_BTKD, q_rope, k_rope)
     q_BKTgD, k_BKTD, v_BKTV = by_key_head(q, k.shape[2]), k.transpose(1, 2), wide(v_BTKV).transpose(1, 2)

@@ -11,6 +11,7 @@ _BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.
 
 
 def full_attention(q_BTHD, k_BTKD, v_BTKV, *, q_rope, k_rope, scale, documents):
+    """`zoo.kernels.full_attention` without documents: o_BTHV."""
     q, k, v = q_BTHD, k_BTKD, v_BTKV
     if q_rope is not None:
         q = torch.cat([q, q_rope], -1)

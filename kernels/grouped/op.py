@@ -8,4 +8,5 @@ grouped_mm = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", Non
 
 
 def grouped_linear(x_SC: torch.Tensor, weight_EFC: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
+    """`zoo.kernels.grouped_linear` in bfloat16: [S, C] -> [S, F]."""
     return grouped_mm(x_SC.contiguous(), weight_EFC.transpose(1, 2), offs=ends_E)

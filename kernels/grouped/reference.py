@@ -5,6 +5,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 
 def grouped_linear(x_SC: torch.Tensor, weight_EFC: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
+    """`zoo.kernels.grouped_linear`: [S, C] -> [S, F]."""
     if x_SC.is_meta or isinstance(x_SC, FakeTensor):  # which know no sizes of groups
         return x_SC.new_empty(len(x_SC), weight_EFC.shape[1])
     ends = ends_E.tolist()

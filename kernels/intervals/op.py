@@ -50,9 +50,11 @@ class Problem:
         self.width = max(padded["DP"] + padded["RP"] * (self.R > 0), padded["VP"])
 
     def query_grid(self, tile: Tile) -> tuple[int]:
+        """Programs that take a tile of queries each."""
         return (cdiv(self.T, tile["BM"]) * self.B * self.H,)
 
     def key_blocks(self, tile: Tile) -> int:
+        """Tiles of keys, over all rows and key heads."""
         return cdiv(self.N, tile["BN"]) * self.B * self.K
 
 

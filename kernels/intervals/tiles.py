@@ -30,6 +30,7 @@ def fwd_tiles(dtype: torch.dtype, width: int, window: bool) -> list[Tile]:
 
 @cache
 def dq_tiles(dtype: torch.dtype, width: int) -> list[Tile]:
+    """Tiles of the kernel that computes the gradient of queries.  width: as for `fwd_tiles`."""
     if dtype == torch.float32:
         return _tiles((32, 32, 4, 1), (16, 16, 4, 1))
     if width <= 96:

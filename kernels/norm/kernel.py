@@ -23,6 +23,7 @@ from zoo.kernels.registration import differentiable, opaque
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, *, eps: float) -> torch.Tensor:
+    """`zoo.kernels.rms_norm`: x [B, T, D] or [B, T, H, D] -> the same shape, contiguous."""
     return _norm(x if x.dim() == 4 else x.unsqueeze(2), weight, eps).view(x.shape)
 
 

@@ -24,6 +24,7 @@ from zoo.kernels.registration import differentiable, opaque
 def add_rms_norm(
     x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, *, eps: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """`zoo.kernels.add_rms_norm`: x + delta, and its norm in `dtype`, both [..., C]."""
     keeps = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, delta, weight))
     if delta is None and torch.compiler.is_compiling():  # an op may not return its input
         delta = torch.zeros_like(x)

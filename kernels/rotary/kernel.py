@@ -18,6 +18,7 @@ from zoo.kernels.registration import differentiable, opaque
 
 
 def rotate(x: torch.Tensor, cos_BTR: torch.Tensor, sin_BTR: torch.Tensor) -> torch.Tensor:
+    """`zoo.kernels.rotate`: x [B, T, 2 R] or [B, T, H, 2 R] -> the same shape, contiguous."""
     flat = x.unsqueeze(2) if x.dim() == 3 else x
     return _rotate(flat, cos_BTR.contiguous(), sin_BTR.contiguous()).view(x.shape)
 

@@ -106,6 +106,7 @@ def _write_lists(key, begin, list_of, o_l, n, n_lists, steps,
 
 @triton.jit
 def chunk_length(length, CHUNK: tl.constexpr, MAX: tl.constexpr):
+    """Entries of a chunk: a multiple of CHUNK, so that a list has MAX chunks at most."""
     return CHUNK * tl.maximum(tl.cdiv(length, CHUNK * MAX), 1)
 
 

@@ -246,6 +246,7 @@ def _sizes(K, H, D, R, V, S, selection_block, query_group, documents) -> dict:
 
 
 def strides(x: torch.Tensor | None, axes: int) -> tuple[int, ...]:
+    """Strides of the first `axes` axes, zeros for a tensor that is absent."""
     return tuple(x.stride()[:axes]) if x is not None else (0,) * axes
 
 

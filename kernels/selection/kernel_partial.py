@@ -271,6 +271,7 @@ def weight_tiles(of_group: int) -> list[dict]:
 
 @cache
 def combine_tiles(width: int) -> list[dict]:
+    """width: channels of a value head, padded."""
     return [dict(ROWS=max(16, min(64, 4096 // width)), UNROLL=8, num_warps=4)]
 
 
@@ -284,6 +285,7 @@ def key_width(size: dict, itemsize: int) -> int:
 
 
 def forward_tiles(size: dict, itemsize: int, keys: int) -> list[dict]:
+    """Tiles of the forward kernel, best first.  keys: of a tile, as `key_width` says."""
     return _forward_tiles(keys, max(size["DP"], size["VP"]), itemsize)
 
 
@@ -297,6 +299,7 @@ def _forward_tiles(keys: int, widest: int, itemsize: int) -> list[dict]:
 
 
 def backward_tiles(size: dict, itemsize: int, keys: int) -> list[dict]:
+    """Tiles of the backward kernel, best first.  keys: of a tile, as `key_width` says."""
     return _backward_tiles(keys, max(size["DP"], size["VP"]), size["R"] > 0, itemsize)
 
 

@@ -10,6 +10,7 @@ from zoo.kernels.documents import query_groups, starts
 def selection_attention(
     q_BTHD, k_BTKD, v_BTKV, chosen_BGKS, *, q_rope, k_rope, selection_block, query_group, scale, documents
 ):
+    """`zoo.kernels.selection_attention`: o_BTHV."""
     batch, seq_len, n_heads, _ = q_BTHD.shape
     chosen_BGKS = _used_places(chosen_BGKS, seq_len, selection_block)
     n_kv_heads, n_selected, device = k_BTKD.shape[2], chosen_BGKS.shape[3], q_BTHD.device

@@ -14,6 +14,7 @@ from zoo.kernels.attend import in_chunks
 def selection_attention(
     q_BTHD, k_BTKD, v_BTKV, chosen_BGKS, *, q_rope, k_rope, selection_block, query_group, scale, documents
 ):
+    """`zoo.kernels.selection_attention` without documents: o_BTHV."""
     batch, seq_len, n_heads, _ = q_BTHD.shape
 
     def rows(lo: int, hi: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ from zoo.kernels.rotary.reference import rotate
 
 
 def split_heads(y: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, *, groups) -> list[torch.Tensor]:
+    """`zoo.kernels.split_heads`: y [B, T, C] -> the pieces of all groups, each [B, T, n, width]."""
     found = []
     for group, part in zip(groups, y.split([group.width for group in groups], -1), strict=True):
         pieces = part.unflatten(-1, (group.n, -1)).split([piece.width for piece in group.pieces], -1)

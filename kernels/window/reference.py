@@ -11,6 +11,7 @@ TILE = 32
 
 
 def window_attention(q_BTHD, k_BTKD, v_BTKV, *, window, q_rope, k_rope, scale, documents):
+    """`zoo.kernels.window_attention`: o_BTHV."""
     batch, seq_len, n_heads, _ = q_BTHD.shape
     before = min(window, seq_len) - 1  # keys of a query before its own
     c = min(TILE, seq_len)

@@ -12,7 +12,7 @@ from torch.nn.functional import gelu, relu, silu
 
 from zoo import fused
 from zoo.blocks.context import Context, Step
-from zoo.feed_forward.dense_config import Dense, GeGLU, SwiGLU
+from zoo.feed_forward.dense_config import Gated, Ungated
 
 
 def _relu2(x: torch.Tensor) -> torch.Tensor:
@@ -25,28 +25,14 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_exact": gelu,
     "gelu_tanh": partial(gelu, approximate="tanh"),
     "relu2": _relu2,
+    "silu": silu,
 }
-
-
-class SwiGLUModule(nn.Module):
-    """W_down(silu(W_gate x) * W_up x).  [B, T, C] -> [B, T, C]."""
-
-    def __init__(self, config: SwiGLU, d_model: int):
-        super().__init__()
-        self.gate = nn.Linear(d_model, config.d_ff, config.bias)
-        self.up = nn.Linear(d_model, config.d_ff, config.bias)
-        self.output = nn.Linear(config.d_ff, d_model, config.bias)
-
-    def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> torch.Tensor:
-        if self.output.bias is not None:  # which the fused operation does not have
-            return self.output(silu(self.gate(x_BTC)) * self.up(x_BTC))
-        return fused.swiglu(x_BTC, self.gate.weight, self.up.weight, self.output.weight)
 
 
 class GatedModule(nn.Module):
     """W_down(f(W_gate x) * W_up x), f the config's activation.  [B, T, C] -> [B, T, C]."""
 
-    def __init__(self, config: GeGLU, d_model: int):
+    def __init__(self, config: Gated, d_model: int):
         super().__init__()
         self.gate = nn.Linear(d_model, config.d_ff, config.bias)
         self.up = nn.Linear(d_model, config.d_ff, config.bias)
@@ -57,10 +43,19 @@ class GatedModule(nn.Module):
         return self.output(self.activation(self.gate(x_BTC)) * self.up(x_BTC))
 
 
+class SwiGLUModule(GatedModule):
+    """The same with silu, fused where there are no biases."""
+
+    def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> torch.Tensor:
+        if self.output.bias is not None:  # which the fused operation does not have
+            return super().forward(x_BTC, context)
+        return fused.swiglu(x_BTC, self.gate.weight, self.up.weight, self.output.weight)
+
+
 class DenseModule(nn.Module):
     """W_down f(W_up x), f the config's activation.  [B, T, C] -> [B, T, C]."""
 
-    def __init__(self, config: Dense, d_model: int):
+    def __init__(self, config: Ungated, d_model: int):
         super().__init__()
         self.up = nn.Linear(d_model, config.d_ff, config.bias)
         self.output = nn.Linear(config.d_ff, d_model, config.bias)

@@ -14,7 +14,7 @@ class Dense(FeedForwardConfig):
     """What the kinds share: a hidden layer of `d_ff`, made by `n_in` maps of the input, and a map back."""
 
     n_in: ClassVar[int] = 1  # maps that read the input
-    module: ClassVar[str] = "zoo.feed_forward.dense:DenseModule"
+    activation: ClassVar[str]  # key of zoo.feed_forward.dense.ACTIVATIONS; a property where a field decides
 
     d_ff: Count = Field(description="Width of the hidden layer.")
     bias: Flag = Field(False, description="Biases on every map.")
@@ -46,6 +46,8 @@ class Gated(Dense):
 class Ungated(Dense):
     """W_down f(W_up x), with an activation f."""
 
+    module: ClassVar[str] = "zoo.feed_forward.dense:DenseModule"
+
     def activation_bytes(self, d_model: int) -> int:
         """The input, what the activation keeps, and what the last map reads."""
         return BF16 * (d_model + 2 * self.d_ff)
@@ -61,6 +63,7 @@ class SwiGLU(Gated):
     """W_down(silu(W_gate x) * W_up x): three matrices (Shazeer 2020, arXiv 2002.05202)."""
 
     module: ClassVar[str] = "zoo.feed_forward.dense:SwiGLUModule"
+    activation: ClassVar[str] = "silu"
     about: ClassVar[About] = About(
         r"""
 $$ y = W_{down}\,(\operatorname{silu}(W_{gate}\, x) \odot W_{up}\, x) $$

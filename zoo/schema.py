@@ -43,17 +43,16 @@ def schema_definitions() -> dict[str, Any]:
     }
     definitions |= _for_schedules()
     model = definitions["ModelConfig"]["properties"]
+    for key in ("blocks", "ffns"):
+        _name_keys(model[key])
     model["blocks"]["additionalProperties"] = {"$ref": "#/$defs/Block"}
-    model["blocks"].pop("patternProperties", None)
-    model["blocks"]["propertyNames"] = {"pattern": f"^{NAME.pattern}$"}
     for key in ("layers", "ffn_layers"):
         model[key] = {"$ref": "#/$defs/Schedule", "description": model[key]["description"]}
-    _name_keys(model["ffns"])
     return definitions
 
 
 def _name_keys(node: dict[str, Any]) -> None:
-    """State the names that a mapping may have in the form that `blocks` has; pydantic writes it as a pattern."""
+    """Move the names that the keys of a mapping may have to `propertyNames`; pydantic writes `patternProperties`."""
     for member in [node, *node.get("anyOf", ())]:
         if "patternProperties" in member:
             (member["additionalProperties"],) = member.pop("patternProperties").values()

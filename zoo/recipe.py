@@ -335,7 +335,8 @@ def load_recipe(
 
     settings: (key.path, value) of another file, such as a study, laid over the recipe as `extends` does it.
     of_run: the file is a run folder's, perhaps of somebody else: its plugins are imported only if they are installed
-    or were named by the user.  The same holds for a file that lies in a run folder (`in_run_folder`).
+    or were named by the user (which also holds for a file in a run folder, `in_run_folder`), and keys that it lacks
+    because it is older have the values of its time.
     Raises RecipeError with every mistake found, each with its place.
     """
     root = read_recipe(path, overrides)
@@ -379,16 +380,16 @@ def load_data_section(path: str | os.PathLike, overrides: Iterable[str] = ()) ->
     Raises RecipeError with every mistake found in the section, each with its place.
     """
     root = read_recipe(path, overrides)
-    plain = root.plain()
-    if not isinstance(plain.get("data"), dict):
+    data = root.plain()
+    if not isinstance(data.get("data"), dict):
         raise RecipeError([Problem("is required, and must be a mapping", file=os.fspath(path), key="data")])
     try:
-        return DataConfig.model_validate_json(json.dumps(plain["data"]), strict=True)
+        return DataConfig.model_validate_json(json.dumps(data["data"]), strict=True)
     except ValidationError as error:
         from zoo import schema
 
         definitions = schema.schema_definitions()
-        found = translate(error, plain["data"], lambda at: schema.known_keys(("data", *at), plain, definitions))
+        found = translate(error, data["data"], lambda at: schema.known_keys(("data", *at), data, definitions))
         raise RecipeError([locate((("data", *at), where, why), root) for at, where, why in found]) from error
 
 
@@ -440,13 +441,13 @@ def _partial_problems(data: dict) -> list[Found]:
         inside = at.path if isinstance(at, Where) else ()
         found.append((("model", *path, *inside), at, why))
     if sizes["vocab_size"] and sizes["max_seq_len"]:
-        sections = {
+        others = {
             name: _attempt(
                 lambda value, c=config: c.model_validate_json(json.dumps(value), strict=True), data.get(name, {})
             )
             for name, config in (("data", DataConfig), ("train", TrainConfig))
         }
-        found += _section_problems(sizes["vocab_size"], sizes["max_seq_len"], sections["data"], sections["train"])
+        found += _section_problems(sizes["vocab_size"], sizes["max_seq_len"], others["data"], others["train"])
     return found
 
 

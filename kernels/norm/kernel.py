@@ -21,6 +21,10 @@ from zoo.kernels.launching import Tile, cdiv, launch, n_processors, next_power_o
 from zoo.kernels.layout import dense_rows
 from zoo.kernels.registration import differentiable, opaque
 
+FWD_NUMBERS = 1024  # of a tile
+BWD_NUMBERS = 4096  # of a tile in the backward pass, which loops: more loads are under way at a time
+BWD_PROGRAMS = 16  # for each processor
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, *, eps: float) -> torch.Tensor:
     """`zoo.kernels.rms_norm`: x [B, T, D] or [B, T, H, D] -> the same shape, contiguous."""
@@ -98,12 +102,8 @@ def _backward(
     return dx, part.sum(0 if weight.dim() == 2 else (0, 1)).to(weight.dtype)
 
 
-BWD_NUMBERS = 4096  # of a tile in the backward pass, which loops: more loads under way
-BWD_PROGRAMS = 16  # for each processor
-
-
 @cache
-def _tiles(width: int, numbers: int = 1024) -> tuple[list[Tile], dict]:
+def _tiles(width: int, numbers: int = FWD_NUMBERS) -> tuple[list[Tile], dict]:
     padded = next_power_of_2(width)
     tile = dict(ROWS=max(1, numbers // padded), num_warps=4)
     return [tile], dict(D=width, DP=padded)

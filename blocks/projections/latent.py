@@ -88,7 +88,7 @@ class _PerHead(torch.autograd.Function):
     """y_j = W_j x_j for each weight [J, O, R]: x [..., J, R] -> y [..., J, O].
 
     Each product is written where it belongs; torch's einsum lays its result out by head, and a copy follows. In the
-    backward pass the products are added up in one tensor.
+    backward pass the products are added up in one tensor. Weights that `train.freeze` keeps have no gradient.
     """
 
     @staticmethod
@@ -112,7 +112,7 @@ class _PerHead(torch.autograd.Function):
         for i, (dy, weight_JOR) in enumerate(zip(dys, weights_JOR, strict=True)):
             dy_JNO = dy.flatten(0, -3).transpose(0, 1)
             torch.baddbmm(dx_JNR, dy_JNO, weight_JOR, beta=min(i, 1), out=dx_JNR)
-            dweights.append(torch.bmm(dy_JNO.mT, x_JNR))
+            dweights.append(torch.bmm(dy_JNO.mT, x_JNR) if ctx.needs_input_grad[1 + i] else None)
         return dx, *dweights
 
 

@@ -94,7 +94,7 @@ def bench_setup(recipe, folder: Path, batches: int, own_data: bool) -> BenchSetu
 
 
 class _Ticks(Callback):
-    """Tells the clock of each batch's end, after the zoo's own callbacks; stands in the place of the saver."""
+    """Tells the clock of each batch's end, after the zoo's own callbacks. It stands in for the saver."""
 
     def __init__(self, clock):
         self.clock = clock

@@ -53,7 +53,7 @@ class Context(_Positions):
     positions_BT: index of each token in its document, [B or 1, T].  documents: None if each row is one document.
     losses: what layers have added to the training loss.
 
-    No dataclass: FSDP2 calls each layer with a copy of those among its arguments, and layers share this one.
+    Not a dataclass: FSDP2 passes each layer copies of dataclass arguments, and the layers share this object.
     """
 
     def __init__(self, positions_BT: torch.Tensor, documents: Documents | None = None):

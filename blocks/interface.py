@@ -73,7 +73,7 @@ class SelfInitialised(Protocol):
 
 @runtime_checkable
 class AfterBatch(Protocol):
-    """A module that does something once after each batch of training, or counts something of it."""
+    """A module that does something once after each batch of training, or reports numbers of it."""
 
     def after_batch(self, total: "Callable[[torch.Tensor], None]") -> "dict[str, torch.Tensor]":
         """Called after the optimiser's step, on every device.

@@ -16,7 +16,7 @@ __all__ = ["Attended", "Context", "Entries", "Keys", "Queries", "RMSNorm", "Sour
 
 
 class Queries(NamedTuple):
-    """q_BTHD, with q_rope_BTHR beside it where keys come in two parts; `scale` multiplies the scores."""
+    """q_BTHD, and q_rope_BTHR if keys have a separate rotary part; `scale` multiplies the scores."""
 
     q: torch.Tensor
     rope: torch.Tensor | None
@@ -27,7 +27,7 @@ class Queries(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """k_BTKD and v_BTKV, with k_rope_BTR, shared by all heads, where keys come in two parts; N for T where pooled."""
+    """k_BTKD and v_BTKV, and k_rope_BTR, shared by all heads, if rotary parts are separate; N for T where pooled."""
 
     k: torch.Tensor
     v: torch.Tensor

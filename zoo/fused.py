@@ -1,4 +1,4 @@
-"""Operations around attention that are one kernel on CUDA: norms, residual additions, SwiGLU, the loss of the head.
+"""Operations around attention that are fused on CUDA: residual additions with norms, SwiGLU, the loss of the head.
 
 On other devices the same formula runs in PyTorch. liger-kernel is imported at the first call on a CUDA tensor; it is a
 dependency on Linux, so its absence there is an installation error and is reported as one.
@@ -38,7 +38,10 @@ def add_norm(
 def add_layer_norm(
     x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `add_norm`, with LayerNorm (Ba 2016, arXiv 1607.06450): the mean is taken off, and a bias [C] may be added."""
+    """As `add_norm`, with LayerNorm (Ba 2016, arXiv 1607.06450): the mean is subtracted, and a bias [C] may be added.
+
+    PyTorch's own operations on every device.
+    """
     total = x if delta is None else x + delta
     wide = total if total.dtype == torch.float64 else total.float()
     weight, bias = weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)

@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """As RMSNorm, with the mean taken off (Ba 2016, arXiv 1607.06450) and, if asked, a learned bias."""
+    """As RMSNorm, with the mean subtracted (Ba 2016, arXiv 1607.06450) and, if asked, a learned bias."""
 
     def __init__(self, width: int, eps: float, bias: bool):
         super().__init__()

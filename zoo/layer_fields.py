@@ -1,4 +1,4 @@
-"""What a recipe says about a layer beside its two parts: norms, residual stream, embedding and logits. No torch.
+"""What a recipe says about a layer apart from its two parts: norms, residual stream, embedding and logits. No torch.
 
 The fields belong to the `model` section; zoo/layer.py and zoo/model.py compute what they say.
 """

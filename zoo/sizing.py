@@ -139,9 +139,9 @@ def _layers(model: ModelConfig, seq_len: int) -> tuple[list[tuple[int, int]], tu
 
 
 def _layer_bytes(model: ModelConfig, ffn: FeedForwardConfig, seq_len: int) -> int:
-    """What a layer keeps beside its attention: what its norms keep, and its feed-forward.
+    """What a layer keeps apart from its attention: what its norms keep, and its feed-forward.
 
-    Of parallel parts the input, which both count, is one tensor.
+    Parallel parts share their input, which both count.
     """
     shared = BF16 * model.d_model if model.parallel else 0
     return seq_len * (norm_bytes(model) - shared + ffn.activation_bytes(model.d_model))

@@ -22,8 +22,8 @@ $$ q_{t,i} = [\, W_{Q,i}\, x_t \;;\; R_t W_{QR,i}\, x_t \,] $$
 _LATENT_END = r"""
 With `rope_dim: 0` there are no rotary parts; with `rope: false` they are not rotated. With `q_rank`, queries come from
 a latent of their own, $c^Q_t = \operatorname{RMSNorm}(W_{DQ}\, x_t)$, in place of $x_t$. Cached for a token: $c_t$ and
-$k^R_t$. With `latent_norm: false` the latent is $W_{DKV}\, x_t$ itself, as in layers that `zoo convert` made of grouped
-ones. The width of a score is $d_{qk} = d_n + d_r$.
+$k^R_t$. With `latent_norm: false` the latent is $W_{DKV}\, x_t$ itself, as in layers that `zoo convert` makes of
+grouped-query attention. The width of a score is $d_{qk} = d_n + d_r$.
 """
 _SHARES_KV = "makes all keys and values from the one cached latent"
 

@@ -18,7 +18,7 @@ from zoo.feed_forward.dense_config import SwiGLU
 from zoo.feed_forward.moe_config import MoE
 from zoo.kernels import grouped_linear
 
-TINY = 1e-20  # added to sums of scores that are divided by
+TINY = 1e-20  # added to sums of scores before a division
 
 
 class MoEModule(nn.Module):
@@ -45,7 +45,7 @@ class MoEModule(nn.Module):
         self.counts_E: torch.Tensor | None = None
 
     def initialise(self, generator: torch.Generator, std: float, residual_std: float) -> None:
-        """As linear maps are drawn; what writes to the residual stream with the smaller deviation."""
+        """Draw all weights as those of linear maps, those that write to the residual stream with residual_std."""
         writing = [self.down, *([] if self.shared is None else [self.shared.output.weight])]
         small = {id(parameter) for parameter in writing}
         for parameter in self.parameters():
@@ -86,7 +86,7 @@ class MoEModule(nn.Module):
         return {"expert_load_max": load_E.max(), "expert_load_min": load_E.min()}
 
     def _logits(self, x_NC: torch.Tensor) -> torch.Tensor:
-        """Router logits [N, E] in float32, which rounding would let change the choice."""
+        """Router logits [N, E] in float32, because rounded logits could change the choice."""
         with nullcontext() if x_NC.is_meta else torch.autocast(x_NC.device.type, enabled=False):
             wide = x_NC if x_NC.dtype == torch.float64 else x_NC.float()
             return F.linear(wide, self.router.weight.to(wide.dtype))
@@ -140,7 +140,7 @@ class MoEModule(nn.Module):
 
     @torch.no_grad()
     def _count(self, counts_E: torch.Tensor) -> None:
-        """Add to the counts of the batch. A layer that is computed again in the backward counts twice, as all do."""
+        """Add to the counts of the batch. With activation checkpointing every layer counts twice: no load changes."""
         if self.counts_E is None or self.counts_E.device != counts_E.device:
             self.counts_E = torch.zeros_like(counts_E)
         self.counts_E += counts_E

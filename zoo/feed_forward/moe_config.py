@@ -17,8 +17,8 @@ Rate = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 class MoE(FeedForwardConfig):
     """A mixture of experts: a router chooses `n_active` of `n_experts` SwiGLU networks for each token.
 
-    Shared experts are used by every token beside them. The choice is kept even by a loss (`balance_loss`), by a bias
-    on the router's scores that moves after each batch (`balance_rate`), or both. No token is dropped.
+    Every token also uses the shared experts. A loss (`balance_loss`), a bias on the router's scores that moves after
+    each batch (`balance_rate`), or both balance the experts. No token is dropped.
     """
 
     module: ClassVar[str] = "zoo.feed_forward.moe:MoEModule"
@@ -56,7 +56,7 @@ sum of a token's scores), $\alpha$ = `balance_loss` and $\zeta$ = `z_loss`.
     n_active: Few = Field(2, description="Experts of a token.")
     d_ff: Count = Field(description="Width of one expert's hidden layer.")
     n_shared: Annotated[int, Field(strict=True, ge=0, le=4096)] = Field(
-        0, description="Experts that every token uses besides."
+        0, description="Shared experts, which every token uses."
     )
     shared_d_ff: Count | None = Field(None, description="Width of one shared expert. Default: d_ff.")
     shared_gate: Flag = Field(

@@ -21,6 +21,7 @@ from zoo.loading import LoadError, Stored, load_tokenizer
 from zoo.model import Decoder, build_model
 from zoo.training import checkpoints
 from zoo.training.checkpoint_content import read_state, weights_of
+from zoo.training.checkpoints import Checkpoint
 from zoo.training.run_folder import RunFolder
 
 KEY = "train.init_from"
@@ -33,7 +34,8 @@ MEANING = ("n_heads", "n_kv_heads", "head_dim", "v_head_dim", "rope_dim", "n_lat
 class Initial:
     """Weights to start from: the file they are in, and the model and tokenizer they belong to.
 
-    source: the folder, as the recipe names it.  tokenizer: None where rows are numbers.
+    source: the folder, as the recipe names it.  shapes: of the tensors, by the decoder's names.  tokenizer: None where
+    rows are numbers.  checkpoint: what `file` is, unless it is a safetensors file.
     """
 
     source: str
@@ -41,6 +43,8 @@ class Initial:
     model: Any  # zoo.recipe.ModelConfig
     tokenizer: TokenizerRecord | None
     sha256: str
+    shapes: Mapping[str, list[int]]
+    checkpoint: Checkpoint | None = None
 
     @classmethod
     def find(cls, source: str, run: Path) -> "Initial":
@@ -67,19 +71,23 @@ class Initial:
         stored = Stored.of(folder.path)
         tokenizer = load_tokenizer(folder.path)
         record = None if tokenizer is None else _record(tokenizer)
-        return cls(source, stored.weights, stored.model, record, stored.check_digest())
+        shapes = {name: shape for name, (shape, _) in stored.tensors().items()}
+        return cls(source, stored.weights, stored.model, record, stored.check_digest(), shapes)
 
     @classmethod
     def _of_checkpoint(cls, source: str, folder: RunFolder) -> "Initial":
         """Of the newest checkpoint that is whole; nothing in the folder is renamed or removed."""
         from zoo.recipe import load_recipe
 
-        whole = (c.path for c in reversed(checkpoints.listed(folder.checkpoints)) if checkpoints.damage(c.path) is None)
-        path = next(whole, None)
-        if path is None:
+        whole = (c for c in reversed(checkpoints.listed(folder.checkpoints)) if checkpoints.damage(c.path) is None)
+        checkpoint = next(whole, None)
+        if checkpoint is None:
             raise LoadError(f"{folder.checkpoints}: every checkpoint is damaged, so there are no weights to start from")
         model = load_recipe(folder.recipe, of_run=True).model
-        return cls(source, path, model, DataRecord.read(folder.data).tokenizer, sha256(path))
+        tokenizer = DataRecord.read(folder.data).tokenizer
+        weights = weights_of(read_state(checkpoint))
+        shapes = {name: list(getattr(value, "shape", ())) for name, value in weights.items()}
+        return cls(source, checkpoint.path, model, tokenizer, sha256(checkpoint.path), shapes, checkpoint)
 
     @property
     def record(self) -> InitRecord:
@@ -92,7 +100,7 @@ class Initial:
         Each tensor that is missing, not part of the model, or of another shape is named.
         """
         expected = build_model(model, device="meta").state_dict()
-        wrong = list(_other_tensors(expected, self._shapes())) or list(_other_meanings(model, self.model))
+        wrong = list(_other_tensors(expected, self.shapes)) or list(_other_meanings(model, self.model))
         if wrong:
             more = [f"and {len(wrong) - MOST_PROBLEMS} more"] if len(wrong) > MOST_PROBLEMS else []
             problems = [Problem(why, key=KEY) for why in (*wrong[:MOST_PROBLEMS], *more)]
@@ -133,22 +141,13 @@ class Initial:
         """Copy the weights into a decoder that `check_model` accepted.  Raises ZooError if the file changed since."""
         if sha256(self.file) != self.sha256:
             raise ZooError(f"{self.file}: changed since it was checked; give the command again")
-        if self.file.suffix == ".safetensors":
+        if self.checkpoint is None:
             from safetensors.torch import load_file
 
             state = load_file(self.file)
         else:
-            state = self._of_checkpoint_file()
+            state = weights_of(read_state(self.checkpoint))
         decoder.load_state_dict(state)
-
-    def _shapes(self) -> Mapping[str, list[int]]:
-        if self.file.suffix == ".safetensors":
-            return {name: shape for name, (shape, _) in Stored.of(self.file.parent).tensors().items()}
-        return {name: list(getattr(value, "shape", ())) for name, value in self._of_checkpoint_file().items()}
-
-    def _of_checkpoint_file(self) -> dict[str, Any]:
-        found = {checkpoint.path: checkpoint for checkpoint in checkpoints.listed(self.file.parent)}
-        return weights_of(read_state(found[self.file]))
 
 
 def _other_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str, list[int]]) -> Iterator[str]:

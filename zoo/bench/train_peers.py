@@ -15,7 +15,8 @@ from zoo.training.optimizer import make_optimizer
 def measure_peer(recipe, compiled: bool, steps: int, started: float) -> dict:
     """Forward, backward, clipping and AdamW on the recipe's batch; the micro-batch is the recipe's.
 
-    compiled: the whole model under torch.compile. Raises ZooError for a recipe without heads.
+    compiled: the whole model under torch.compile.
+    Raises ZooError for a recipe whose first layer has no heads, no d_ff, or a mixture of experts.
     """
     seq_len, on_gpu = recipe.seq_len, torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
@@ -71,9 +72,11 @@ def _heads(recipe) -> tuple[int, int]:
 
 def _width(recipe) -> int:
     """Width of the first layer's feed-forward."""
-    ffn = recipe.model.expanded()[0].feed_forward
+    ffn, d_model = recipe.model.expanded()[0].feed_forward, recipe.model.d_model
     if not hasattr(ffn, "d_ff"):
         raise ZooError(f"{recipe.name}: the feed-forward {ffn.kind} has no d_ff, so no Llama is like it")
+    if ffn.active_parameters(d_model) != ffn.parameters(d_model):
+        raise ZooError(f"{recipe.name}: the feed-forward {ffn.kind} is a mixture of experts, so no Llama is like it")
     return ffn.d_ff
 
 

@@ -1,7 +1,7 @@
-"""What a checkpoint holds: read without running anything of it, and refused with its name if it cannot be continued.
+"""Read a checkpoint without running code from it, and refuse one that a run cannot continue from, naming the file.
 
-A file may be whole and still not be one to continue from: made by another program, of another model, of another run,
-or under the name of another batch.  Composer would go on with some of these, and end in a traceback for the others.
+A file may be undamaged and still be wrong: written by another program, for another model or another run, or renamed to
+another batch.  Composer continues from some of these, and fails with a traceback for others.
 """
 
 import contextlib
@@ -125,7 +125,7 @@ def refuse_other_run(path: Path, state: Mapping[str, Any], run: str | None) -> N
 
 @contextlib.contextmanager
 def named(path: str | Path) -> Iterator[None]:
-    """Name the checkpoint in whatever its content makes Composer and torch raise, and in a state that they skip."""
+    """Raise ZooError with the checkpoint's name where Composer or torch raises for its content, or skips a state."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=NOT_RESTORED)

@@ -13,9 +13,9 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# Imported without a try: names of these are placeholders.
+# Composer needs these imports to succeed: every name in them is a placeholder.
 STAND_INS = ("mcli", "scipy", "torchvision", "transformers")
-# Imported by those who can do without: not found.
+# Composer can do without these: importing them raises ModuleNotFoundError.
 ABSENT = ("chardet", "peft")
 
 
@@ -50,7 +50,7 @@ def _forget(names) -> None:
 
 
 class _Placeholder(type):
-    """A class of which every attribute is another; made and called it fails."""
+    """A class whose attributes are placeholders too.  Calling it raises ImportError."""
 
     def __getattr__(cls, name: str):
         if name.startswith("__"):

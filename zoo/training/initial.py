@@ -160,7 +160,7 @@ def _other_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str, lis
 
 
 def _other_meanings(now, before) -> Iterator[str]:
-    """What makes something else of tensors with the same names and shapes, once for each block."""
+    """Settings that give tensors of the same names and shapes another meaning, once for each block."""
     found: dict[str, None] = {}
     for layer, source in zip(now.expanded(), before.expanded(), strict=True):
         if layer.ffn.kind != source.ffn.kind:
@@ -186,5 +186,5 @@ def _record(tokenizer: Tokenizer) -> TokenizerRecord:
 
 
 def _same_kind(record: TokenizerRecord) -> TokenizerRecord:
-    """With the kind that a tokenizer of the `tokenizers` library has however it came about."""
+    """One kind for all tokenizers of the `tokenizers` library: those learnt by a run, and those read from files."""
     return record.model_copy(update={"kind": "huggingface"}) if record.parts else record

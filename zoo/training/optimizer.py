@@ -58,9 +58,9 @@ def _apply_multipliers(optimizer: torch.optim.Optimizer, model: nn.Module, confi
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
-    """Take the parameters that `patterns` name out of training; returns how many numbers they hold.
+    """Exclude the parameters that `patterns` name from training; returns how many numbers they hold.
 
-    To be called before the optimiser is made, which then has no state for them.
+    Call it before the optimiser is made, so that the optimiser has no state for them.
     """
     parameters = dict(model.named_parameters())
     frozen = [parameters[name] for name in frozen_names(parameters, patterns)]

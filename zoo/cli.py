@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import zoo
+from zoo import folder_commands
 from zoo.bench import commands as bench
 from zoo.docs import commands as docs
 from zoo.errors import Problem, RecipeError, ZooError
@@ -23,9 +24,8 @@ from zoo.terminal import err, out, out_styled, tolerate_encoding
 
 app = typer.Typer(
     help="Attention architectures as YAML recipes: show what they cost, train them, generate from them.",
-    epilog="A first run: zoo train recipes/quickstart.yaml",
+    epilog="A first run: zoo train zoo:quickstart",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -35,7 +35,12 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(study.app, name="study")
 app.add_typer(docs.app, name="docs")
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML file).", show_default=False)]
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="A YAML file, or a name from zoo recipes such as zoo:quickstart.", show_default=False
+    ),
+]
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, e.g. runs/quickstart.", show_default=False)
 ]
@@ -88,12 +93,29 @@ def _load(path: Path, overrides: list[str] | None):
     return recipe
 
 
+def _load_run(folder: Path, overrides: list[str] | None):
+    """The recipe that a run was trained with."""
+    from zoo.files import present
+    from zoo.recipe import load_recipe
+
+    path = folder / "recipe.yaml"
+    if not present(path):
+        raise RecipeError([Problem(f"no such file; {folder} is neither a recipe nor a run folder", str(path))])
+    if overrides:
+        raise typer.BadParameter(f"a run is shown as it was trained; found {overrides[0]}.", param_hint="--set")
+    return load_recipe(path, of_run=True)
+
+
 def _report_broken_kinds() -> None:
     """Name the parts of other packages that cannot be used; the rest works."""
     from zoo.parts_text import broken
 
     for why in broken():
         err(f"note: {why}")
+
+
+app.command()(folder_commands.init)
+app.command()(folder_commands.recipes)
 
 
 @app.command()
@@ -110,7 +132,7 @@ def train(
     ] = None,
     plugins: Plugins = None,
 ) -> None:
-    """Train a recipe's model, or go on where its run stopped."""
+    """Train a recipe's model, or continue where its run stopped."""
     loaded = _load(recipe, overrides)
     if devices is not None and devices > 1:
         from zoo.training.processes import launch
@@ -126,7 +148,9 @@ def train(
 
 @app.command()
 def show(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe; with --pattern also a run folder.")],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe or a run folder.", show_default=False)
+    ],
     overrides: Override = None,
     json: AsJson = False,
     kernels: ShowKernels = False,
@@ -138,7 +162,7 @@ def show(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="With --pattern: .svg, .png or .pdf.")] = None,
     plugins: Plugins = None,
 ) -> None:
-    """Show a recipe's layers, parameters, FLOPs and cache, without building it; or draw a layer's attention map."""
+    """Show the layers, parameters, FLOPs and cache of a recipe or a run; or draw a layer's attention map."""
     if pattern is not None:
         from zoo.report.patterns import show_pattern
 
@@ -150,13 +174,22 @@ def show(
             raise typer.BadParameter(f"is for --pattern layer=N, which is missing; found {value}.", param_hint=option)
     from zoo import show as room
 
-    loaded = _load(recipe, overrides)
+    loaded = _load_run(recipe, overrides) if recipe.is_dir() else _load(recipe, overrides)
     if kernels:
         from zoo import serving
 
         out(serving.as_text(loaded), end="")
         return
-    out_styled(room.as_json(loaded) if json else room.as_text(loaded), end="")
+    run = None
+    if recipe.is_dir():
+        from zoo import run_list
+
+        if run_list.is_run(recipe):
+            run = run_list.as_dict(recipe) if json else run_list.sentence(recipe)
+    out_styled((room.as_json if json else room.as_text)(loaded, run), end="")
+
+
+app.command()(folder_commands.runs)
 
 
 @app.command()

@@ -331,8 +331,10 @@ def load_recipe(
     of_run: bool = False,
     settings: Iterable[tuple[str, Node]] = (),
 ) -> Recipe:
-    """Read and check a recipe.  overrides: `key.path=value`, as after `--set`.
+    """Read and check a recipe.
 
+    path: of a YAML file, or the name of a recipe of the package, `zoo:tiny/full`.
+    overrides: `key.path=value`, as after `--set`.
     settings: (key.path, value) of another file, such as a study, laid over the recipe as `extends` does it.
     of_run: the file is a run folder's, perhaps of somebody else: its plugins are imported only if they are installed
     or were named by the user (which also holds for a file in a run folder, `in_run_folder`), and keys that it lacks
@@ -361,7 +363,7 @@ def load_recipe(
         )
         found += [line for line in _partial_problems(data) if line[0] not in {path for path, _, _ in found}]
     problems = dict.fromkeys(locate(line, root) for line in found)
-    own = os.fspath(path)
+    own = root.place.file
     raise RecipeError(sorted(problems, key=lambda p: (p.file != own, p.file or "", p.line or 0, p.column or 0)))
 
 

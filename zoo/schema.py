@@ -9,6 +9,7 @@ from zoo.checking import TAGS, Path
 from zoo.recipe import Recipe
 from zoo.schedule import NAME
 
+TITLE = "attention-zoo recipe"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MOST_DEPTH = 6  # keys of a path that hints look through
 _NAME = f"{NAME.pattern}(\\.{NAME.pattern})?"
@@ -25,9 +26,13 @@ def recipe_schema() -> dict[str, Any]:
         definition.pop("required", None)
     definitions = {name: _editable(definition) for name, definition in definitions.items()}
     root = _editable(root)
-    extends = {"type": "string", "description": "A recipe to build on, relative to this file; this file's keys win."}
+    extends = {
+        "type": "string",
+        "description": "A recipe to build on: a path relative to this file, or a name of `zoo recipes`. This file's "
+        "keys win.",
+    }
     root["properties"] = {"extends": extends, **root["properties"]}
-    return {"$schema": DIALECT, "title": "attention-zoo recipe", **root, "$defs": dict(sorted(definitions.items()))}
+    return {"$schema": DIALECT, **root, "title": TITLE, "$defs": dict(sorted(definitions.items()))}
 
 
 def schema_definitions() -> dict[str, Any]:

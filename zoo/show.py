@@ -81,19 +81,29 @@ def cache_by_kind(model: ModelConfig, seq_lens: Iterable[int]) -> dict[str, dict
     }
 
 
-def as_json(recipe: Recipe) -> str:
-    """`facts` as JSON text."""
-    return json.dumps(facts(recipe), indent=2) + "\n"
+def as_json(recipe: Recipe, run: dict[str, Any] | None = None) -> str:
+    """`facts` as JSON text.  run: the state of the recipe's run, if there is one."""
+    return json.dumps(facts(recipe) | ({"run": run} if run else {}), indent=2) + "\n"
 
 
-def as_text(recipe: Recipe, width: int | None = None) -> str:
-    """The strip of layers, the layers as a table, parameters, FLOPs and cache, for a terminal."""
+def as_text(recipe: Recipe, run: str | None = None, width: int | None = None) -> str:
+    """The strip of layers, the layers as a table, parameters, FLOPs and cache, for a terminal.
+
+    run: a line on the recipe's run, if there is one.
+    """
     found = facts(recipe)
     seen = attentions(found["layers"])
     title = Text(recipe.name, style="bold")
     if recipe.summary:
         title.append(f"  {recipe.summary}", style="not bold")
-    parts = [title, Text(), _strip(found["layers"], seen), Text(), _layer_table(recipe, found["layers"], seen)]
+    parts = [
+        title,
+        *([Text(run)] if run else []),
+        Text(),
+        _strip(found["layers"], seen),
+        Text(),
+        _layer_table(recipe, found["layers"], seen),
+    ]
     if found["around_layers"]:
         parts += [Text(), Text("; ".join(found["around_layers"]))]
     return rendered([*parts, Text(), _size_table(found), Text(), _cache_table(found["cache"])], width)

@@ -9,7 +9,9 @@ import codecs
 import contextlib
 import io
 import logging
+import os
 import re
+import shutil
 import sys
 from typing import Any, TextIO
 
@@ -105,3 +107,15 @@ def cleaned(renderable: Any, console: Any) -> Any:
 
     lines = console.render(renderable)
     return Segments([Segment(clean(text), style and style.update_link(None)) for text, style, _ in lines])
+
+
+def called_as() -> str:
+    """How the user calls the command line: `zoo` if that is on the PATH, else its path."""
+    called = sys.argv[0]
+    if os.path.basename(called) != "zoo" or os.sep not in called:
+        return "zoo"
+    found = shutil.which("zoo")
+    if found and os.path.abspath(found) == os.path.abspath(called):
+        return "zoo"
+    relative = os.path.relpath(called)
+    return called if relative.startswith(os.pardir) else relative

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from zoo import shipped
 from zoo.errors import Problem, RecipeError, did_you_mean, shorten
 from zoo.files import FileError, read_bytes
 from zoo.seal import in_run_folder, must_be_sealed, seal_problem
@@ -88,6 +89,7 @@ def scalar(text: str) -> Any:
 def read_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), *, shape: str = _SHAPE) -> Node:
     """Read a file, all it extends, and the `key.path=value` overrides, into one tree.
 
+    path: of a file, or a name of the package's recipes, `zoo:tiny/full`.
     shape: what the top of the file must be, for the message.  Raises RecipeError with the places of the mistakes.
     """
     root = _read_chain(os.fspath(path), [], shape=shape)
@@ -109,6 +111,8 @@ def _read_chain(path: str, below: list[str], extends: Node | None = None, shape:
         where = Problem(message, path) if extends is None else _problem(extends.place, message, "extends")
         raise RecipeError([where])
 
+    if shipped.is_name(path):
+        path = shipped.find(path) or refuse(shipped.unknown(path))
     text = _read_file(path, "" if extends is None else f": {path}", refuse)
     real = os.path.realpath(path)
     if real in map(os.path.realpath, below):
@@ -125,8 +129,12 @@ def _read_chain(path: str, below: list[str], extends: Node | None = None, shape:
         raise RecipeError(
             [_problem(base.place, f"must be the path of a recipe; found {shorten(base.plain())}", "extends")]
         )
-    beside = os.path.normpath(os.path.join(os.path.dirname(path), base.value))
-    return merge(_read_chain(beside, [*below, path], base, shape), root)
+    return merge(_read_chain(beside(path, base.value), [*below, path], base, shape), root)
+
+
+def beside(path: str | os.PathLike, name: str) -> str:
+    """The file that a file at `path` names: relative to it, or a recipe of the package."""
+    return name if shipped.is_name(name) else os.path.normpath(os.path.join(os.path.dirname(path), name))
 
 
 def _read_file(path: str, which: str, refuse: Callable[[str], None]) -> str:
@@ -134,7 +142,7 @@ def _read_file(path: str, which: str, refuse: Callable[[str], None]) -> str:
         data = read_bytes(path, MAX_BYTES)
     except FileError as error:
         if isinstance(error.__cause__, FileNotFoundError) and not os.path.islink(path):
-            refuse(f"no such file{which}.{did_you_mean(Path(path).name, _recipes_beside(path))}")
+            refuse(f"no such file{which}.{_did_you_mean(path)}")
         refuse(f"{str(error).removeprefix(f'{path}: ')}{which}")
     try:
         return data.decode("utf-8-sig")
@@ -143,6 +151,13 @@ def _read_file(path: str, which: str, refuse: Callable[[str], None]) -> str:
         line, column = before.count(b"\n") + 1, len(before) - before.rfind(b"\n")
         message = f"not UTF-8 text: byte 0x{data[error.start]:02x}; save the file as UTF-8"
         raise RecipeError([Problem(message, path, line, column)]) from error
+
+
+def _did_you_mean(path: str) -> str:
+    """A suggestion for a file that is missing: the package's recipe of this name, else a similar name beside it."""
+    if name := shipped.meant(path):
+        return f" The recipe of this name in the package is {name}."
+    return did_you_mean(Path(path).name, _recipes_beside(path))
 
 
 def _recipes_beside(path: str) -> list[str]:

@@ -101,7 +101,8 @@ def test_schema_version_and_help(zoo):
     ("arguments", "message"),
     [
         (("show", "nope.yaml"), "nope.yaml: no such file."),
-        (("show", "."), ".: must be a file; found a folder."),
+        (("show", "."), "recipe.yaml: no such file; . is neither a recipe nor a run folder."),
+        (("train", "."), ".: must be a file; found a folder."),
         (("show", BASE), f"{BASE}:4:1: name: is required.\n"),
         (("show", ANSA, "--set", "seed"), "--set seed: must be key.path=value, such as train.duration=100ba.\n"),
         (("train", ANSA, "--set", "seed=-1"), "--set seed=-1: seed: must be at least 0; found -1.\n"),

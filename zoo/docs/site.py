@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zoo.docs.pages import checkout
 from zoo.errors import ZooError
+from zoo.extras import install_command
 
 _NEEDED = ("mkdocs", "material", "mkdocstrings", "latex2mathml")
 
@@ -66,7 +67,7 @@ def _prepared(level: int = logging.WARNING) -> Path:
     """The site's config file; the extra is there, and what MkDocs logs is shown on standard error."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        raise MissingExtra(f"zoo docs needs {', '.join(missing)}: pip install 'attention-zoo[docs]'")
+        raise MissingExtra(f"zoo docs needs {', '.join(missing)}; to install them: {install_command('docs')}")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("mkdocs")

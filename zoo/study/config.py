@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from zoo.checking import locate, translate
 from zoo.errors import Problem, RecipeError, ZooError, shorten
 from zoo.training.config import CountOrAuto, Tasks
-from zoo.yaml_reader import Node, read_recipe
+from zoo.yaml_reader import Node, beside, read_recipe
 
 NAME = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 SHAPE = "a study is a mapping with the keys name, recipes, seeds"
@@ -156,8 +156,8 @@ class Study:
         return Path(self.config.out) if self.config.out else Path("runs") / "studies" / self.config.name
 
     def recipe_path(self, name: str) -> str:
-        """The path of a recipe that the study file names."""
-        return os.path.normpath(os.path.join(os.path.dirname(self.path), name))
+        """The path of a recipe that the study file names; one of the package keeps its name."""
+        return beside(self.path, name)
 
     def command(self) -> str:
         """The command that runs the study."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from zoo import shipped
 from zoo.data.config import Synthetic
 from zoo.errors import Problem, RecipeError, did_you_mean
 from zoo.recipe import Recipe, load_recipe
@@ -135,7 +136,10 @@ def _slug(label: str) -> str:
 
 def _load(study: Study, index: int, entry: Entry, path: str, point: Point) -> Recipe:
     """The recipe of an architecture at a point, with the settings of the study."""
-    if not os.path.exists(path):
+    if shipped.is_name(path):
+        if shipped.find(path) is None:
+            raise RecipeError([study.problem(("recipes", index) if entry.recipe else ("base",), shipped.unknown(path))])
+    elif not os.path.exists(path):
         around = os.path.dirname(path) or "."
         files = os.listdir(around) if os.path.isdir(around) else []
         recipes = [name for name in files if name.endswith((".yaml", ".yml"))]

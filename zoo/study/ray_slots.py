@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from zoo.extras import install_command
 from zoo.study.config import StudyError
 from zoo.study.preload import STOPPED, start_process
 from zoo.study.slots import THREADS, Ended, Job
@@ -59,7 +60,7 @@ class RaySlots:
 
     def __init__(self, at_once: int | None, address: str | None = None):
         if find_spec("ray") is None:
-            raise MissingRay("--on ray needs ray: pip install 'attention-zoo[study]'")
+            raise MissingRay(f"--on ray needs ray; to install it: {install_command('study')}")
         import ray
 
         self.ray = ray

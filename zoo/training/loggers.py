@@ -11,6 +11,7 @@ from pathlib import Path
 
 from zoo.blocks.registry import load
 from zoo.errors import Problem, RecipeError, ZooError, shorten
+from zoo.extras import install_command, installing
 from zoo.files import FileError, open_file, open_text_to_append, present, read_json, write_text
 from zoo.parts import LOGGERS
 
@@ -123,8 +124,8 @@ def check_installed(names: list[str]) -> None:
     for name in names:
         config = LOGGERS.config_class(name)
         if config.package and find_spec(config.package) is None:
-            wanted = f"'attention-zoo[{config.extra}]'" if config.extra else config.package
-            message = f"{config.package} is not installed; to use it: pip install {wanted}"
+            command = install_command(config.extra) if config.extra else installing([config.package])
+            message = f"{config.package} is not installed; to install it: {command}"
             raise RecipeError([Problem(message, key="train.loggers")])
 
 

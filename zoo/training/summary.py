@@ -1,7 +1,5 @@
 """The results of a training, for summary.json and for the last lines on the screen."""
 
-import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import zoo
 from zoo.files import FileError
+from zoo.terminal import called_as
 from zoo.training.run_folder import RunFolder
 
 
@@ -59,7 +58,7 @@ class Summary:
 
     def text(self, writes_text: bool = True) -> str:
         """The lines printed at the end of a training.  writes_text: whether the model has a tokenizer."""
-        command = _command()
+        command = called_as()
         lines = [f"done: {self.headline()} of training, {self.parameters:,} parameters"]
         if self.loss_after is not None:
             bits = _change(self.bits_per_byte_before, self.bits_per_byte_after, " bits per byte")
@@ -86,9 +85,3 @@ def as_time(seconds: float) -> str:
     parts = [f"{hours} h"] if hours else []
     parts += [f"{minutes} min"] if hours or minutes else []
     return " ".join([*parts, f"{whole % 60} s"])
-
-
-def _command() -> str:
-    """How the user called us: `zoo`, or the path of it if it is not on the PATH."""
-    called = sys.argv[0]
-    return os.path.relpath(called) if os.path.basename(called) == "zoo" and os.sep in called else "zoo"

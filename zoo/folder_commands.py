@@ -1,0 +1,44 @@
+"""`zoo init`, `zoo recipes` and `zoo runs`: what there is to begin with, and what has been trained. No torch."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo.terminal import out, out_styled
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def init(
+    where: Annotated[
+        Path, typer.Argument(metavar="[FOLDER_OR_FILE]", help="A folder for recipe.yaml, or a .yaml file.")
+    ] = Path("."),
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="NAME", help="Begin with a kind of block, or with a recipe of zoo recipes."),
+    ] = None,
+) -> None:
+    """Write a commented recipe to begin with, and the schema that editors check it against."""
+    from zoo.starter import write_starter
+
+    out(write_starter(where, source))
+
+
+def recipes(json: AsJson = False) -> None:
+    """List the recipes that come with the package. Their names, zoo:..., stand wherever a recipe's path may."""
+    from zoo import shipped_text as room
+
+    out_styled(room.as_json() if json else room.as_text(), end="")
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look, with all below it.")] = Path(
+        "runs"
+    ),
+    json: AsJson = False,
+) -> None:
+    """List runs: how far each is, and its last validation."""
+    from zoo import run_list as room
+
+    out_styled(room.as_json(folder) if json else room.as_text(folder), end="")

@@ -1,0 +1,157 @@
+"""`zoo runs`, and what `zoo show RUN` says of the run: how far it is, and its last validation. No torch."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ZooError
+from zoo.show import plain_table, rendered
+from zoo.terminal import one_line
+from zoo.training.loggers import read_metrics
+from zoo.training.run_folder import RunFolder
+
+MOST_DEPTH = 5  # folders below the one that is named; runs of a study lie three deep
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run is.
+
+    state: complete, training (a process holds the folder now), stopped, or damaged; `why` says what is wrong with a
+    damaged one.  parameters: None until the run is complete.  loss and bits_per_byte: of the last validation, None
+    without one.  changed: when its metrics were last written, ISO 8601, local time.
+    """
+
+    run: str
+    state: str
+    batches: int = 0
+    tokens: int = 0
+    parameters: int | None = None
+    loss: float | None = None
+    bits_per_byte: float | None = None
+    changed: str | None = None
+    why: str | None = None
+
+
+class NoRuns(ZooError):
+    """There is no such folder, or no run in it."""
+
+    exit_code = 2
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run: a resolved recipe, and a trace of training."""
+    folder = RunFolder(path)
+    return folder.recipe.is_file() and bool(folder.traces() or os.path.lexists(folder.environment))
+
+
+def run_state(path: Path) -> RunState:
+    """Read the state of one run; a damaged file is part of the answer, not an error."""
+    folder = RunFolder(path)
+    name = one_line(path)
+    try:
+        summary = folder.read_summary()
+        records = read_metrics(folder.metrics)
+    except (ZooError, OSError) as error:
+        return RunState(name, "damaged", why=one_line(error))
+    latest = records[-1] if records else {}
+    validation = next((record for record in reversed(records) if "validation_loss" in record), {})
+    return RunState(
+        name,
+        "complete" if summary else "training" if _is_held(path / ".lock") else "stopped",
+        latest.get("batch", 0),
+        latest.get("tokens", 0),
+        summary.get("parameters") if summary else None,
+        validation.get("validation_loss"),
+        validation.get("validation_bits_per_byte"),
+        _changed(folder.metrics),
+    )
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether another process trains into the folder of this lock."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _changed(path: Path) -> str | None:
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime).isoformat(sep=" ", timespec="minutes")
+    except OSError:
+        return None
+
+
+def find_runs(top: Path) -> list[Path]:
+    """The runs in a folder and below it, sorted.  Raises NoRuns if there are none, or no such folder."""
+    if not top.is_dir():
+        raise NoRuns(f"{top}: no such folder; runs are made by zoo train, by default in runs/")
+    found = sorted(_walk(top))
+    if not found:
+        raise NoRuns(f"{top}: holds no run; runs are made by zoo train, by default in runs/")
+    return found
+
+
+def _walk(top: Path) -> Iterator[Path]:
+    for folder, inner, _ in os.walk(top):
+        path = Path(folder)
+        if is_run(path):
+            yield path
+            inner.clear()
+        elif len(path.relative_to(top).parts) >= MOST_DEPTH:
+            inner.clear()
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+
+
+def as_json(top: Path) -> str:
+    """The runs of a folder as JSON."""
+    return json.dumps([asdict(run_state(path)) for path in find_runs(top)], indent=2) + "\n"
+
+
+def as_text(top: Path, width: int | None = None) -> str:
+    """The runs of a folder as a table, a line each."""
+    states = [run_state(path) for path in find_runs(top)]
+    table = plain_table("run", "state", "batches", "tokens", "parameters", "loss", "bits/byte", "changed")
+    table.columns[0].overflow = "fold"
+    for column in table.columns[2:7]:
+        column.justify = "right"
+    for state in states:
+        table.add_row(state.run, state.state, *_numbers(state), state.changed or "")
+    notes = [f"{state.run}: {state.why}" for state in states if state.why]
+    return rendered([table, *notes], width)
+
+
+def _numbers(state: RunState) -> list[str]:
+    counts = [f"{count:,}" if count else "" for count in (state.batches, state.tokens, state.parameters)]
+    return counts + [f"{value:.3f}" if value is not None else "" for value in (state.loss, state.bits_per_byte)]
+
+
+def as_dict(path: Path) -> dict[str, Any]:
+    """The state of one run, for `zoo show RUN --json`."""
+    return asdict(run_state(path))
+
+
+def sentence(path: Path) -> str:
+    """The state of one run in words, for `zoo show RUN`."""
+    state = run_state(path)
+    if state.why:
+        return f"run {state.run}: damaged: {state.why}"
+    text = f"run {state.run}: {state.state}, {state.batches:,} batches, {state.tokens:,} tokens"
+    if state.loss is not None:
+        text += f"; validation loss {state.loss:.4f}"
+    if state.bits_per_byte is not None:
+        text += f", {state.bits_per_byte:.3f} bits per byte"
+    return text

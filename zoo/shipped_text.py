@@ -1,0 +1,62 @@
+"""What `zoo recipes` prints: the recipes, bases and studies that come with the package, a line each. No torch."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.text import Text
+
+from zoo import shipped
+from zoo.show import plain_table, rendered
+from zoo.yaml_reader import read_recipe
+
+HEADINGS = {
+    "recipe": "Recipes: zoo show NAME, zoo train NAME",
+    "base": "What recipes share, for `extends: NAME`",
+    "study": "Studies: zoo study run NAME",
+}
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A file of the package.  kind: recipe, base (to be extended) or study.  summary: one line."""
+
+    name: str
+    kind: str
+    summary: str
+
+
+def listed() -> list[Shipped]:
+    """Every file with its summary; of a base, which has none, the first sentence of its comment."""
+    found = []
+    for name in shipped.names():
+        values = read_recipe(name).plain()
+        base = name.rpartition("/")[2].startswith("_")
+        kind = "base" if base else "study" if "recipes" in values else "recipe"
+        summary = _first_comment(Path(shipped.find(name))) if base else values.get("summary", "")
+        found.append(Shipped(name, kind, summary))
+    return found
+
+
+def _first_comment(path: Path) -> str:
+    """The first sentence of the comment that a file begins with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return " ".join(line.removeprefix("#").strip() for line in lines[:end]).split(". ")[0].removesuffix(".")
+
+
+def as_json() -> str:
+    """The list as JSON: name, kind and summary of each."""
+    return json.dumps([asdict(one) for one in listed()], indent=2) + "\n"
+
+
+def as_text(width: int | None = None) -> str:
+    """The list for a terminal, by kind."""
+    found, parts = listed(), []
+    for kind, heading in HEADINGS.items():
+        table = plain_table(heading, "")
+        for one in found:
+            if one.kind == kind:
+                table.add_row(one.name, one.summary)
+        parts += [table, Text()]
+    return rendered(parts[:-1], width)

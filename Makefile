@@ -7,7 +7,7 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.zoo
-	$(BIN)/zoo train recipes/quickstart.yaml
+	$(BIN)/zoo train zoo:quickstart
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not long and not slow" $(PYTEST_ARGS)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)(?: title=.*)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OWN_TESTS = ["own_block.md", "own_part.md"]  # their files are tested in tests/zoo/docs
-QUICK = ["show", "blocks", "parts", "schema", "cost", "compare"]  # commands that train nothing, and need no run
+QUICK = ["show", "recipes", "blocks", "parts", "schema", "cost", "compare"]  # need no run
 
 
 def fenced(language):
@@ -40,7 +40,7 @@ def except_own_tests(params):
 def test_a_recipe_in_the_docs_loads(text, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     values = yaml.safe_load(text)
-    if "extends" in values:
+    if not values.get("extends", "zoo:").startswith("zoo:"):
         text = text.replace(values["extends"], str(ROOT / values["extends"]))
     path = tmp_path / "example.yaml"
     path.write_text(text, encoding="utf-8")
@@ -53,7 +53,6 @@ def test_a_study_in_the_docs_has_runs(text, tmp_path):
     from zoo.study.config import load_study
     from zoo.study.expand import expand
 
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     path = tmp_path / "study.yaml"
     path.write_text(text, encoding="utf-8")
     assert len(list(expand(load_study(path)).choosing())) == 9
@@ -61,7 +60,7 @@ def test_a_study_in_the_docs_has_runs(text, tmp_path):
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """runs/quickstart as `zoo train recipes/quickstart.yaml` leaves it, but for the training."""
+    """runs/quickstart as `zoo train zoo:quickstart` leaves it, but for the training."""
     from zoo.training.export import export
     from zoo.training.run_folder import RunFolder
 
@@ -75,8 +74,7 @@ def run_folder(tmp_path_factory):
 
 @pytest.fixture
 def like_a_checkout(tmp_path, monkeypatch, run_folder):
-    """The working directory: recipes/, runs/quickstart and every recipe of the pages under its name."""
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    """The working directory: runs/quickstart and every recipe of the pages under its name."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(run_folder)
     for param in except_own_tests(fenced("yaml")):
@@ -178,7 +176,6 @@ def test_the_mistakes_in_the_readme_are_told_like_that(tmp_path, monkeypatch):
         assert right in recipe
         recipe = recipe.replace(right, wrong)
     (tmp_path / "mine.yaml").write_text(recipe, encoding="utf-8")
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError) as refused:
         load_recipe("mine.yaml")

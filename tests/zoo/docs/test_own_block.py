@@ -44,7 +44,7 @@ def test_the_commands_know_the_kinds(folder):
     assert "Share of the mean that a token keeps." in _run(folder, "-m", "zoo", "blocks", "decay")
     shown = json.loads(_run(folder, "-m", "zoo", "show", "decay.yaml", "--json"))
     assert [layer["kind"] for layer in shown["layers"]] == ["decay", "decay", "decay", "nearby", "full"] * 2
-    assert "decay" in _run(folder, "-m", "zoo", "compare", "decay.yaml", "recipes/tiny/full.yaml", "--no-maps")
+    assert "decay" in _run(folder, "-m", "zoo", "compare", "decay.yaml", "zoo:tiny/full", "--no-maps")
 
 
 def test_the_tests_of_the_page_pass(folder):

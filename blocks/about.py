@@ -58,7 +58,9 @@ o_{t,i} = \sum_{u \in S_t} p_{t,i}(u)\, v_{u,g} \qquad
 p_{t,i}(u) = \underset{u \in S_t}{\operatorname{softmax}} \; s\, q_{t,i} \cdot k_{u,g}
 $$
 
-The scale $s$ is $1/\sqrt{d_{qk}}$, or `score_scale` if it is given.
+The scale $s$ is $1/\sqrt{d_{qk}}$, or `score_scale` if it is given. With `score_softcap` c, scores $x$ become
+$c \tanh(x / c)$ before the softmax. With `sinks`, head $i$ has a learned logit $b_i$ that takes part in the softmax and
+has no value: the denominator is $e^{b_i} + \sum_{u \in S_t} e^{x_u}$. It begins at 0; the patterns of a block share it.
 """
 ONE_PATTERN = r"""
 The output is $y_t = W_O\, [o_{t,1}; \dots; o_{t,H}]$.

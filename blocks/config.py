@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from zoo.blocks.about import About
 from zoo.blocks.cost import Cost
 from zoo.blocks.fields import Flag, GateFields, Kinded, OutputFields, Problem, norm_set_problems
-from zoo.blocks.patterns.base import PatternConfig
+from zoo.blocks.patterns.base import SCORE_OPTIONS, PatternConfig
 from zoo.blocks.patterns.compression_config import Compression
 from zoo.blocks.patterns.full_config import Full
 from zoo.blocks.patterns.selection_config import Selection
@@ -145,8 +145,22 @@ class AttentionConfig(GateFields, OutputFields, BlockConfig):
         found += [(("projection", *path), why) for path, why in norm_set_problems(self.projection, self.separate_kv)]
         if self.separate_kv and not self.projection.shares_kv and len(kinds) == 1:
             found.append((("separate_kv",), "needs two patterns or more; found true with one"))
+        found += self._score_problems()
         if self.gate_bias and len(kinds) == 1:
             found.append((("gate_bias",), "needs two patterns or more; found true with one"))
+        return found
+
+    def _score_problems(self) -> list[Problem]:
+        """Options of the projection that change scores need patterns that can have them."""
+        found: list[Problem] = []
+        for name in SCORE_OPTIONS:
+            value = getattr(self.projection, name, None)
+            unable = [pattern.kind for pattern in self.patterns if name not in pattern.score_options]
+            if value and unable:
+                value = "true" if value is True else value
+                found.append(
+                    (("projection", name), f"cannot be with the pattern {' and '.join(unable)}; found {value}")
+                )
         return found
 
     def grid_point(self, d_model: int, part: str | None = None) -> "AttentionConfig":

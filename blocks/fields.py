@@ -47,6 +47,7 @@ __all__ = [
     "QueryGroup",
     "RopeFields",
     "RopeScaling",
+    "ScoreFields",
     "SelectionBlock",
     "SelectionFields",
     "Size",
@@ -126,6 +127,17 @@ class GQAFields(Checked):
             return []
         why = f"must rotate an even number of the head's {width} channels, 2 or more"
         return [(("rope_fraction",), f"{why}; found {self.rope_fraction:g}, {width * self.rope_fraction:g} channels")]
+
+
+class ScoreFields(Checked):
+    """What changes scores beyond their scale; patterns that can have it say so (`PatternConfig.score_options`)."""
+
+    sinks: Flag = Field(
+        False, description="A learned logit for each query head that is added to the softmax's denominator (gpt-oss)."
+    )
+    score_softcap: Positive | None = Field(
+        None, le=1e6, description="Scores x become c tanh(x / c) before the softmax (Gemma 2: 50). Default: none."
+    )
 
 
 class LatentFields(Checked):

@@ -3,7 +3,7 @@
 Legend of the shape suffixes: blocks/base.py.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,18 +12,28 @@ from zoo.blocks.context import Context, Step
 from zoo.blocks.interface import Projection
 from zoo.kernels import rms_norm
 
-__all__ = ["Attended", "Context", "Entries", "Keys", "Queries", "RMSNorm", "Source", "WidthNorm", "linear"]
+__all__ = ["Attended", "Context", "Entries", "Keys", "Queries", "RMSNorm", "Source", "WidthNorm", "linear", "sinks"]
 
 
 class Queries(NamedTuple):
-    """q_BTHD, and q_rope_BTHR if keys have a separate rotary part; `scale` multiplies the scores."""
+    """q_BTHD, and q_rope_BTHR if keys have a separate rotary part; `scale` multiplies the scores.
+
+    sinks: [H], or None; softcap: of scores, or None (`fields.ScoreFields`).
+    """
 
     q: torch.Tensor
     rope: torch.Tensor | None
     scale: float
+    sinks: torch.Tensor | None = None
+    softcap: float | None = None
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """What attention functions take about scores. Patterns that cannot have sinks and caps read `scale` alone."""
+        return {"scale": self.scale, "sinks": self.sinks, "softcap": self.softcap}
 
     def to(self, dtype: torch.dtype) -> "Queries":
-        return Queries(self.q.to(dtype), None if self.rope is None else self.rope.to(dtype), self.scale)
+        return self._replace(q=self.q.to(dtype), rope=None if self.rope is None else self.rope.to(dtype))
 
 
 class Keys(NamedTuple):
@@ -99,6 +109,11 @@ class WidthNorm(RMSNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.flatten(-2)).view(x.shape)
+
+
+def sinks(n_heads: int, wanted: bool) -> nn.Parameter | None:
+    """The logits of attention sinks. At 0 a sink weighs as much as a key whose product with the query is 0."""
+    return nn.Parameter(torch.zeros(n_heads)) if wanted else None
 
 
 def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:

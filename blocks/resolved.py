@@ -129,6 +129,7 @@ class ResolvedAttention(ResolvedMixer):
         for pattern in self.patterns:
             for part, count in pattern.parameters(self.projection).items():
                 counts[part] = counts.get(part, 0) + count
+        counts["sinks"] = self.projection.n_heads if self.projection.sinks else 0
         counts["norm"] = self.projection.norms(self.n_kv_sets)
         counts["bias"] = self.projection.biases(self.n_kv_sets) + (self.d_model if self.output_bias else 0)
         counts["bias"] += self.gates if self.gate_bias else 0

@@ -27,18 +27,29 @@ def by_key_head(q_BTHD: torch.Tensor, n_kv_heads: int) -> torch.Tensor:
     return q_BTHD.unflatten(2, (n_kv_heads, -1)).transpose(1, 2)
 
 
-def attend(q, k, v, visible, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def attend(q, k, v, visible, scale: float, sinks=None, softcap=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention of c queries, g heads each, over n keys; leading axes are batch axes and broadcast.
 
-    q: [..., c, g, D].  k: [..., n, D].  v: [..., n, V].  visible: bool [..., c, n].
-    Returns o [..., c, g, V] and the scores [..., c, g, n].  A query that sees nothing yields zeros; so is its gradient.
+    q: [..., c, g, D].  k: [..., n, D].  v: [..., n, V].  visible: bool [..., c, n].  sinks: [..., c or 1, g], or None.
+    Returns o [..., c, g, V] and the scores [..., c, g, n], with that of a sink as one more.  A query that sees nothing
+    yields zeros; so is its gradient.
     """
     rows = q.shape[-3:-1]
     scores = ((q * scale).flatten(-3, -2) @ k.mT).unflatten(-2, rows)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     # The lowest number, not -inf: a row that sees nothing then stays finite, in backward too.
     scores = scores.masked_fill(~visible.unsqueeze(-2), torch.finfo(scores.dtype).min)
-    o = (scores.softmax(-1).flatten(-3, -2) @ v).unflatten(-2, rows)
+    if sinks is not None:
+        scores = torch.cat((scores, wide(sinks)[..., None].to(scores).expand(*scores.shape[:-1], 1)), -1)
+    weights = scores.softmax(-1)[..., : k.shape[-2]]
+    o = (weights.flatten(-3, -2) @ v).unflatten(-2, rows)
     return o.masked_fill(~visible.any(-1)[..., None, None], 0.0), scores
+
+
+def sinks_by_key_head(sinks_H: torch.Tensor | None, n_kv_heads: int, axes: int) -> torch.Tensor | None:
+    """[H] -> [K, 1, ..., H/K], with so many `axes` of size 1, to go with `by_key_head`.  None passes through."""
+    return None if sinks_H is None else sinks_H.view(n_kv_heads, *[1] * axes, -1)
 
 
 def prefix(needed: int, available: int) -> int:

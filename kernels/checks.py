@@ -63,6 +63,21 @@ def attention(op: str, tensors: dict, documents: Documents | None, scale: float 
     return {**found, "scale": scale, "device": tensors["q_BTHD"].device}
 
 
+def score_options(op: str, q_BTHD: torch.Tensor, sinks: torch.Tensor | None, softcap: float | None) -> dict:
+    """Check what scores are changed by. Returns sinks_H as kernels take them (float32, or float64), and softcap."""
+    if softcap is not None and not 0 < softcap < float("inf"):
+        raise ValueError(f"{op}: softcap must be a positive number, or None; found {softcap}.")
+    if sinks is None:
+        return {"sinks": None, "softcap": softcap}
+    n_heads, device = q_BTHD.shape[2], q_BTHD.device
+    if list(sinks.shape) != [n_heads] or not sinks.is_floating_point():
+        raise ValueError(f"{op}: sinks must be floating [H = {n_heads}]; found {sinks.dtype} {list(sinks.shape)}.")
+    if sinks.device != device:
+        raise ValueError(f"{op}: sinks is on {sinks.device}, but q_BTHD on {device}.")
+    dtype = torch.float64 if q_BTHD.dtype == torch.float64 else torch.float32
+    return {"sinks": sinks.to(dtype).contiguous(), "softcap": softcap}
+
+
 def documents_fit(op: str, documents: Documents | None, batch: int, seq_len: int, device: torch.device) -> None:
     """Check that documents are for rows [batch, seq_len] on `device`.  Raises ValueError; so do all that follow."""
     if documents is None:

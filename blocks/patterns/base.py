@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from zoo.blocks.resolved import ResolvedAttention
 
 
+SCORE_OPTIONS = ("sinks", "score_softcap")  # that a softmax over keys can have: `ScoreFields`
+
+
 @dataclass(frozen=True)
 class Buffer:
     """Memory of one row that a pattern keeps beside the tokens: `capacity` slots of each tensor of `shapes`.
@@ -53,6 +56,7 @@ class PatternConfig(Kinded):
 
     module: ClassVar[str]  # "package.module:Class" of the class that runs
     needs: ClassVar[tuple[str, ...]] = ()  # kinds of the patterns whose results it reads
+    score_options: ClassVar[tuple[str, ...]] = ()  # of `ScoreFields`, those that it can have
     reads_tokens: ClassVar[bool] = True  # False if it attends only to keys of its own
     colour: ClassVar[int] = 0  # place in the palette of attention maps
 

@@ -30,9 +30,9 @@ class DilatedPattern(nn.Module):
         keys, seq_len = source.keys, queries.q.shape[1]
         rows = min(self.dilation, seq_len)
         q, k, v = (self._split(x, rows) for x in (queries.q, keys.k, keys.v))
-        parts = {"q_rope": self._split(queries.rope, rows), "k_rope": self._split(keys.rope, rows)}
+        parts = {"q_rope": self._split(queries.rope, rows), "k_rope": self._split(keys.rope, rows), **queries.scores}
         documents = self._split_documents(context.documents, rows)
-        o = window_attention(q, k, v, window=self.n_keys, scale=queries.scale, documents=documents, **parts)
+        o = window_attention(q, k, v, window=self.n_keys, documents=documents, **parts)
         return Attended(self._joined(o, rows, seq_len))
 
     def keep(self, buffers: Mapping[str, Slots], source: Source, result: Attended, step: Step) -> None:
@@ -60,7 +60,7 @@ class DilatedPattern(nn.Module):
         held_N1 = -(-too_early_BR.flatten() // self.dilation)[:, None]
         end_NT = (first_new + self.n_keys).expand(len(q), -1)
         first_NT = torch.maximum(first_new[None], held_N1).clamp(max=end_NT)
-        parts = {"q_rope": self._split(queries.rope, rows), "k_rope_BNR": keys.rope, "scale": queries.scale}
+        parts = {"q_rope": self._split(queries.rope, rows), "k_rope_BNR": keys.rope, **queries.scores}
         o = cached_attention(q, keys.k, keys.v, first_NT, end_NT.contiguous(), **parts)[0]
         return Attended(self._joined(o, rows, step.seq_len))
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from zoo.blocks.about import LONGFORMER, About
 from zoo.blocks.cost import spread, window_pairs
 from zoo.blocks.fields import Length
-from zoo.blocks.patterns.base import PatternConfig
+from zoo.blocks.patterns.base import SCORE_OPTIONS, PatternConfig
 
 
 class Dilated(PatternConfig):
@@ -17,6 +17,7 @@ class Dilated(PatternConfig):
     """
 
     module: ClassVar[str] = "zoo.blocks.patterns.dilated:DilatedPattern"
+    score_options: ClassVar[tuple[str, ...]] = SCORE_OPTIONS
     colour: ClassVar[int] = 3
     about: ClassVar[About] = About(
         r"""

@@ -22,9 +22,8 @@ class FullPattern(nn.Module):
         self, queries: Queries, source: Source, context: Context | Step, results: Mapping[str, Attended]
     ) -> Attended:
         keys = source.keys
-        parts = {"q_rope": queries.rope, "k_rope": keys.rope}
-        options = {"scale": queries.scale, "documents": context.documents}
-        return Attended(full_attention(queries.q, keys.k, keys.v, **parts, **options))
+        parts = {"q_rope": queries.rope, "k_rope": keys.rope, "documents": context.documents}
+        return Attended(full_attention(queries.q, keys.k, keys.v, **parts, **queries.scores))
 
     def keep(self, buffers: Mapping[str, Slots], source: Source, result: Attended, step: Step) -> None:
         pass  # it reads the tokens only
@@ -38,5 +37,5 @@ class FullPattern(nn.Module):
         buffers: Mapping[str, Slots],
     ) -> Attended:
         keys = source.keys
-        parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, "scale": queries.scale}
+        parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, **queries.scores}
         return Attended(cached_attention(queries.q, keys.k, keys.v, step.zeros_BT, source.end_BT, **parts)[0])

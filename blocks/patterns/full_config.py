@@ -6,7 +6,7 @@ from pydantic import Field
 
 from zoo.blocks.about import VASWANI, About
 from zoo.blocks.cost import BF16, everything_from, lowest, window_pairs
-from zoo.blocks.patterns.base import PatternConfig
+from zoo.blocks.patterns.base import SCORE_OPTIONS, PatternConfig
 
 if TYPE_CHECKING:
     from zoo.blocks.resolved import ResolvedAttention
@@ -16,6 +16,7 @@ class Full(PatternConfig):
     """Every key up to the query's own (Vaswani 2017)."""
 
     module: ClassVar[str] = "zoo.blocks.patterns.full:FullPattern"
+    score_options: ClassVar[tuple[str, ...]] = SCORE_OPTIONS
     about: ClassVar[About] = About(
         r"""
 A query sees every key up to its own: $S_t = \{0, \dots, t\}$.

@@ -7,13 +7,14 @@ from pydantic import Field
 from zoo.blocks.about import LONGFORMER, MISTRAL, About
 from zoo.blocks.cost import spread, window_pairs
 from zoo.blocks.fields import WindowFields
-from zoo.blocks.patterns.base import PatternConfig
+from zoo.blocks.patterns.base import SCORE_OPTIONS, PatternConfig
 
 
 class Window(WindowFields, PatternConfig):
     """The latest `window` keys, the query's own included (Beltagy 2020, arXiv 2004.05150)."""
 
     module: ClassVar[str] = "zoo.blocks.patterns.window:WindowPattern"
+    score_options: ClassVar[tuple[str, ...]] = SCORE_OPTIONS
     about: ClassVar[About] = About(
         r"""
 A query sees the latest $w$ keys, its own included: $S_t = \{\max(0,\, t - w + 1), \dots, t\}$.

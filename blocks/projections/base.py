@@ -45,6 +45,8 @@ class ResolvedProjection(ABC):
     rope_theta: float
     rope_scaling: RopeScaling | None
     score_scale: float | None
+    sinks: bool
+    score_softcap: float | None
 
     @property
     @abstractmethod

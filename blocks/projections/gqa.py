@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from zoo.blocks.context import Context, Step
-from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, WidthNorm, linear
+from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, WidthNorm, linear, sinks
 from zoo.blocks.projections.gqa_config import ResolvedGQA
 from zoo.kernels import Heads, Piece, split_heads
 
@@ -22,6 +22,7 @@ class GQAProjection(nn.Module):
         of_set = [config.n_kv_heads * config.head_dim, config.n_kv_heads * config.v_head_dim]
         self.widths = [config.n_heads * config.head_dim, *of_set * n_kv_sets]
         self.input = linear(d_model, sum(self.widths), config.qkv_bias)
+        self.sinks = sinks(config.n_heads, config.sinks)
         self.norms_rotated = config.qk_norm_place == "after"
         self.query_norm = self._norm(config.n_heads)
         self.key_norms = nn.ModuleList(self._norm(config.n_kv_heads) for _ in range(n_kv_sets))
@@ -50,7 +51,7 @@ class GQAProjection(nn.Module):
             {"key": norm(key_BTKD) if norm_first else key_BTKD, "value": value_BTKV}
             for norm, key_BTKD, value_BTKV in sets
         ]
-        return Queries(q_BTHD, None, config.scale), entries
+        return Queries(q_BTHD, None, config.scale, self.sinks, config.score_softcap), entries
 
     def _groups(self, rotary: int) -> tuple[Heads, ...]:
         """What `input` makes. Keys are copied by their norm or rotation if there is one, and values by the split."""

@@ -7,11 +7,11 @@ from pydantic import Field
 
 from zoo.blocks.about import GQA_PAPER, About
 from zoo.blocks.cost import BF16
-from zoo.blocks.fields import GQAFields, RopeFields, rotated_channels
+from zoo.blocks.fields import GQAFields, RopeFields, ScoreFields, rotated_channels
 from zoo.blocks.projections.base import ProjectionConfig, ResolvedProjection
 
 
-class GQA(RopeFields, GQAFields, ProjectionConfig):
+class GQA(RopeFields, ScoreFields, GQAFields, ProjectionConfig):
     """q = W_Q x, k = W_K x, v = W_V x, rotary embedding on q and k (Ainslie 2023, arXiv 2305.13245).
 
     n_kv_heads = n_heads is multi-head attention, 1 is multi-query. Cached: rotated k, and v.

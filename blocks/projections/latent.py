@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from zoo.blocks.context import Context, Step
-from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, linear
+from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, linear, sinks
 from zoo.blocks.projections.latent_config import ResolvedLatent
 from zoo.kernels import Heads, Piece, split_heads
 
@@ -134,6 +134,7 @@ class LatentProjection(nn.Module):
         queries = config.n_heads * config.qk_dim
         self.widths = [config.q_rank or queries, config.kv_rank, config.rope_dim]
         self.input = linear(d_model, sum(self.widths))
+        self.sinks = sinks(config.n_heads, config.sinks)
         self.query_norm = RMSNorm(config.q_rank, config.norm_eps) if config.q_rank else nn.Identity()
         self.query = linear(config.q_rank, queries) if config.q_rank else nn.Identity()
         self.latent_norm = RMSNorm(rank, config.norm_eps, heads) if config.latent_norm else nn.Identity()
@@ -152,9 +153,10 @@ class LatentProjection(nn.Module):
             n = len(groups[0].pieces)
             parts, entries = found[:n], found[n:]
         latent_BTJR = self.latent_norm(entries[0])
+        scores = self.config.scale, self.sinks, self.config.score_softcap
         if self.config.rope_dim == 0:
-            return Queries(parts[0], None, self.config.scale), [{"latent": latent_BTJR}]
-        queries = Queries(*parts, self.config.scale)
+            return Queries(parts[0], None, *scores), [{"latent": latent_BTJR}]
+        queries = Queries(*parts, *scores)
         return queries, [{"latent": latent_BTJR, "rope_key": entries[1].squeeze(2)}]
 
     def _queries(self) -> Heads:

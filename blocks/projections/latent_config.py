@@ -7,7 +7,7 @@ from pydantic import Field
 
 from zoo.blocks.about import DEEPSEEK_V2, GLA_PAPER, About
 from zoo.blocks.cost import BF16
-from zoo.blocks.fields import GroupedLatentFields, LatentFields, RopeFields
+from zoo.blocks.fields import GroupedLatentFields, LatentFields, RopeFields, ScoreFields
 from zoo.blocks.projections.base import ProjectionConfig, ResolvedProjection
 
 _LATENT = r"""
@@ -28,7 +28,7 @@ grouped-query attention. The width of a score is $d_{qk} = d_n + d_r$.
 _SHARES_KV = "makes all keys and values from the one cached latent"
 
 
-class MLA(RopeFields, LatentFields, ProjectionConfig):
+class MLA(RopeFields, ScoreFields, LatentFields, ProjectionConfig):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): GLA with one latent head and K = H."""
 
     shares_kv: ClassVar[str] = _SHARES_KV
@@ -48,7 +48,7 @@ $$ k_{t,i} = [\, W_{UK,i}\, c_t \;;\; k^R_t \,] \qquad v_{t,i} = W_{UV,i}\, c_t 
         return ResolvedLatent(**{**dict(self), **self.filled(d_model), **single})
 
 
-class GLA(RopeFields, GroupedLatentFields, ProjectionConfig):
+class GLA(RopeFields, ScoreFields, GroupedLatentFields, ProjectionConfig):
     """Grouped latent attention (Zadouri 2025, arXiv 2505.21487). Not gated linear attention, which fla calls GLA.
 
     Latent head j is RMSNorm(W_DKV x)_j; group g reads its latent head: k_g = [W_UK,g c_j ; k_R], v_g = W_UV,g c_j.

@@ -50,13 +50,15 @@ def cached_attention(
     q_rope: torch.Tensor | None = None,
     k_rope_BNR: torch.Tensor | None = None,
     scale: float | None = None,
+    sinks: torch.Tensor | None = None,
+    softcap: float | None = None,
     impl: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of each query to the slots first_BT .. end_BT - 1 of the cache, integers; of those, 0 to N - 1 exist.
 
-    Query head h reads cache head h // (H / J); scores and rotary parts as `full_attention`.
-    Returns o_BTHV in the input dtype and lse_BTH, float32 (float64 for float64 input). A query whose interval is empty
-    has o = 0 and lse = -inf.
+    Query head h reads cache head h // (H / J); scores, sinks and rotary parts as `full_attention`.
+    Returns o_BTHV in the input dtype and lse_BTH, which sinks count in, float32 (float64 for float64 input). A query
+    whose interval is empty has o = 0, and without sinks lse = -inf.
     Raises ValueError if shapes, dtypes or devices do not agree, or `impl` cannot serve the call.
     """
     op = "cached_attention"
@@ -64,6 +66,7 @@ def cached_attention(
     found = checks.attention(op, tensors, None, scale)
     checks.integers(op, found, first_BT=first_BT, end_BT=end_BT)
     options = {"q_rope": q_rope, "k_rope_BNR": k_rope_BNR, "scale": found["scale"]}
+    options |= checks.score_options(op, q_BTHD, sinks, softcap)
     return dispatch.call(op, impl, q_BTHD, k_BNJD, v_BNJV, first_BT, end_BT, **options)
 
 

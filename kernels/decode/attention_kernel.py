@@ -9,7 +9,8 @@ chip there is one, which writes the result.
 A tile has one (query, head) a row: TOKENS queries of the PER heads that share a head of the cache, PADDED to a power of
 two. With SELECT the slots are the tokens of chosen blocks. A tile of several queries then begins where positions are
 multiples of TOKENS, as groups of queries with one choice do: a tile of one choice goes over its slots once, any other
-once for each of its queries. With SAME_KV the values are the keys (latents), which are read once.
+once for each of its queries. With SAME_KV the values are the keys (latents), which are read once. With SOFTCAP scores
+are capped; with SINKS the sums of the first split begin with the head's sink, a key of that score and value 0.
 
 Layouts: q [B, T, H, D], q_rope [B, T, H, R], k [B, N, J, D], k_rope [B, N, R], v [B, N, J, V]: any strides, but 1 in
 the last axis; partials [splits, B, T, H, V] and [splits, B, T, H]. DP, RP, VP are widths padded to powers of two.
@@ -19,6 +20,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from zoo.kernels.softcap_kernel import tanh
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
@@ -55,12 +58,12 @@ def _share_a_choice(chosen, o_t, m_t, i_first, S, GROUPS: tl.constexpr, PLACES: 
 
 @triton.jit
 def split_kernel(
-    q, qr, k, kr, v, first, end, chosen, part_o, part_lse, scale_log2, B, T, N, H, S, n_splits,
+    q, qr, k, kr, v, first, end, chosen, sinks, part_o, part_lse, inner, scale_log2, B, T, N, H, S, n_splits,
     q_b, q_t, q_h, qr_b, qr_t, qr_h, k_b, k_n, k_h, kr_b, kr_n, v_b, v_n, v_h,
     GROUPS: tl.constexpr, SHARED: tl.constexpr, PER: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr,
     BLOCK: tl.constexpr, SELECT: tl.constexpr, SAME_KV: tl.constexpr, D: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
     DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr, ROWS: tl.constexpr, PLACES: tl.constexpr,
-    LONG: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
+    LONG: tl.constexpr, PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """GROUPS of PER query heads; SHARED of them read the same head of the cache."""
     SHARE: tl.constexpr = SELECT and TOKENS > 1
@@ -112,6 +115,10 @@ def split_kernel(
     b_max = tl.full([ROWS], -float("inf"), tl.float32)
     b_sum = tl.zeros([ROWS], tl.float32)
     b_acc = tl.zeros([ROWS, VP], tl.float32)
+    if SINKS:
+        is_first = i_split == 0
+        b_max = tl.where(is_first, tl.load(sinks + o_h, mask=m_r, other=0.0) * _LOG2_E, b_max)
+        b_sum = tl.where(is_first, 1.0, b_sum)
     for i in range(begin, stop):
         n0, p_places = i * BN, p_chosen
         if SHARE:
@@ -126,6 +133,8 @@ def split_kernel(
         if R > 0:
             b_kr = _rows(p_kr + o_n64 * kr_n, m_n, o_e, R, RP)
             b_s = tl.dot(b_qr, tl.trans(b_kr), b_s, input_precision=PRECISION)
+        if SOFTCAP:
+            b_s = tanh(b_s * inner)
         visible = m_n[None, :] & (o_n[None, :] >= lo[:, None]) & (o_n[None, :] < hi[:, None])
         if SHARE:
             visible &= (together | (o_r // PADDED == i_q))[:, None]

@@ -24,22 +24,25 @@ MAX_TILE = 8192  # selection blocks ranked at once
 MAX_GRID = 65_535  # programs along the second and third axis of a grid
 
 
-def cached_attention(q, k, v, first, end, *, q_rope, k_rope_BNR, scale) -> tuple[torch.Tensor, torch.Tensor]:
+def cached_attention(
+    q, k, v, first, end, *, q_rope, k_rope_BNR, scale, sinks, softcap
+) -> tuple[torch.Tensor, torch.Tensor]:
     """As `zoo.kernels.decode.cached_attention`."""
     attend = _attend_op if torch.compiler.is_compiling() else _attend
-    return attend(q, k, None if v is k else v, q_rope, k_rope_BNR, first, end, None, 0, scale)
+    return attend(q, k, None if v is k else v, q_rope, k_rope_BNR, first, end, None, sinks, 0, scale, softcap or 0.0)
 
 
 def cached_selection_attention(q, k, v, chosen, position, *, selection_block, q_rope, k_rope_BNR, scale):
     """As `zoo.kernels.decode.cached_selection_attention`."""
     attend = _attend_op if torch.compiler.is_compiling() else _attend
     tensors = q, k, None if v is k else v, q_rope, k_rope_BNR
-    return attend(*tensors, position, position, chosen, selection_block, scale)[0]
+    return attend(*tensors, position, position, chosen, None, selection_block, scale, 0.0)[0]
 
 
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor | None, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
-    first: torch.Tensor, end: torch.Tensor, chosen: torch.Tensor | None, block: int, scale: float,
+    first: torch.Tensor, end: torch.Tensor, chosen: torch.Tensor | None, sinks: torch.Tensor | None, block: int,
+    scale: float, softcap: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """o_BTHV and lse_BTH; v None: the keys are the values.  With `chosen`, over those blocks of `block` tokens, up to
     the query's own, for which `first` and `end` are the positions."""
@@ -52,6 +55,7 @@ def _attend(
     chosen = end if chosen is None else chosen.contiguous()  # a pointer that is not followed; so are q and k below
     long, select = T > FEW, block > 0
     constants = _constants(D, R, V, H // groups, groups, groups // J, block, places, same, long, q.dtype)
+    constants = {**constants, "SOFTCAP": softcap > 0, "SINKS": sinks is not None}
     tokens, width = constants["TOKENS"], max(constants["DP"], constants["VP"])
     n_tiles = cdiv(T + (tokens - 1 if select else 0), tokens) * groups  # those of queries that select are shifted
     n_splits = _n_splits(slots, B * n_tiles, width, select, long, q.device)
@@ -62,8 +66,10 @@ def _attend(
     if n_splits > 1:
         part_o, part_lse = (x.new_empty(n_splits, *x.shape, dtype=torch.float32) for x in (o, lse))
     strides_qr, strides_kr = (q_rope.stride()[:3], k_rope.stride()[:2]) if R else ((0, 0, 0), (0, 0))
-    tensors = q, q_rope if R else q, k, k_rope if R else k, v, first, end, chosen, part_o, part_lse
-    numbers = scale * math.log2(math.e), B, T, N, H, places, n_splits
+    tensors = q, q_rope if R else q, k, k_rope if R else k, v, first, end, chosen, q if sinks is None else sinks
+    tensors = *tensors, part_o, part_lse
+    inner, outer = (scale / softcap, softcap) if softcap else (0.0, scale)
+    numbers = inner, outer * math.log2(math.e), B, T, N, H, places, n_splits
     strides = *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr, *v.stride()[:3]
     grid = (n_splits * n_tiles, 1, B) if long else (n_splits, n_tiles, B)
     launch(attention_kernel.split_kernel, lambda tile: grid, (*tensors, *numbers, *strides), constants, tiles, q.device)
@@ -72,7 +78,7 @@ def _attend(
     return o, lse
 
 
-def _attend_fake(q, k, v, q_rope, k_rope, first, end, chosen, block, scale):
+def _attend_fake(q, k, v, q_rope, k_rope, first, end, chosen, sinks, block, scale, softcap):
     return q.new_empty(*q.shape[:3], (k if v is None else v).shape[3]), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 

@@ -2,20 +2,21 @@
 
 import torch
 
-from zoo.kernels.attend import attend, by_key_head, in_chunks, join_rotary, wide
+from zoo.kernels.attend import attend, by_key_head, in_chunks, join_rotary, sinks_by_key_head, wide
 from zoo.kernels.choice.reference import block_importance, rank_blocks
 
 
-def cached_attention(q_BTHD, k_BNJD, v_BNJV, first_BT, end_BT, *, q_rope, k_rope_BNR, scale):
+def cached_attention(q_BTHD, k_BNJD, v_BNJV, first_BT, end_BT, *, q_rope, k_rope_BNR, scale, sinks, softcap):
     """`zoo.kernels.cached_attention`: o_BTHV, and its log-sum-exp lse_BTH."""
     q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope_BNR)
     q_BJTgD, k_BJND, v_BJNV = by_key_head(q, k.shape[2]), k.transpose(1, 2), wide(v_BNJV).transpose(1, 2)
     slot_N = torch.arange(k.shape[1], device=q.device)
+    options = {"sinks": sinks_by_key_head(sinks, k.shape[2], 1), "softcap": softcap}
 
     def chunk(lo: int, hi: int) -> tuple[torch.Tensor, torch.Tensor]:
         visible_BTN = (slot_N >= first_BT[:, lo:hi, None]) & (slot_N < end_BT[:, lo:hi, None])
-        o, scores = attend(q_BJTgD[:, :, lo:hi], k_BJND, v_BJNV, visible_BTN.unsqueeze(1), scale)
-        empty = ~visible_BTN.any(-1)[:, None, :, None]
+        o, scores = attend(q_BJTgD[:, :, lo:hi], k_BJND, v_BJNV, visible_BTN.unsqueeze(1), scale, **options)
+        empty = ~visible_BTN.any(-1)[:, None, :, None] & (sinks is None)
         return o, scores.logsumexp(-1).masked_fill(empty, float("-inf"))
 
     batch, seq_len, n_heads, _ = q_BTHD.shape

@@ -6,8 +6,10 @@ from zoo.kernels import checks, dispatch, intervals
 from zoo.kernels.documents import Documents
 
 
-def _sdpa_supports(*tensors, documents, **options) -> str | None:
-    return "it knows no packed documents" if documents is not None else None
+def _sdpa_supports(*tensors, documents, sinks, softcap, **options) -> str | None:
+    lacks = {"packed documents": documents, "attention sinks": sinks, "cap of scores": softcap}
+    lacking = [name for name, given in lacks.items() if given is not None]
+    return f"it knows no {' and no '.join(lacking)}" if lacking else None
 
 
 dispatch.register(
@@ -27,16 +29,21 @@ def full_attention(
     k_rope: torch.Tensor | None = None,
     scale: float | None = None,
     documents: Documents | None = None,
+    sinks: torch.Tensor | None = None,
+    softcap: float | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
     """Causal softmax attention: query t sees keys 0..t of its document (Vaswani 2017; grouped heads, arXiv 2305.13245).
 
     Score = scale * (q . k + q_rope . k_rope), q_rope_BTHR and k_rope_BTR optional, k_rope shared by all heads;
     scale defaults to 1/sqrt(D + R). Query head h reads key/value head h // (H / K).
+    softcap: c; scores x become c tanh(x / c) (Gemma 2, arXiv 2408.00118).
+    sinks: [H], a logit of each query head that the softmax's denominator has besides (gpt-oss, arXiv 2508.10925).
     Returns o_BTHV in the input dtype; scores and sums are float32 (float64 for float64 input).
     Raises ValueError if shapes, dtypes or devices do not agree, or `impl` cannot serve the call.
     """
     tensors = {"q_BTHD": q_BTHD, "k_BTKD": k_BTKD, "v_BTKV": v_BTKV, "q_rope_BTHR": q_rope, "k_rope_BTR": k_rope}
     scale = checks.attention("full_attention", tensors, documents, scale)["scale"]
     options = {"q_rope": q_rope, "k_rope": k_rope, "scale": scale, "documents": documents}
+    options |= checks.score_options("full_attention", q_BTHD, sinks, softcap)
     return dispatch.call("full_attention", impl, q_BTHD, k_BTKD, v_BTKV, **options)

@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 _BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def full_attention(q_BTHD, k_BTKD, v_BTKV, *, q_rope, k_rope, scale, documents):
-    """`zoo.kernels.full_attention` without documents: o_BTHV."""
+def full_attention(q_BTHD, k_BTKD, v_BTKV, *, q_rope, k_rope, scale, documents, sinks, softcap):
+    """`zoo.kernels.full_attention` without documents, sinks and softcap: o_BTHV."""
     q, k, v = q_BTHD, k_BTKD, v_BTKV
     if q_rope is not None:
         q = torch.cat([q, q_rope], -1)

@@ -13,7 +13,9 @@ over the masked tiles and one over the body.
 Layouts: q [B, T, H, D], q_rope [B, T, H, R], k [B, N, K, D], k_rope [B, N, R], v [B, N, K, V], do [B, T, H, V]: any
 strides, but 1 in the last axis; o and what a kernel writes are contiguous. lse and delta (the row sums of o * do) are
 [B, H, T], so that a tile's are contiguous. DP, RP, VP are the widths padded to powers of two.
-Scores are scale * (q . k + q_rope . k_rope); exponentials are taken to base 2; sums are float32.
+Scores are scale * (q . k + q_rope . k_rope); exponentials are taken to base 2; sums are float32. With SOFTCAP a score x
+becomes softcap * tanh(x / softcap). With SINKS each head has one more key, of score sinks[h] and value 0: sums begin
+with it, so that lse holds it, and what follows from lse in the backward pass is right as it is.
 Every tile is read by pointers: Hopper's copy engine (TMA) was no quicker once tiles were chosen for each (docs/log.md).
 A loop may divide by its own number of turns only if that is never 0, for pipelining computes the addresses of the first
 turns before the loop; LLVM then takes the number for positive, and loads what no turn asks for.
@@ -25,6 +27,8 @@ afterwards: where keys are few, that is what fills the chip.
 
 import triton
 import triton.language as tl
+
+from zoo.kernels.softcap_kernel import tanh
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
@@ -95,16 +99,28 @@ def _key_tiles(
 
 @triton.jit
 def _scores(
-    b_q, b_qr, k, kr, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, stride_krb, stride_krn,
+    b_q, b_qr, k, kr, i_b, i_k, n0, N, inner, stride_kb, stride_kn, stride_kh, stride_krb, stride_krn,
     D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
+    """Products of queries and keys; with SOFTCAP tanh(inner * product)."""
     b_k = _load_rows(k, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, BN, D, DP, MASKED)
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
     if R > 0:
         b_kr = _load_rows(kr, i_b, i_k * 0, n0, N, stride_krb, stride_krn, 0, BN, R, RP, MASKED)
         b_s = tl.dot(b_qr, tl.trans(b_kr), b_s, input_precision=PRECISION)
+    if SOFTCAP:
+        b_s = tanh(b_s * inner)
     return b_s
+
+
+@triton.jit
+def _factors(scale, softcap, SOFTCAP: tl.constexpr):
+    """What scores are multiplied by in the exponent of 2, and what products are multiplied by before their tanh."""
+    if SOFTCAP:
+        return softcap * _LOG2_E, scale / softcap
+    else:
+        return scale * _LOG2_E, scale
 
 
 @triton.jit
@@ -121,14 +137,14 @@ def _softmax_step(b_s, b_max, b_sum, scale_log2, MASKED: tl.constexpr):
 
 @triton.jit
 def _fwd_step(
-    b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2,
+    b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2, inner,
     stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     b_s = _scores(
-        b_q, b_qr, k, kr, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, stride_krb, stride_krn,
-        D, R, DP, RP, BN, PRECISION, MASKED,
+        b_q, b_qr, k, kr, i_b, i_k, n0, N, inner, stride_kb, stride_kn, stride_kh, stride_krb, stride_krn,
+        D, R, DP, RP, BN, PRECISION, SOFTCAP, MASKED,
     )  # fmt: skip
     if MASKED:
         o_n = n0 + tl.arange(0, BN)
@@ -141,24 +157,24 @@ def _fwd_step(
 
 @triton.jit
 def _fwd_long_body(
-    b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, n0, n_tiles, N, scale_log2,
+    b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, n0, n_tiles, N, scale_log2, inner,
     stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """Tiles without a mask, the product with v one tile late: it runs while the next tile's exponentials are taken.
 
     Forward at T = 65,536, H = 64, d = 128, blocks 32/16 on an H200: 8.6 ms, against 8.9 to 9.5 by `_fwd_step`.
     """
     b_s = _scores(
-        b_q, b_qr, k, kr, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, stride_krb, stride_krn,
-        D, R, DP, RP, BN, PRECISION, False,
+        b_q, b_qr, k, kr, i_b, i_k, n0, N, inner, stride_kb, stride_kn, stride_kh, stride_krb, stride_krn,
+        D, R, DP, RP, BN, PRECISION, SOFTCAP, False,
     )  # fmt: skip
     b_p, b_decay, b_max, b_sum = _softmax_step(b_s, b_max, b_sum, scale_log2, False)
     for _ in range(1, n_tiles):
         b_s = _scores(
-            b_q, b_qr, k, kr, i_b, i_k, n0 + BN, N, stride_kb, stride_kn, stride_kh, stride_krb, stride_krn,
-            D, R, DP, RP, BN, PRECISION, False,
+            b_q, b_qr, k, kr, i_b, i_k, n0 + BN, N, inner, stride_kb, stride_kn, stride_kh, stride_krb, stride_krn,
+            D, R, DP, RP, BN, PRECISION, SOFTCAP, False,
         )  # fmt: skip
         b_v = _load_rows(v, i_b, i_k, n0, N, stride_vb, stride_vn, stride_vh, BN, V, VP, False)
         b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], input_precision=PRECISION)
@@ -171,12 +187,12 @@ def _fwd_long_body(
 
 @triton.jit
 def _fwd_kernel(
-    q, qr, k, kr, v, o, lse, start, scale, window, T, N, B, H, G,
+    q, qr, k, kr, v, o, lse, start, sinks, scale, softcap, window, T, N, B, H, G,
     stride_qb, stride_qt, stride_qh, stride_qrb, stride_qrt, stride_qrh,
     stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
     STRIDE: tl.constexpr, BLOCK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     i_bh = tl.program_id(0) % (B * H)
     i_b, i_h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)
@@ -189,30 +205,33 @@ def _fwd_kernel(
     lo, hi, first, n_before, n_body, n_after = _key_tiles(
         t0, start + i_b * T, T, window, BM, BN, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS
     )
-    scale_log2 = scale * _LOG2_E
+    scale_log2, inner = _factors(scale, softcap, SOFTCAP)
     b_max = tl.full([BM], -float("inf"), tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
+    if SINKS:
+        b_max = tl.zeros([BM], tl.float32) + tl.load(sinks + i_h) * _LOG2_E
+        b_sum = tl.full([BM], 1.0, tl.float32)
     b_acc = tl.zeros([BM, VP], tl.float32)
     for i in range(0, n_before + n_after):
         n0 = first + (i + tl.where(i < n_before, 0, n_body)) * BN
         b_acc, b_max, b_sum = _fwd_step(
-            b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2,
+            b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2, inner,
             stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
-            D, R, V, DP, RP, VP, BN, PRECISION, True,
+            D, R, V, DP, RP, VP, BN, PRECISION, SOFTCAP, True,
         )  # fmt: skip
     if HAS_WINDOW:  # a handful of tiles
         for i in range(0, n_body):
             n0 = first + (i + n_before) * BN
             b_acc, b_max, b_sum = _fwd_step(
-                b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2,
+                b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2, inner,
                 stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
-                D, R, V, DP, RP, VP, BN, PRECISION, False,
+                D, R, V, DP, RP, VP, BN, PRECISION, SOFTCAP, False,
             )  # fmt: skip
     elif n_body > 0:
         b_acc, b_max, b_sum = _fwd_long_body(
-            b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, first + n_before * BN, n_body, N, scale_log2,
+            b_acc, b_max, b_sum, b_q, b_qr, k, kr, v, i_b, i_k, first + n_before * BN, n_body, N, scale_log2, inner,
             stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
-            D, R, V, DP, RP, VP, BN, PRECISION,
+            D, R, V, DP, RP, VP, BN, PRECISION, SOFTCAP,
         )  # fmt: skip
     b_seen = b_sum > 0
     b_sum = tl.where(b_seen, b_sum, 1.0)
@@ -224,10 +243,10 @@ def _fwd_kernel(
 
 @triton.jit
 def _dq_step(
-    b_dq, b_dqr, b_q, b_qr, b_do, b_lse, b_delta, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2,
+    b_dq, b_dqr, b_q, b_qr, b_do, b_lse, b_delta, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2, inner,
     stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     b_k = _load_rows(k, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, BN, D, DP, MASKED)
     b_v = _load_rows(v, i_b, i_k, n0, N, stride_vb, stride_vn, stride_vh, BN, V, VP, MASKED)
@@ -235,12 +254,17 @@ def _dq_step(
     if R > 0:
         b_kr = _load_rows(kr, i_b, i_k * 0, n0, N, stride_krb, stride_krn, 0, BN, R, RP, MASKED)
         b_s = tl.dot(b_qr, tl.trans(b_kr), b_s, input_precision=PRECISION)
+    if SOFTCAP:
+        b_s = tanh(b_s * inner)
     b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
     b_p = tl.math.exp2(b_s * scale_log2 - b_lse[:, None])
     if MASKED:
         o_n = n0 + tl.arange(0, BN)
         b_p = tl.where(_visible(o_n[None, :], lo[:, None], hi[:, None]), b_p, 0.0)
-    b_ds = (b_p * (b_dp - b_delta[:, None])).to(b_k.dtype)
+    b_ds = b_p * (b_dp - b_delta[:, None])
+    if SOFTCAP:
+        b_ds *= 1.0 - b_s * b_s  # the slope of tanh
+    b_ds = b_ds.to(b_k.dtype)
     b_dq = tl.dot(b_ds, b_k, b_dq, input_precision=PRECISION)
     if R > 0:
         b_dqr = tl.dot(b_ds, b_kr, b_dqr, input_precision=PRECISION)
@@ -249,13 +273,13 @@ def _dq_step(
 
 @triton.jit
 def _dq_kernel(
-    q, qr, k, kr, v, o, lse, start, do, dlse, delta, dq, dqr, scale, window, T, N, B, H, G,
+    q, qr, k, kr, v, o, lse, start, do, dlse, delta, dq, dqr, scale, softcap, window, T, N, B, H, G,
     stride_qb, stride_qt, stride_qh, stride_qrb, stride_qrt, stride_qrh,
     stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
     stride_dob, stride_dot, stride_doh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
     STRIDE: tl.constexpr, BLOCK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
-    PRECISION: tl.constexpr, HAS_DLSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, HAS_DLSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Gradients of q and q_rope; also delta, for the kernel of the keys, since do is read here anyway."""
     i_bh = tl.program_id(0) % (B * H)
@@ -281,20 +305,20 @@ def _dq_kernel(
     )
     b_dq = tl.zeros([BM, DP], tl.float32)
     b_dqr = tl.zeros([BM, RP], tl.float32)
-    scale_log2 = scale * _LOG2_E
+    scale_log2, inner = _factors(scale, softcap, SOFTCAP)
     for i in range(0, n_before + n_after):
         n0 = first + (i + tl.where(i < n_before, 0, n_body)) * BN
         b_dq, b_dqr = _dq_step(
-            b_dq, b_dqr, b_q, b_qr, b_do, b_lse, b_delta, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2,
+            b_dq, b_dqr, b_q, b_qr, b_do, b_lse, b_delta, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2, inner,
             stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
-            D, R, V, DP, RP, VP, BN, PRECISION, True,
+            D, R, V, DP, RP, VP, BN, PRECISION, SOFTCAP, True,
         )  # fmt: skip
     for i in range(0, n_body):
         n0 = first + (i + n_before) * BN
         b_dq, b_dqr = _dq_step(
-            b_dq, b_dqr, b_q, b_qr, b_do, b_lse, b_delta, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2,
+            b_dq, b_dqr, b_q, b_qr, b_do, b_lse, b_delta, k, kr, v, i_b, i_k, n0, lo, hi, N, scale_log2, inner,
             stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
-            D, R, V, DP, RP, VP, BN, PRECISION, False,
+            D, R, V, DP, RP, VP, BN, PRECISION, SOFTCAP, False,
         )  # fmt: skip
     _store_rows(dq + (i_b * T * H + i_h) * D, t0, T, H * D, b_dq * scale, BM, D, DP)
     if R > 0:
@@ -331,10 +355,11 @@ def _query_tiles(
 @triton.jit
 def _dkv_step(
     b_dk, b_dkr, b_dv, b_k, b_kr, b_v, q, qr, do, p_lse, p_delta, p_start, i_b, i_h, t0, o_n, T, window, scale_log2,
+    inner,
     stride_qb, stride_qt, stride_qh, stride_qrb, stride_qrt, stride_qrh, stride_dob, stride_dot, stride_doh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
     STRIDE: tl.constexpr, BLOCK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
-    BM: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    BM: tl.constexpr, PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Scores are held transposed, [keys, queries], so that the products into dk and dv take them as they are."""
     o_t = t0 + tl.arange(0, BM)
@@ -352,6 +377,8 @@ def _dkv_step(
         b_delta = tl.load(p_delta + o_t)
     b_do = _load_rows(do, i_b, i_h, t0, T, stride_dob, stride_dot, stride_doh, BM, V, VP, MASKED)
     b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+    if SOFTCAP:
+        b_s = tanh(b_s * inner)
     b_p = tl.math.exp2(b_s * scale_log2 - b_lse[None, :])
     if MASKED:
         b_start = o_t * 0
@@ -360,7 +387,10 @@ def _dkv_step(
         lo, hi = _interval(o_t, b_start, window, STRIDE, BLOCK, HAS_WINDOW)
         b_p = tl.where(_visible(o_n[:, None], lo[None, :], hi[None, :]), b_p, 0.0)
     b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
-    b_ds = (b_p * (b_dp - b_delta[None, :])).to(b_q.dtype)
+    b_ds = b_p * (b_dp - b_delta[None, :])
+    if SOFTCAP:
+        b_ds *= 1.0 - b_s * b_s
+    b_ds = b_ds.to(b_q.dtype)
     b_dk = tl.dot(b_ds, b_q, b_dk, input_precision=PRECISION)
     if R > 0:
         b_dkr = tl.dot(b_ds, b_qr, b_dkr, input_precision=PRECISION)
@@ -376,13 +406,13 @@ def _next(i_h, j, per_head):
 
 @triton.jit
 def _dkv_kernel(
-    q, qr, k, kr, v, lse, start, do, delta, dk, dkr, dv, scale, window, T, N, B, H, G, PARTS,
+    q, qr, k, kr, v, lse, start, do, delta, dk, dkr, dv, scale, softcap, window, T, N, B, H, G, PARTS,
     stride_qb, stride_qt, stride_qh, stride_qrb, stride_qrt, stride_qrh,
     stride_kb, stride_kn, stride_kh, stride_krb, stride_krn, stride_vb, stride_vn, stride_vh,
     stride_dob, stride_dot, stride_doh,
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
     STRIDE: tl.constexpr, BLOCK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """One of PARTS equal shares of the gradients of a block of keys.
 
@@ -406,7 +436,7 @@ def _dkv_kernel(
     b_dk = tl.zeros([BN, DP], tl.float32)
     b_dkr = tl.zeros([BN, RP], tl.float32)
     b_dv = tl.zeros([BN, VP], tl.float32)
-    scale_log2 = scale * _LOG2_E
+    scale_log2, inner = _factors(scale, softcap, SOFTCAP)
     n_masked = n_before + n_after
     per_head = tl.maximum(n_masked, 1)  # not 0: see above
     i = n_masked * G * i_part // PARTS
@@ -416,9 +446,9 @@ def _dkv_kernel(
         o_row = (i_b * H + i_h) * T
         b_dk, b_dkr, b_dv = _dkv_step(
             b_dk, b_dkr, b_dv, b_k, b_kr, b_v, q, qr, do, lse + o_row, delta + o_row, p_start, i_b, i_h, t0, o_n, T,
-            window, scale_log2,
+            window, scale_log2, inner,
             stride_qb, stride_qt, stride_qh, stride_qrb, stride_qrt, stride_qrh, stride_dob, stride_dot, stride_doh,
-            D, R, V, DP, RP, VP, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS, BM, PRECISION, True,
+            D, R, V, DP, RP, VP, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS, BM, PRECISION, SOFTCAP, True,
         )  # fmt: skip
         i_h, j = _next(i_h, j, per_head)
     if not HAS_DOCUMENTS:
@@ -431,9 +461,9 @@ def _dkv_kernel(
             o_row = (i_b * H + i_h) * T
             b_dk, b_dkr, b_dv = _dkv_step(
                 b_dk, b_dkr, b_dv, b_k, b_kr, b_v, q, qr, do, lse + o_row, delta + o_row, p_start, i_b, i_h, t0, o_n, T,
-                window, scale_log2,
+                window, scale_log2, inner,
                 stride_qb, stride_qt, stride_qh, stride_qrb, stride_qrt, stride_qrh, stride_dob, stride_dot, stride_doh,
-                D, R, V, DP, RP, VP, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS, BM, PRECISION, False,
+                D, R, V, DP, RP, VP, STRIDE, BLOCK, HAS_WINDOW, HAS_DOCUMENTS, BM, PRECISION, SOFTCAP, False,
             )  # fmt: skip
             i_h, j = _next(i_h, j, per_head)
     i_pb = i_part.to(tl.int64) * B + i_b

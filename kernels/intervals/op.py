@@ -19,25 +19,26 @@ from zoo.kernels.window.reference import window_attention
 
 
 def interval_attention(
-    q_BTHD, k_BNKD, v_BNKV, *, q_rope, k_rope, scale, documents, stride=1, block=1, window=0
+    q_BTHD, k_BNKD, v_BNKV, *, q_rope, k_rope, scale, documents, sinks=None, softcap=None, stride=1, block=1, window=0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of each query over its interval of keys (see kernel.py): o_BTHV and lse_BTH, float32. window 0: none.
 
-    Both outputs carry gradients. A query that sees no key gets zeros and lse = -inf.
+    sinks: [H], float32; lse holds them.  softcap: None for none.
+    Both outputs carry gradients. A query that sees no key gets zeros, and lse = -inf without sinks.
     """
     start_BT = None if documents is None else documents.start_BT.contiguous()
     tensors = [dense_rows(x) for x in (q_BTHD, k_BNKD, v_BNKV, q_rope, k_rope)]
-    return _attention(*tensors, start_BT, scale, stride, block, window)
+    return _attention(*tensors, sinks, start_BT, scale, softcap or 0.0, stride, block, window)
 
 
 class Problem:
     """One call as the kernels see it: counts, strides, compile-time constants, and a pointer for every tensor."""
 
-    def __init__(self, q, k, v, q_rope, k_rope, start, do, stride, block, window):
+    def __init__(self, q, k, v, q_rope, k_rope, start, do, softcap, stride, block, window):
         self.B, self.T, self.H, D = q.shape
         _, self.N, self.K, V = v.shape
         self.R = 0 if q_rope is None else q_rope.shape[-1]
-        self.device, self.dtype, self.window = q.device, q.dtype, window
+        self.device, self.dtype, self.softcap, self.window = q.device, q.dtype, softcap, window
         self.long = window == 0 and start is None
         self.counts = self.T, self.N, self.B, self.H, self.H // self.K
         self.start = q if start is None else start  # a pointer that is not followed; so are q and k below
@@ -45,7 +46,7 @@ class Problem:
         strides_qr, strides_kr = (q_rope.stride()[:3], k_rope.stride()[:2]) if self.R else ((0, 0, 0), (0, 0))
         strides_do = () if do is None else do.stride()[:3]
         self.strides = *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr, *v.stride()[:3], *strides_do
-        self.constants = _constants(D, self.R, V, stride, block, window > 0, start is not None, q.dtype)
+        self.constants = _constants(D, self.R, V, stride, block, window > 0, start is not None, softcap > 0, q.dtype)
         padded = self.constants
         self.width = max(padded["DP"] + padded["RP"] * (self.R > 0), padded["VP"])
 
@@ -59,12 +60,12 @@ class Problem:
 
 
 @cache
-def _constants(D, R, V, stride, block, has_window, has_documents, dtype) -> dict:
+def _constants(D, R, V, stride, block, has_window, has_documents, has_softcap, dtype) -> dict:
     DP, RP, VP = (max(16, next_power_of_2(width)) for width in (D, R, V))
     precision = "ieee" if dtype == torch.float32 else "tf32"
     widths = dict(D=D, R=R, V=V, DP=DP, RP=RP, VP=VP)
     grid = dict(STRIDE=stride, BLOCK=block, HAS_WINDOW=has_window, HAS_DOCUMENTS=has_documents)
-    return {**widths, **grid, "PRECISION": precision}
+    return {**widths, **grid, "PRECISION": precision, "SOFTCAP": has_softcap}
 
 
 def _forward(
@@ -73,22 +74,26 @@ def _forward(
     v: torch.Tensor,
     q_rope: torch.Tensor | None,
     k_rope: torch.Tensor | None,
+    sinks: torch.Tensor | None,
     start: torch.Tensor | None,
     scale: float,
+    softcap: float,
     stride: int,
     block: int,
     window: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    problem = Problem(q, k, v, q_rope, k_rope, start, None, stride, block, window)
+    problem = Problem(q, k, v, q_rope, k_rope, start, None, softcap, stride, block, window)
     o, lse = _outputs(q, v)
 
-    arguments = *problem.tensors, o, lse, problem.start, scale, window, *problem.counts, *problem.strides
+    pointers = *problem.tensors, o, lse, problem.start, q if sinks is None else sinks
+    arguments = *pointers, scale, softcap, window, *problem.counts, *problem.strides
+    constants = {**problem.constants, "SINKS": sinks is not None}
     tiles = fwd_tiles(q.dtype, problem.width, window > 0)
-    launch(kernel._fwd_kernel, problem.query_grid, arguments, problem.constants, tiles, q.device)
+    launch(kernel._fwd_kernel, problem.query_grid, arguments, constants, tiles, q.device)
     return o, lse.transpose(1, 2)
 
 
-def _forward_fake(q, k, v, q_rope, k_rope, start, scale, stride, block, window):
+def _forward_fake(q, k, v, q_rope, k_rope, sinks, start, scale, softcap, stride, block, window):
     o, lse = _outputs(q, v)
     return o, lse.transpose(1, 2)
 
@@ -101,32 +106,39 @@ def _backward(
     v: torch.Tensor,
     q_rope: torch.Tensor | None,
     k_rope: torch.Tensor | None,
+    sinks: torch.Tensor | None,
     start: torch.Tensor | None,
     o: torch.Tensor,
     lse: torch.Tensor,
     scale: float,
+    softcap: float,
     stride: int,
     block: int,
     window: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     do = do.contiguous() if 0 in do.stride() else dense_rows(do)  # a sum's gradient is one number, expanded
-    problem = Problem(q, k, v, q_rope, k_rope, start, do, stride, block, window)
+    problem = Problem(q, k, v, q_rope, k_rope, start, do, softcap, stride, block, window)
     grads = _gradients(q, k, v, q_rope, k_rope)
     lse = lse.transpose(1, 2).contiguous()  # as the forward kernel laid it out, unless it was moved since
     delta = torch.empty_like(lse)
     dlse_BHT = delta if dlse is None else dlse.transpose(1, 2).contiguous()
 
     results = o, lse, problem.start, do, dlse_BHT, delta, grads[0], grads[3]
-    arguments = *problem.tensors, *results, scale, window, *problem.counts, *problem.strides
+    arguments = *problem.tensors, *results, scale, softcap, window, *problem.counts, *problem.strides
     constants = {**problem.constants, "HAS_DLSE": dlse is not None}
     tiles = dq_tiles(q.dtype, problem.width)
     launch(kernel._dq_kernel, problem.query_grid, arguments, constants, tiles, q.device)
     _launch_dkv(problem, do, lse, delta, grads, scale)
-    return grads
+    return *grads, q.new_empty(0) if sinks is None else _gradient_of_sinks(sinks, lse, delta)
 
 
-def _backward_fake(do, dlse, q, k, v, q_rope, k_rope, start, o, lse, scale, stride, block, window):
-    return _gradients(q, k, v, q_rope, k_rope)
+def _gradient_of_sinks(sinks_H: torch.Tensor, lse_BHT: torch.Tensor, delta_BHT: torch.Tensor) -> torch.Tensor:
+    """That of a score whose key has the value 0: minus its share of the softmax, times delta."""
+    return -((sinks_H[:, None] - lse_BHT).exp_() * delta_BHT).sum((0, 2))
+
+
+def _backward_fake(do, dlse, q, k, v, q_rope, k_rope, sinks, start, o, lse, scale, softcap, stride, block, window):
+    return *_gradients(q, k, v, q_rope, k_rope), q.new_empty(0) if sinks is None else torch.empty_like(sinks)
 
 
 def _launch_dkv(problem: Problem, do, lse, delta, grads: tuple, scale: float) -> None:
@@ -140,7 +152,8 @@ def _launch_dkv(problem: Problem, do, lse, delta, grads: tuple, scale: float) ->
     part_dkr = dk_rope if rope_parts == 1 else dk.new_empty(rope_parts, *dk_rope.shape, dtype=torch.float32)
 
     results = lse, problem.start, do, delta, part_dk, part_dkr, part_dv
-    arguments = *problem.tensors, *results, scale, problem.window, *problem.counts, parts, *problem.strides
+    numbers = scale, problem.softcap, problem.window, *problem.counts, parts
+    arguments = *problem.tensors, *results, *numbers, *problem.strides
 
     def grid(tile: Tile) -> tuple[int]:
         return (problem.key_blocks(tile) * parts,)
@@ -182,35 +195,36 @@ def _gradients(q, k, v, q_rope, k_rope) -> tuple[torch.Tensor, ...]:
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, q_rope, k_rope, start, *ctx.numbers = inputs
-    ctx.save_for_backward(q, k, v, q_rope, k_rope, start, *output)
+    q, k, v, q_rope, k_rope, sinks, start, *ctx.numbers = inputs
+    ctx.save_for_backward(q, k, v, q_rope, k_rope, sinks, start, *output)
     ctx.set_materialize_grads(False)
 
 
 def _gradient(ctx, do, dlse, *, compiling: bool):
     *inputs, o, lse = ctx.saved_tensors
     if do is None and dlse is None:
-        return (None,) * 10
+        return (None,) * 12
     do = torch.zeros_like(o) if do is None else do
     backward = _backward_op if compiling else _backward
     try:
-        dq, dk, dv, dq_rope, dk_rope = backward(do, dlse, *inputs, o, lse, *ctx.numbers)
+        dq, dk, dv, dq_rope, dk_rope, dsinks = backward(do, dlse, *inputs, o, lse, *ctx.numbers)
     except OutOfResources as error:
         if dlse is not None:  # no operation asks for it
             raise
         return gradients_instead(ctx, error, _reference, (*inputs, *ctx.numbers), do)
     if inputs[3] is None:
         dq_rope = dk_rope = None
-    return dq, dk, dv, dq_rope, dk_rope, *(None,) * 5
+    return dq, dk, dv, dq_rope, dk_rope, None if inputs[5] is None else dsinks, *(None,) * 6
 
 
-def _reference(q, k, v, q_rope, k_rope, start, scale, stride, block, window) -> torch.Tensor:
+def _reference(q, k, v, q_rope, k_rope, sinks, start, scale, softcap, stride, block, window) -> torch.Tensor:
     """What the kernels compute, by the reference of the operation that this is; without the log-sum-exp."""
     documents = None if start is None else Documents(start, q.shape[1])
     shared = {"q_rope": q_rope, "scale": scale, "documents": documents}
     if stride > 1 or block > 1:
         o, _ = compression_attention(q, k, v, k_rope_BNR=k_rope, block=block, stride=stride, **shared)
         return o
+    shared |= {"sinks": sinks, "softcap": softcap or None}
     if window:
         return window_attention(q, k, v, k_rope=k_rope, window=window, **shared)
     return full_attention(q, k, v, k_rope=k_rope, **shared)

@@ -22,11 +22,14 @@ def window_attention(
     k_rope: torch.Tensor | None = None,
     scale: float | None = None,
     documents: Documents | None = None,
+    sinks: torch.Tensor | None = None,
+    softcap: float | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
     """Sliding-window attention: query t sees keys max(0, t-w+1)..t of its document (arXiv 2004.05150).
 
-    window: w, in tokens, the query's own included; it may be wider than T. Scores and rotary parts as `full_attention`.
+    window: w, in tokens, the query's own included; it may be wider than T. Scores, sinks
+    and rotary parts as `full_attention`.
     Returns o_BTHV in the input dtype; scores and sums are float32 (float64 for float64 input).
     Raises ValueError if shapes, dtypes or devices do not agree, window < 1, or `impl` cannot serve the call.
     """
@@ -39,5 +42,6 @@ def window_attention(
         "k_rope": k_rope,
         "scale": scale,
         "documents": documents,
+        **checks.score_options("window_attention", q_BTHD, sinks, softcap),
     }
     return dispatch.call("window_attention", impl, q_BTHD, k_BTKD, v_BTKV, **options)

@@ -5,9 +5,9 @@ import torch
 from zoo.kernels.intervals.op import interval_attention
 
 
-def window_attention(q_BTHD, k_BTKD, v_BTKV, *, window, q_rope, k_rope, scale, documents) -> torch.Tensor:
+def window_attention(
+    q_BTHD, k_BTKD, v_BTKV, *, window, q_rope, k_rope, scale, documents, sinks, softcap
+) -> torch.Tensor:
     """`zoo.kernels.window_attention`: o_BTHV."""
-    tensors = q_BTHD, k_BTKD, v_BTKV
-    return interval_attention(*tensors, q_rope=q_rope, k_rope=k_rope, scale=scale, documents=documents, window=window)[
-        0
-    ]
+    options = {"scale": scale, "documents": documents, "sinks": sinks, "softcap": softcap, "window": window}
+    return interval_attention(q_BTHD, k_BTKD, v_BTKV, q_rope=q_rope, k_rope=k_rope, **options)[0]

@@ -40,6 +40,15 @@ CASES = {
         {"kind": "mla", **LATENT, "rope_dim": 0, "output_bias": True, "output_gate": "channel", "score_scale": 0.3},
         None,
     ),
+    "full-sinks": ({"kind": "full", **GROUPED, "sinks": True, "score_softcap": 0.4}, None),
+    "window-sinks": ({"kind": "window", **GROUPED, "window": 5, "sinks": True}, None),
+    "mla-capped": ({"kind": "mla", **LATENT, "window": 5, "score_softcap": 0.5, "sinks": True}, None),
+    "gla-capped": ({"kind": "gla", **LATENT, "n_kv_heads": 2, "n_latent_heads": 2, "score_softcap": 0.5}, None),
+    "reaching-sinks": (
+        {"kind": "attention", "projection": {"kind": "gqa", **GROUPED, "sinks": True, "score_softcap": 2.0}}
+        | {"patterns": [{"kind": "window", "window": 5}, {"kind": "dilated", "n_keys": 4, "dilation": 3}]},
+        None,
+    ),
     "mla-plain-latent": ({"kind": "mla", **LATENT, "latent_norm": False}, None),
     "mla-unrotated": ({"kind": "mla", **LATENT, "rope": False, "window": 5}, None),
     "nsa": ({"kind": "nsa", **GROUPED, **COARSE, "window": 5}, None),

@@ -143,13 +143,20 @@ class Loops:
         z = w["hidden.weight"] @ torch.cat([v + p for v, p in zip(vectors, w["offset"], strict=True)])
         return w["pooled.weight"] @ (z / (1 + torch.exp(-z)))
 
-    def attend(self, q, keys_values):
-        """Softmax attention of one query; zeros and no weights where there is nothing to see."""
+    def attend(self, q, keys_values, h=None):
+        """Softmax attention of one query; zeros and no weights where there is nothing to see.
+
+        h: its head, for patterns that can have sinks.
+        """
         if not keys_values:
             return torch.zeros(self.projection.v_head_dim, dtype=torch.float64), []
         scale = self.projection.score_scale or 1 / math.sqrt(len(q))
-        scores = [math.exp(float(q @ k) * scale) for k, _ in keys_values]
-        weights = [s / sum(scores) for s in scores]
+        scores = [float(q @ k) * scale for k, _ in keys_values]
+        if cap := self.projection.score_softcap:
+            scores = [cap * math.tanh(s / cap) for s in scores]
+        scores = [math.exp(s) for s in scores]
+        sink = math.exp(float(self.weights["projection.sinks"][h])) if self.projection.sinks else 0.0
+        weights = [s / (sum(scores) + sink) for s in scores]
         return sum(p * v for p, (_, v) in zip(weights, keys_values, strict=True)), weights
 
     def visible_blocks(self, t):
@@ -192,7 +199,7 @@ class Loops:
         if kind == "selection":
             size = self.config.pattern(kind).selection_block
             tokens = [s for m in self.chosen(t, g) for s in range(m * size, (m + 1) * size) if s <= t]
-        return self.attend(self.query(t, h), [self.token(s, g, which) for s in tokens])[0]
+        return self.attend(self.query(t, h), [self.token(s, g, which) for s in tokens], h)[0]
 
     def reached(self, kind, t):
         """The tokens that a query sees, by the config's `reach`; the pattern's own test compares that with a mask."""

@@ -24,8 +24,11 @@ def softmax(scores: list[float]) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
-def attention(q, k, v, sees, q_rope=None, k_rope=None, scale=None):
-    """o [T, H, V] where query t of head h sees the keys sees(t, group), and lse [T, H]."""
+def attention(q, k, v, sees, q_rope=None, k_rope=None, scale=None, sinks=None, softcap=None):
+    """o [T, H, V] where query t of head h sees the keys sees(t, group), and lse [T, H].
+
+    softcap: of scores.  sinks: for each head the score of one more key, whose value is 0.
+    """
     o = torch.zeros(*q.shape[:2], v.shape[2], dtype=torch.float64)
     lse = torch.full(q.shape[:2], -math.inf, dtype=torch.float64)
     for t in range(q.shape[0]):
@@ -33,9 +36,13 @@ def attention(q, k, v, sees, q_rope=None, k_rope=None, scale=None):
             g = h // (q.shape[1] // k.shape[1])
             keys = list(sees(t, g))
             scores = [score(q, k, q_rope, k_rope, t, h, i, scale) for i in keys]
-            for p, i in zip(softmax(scores), keys, strict=True):
+            if softcap is not None:
+                scores = [softcap * math.tanh(x / softcap) for x in scores]
+            if sinks is not None:
+                scores.append(float(sinks[h]))
+            for p, i in zip(softmax(scores), keys, strict=False):
                 o[t, h] += p * v[i, g]
-            if keys:
+            if scores:
                 lse[t, h] = math.log(sum(math.exp(x) for x in scores))
     return o, lse
 

@@ -55,7 +55,8 @@ def of_attention(point: ResolvedAttention) -> dict[str, str]:
     biases = [projection.bias_formula(point.separate_kv), "d_model" if point.output_bias else ""]
     biases.append("n_heads*n_patterns" if point.gate_bias and len(point.patterns) > 1 else "")
     bias = " + ".join(filter(None, biases))
-    parameters = weights | ({"norm": norm} if norm else {}) | ({"bias": bias} if bias else {})
+    sinks = {"sinks": "n_heads"} if projection.sinks else {}
+    parameters = weights | sinks | ({"norm": norm} if norm else {}) | ({"bias": bias} if bias else {})
     sets = "n_patterns*" if point.separate_kv else ""
     cache = {"nominal": f"{sets}{projection.entry_formula}*seq_len"}
     pooled = [pattern.pooled_formula for pattern in point.patterns]

@@ -14,6 +14,7 @@ from zoo.interop.errors import InteropError
 from zoo.interop.latents import OldMaps, to_latent
 
 FIRST = ("window", "full", "dilated", "selection", "compression")  # the branch that new gates open, the first there is
+SMALL_SINK = -4.0  # the logit of a new sink: it takes little, and still learns
 OPEN = 4.0  # logit of an open gate; -OPEN: closed. Both can still learn: the sigmoid has slope 0.018 there
 SAME_FIELDS = ("head_dim", "v_head_dim", "qk_norm")
 MADE = ("projection.", "output.", "gate.", "output_gate.")  # parameters that have rules of their own
@@ -53,6 +54,7 @@ def retrofit(
         _latent(source, target, state, made, moment_CC)
     else:
         _copied(source, target, state, made)
+    _scores(source, target, state, made)
     _patterns(state, made)
     _gates(source, target, state, made)
     _output_gate(source, target, state, made)
@@ -157,6 +159,20 @@ def _copied(source: Any, target: Any, state: Mapping[str, torch.Tensor], made: R
         found = f"{one.kind} to {other.kind}" if not names else ", ".join(names)
         raise InteropError(f"projection: a latent projection is kept or left, not changed; {found} differs")
     made.state |= {name: tensor for name, tensor in state.items() if name.startswith(("projection.", "output.weight"))}
+
+
+def _scores(source: Any, target: Any, state: Mapping[str, torch.Tensor], made: Retrofitted) -> None:
+    """Sinks are kept, and new ones begin small; a cap that differs is noted."""
+    one, other = source.projection, target.projection
+    if other.sinks and one.sinks:
+        made.state["projection.sinks"] = state["projection.sinks"]
+    elif other.sinks:
+        made.state["projection.sinks"] = torch.full_like(made.state["projection.sinks"], SMALL_SINK)
+        made.notes.append(f"sinks: new, with logits of {SMALL_SINK:g}")
+    elif one.sinks:
+        made.notes.append("sinks: left out")
+    if one.score_softcap != other.score_softcap:
+        made.notes.append(f"score_softcap was {one.score_softcap}, and is {other.score_softcap}")
 
 
 def _patterns(state: Mapping[str, torch.Tensor], made: Retrofitted) -> None:

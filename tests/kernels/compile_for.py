@@ -69,6 +69,16 @@ def layer(H: int, K: int, D: int, R: int, block: int, stride: int, selected: int
     kernels.gated_sum([near, far, named], noise(1, T, H, 3)).sum().backward()
 
 
+def capped(H: int, K: int, D: int, window: int) -> None:
+    """Sinks and capped scores, over all keys and over a window, and in decoding."""
+    q, k, sinks, T = noise(1, 2048, H, D), noise(1, 2048, K, D), torch.zeros(H, requires_grad=True), 2048
+    for options in ({"sinks": sinks}, {"softcap": 50.0}, {"sinks": sinks, "softcap": 50.0}):
+        near = kernels.window_attention(q, k, k, window=window, **options)
+        (near + kernels.full_attention(q, k, k, **options)).sum().backward()
+        at = torch.arange(T - 1, T)[None]
+        kernels.cached_attention(q[:, -1:], k, k, at * 0, at + 1, **options)
+
+
 def around_attention(C: int, F: int) -> None:
     """The residual stream in float32 and in DTYPE, what is added to it and what the products read in DTYPE, a
     feed-forward, and the cut of a projection."""
@@ -101,6 +111,8 @@ with kernels.use_implementation("triton"):
     layer(16, 2, 128, 0, 32, 16, 64, 1)  # as NSA publishes it
     q, k, chosen = noise(1, 2048, 16, 64), noise(1, 2048, 4, 64), torch.zeros(1, 2048, 4, 16, dtype=torch.int32)
     kernels.selection_attention(q, k, k, chosen, selection_block=64).sum().backward()  # NSA at 340M
+    capped(64, 8, 64, 128)  # gpt-oss
+    capped(8, 4, 256, 4096)  # Gemma 2
     around_attention(1024, 2624)
     around_attention(8192, 64)
     decoding("ansa")

@@ -34,8 +34,6 @@ class GemmaLike(PeriodicWindows):
     }
 
     def read_attention(self, keys: Keys, d_model: int) -> dict[str, Any]:
-        if keys.value("attn_logit_softcapping") is not None:
-            keys.refuse("attn_logit_softcapping", "must be null, because a recipe cannot cap scores")
         divisor = keys.number("query_pre_attn_scalar")
         if divisor <= 0:
             keys.refuse("query_pre_attn_scalar", "must be above 0")
@@ -54,5 +52,4 @@ class GemmaLike(PeriodicWindows):
         return {
             "query_pre_attn_scalar": divisor,
             "final_logit_softcapping": model.logit_softcap,
-            "attn_logit_softcapping": None,
         }

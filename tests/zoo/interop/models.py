@@ -85,6 +85,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 2.0,
         },
     ),
+    "gemma2": ("Gemma2", {**GEMMA, "attn_logit_softcapping": 0.9, "final_logit_softcapping": 1.5}),
     "gemma2, scores not capped": ("Gemma2", {**GEMMA, "attn_logit_softcapping": None, "final_logit_softcapping": 1.5}),
     "olmo2": ("Olmo2", {"num_key_value_heads": 4}),
     "olmo2, groups and biases": ("Olmo2", {"attention_bias": True}),
@@ -107,7 +108,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 # One or two of each family, for tests of what does not depend on the variant; the others run with `-m slow`.
-WINDOWED = ("gemma2, scores not capped", "qwen2, layer types", "qwen3, wide heads and windows", "smollm3, windows")
+WINDOWED = ("qwen2, layer types", "qwen3, wide heads and windows", "smollm3, windows")
 EACH_FAMILY = [
     pytest.param(name, marks=() if "," not in name or name in WINDOWED else pytest.mark.slow) for name in CASES
 ]

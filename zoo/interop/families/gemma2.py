@@ -1,4 +1,4 @@
-"""Gemma 2 (Google): windows and full layers in turn; logits are capped. Models with capped scores are refused."""
+"""Gemma 2 (Google): windows and full layers in turn; scores and logits are capped."""
 
 from zoo.interop.gemma import GEMMA, GemmaLike
 
@@ -15,6 +15,14 @@ class Gemma2(GemmaLike):
         "final_logit_softcapping": 30.0,
         "attn_logit_softcapping": 50.0,
     }
+
+    def read_attention(self, keys, d_model):
+        attention, name = super().read_attention(keys, d_model), "attn_logit_softcapping"
+        return attention if keys.value(name) is None else attention | {"score_softcap": keys.number(name)}
+
+    def write_around(self, model):
+        cap = model.expanded()[0].mixer.attention.projection.score_softcap
+        return super().write_around(model) | {"attn_logit_softcapping": cap}
 
 
 FAMILY = Gemma2()

@@ -22,6 +22,7 @@ class Gemma3(GemmaLike):
 
     def read_attention(self, keys, d_model):
         keys.only("use_bidirectional_attention", False, "a recipe is causal")
+        keys.only("attn_logit_softcapping", None, "transformers does not cap the scores of this family")
         normed = {"qk_norm": True, "norm_eps": keys.number("rms_norm_eps")}
         return super().read_attention(keys, d_model) | normed
 
@@ -38,6 +39,9 @@ class Gemma3(GemmaLike):
     def write_rope(self, layers):
         local = next((p.rope_theta for p in self.projections(layers, "window")), self.defaults["rope_local_base_freq"])
         return super().write_rope(layers) | {"rope_local_base_freq": local}
+
+    def write_around(self, model):
+        return super().write_around(model) | {"attn_logit_softcapping": None}
 
 
 FAMILY = Gemma3()

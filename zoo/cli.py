@@ -186,7 +186,7 @@ def show(
 
         if run_list.is_run(recipe):
             run = run_list.as_dict(recipe) if json else run_list.sentence(recipe)
-    out_styled((room.as_json if json else room.as_text)(loaded, run), end="")
+    out_styled((room.as_json if json else room.as_text)(loaded, run=run), end="")
 
 
 app.command()(folder_commands.runs)
@@ -389,6 +389,24 @@ def parts(
 
 
 @app.command()
+def keys(
+    key: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY]...", help="Keys such as train.workers; without any, all of them.", show_default=False
+        ),
+    ] = None,
+    json: AsJson = False,
+    plugins: Plugins = None,
+) -> None:
+    """Explain the keys of a recipe: type, bounds, default and meaning."""
+    from zoo import keys_text as room
+
+    _report_broken_kinds()
+    out_styled((room.as_json if json else room.as_text)(key or []), end="")
+
+
+@app.command()
 def schema(plugins: Plugins = None) -> None:
     """Print the JSON Schema of recipes, for editors that check while you write.
 
@@ -448,6 +466,11 @@ def run(arguments: list[str] | None = None) -> int:
         app(arguments, prog_name="zoo")
     except ZooError as error:
         _tell(str(error))
+        if getattr(error, "of_keys", False):
+            from zoo.recipe_keys import hint
+
+            if found := hint(error.problems):
+                _tell(found)
         return error.exit_code
     except SystemExit as end:  # typer's way out: 0, 2 after a usage error, 130 after Ctrl-C, 1 when the reader has gone
         if end.code == 130:

@@ -38,16 +38,20 @@ class Problem:
 
 
 class RecipeError(ZooError):
-    """A recipe that cannot be used, with every problem found in it."""
+    """A recipe that cannot be used, with every problem found in it.
+
+    of_keys: whether the problems are at keys of a recipe, which `zoo keys` explains.
+    """
 
     exit_code = 2
 
-    def __init__(self, problems: Sequence[Problem]):
+    def __init__(self, problems: Sequence[Problem], of_keys: bool = False):
         self.problems = list(problems)
+        self.of_keys = of_keys
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     def __reduce__(self):
-        return type(self), (self.problems,)  # not the text: one process hands it to the others
+        return type(self), (self.problems, self.of_keys)  # not the text: one process hands it to the others
 
 
 def did_you_mean(name: object, known: Iterable[str], elsewhere: Sequence[str] = ()) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-_TYPES = {"integer": "whole number", "boolean": "true or false", "string": "text"}
+_TYPES = {"integer": "whole number", "boolean": "true or false", "string": "text", "object": "mapping"}
 
 
 class FieldRow(NamedTuple):
@@ -70,7 +70,7 @@ def _bounds(field: dict[str, Any]) -> str:
     """`1 to 4,096`, `> 0`, of numbers, and the number of entries of lists."""
     options = [field, *field.get("anyOf", ())]
     keys = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "minItems", "maxItems")
-    found = {key: option[key] for option in options for key in keys if key in option}
+    found = {key: _short(option[key]) for option in options for key in keys if key in option}
     if "minItems" in found or "maxItems" in found:
         return f"{found.get('minItems', 0)} to {found.get('maxItems', 'any number of')} entries"
     low, high = found.get("minimum"), found.get("maximum")
@@ -78,3 +78,8 @@ def _bounds(field: dict[str, Any]) -> str:
         return f"{low:,} to {high:,}"
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     return ", ".join(f"{sign} {found[key]:,}" for key, sign in signs.items() if key in found)
+
+
+def _short(number: float) -> int | float:
+    """1e6 as 1,000,000 and not as 1,000,000.0."""
+    return int(number) if number == int(number) else number

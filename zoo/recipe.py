@@ -364,7 +364,8 @@ def load_recipe(
         found += [line for line in _partial_problems(data) if line[0] not in {path for path, _, _ in found}]
     problems = dict.fromkeys(locate(line, root) for line in found)
     own = root.place.file
-    raise RecipeError(sorted(problems, key=lambda p: (p.file != own, p.file or "", p.line or 0, p.column or 0)))
+    in_order = sorted(problems, key=lambda p: (p.file != own, p.file or "", p.line or 0, p.column or 0))
+    raise RecipeError(in_order, of_keys=True)
 
 
 def _add_earlier_defaults(data: dict) -> None:

@@ -11,6 +11,10 @@ from zoo.schedule import NAME
 
 TITLE = "attention-zoo recipe"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+EXTENDS = (
+    "A recipe to build on: a path relative to this file, or a name of `zoo recipes`. Mappings are merged, and this "
+    "file's values replace those of the other."
+)
 MOST_DEPTH = 6  # keys of a path that hints look through
 _NAME = f"{NAME.pattern}(\\.{NAME.pattern})?"
 
@@ -26,11 +30,7 @@ def recipe_schema() -> dict[str, Any]:
         definition.pop("required", None)
     definitions = {name: _editable(definition) for name, definition in definitions.items()}
     root = _editable(root)
-    extends = {
-        "type": "string",
-        "description": "A recipe to build on: a path relative to this file, or a name of `zoo recipes`. This file's "
-        "keys win.",
-    }
+    extends = {"type": "string", "description": EXTENDS}
     root["properties"] = {"extends": extends, **root["properties"]}
     return {"$schema": DIALECT, **root, "title": TITLE, "$defs": dict(sorted(definitions.items()))}
 

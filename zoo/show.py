@@ -86,7 +86,7 @@ def as_json(recipe: Recipe, run: dict[str, Any] | None = None) -> str:
     return json.dumps(facts(recipe) | ({"run": run} if run else {}), indent=2) + "\n"
 
 
-def as_text(recipe: Recipe, run: str | None = None, width: int | None = None) -> str:
+def as_text(recipe: Recipe, width: int | None = None, run: str | None = None) -> str:
     """The strip of layers, the layers as a table, parameters, FLOPs and cache, for a terminal.
 
     run: a line on the recipe's run, if there is one.

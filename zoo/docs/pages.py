@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from zoo.docs import benchmarks, commands_page, python_page
+from zoo.docs import benchmarks, commands_page, keys_page, python_page
 from zoo.docs.families import FOLDER as PARTS
 from zoo.docs.families import family_pages
 from zoo.docs.kinds import FOLDER as BLOCKS
@@ -15,6 +15,7 @@ from zoo.errors import ZooError
 REFERENCE = f"""
 ## Reference
 
+- [Recipe keys]({keys_page.PATH}): every key with type, bounds, default, meaning and example
 - [Blocks]({BLOCKS}/index.md): what each computes, its fields, what a query sees, what it costs
 - [Patterns]({PARTS}/patterns.md), [projections]({PARTS}/projections.md), [feed-forwards]({PARTS}/ffns.md),
   [optimisers]({PARTS}/optimizers.md), [schedules]({PARTS}/schedules.md), [sources]({PARTS}/sources.md),
@@ -43,6 +44,7 @@ def generated(root: Path) -> dict[str, str]:
         **kind_maps(),
         **family_pages(),
         **recipe_pages(root),
+        keys_page.PATH: keys_page.keys_page(),
         commands_page.PATH: commands_page.commands_page(),
         python_page.PATH: python_page.python_page(),
         benchmarks.PATH: benchmarks.benchmarks_page(root / "docs"),
@@ -53,6 +55,7 @@ def navigation(pages: dict[str, str], root: Path) -> list[dict[str, Any]]:
     """The generated part of the site's navigation, in MkDocs' form."""
     tables = sorted((root / "docs" / "benchmarks").glob("*.md"))
     return [
+        {"Recipe keys": keys_page.PATH},
         {"Blocks": [page for page in pages if page.startswith(f"{BLOCKS}/") and page.endswith(".md")]},
         {"Other parts": [page for page in pages if page.startswith(f"{PARTS}/")]},
         {"Recipes": _recipes(pages)},

@@ -1,0 +1,71 @@
+"""What `zoo keys` prints: all keys of a recipe as a table, or each key that is asked for in words. No torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.text import Text
+
+from zoo import recipe_keys
+from zoo.errors import Problem, RecipeError
+from zoo.parts import FAMILIES
+from zoo.recipe_keys import Key
+from zoo.show import plain_table, rendered
+
+
+def as_json(asked: Sequence[str]) -> str:
+    """The keys as JSON, each with its path, types, bounds, default, description, family and kinds."""
+    return json.dumps([asdict(key) for key in _found(asked)], indent=2) + "\n"
+
+
+def as_text(asked: Sequence[str], width: int | None = None) -> str:
+    """A table of the sections' keys; or, for each key that is asked for, what it is and which keys are inside."""
+    if not asked:
+        end = "The fields of parts: zoo keys KEY for one that has a kind, such as zoo keys model.ffn"
+        return rendered([_table(_of_sections(recipe_keys.all_keys())), Text(), Text(end)], width)
+    _found(asked)
+    parts: list = []
+    for name in asked:
+        for key in _found([name]):
+            parts += [*_described(key), Text()]
+        if inside := _of_sections(recipe_keys.below(name)):
+            parts += [_table(inside), Text()]
+    return rendered(parts[:-1], width)
+
+
+def _found(asked: Sequence[str]) -> list[Key]:
+    """The keys that are asked for, without any all of them.  Raises RecipeError for one that there is not."""
+    if not asked:
+        return recipe_keys.all_keys()
+    found = {name: recipe_keys.find(name) for name in asked}
+    problems = [
+        Problem(f"no key of a recipe; zoo keys lists them.{recipe_keys.nearest(name)}", key=name)
+        for name, keys in found.items()
+        if not keys
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return [key for keys in found.values() for key in keys]
+
+
+def _of_sections(keys: list[Key]) -> list[Key]:
+    return [key for key in keys if not key.kinds]
+
+
+def _table(keys: list[Key]):
+    table = plain_table("key", "value", "default", "meaning")
+    table.columns[0].no_wrap = True
+    for key in keys:
+        table.add_row(key.path, key.values, key.default, key.description)
+    return table
+
+
+def _described(key: Key) -> list[Text]:
+    """Path, values and default, meaning, and what to ask next."""
+    of = f"  (of {', '.join(key.kinds)})" if key.kinds else ""
+    default = {"": "", "required": "; required"}.get(key.default, f"; default {key.default}")
+    lines = [Text(key.path + of, style="bold"), Text(f"  {key.values}{default}"), Text(f"  {key.description}")]
+    if key.family:
+        command = "zoo blocks NAME" if key.family == "mixers" else f"zoo parts {key.family} NAME"
+        lines.append(Text(f"  kinds: {', '.join(FAMILIES[key.family].kinds())}; the fields of one: {command}"))
+    return lines

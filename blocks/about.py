@@ -43,6 +43,7 @@ LONGFORMER = Paper("Longformer: The Long-Document Transformer (Beltagy 2020)", "
 MISTRAL = Paper("Mistral 7B (Jiang 2023)", "2310.06825")
 DEEPSEEK_V2 = Paper("DeepSeek-V2 (DeepSeek-AI 2024)", "2405.04434")
 GLA_PAPER = Paper("Hardware-Efficient Attention for Fast Decoding (Zadouri 2025)", "2505.21487")
+BLOCKWISE = Paper("Blockwise Self-Attention for Long Document Understanding (Qiu 2019)", "1911.02972")
 NSA_PAPER = Paper("Native Sparse Attention (Yuan 2025)", "2502.11089")
 ASA_PAPER = Paper(
     "Optimizing Native Sparse Attention with Latent Attention and Local Global Alternating Strategies (Hu 2025)",

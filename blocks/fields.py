@@ -24,6 +24,8 @@ from zoo.blocks.rope_fields import LinearScaling, Llama3Scaling, RopeFields, Rop
 
 __all__ = [
     "Checked",
+    "Chunk",
+    "ChunkFields",
     "CompressionBlock",
     "CompressionFields",
     "CompressionStride",
@@ -66,6 +68,7 @@ ScoreScale = Annotated[
 KVHeads = Annotated[Count, Field(description="Key/value heads K; H/K query heads share one.")]
 LatentHeads = Annotated[Count, Field(description="Latent heads C, of kv_rank/C channels, each read by H/C heads.")]
 Window = Annotated[Length, Field(description="Sliding window in tokens, the query's own token included.")]
+Chunk = Annotated[Length, Field(description="Tokens m of a chunk; a query sees the keys of its own chunk.")]
 CompressionBlock = Annotated[Size, Field(description="Tokens l that are pooled into one compressed key and value.")]
 CompressionStride = Annotated[Size, Field(description="Tokens s from the start of one compression block to the next.")]
 SelectionBlock = Annotated[Size, Field(description="Tokens b of a selection block.")]
@@ -224,6 +227,12 @@ class WindowFields(Checked):
     """A sliding window."""
 
     window: Window = 512
+
+
+class ChunkFields(Checked):
+    """Chunks of tokens."""
+
+    chunk: Chunk = 8192
 
 
 class CompressionFields(Checked):

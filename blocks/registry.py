@@ -233,6 +233,7 @@ MIXERS = Family(
         "attention": "zoo.blocks.config:AttentionConfig",
         "full": "zoo.blocks.kinds.full:FullConfig",
         "window": "zoo.blocks.kinds.window:WindowConfig",
+        "chunked": "zoo.blocks.kinds.chunked:ChunkedConfig",
         "mla": "zoo.blocks.kinds.mla:MLAConfig",
         "gla": "zoo.blocks.kinds.gla:GLAConfig",
         "nsa": "zoo.blocks.kinds.nsa:NSAConfig",
@@ -262,6 +263,7 @@ PATTERNS = Family(
         "compression": "zoo.blocks.patterns.compression_config:Compression",
         "selection": "zoo.blocks.patterns.selection_config:Selection",
         "dilated": "zoo.blocks.patterns.dilated_config:Dilated",
+        "chunked": "zoo.blocks.patterns.chunked_config:Chunked",
     },
     "Which keys a query sees: `patterns` of a block of kind attention.",
 )

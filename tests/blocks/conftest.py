@@ -42,6 +42,7 @@ CASES = {
     ),
     "full-sinks": ({"kind": "full", **GROUPED, "sinks": True, "score_softcap": 0.4}, None),
     "window-sinks": ({"kind": "window", **GROUPED, "window": 5, "sinks": True}, None),
+    "chunked": ({"kind": "chunked", **GROUPED, "chunk": 7, "sinks": True}, None),
     "mla-capped": ({"kind": "mla", **LATENT, "window": 5, "score_softcap": 0.5, "sinks": True}, None),
     "gla-capped": ({"kind": "gla", **LATENT, "n_kv_heads": 2, "n_latent_heads": 2, "score_softcap": 0.5}, None),
     "reaching-sinks": (

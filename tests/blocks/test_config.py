@@ -68,6 +68,7 @@ REFUSED = [
         ("separate_kv",),
         "needs .* gqa",
     ),
+    ("chunked", {"chunk": 0}, ("chunk",), "greater than or equal to 1"),
     ("full", {"sinks": 1}, ("sinks",), "valid boolean"),
     ("full", {"score_softcap": 0.0}, ("score_softcap",), "greater than 0"),
     ("mla", {"score_softcap": 1e7}, ("score_softcap",), "less than or equal to 1000000"),
@@ -164,6 +165,7 @@ def test_every_field_is_described():
 SMALL = {
     "full": {"n_heads": 4, "n_kv_heads": 2},
     "window": {"n_heads": 4, "n_kv_heads": 2, "window": 8},
+    "chunked": {"n_heads": 4, "n_kv_heads": 2, "chunk": 8},
     "mla": {"n_heads": 4},
     "gla": {"n_heads": 4},
     "nsa": {"n_heads": 4, "n_kv_heads": 2, "compression_block": 8, "compression_stride": 4, "selection_block": 8}
@@ -199,6 +201,7 @@ CHANGED = {
     "q_rank": 12,
     "n_latent_heads": 1,
     "window": 5,
+    "chunk": 5,
     "compression_block": 12,
     "compression_stride": 2,
     "pooling": "mlp",
@@ -215,11 +218,12 @@ CHANGED = {
 SPECIAL = {
     **{
         (kind, name): {"qk_norm": True}
-        for kind in ("full", "window", "nsa")
+        for kind in ("full", "window", "chunked", "nsa")
         for name in ("qk_norm_over", "qk_norm_place", "qk_norm_scale")
     },
     ("full", "norm_eps"): {"qk_norm": True},
     ("window", "norm_eps"): {"qk_norm": True},
+    ("chunked", "norm_eps"): {"qk_norm": True},
     ("nsa", "norm_eps"): {"qk_norm": True},
     ("gla", "n_kv_heads"): {"n_kv_heads": 2},
     ("ansa", "n_latent_heads"): {"n_latent_heads": 2},

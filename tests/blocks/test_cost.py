@@ -17,6 +17,7 @@ GRID = [
     ("full", {"n_kv_heads": 4, "qkv_bias": True, "output_bias": True, "output_gate": "head", "rope_fraction": 0.5}),
     ("window", {"qk_norm": True, "qk_norm_over": "width", "output_gate": "channel", "v_head_dim": 24}),
     ("full", {"qk_norm": True, "qk_norm_scale": False, "qk_norm_place": "after"}),
+    ("chunked", {"n_kv_heads": 4, "chunk": 64}),
     ("full", {"sinks": True, "score_softcap": 30.0, "n_kv_heads": 4}),
     ("gla", {"sinks": True, "window": 64}),
     ("mla", {"rope_dim": 0, "output_bias": True}),

@@ -25,6 +25,7 @@ SYMBOLS = {
     "q_rank": "r_q",
     "n_latent_heads": "C",
     "window": "w",
+    "chunk": "m",
     "compression_block": "l",
     "compression_stride": "s",
     "selection_block": "b",

@@ -13,7 +13,14 @@ import torch
 from zoo.interop.errors import InteropError
 from zoo.interop.latents import OldMaps, to_latent
 
-FIRST = ("window", "full", "dilated", "selection", "compression")  # the branch that new gates open, the first there is
+FIRST = (
+    "window",
+    "full",
+    "chunked",
+    "dilated",
+    "selection",
+    "compression",
+)  # the branch that new gates open, the first there is
 SMALL_SINK = -4.0  # the logit of a new sink: it takes little, and still learns
 OPEN = 4.0  # logit of an open gate; -OPEN: closed. Both can still learn: the sigmoid has slope 0.018 there
 SAME_FIELDS = ("head_dim", "v_head_dim", "qk_norm")

@@ -12,6 +12,7 @@ SETTINGS = [
     ("full", {"n_heads": 4, "qkv_bias": True, "output_bias": True, "output_gate": "channel", "v_head_dim": 24}),
     ("full", {"n_heads": 4, "n_kv_heads": 2, "qk_norm": True, "qk_norm_over": "width", "output_gate": "head"}),
     ("full", {"n_heads": 4, "qk_norm": True, "qk_norm_scale": False, "output_bias": True}),
+    ("chunked", {"n_heads": 4, "chunk": 50}),
     ("window", {"n_heads": 4, "sinks": True, "score_softcap": 30.0}),
     ("mla", {"n_heads": 4, "sinks": True}),
     ("mla", {"n_heads": 4, "rope_dim": 0}),

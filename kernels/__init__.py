@@ -25,6 +25,8 @@ OPERATIONS = {  # operation -> the module that registers its implementations
     "add_rms_norm": "zoo.kernels.residual",
     "swiglu_mlp": "zoo.kernels.swiglu",
     "grouped_linear": "zoo.kernels.grouped",
+    "linear_attention": "zoo.kernels.linear",
+    "short_convolution": "zoo.kernels.convolution",
     "cached_attention": "zoo.kernels.decode",
     "cached_choose_blocks": "zoo.kernels.decode",
     "cached_selection_attention": "zoo.kernels.decode",

@@ -30,11 +30,13 @@ class Implementation:
 
     target: "module:function", called exactly as the public function is, with scale resolved and without impl.
     supports: called with the same arguments; returns None, or the reason why it cannot serve them.
+    slow: it is plain torch, which a GPU runs only for want of a kernel.
     """
 
     name: str
     target: str
     supports: Callable[..., str | None] = lambda *tensors, **options: None
+    slow: bool = False
     loaded: list[Callable] = field(default_factory=list, init=False, repr=False, compare=False)  # once imported
 
 
@@ -242,7 +244,8 @@ def _note(op: str, choice: Choice, device: str) -> None:
     _last[op] = choice
     if (op, choice.impl) not in _told and not torch.compiler.is_compiling():
         _told.add((op, choice.impl))
-        slow = device == "cuda" and choice.impl == "reference" and choice.why.startswith("not ")
+        plain = choice.impl == "reference" or _find(op, choice.impl).slow
+        slow = device == "cuda" and plain and choice.why.startswith("not ")
         log.log(logging.WARNING if slow else logging.INFO, "%s runs as %s (%s)", op, choice.impl, choice.why)
 
 

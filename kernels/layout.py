@@ -16,3 +16,8 @@ def is_flat(x: torch.Tensor) -> bool:
 def over(mask_BT: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """mask_BT with as many axes as x [B, T, ...], those after T of size 1."""
     return mask_BT.view(*mask_BT.shape, *[1] * (x.dim() - 2))
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """x in float32, or as it is in float64: the dtype of sums and of states."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -16,9 +16,10 @@ FLOAT, BF16, INT32 = 4, 2, 4  # bytes of an element
 class Cost:
     """The cost of one layer on one row.
 
-    parameters, flops: by part.  cache_nominal_elements: keys and values (or latent and rotary key) of every token;
-    cache_held_elements: what the cache tensors occupy, with pooled entries, and only the tokens still needed.
-    cache_choice_bytes: of the latest choice of blocks, which is held beside them whatever the dtype.
+    parameters, flops: by part.  cache_nominal_elements: keys and values (or latent and rotary key) of every token, or
+    a state of fixed size;  cache_held_elements: what the cache tensors occupy, with pooled entries, and only the tokens
+    still needed.  cache_choice_bytes: of the latest choice of blocks, which is held beside them whatever the dtype.
+    cache_state_elements: of a state, which is held beside them in float32 or wider.
     """
 
     parameters: dict[str, int]
@@ -26,10 +27,12 @@ class Cost:
     cache_nominal_elements: int
     cache_held_elements: int
     cache_choice_bytes: int = 0
+    cache_state_elements: int = 0
 
     def cache_held_bytes(self, bytes_per_element: int) -> int:
         """What the cache tensors of one row occupy, its elements being so wide."""
-        return bytes_per_element * self.cache_held_elements + self.cache_choice_bytes
+        state = max(bytes_per_element, FLOAT) * self.cache_state_elements
+        return bytes_per_element * self.cache_held_elements + state + self.cache_choice_bytes
 
     @property
     def total_parameters(self) -> int:

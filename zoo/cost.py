@@ -24,8 +24,8 @@ class ModelCost:
     one token uses; fewer than the total where feed-forwards choose among experts.
     flops_by_part: forward FLOPs of one token, averaged over the row (attention grows along it).
     cache_nominal_bytes, cache_held_bytes: of the whole row, bf16. Nominal counts keys and values (or latent and rotary
-    key) of every layer at every token, as papers do; held what the cache tensors occupy, with ring buffers and pooled
-    entries.
+    key) of every layer at every token, or its state, as papers do; held what the cache tensors occupy, with ring
+    buffers and pooled entries.
     """
 
     seq_len: int
@@ -37,7 +37,7 @@ class ModelCost:
 
     @property
     def nominal_bytes_per_token(self) -> float:
-        """Nominal cache bytes that one more token adds."""
+        """Nominal cache bytes of a token, averaged over the row: a state of fixed size is shared by all tokens."""
         return self.cache_nominal_bytes / self.seq_len
 
     @property

@@ -48,7 +48,7 @@ def linear_attention(
         options |= {"state_BHDV": state_BHDV, "keep_state": keep_state}
         return reference.linear_attention(q_BTKD, k_BTKD, v_BTHV, log_decay, **options)
     copies = heads // q_BTKD.shape[2]
-    if copies > 1:
+    if copies > 1 and beta_BTH is None:  # kernels of the delta rule read the keys that heads share
         q_BTKD, k_BTKD = (x.repeat_interleave(copies, 2) for x in (q_BTKD, k_BTKD))
     log_decay = log_decay.float()
     if HEADS_REFUSED and log_decay.dim() == 3:

@@ -97,6 +97,17 @@ for kind, pattern in PATTERN_FAMILY.classes():
         both = [fields, {"kind": "window", "window": 5}]
         CASES[f"{kind}-latent"] = ({"kind": "attention", "projection": latent, "patterns": both}, None)
 
+DELTA = {"n_heads": 4, "head_dim": 6, "v_head_dim": 5}
+# Mixers that are no point of the grid: those with a state.
+LINEAR = {
+    "gated-linear": ({"kind": "gated_linear", **DELTA, "decay_rank": 3, "decay_temperature": 2.0}, None),
+    "gated-linear-mixed": ({"kind": "gated_linear", **DELTA, "conv_size": 3}, None),
+    "gated-deltanet": ({"kind": "gated_deltanet", **DELTA, "n_key_heads": 2, "negative_eigenvalues": True}, None),
+    "gated-deltanet-unmixed": ({"kind": "gated_deltanet", **DELTA, "conv_size": 0}, None),
+    "kda": ({"kind": "kda", **DELTA, "decay_rank": 3, "gate_rank": 2}, None),
+    "mamba2": ({"kind": "mamba2", "n_heads": 4, "n_groups": 2, "state_dim": 6, "v_head_dim": 5}, None),
+}
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
@@ -120,9 +131,21 @@ def make():
     return make
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=[*CASES, *LINEAR])
 def case(request):
     """(fields, part) of each small block in turn."""
+    return {**CASES, **LINEAR}[request.param]
+
+
+@pytest.fixture(params=LINEAR)
+def linear_case(request):
+    """(fields, part) of each small block with a state."""
+    return LINEAR[request.param]
+
+
+@pytest.fixture(params=CASES)
+def grid_case(request):
+    """(fields, part) of each small block that is made of a projection and patterns."""
     return CASES[request.param]
 
 

@@ -12,6 +12,7 @@ from zoo.blocks.cache import Slots, Step
 from zoo.kernels import use_implementation
 
 T = 40
+LINEAR = ("gated_linear", "gated_deltanet", "kda", "mamba2")
 PIECES = {
     "at once": [40],
     "by one": [1] * 40,
@@ -187,7 +188,9 @@ def test_a_step_of_one_token_stays_on_the_device(case, scaling):
     """As a CUDA graph needs it: nothing comes from the host or is read by it, and shapes do not depend on values, which
     tensors without data would not get past. The kernels' references stand for the kernels."""
     fields, part = case
-    scaled = {"rope_scaling": scaling} if fields.get("rope", True) else {}  # refused where nothing is rotated
+    if scaling and fields["kind"] in LINEAR:
+        pytest.skip("nothing is rotated")
+    scaled = {"rope_scaling": scaling} if scaling and fields.get("rope", True) else {}  # refused where nothing rotates
     projection = {"projection": fields["projection"] | scaled} if "projection" in fields else scaled
     config = config_class(fields["kind"]).model_validate(fields | projection)
     with FakeTensorMode(), torch.no_grad(), use_implementation("reference"):

@@ -227,8 +227,8 @@ class Loops:
         return torch.stack(rows)
 
 
-def test_every_block_equals_the_loops(case, make, noise):
+def test_every_block_equals_the_loops(grid_case, make, noise):
     """27 tokens: seven blocks of four, the last of them ragged, and more selection blocks than are chosen."""
-    block, x_TC = make(*case), noise(27, 24)
+    block, x_TC = make(*grid_case), noise(27, 24)
     expected = Loops(block, x_TC).output()
     torch.testing.assert_close(block(x_TC[None], Context.for_tokens(1, 27))[0], expected, rtol=0, atol=1e-10)

@@ -39,9 +39,9 @@ def new_token(block, x_BTC):
     return step, block.new_cache(len(x_BTC), 8, dtype=x_BTC.dtype)
 
 
-def test_the_maps_of_x_are_one_product(case, make, noise):
+def test_the_maps_of_x_are_one_product(grid_case, make, noise):
     """And the gate another, in training as in decoding."""
-    block, x, token = make(*case), noise(2, 12, 24), noise(2, 1, 24)
+    block, x, token = make(*grid_case), noise(2, 12, 24), noise(2, 1, 24)
     expected = 1 + (block.gate is not None) + (block.output_gate is not None)
     with Products() as products:
         block(x, Context.for_tokens(2, 12))

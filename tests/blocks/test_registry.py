@@ -43,8 +43,11 @@ def install(tmp_path, monkeypatch):
     registry.MIXERS.forget_installed()
 
 
+LINEAR = ["gated_linear", "gated_deltanet", "kda", "mamba2"]
+
+
 def test_the_zoo_has_its_kinds():
-    assert kinds() == ["attention", "full", "window", "mla", "gla", "nsa", "ansa"]
+    assert kinds() == ["attention", "full", "window", "mla", "gla", "nsa", "ansa", *LINEAR]
     assert all(cls().kind == kind for kind, cls in block_kinds())
 
 

@@ -50,8 +50,9 @@ def test_calls_go_one_way(room, may):
 
 
 def test_kernels_need_only_torch_and_triton():
+    """And, where they are chosen, the kernels of flash-linear-attention."""
     outside = {name.split(".")[0] for path in (ROOT / "kernels").rglob("*.py") for name in imported(path)}
-    assert outside - set(sys.stdlib_module_names) <= {"zoo", "torch", "triton"}
+    assert outside - set(sys.stdlib_module_names) <= {"zoo", "torch", "triton", "fla"}
 
 
 def heavy_after(code: str) -> list[str]:

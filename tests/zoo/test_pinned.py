@@ -13,6 +13,7 @@ PINNED = {
     "ansa": (786752, "a8c90c121c8838bc"),
     "dilated": (776320, "977b561f861d99df"),
     "full": (772224, "03f0afc5e30f94ed"),
+    "gated_deltanet": (780024, "c78f8b3d0317e6bb"),
     "gla": (784704, "3ad1f01660f478b8"),
     "mla": (772416, "cfe57f9fdc08b119"),
     "nsa": (778368, "e207dbdc55d49f4c"),

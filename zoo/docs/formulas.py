@@ -86,7 +86,8 @@ def _kept(point: ResolvedAttention) -> str:
 
 def names_of(config: BlockConfig, point: ResolvedAttention | None, d_model: int, seq_len: int) -> dict[str, int]:
     """The value of every name that a formula may use, of one block on one row."""
-    values = dict(config)
+    filled = config.filled(d_model) if hasattr(config, "filled") else {}
+    values = {**dict(config), **filled}
     if point is not None:
         for part in (point.projection, *point.patterns):
             values |= vars(part)
@@ -108,7 +109,10 @@ def counts(cost: Cost) -> dict[str, float]:
     """A cost by the names of formulas."""
     found: dict[str, float] = {f"parameters.{part}": count for part, count in cost.parameters.items()}
     found |= {f"flops.{part}": count for part, count in cost.flops.items()}
-    return found | {"cache.nominal": cost.cache_nominal_elements, "cache.held": cost.cache_held_elements}
+    cache = {"nominal": cost.cache_nominal_elements, "held": cost.cache_held_elements}
+    if cost.cache_state_elements:
+        cache["state"] = cost.cache_state_elements
+    return found | {f"cache.{name}": count for name, count in cache.items()}
 
 
 def evaluate(formula: str, values: Mapping[str, int]) -> float:

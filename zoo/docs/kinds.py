@@ -192,7 +192,7 @@ def _cost_note(config: BlockConfig) -> str:
         "Of one layer on one row; each formula was held to the kind's own `cost` when this page was built. The numbers "
         "are those of the minimal recipe's block. A multiplication and an addition are two FLOPs; norms, rotations and "
         "softmax count nothing. *Nominal* is what every token leaves behind, as papers count; *held* is what the cache "
-        "tensors occupy. An element is two bytes in bf16."
+        "tensors occupy. An element is two bytes in bf16; numbers of a *state* are held beside them, in float32."
     )
     return f"{note}\n\n| symbol | field | here |\n|---|---|---:|\n{rows}" if rows else note
 

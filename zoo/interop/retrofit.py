@@ -47,7 +47,7 @@ def retrofit(
     Raises InteropError, naming the field, if the new block cannot take over the old weights.
     """
     shapes = {name: tensor.shape for name, tensor in fresh.items()}
-    if old == new or (old.attention is None and {n: t.shape for n, t in state.items()} == shapes):
+    if old == new or (_of_one_kind(old, new) and {n: t.shape for n, t in state.items()} == shapes):
         return Retrofitted({name: tensor.double() for name, tensor in state.items()})
     source, target = old.attention, new.attention
     if source is None or target is None:
@@ -70,6 +70,12 @@ def retrofit(
     elif "output.bias" in state:
         raise InteropError("output_bias: must be true, because the old layer has the bias; found false")
     return made
+
+
+def _of_one_kind(old: Any, new: Any) -> bool:
+    """Whether both are blocks of one kind that is no projection with patterns."""
+    kinds = [getattr(getattr(mixer, "config", None), "kind", None) for mixer in (old, new)]
+    return old.attention is None and kinds[0] is not None and kinds[0] == kinds[1]
 
 
 def _sets(

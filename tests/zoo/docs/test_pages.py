@@ -55,6 +55,9 @@ def test_the_page_of_a_kind_says_all_there_is(kind, site):
             assert f"| `{name}` |" in page
             assert (field.description or "") in page
     for part in config.parts or (None,):
+        if kinds.example(config).resolve(256, part=part).attention is None:
+            assert "no attention map" in page
+            continue
         name = "_".join(filter(None, (kind, part, "map")))
         assert f"]({name}.svg)" in page
         assert site[f"reference/blocks/{name}.svg"].startswith("<svg")

@@ -12,10 +12,11 @@ END = 39
 
 
 def make_model(tied: bool = False, blocks: str = "full", **model) -> ZooForCausalLM:
-    """A small model of blocks "full" or "ansa", as `from_pretrained` makes it."""
+    """A small model of blocks "full", "ansa" or "state", as `from_pretrained` makes it."""
     kinds = {
         "full": {"kind": "full", "n_heads": 4, "n_kv_heads": 2, "head_dim": 8},
         "ansa": {"kind": "ansa", "n_heads": 2, "n_kv_heads": 1, "rope_dim": 4, "window": 8, "n_selected": 3},
+        "state": {"kind": "gated_deltanet", "n_heads": 2, "head_dim": 8},
     }
     sizes = {"d_model": 32, "vocab_size": VOCABULARY, "max_seq_len": 64, "ffn": {"kind": "swiglu", "d_ff": 48}}
     written = {**sizes, "blocks": {"a": kinds[blocks]}, "layers": "a*2", "tie_embeddings": tied, **model}

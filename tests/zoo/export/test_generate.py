@@ -43,7 +43,7 @@ def test_the_same_tokens_after_padded_prompts(pair, tokens, settings):
 
 
 @pytest.mark.filterwarnings("ignore:.*right-padding was detected")
-@pytest.mark.parametrize("blocks", ["full", "ansa"])
+@pytest.mark.parametrize("blocks", ["full", "ansa", "state"])
 @pytest.mark.parametrize("settings", [{}, {"use_cache": False}, {"prefill_chunk_size": 2}], ids=str)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_prompt_goes_on_as_alone(zoo_model, tokens, blocks, settings, side):
@@ -56,6 +56,13 @@ def test_a_padded_prompt_goes_on_as_alone(zoo_model, tokens, blocks, settings, s
     for row, real, text in zip(tokens_BT, mask.bool(), found, strict=True):
         alone = write(model, row[real][None], settings)[0][int(real.sum()) :]
         assert text[LENGTH : LENGTH + len(alone)] == alone
+
+
+@pytest.mark.parametrize("blocks", ["ansa", "state"])
+def test_beams_take_their_caches_along(zoo_model, tokens, blocks):
+    model, tokens_BT = zoo_model(blocks=blocks), tokens(2, LENGTH)
+    beams = [write(model, tokens_BT, {"num_beams": 3, "use_cache": cached}) for cached in (True, False)]
+    assert beams[0] == beams[1]
 
 
 def test_hidden_states_and_a_cache_come_back(pair, tokens):

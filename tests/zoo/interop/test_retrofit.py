@@ -57,6 +57,17 @@ def converted(old, new, x_BTC=None, seed=0):
         return before(x_BTC, context), after(x_BTC, context), made.notes
 
 
+def test_a_mixer_with_a_state_follows_only_its_own_kind():
+    fields = {"n_heads": 2, "head_dim": 8, "v_head_dim": 8, "conv_size": 0}
+    old, wider = resolved("gated_deltanet", **fields), resolved("gated_deltanet", **fields, norm_eps=1e-3)
+    state = dict(drawn(old).state_dict())
+    made = retrofit(old, wider, state, dict(drawn(wider, 1).state_dict()), torch.eye(C, dtype=torch.float64))
+    assert all(torch.equal(made.state[name], tensor) for name, tensor in state.items())
+    for new in (resolved("kda", **fields), resolved("full", **HEADS)):
+        with pytest.raises(InteropError, match="only an equal block can follow"):
+            retrofit(old, new, state, dict(drawn(new, 1).state_dict()), torch.eye(C, dtype=torch.float64))
+
+
 def error(pair):
     before, after, _ = pair
     return float((after - before).norm() / before.norm())

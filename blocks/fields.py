@@ -162,6 +162,12 @@ class LatentFields(Checked):
         None, description="Width of a query latent with its own norm. Default: none, queries come straight from x."
     )
     latent_norm: Flag = Field(True, description="RMSNorm of each latent head; false: none, keys are linear in x.")
+    latent_scale: Positive = Field(
+        1.0, description="What the latent is multiplied by after its norm; some models: sqrt(d_model / kv_rank)."
+    )
+    q_latent_scale: Positive = Field(
+        1.0, description="What the query latent is multiplied by after its norm; some models: sqrt(d_model / q_rank)."
+    )
     score_scale: ScoreScale = None
     norm_eps: Positive = Field(1e-6, le=1, description="Epsilon of the RMSNorms inside the block.")
 
@@ -179,7 +185,12 @@ class LatentFields(Checked):
         }
 
     def problems(self, d_model: int | None = None) -> list[Problem]:
-        return super().problems(d_model) + _head_problems(self, d_model) + _rotary_problems(self, "rope_dim", d_model)
+        found = super().problems(d_model) + _head_problems(self, d_model) + _rotary_problems(self, "rope_dim", d_model)
+        if self.latent_scale != 1 and not self.latent_norm:
+            found.append((("latent_scale",), f"needs latent_norm: true; found {self.latent_scale:g} without the norm"))
+        if self.q_latent_scale != 1 and not self.q_rank:
+            found.append((("q_latent_scale",), f"needs q_rank; found {self.q_latent_scale:g} without a query latent"))
+        return found
 
 
 class GroupedLatentFields(LatentFields):

@@ -116,12 +116,17 @@ class _PerHead(torch.autograd.Function):
         return dx, *dweights
 
 
+def scaled(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """x times a number; x itself for 1."""
+    return x if factor == 1 else x * factor
+
+
 class LatentProjection(nn.Module):
     """Latent heads c_j = RMSNorm_j((W_DKV x)_j) and one rotary key k_R = RoPE(W_KR x), which are all that is cached.
 
     Group g, reading latent head j: k_g = [W_UK,g c_j ; k_R], v_g = W_UV,g c_j. Query head: [W_Q x ; RoPE(W_QR x)],
     through a normed latent of width q_rank where given. With rope_dim 0 the rotary parts are left out, with
-    `latent_norm: false` the norm of the latent heads.
+    `latent_norm: false` the norm of the latent heads. `latent_scale` and `q_latent_scale` multiply the normed latents.
     input: [[W_Q ; W_QR] by head ; W_DKV ; W_KR], or, where q_rank is given, [W_DQ ; W_DKV ; W_KR], and `query`, which
     reads the normed query latent, is [W_Q ; W_QR] by head.
     """
@@ -145,14 +150,14 @@ class LatentProjection(nn.Module):
         made, latents = self.input(x_BTC), self._latents()
         if self.config.q_rank:
             query_BT1R, *entries = split_heads(made, (Heads(1, (Piece(self.config.q_rank),)), *latents))
-            query = self.query(self.query_norm(query_BT1R.squeeze(2)))
+            query = self.query(scaled(self.query_norm(query_BT1R.squeeze(2)), self.config.q_latent_scale))
             parts = split_heads(query, (self._queries(),), *self._table(query.dtype, context))
         else:
             groups = (self._queries(), *latents)
             found = split_heads(made, groups, *self._table(made.dtype, context))
             n = len(groups[0].pieces)
             parts, entries = found[:n], found[n:]
-        latent_BTJR = self.latent_norm(entries[0])
+        latent_BTJR = scaled(self.latent_norm(entries[0]), self.config.latent_scale)
         scores = self.config.scale, self.sinks, self.config.score_softcap
         if self.config.rope_dim == 0:
             return Queries(parts[0], None, *scores), [{"latent": latent_BTJR}]

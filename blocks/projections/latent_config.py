@@ -22,7 +22,8 @@ $$ q_{t,i} = [\, W_{Q,i}\, x_t \;;\; R_t W_{QR,i}\, x_t \,] $$
 _LATENT_END = r"""
 With `rope_dim: 0` there are no rotary parts; with `rope: false` they are not rotated. With `q_rank`, queries come from
 a latent of their own, $c^Q_t = \operatorname{RMSNorm}(W_{DQ}\, x_t)$, in place of $x_t$. Cached for a token: $c_t$ and
-$k^R_t$. With `latent_norm: false` the latent is $W_{DKV}\, x_t$ itself, as in layers that `zoo convert` makes of
+$k^R_t$. Both latents are multiplied by a number after their norm if `latent_scale` and `q_latent_scale` say so. With
+`latent_norm: false` the latent is $W_{DKV}\, x_t$ itself, as in layers that `zoo convert` makes of
 grouped-query attention. The width of a score is $d_{qk} = d_n + d_r$.
 """
 _SHARES_KV = "makes all keys and values from the one cached latent"
@@ -89,6 +90,8 @@ class ResolvedLatent(ResolvedProjection):
     n_latent_heads: int
     q_rank: int | None
     latent_norm: bool
+    latent_scale: float
+    q_latent_scale: float
 
     @property
     def qk_dim(self) -> int:

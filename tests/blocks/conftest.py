@@ -50,6 +50,7 @@ CASES = {
         | {"patterns": [{"kind": "window", "window": 5}, {"kind": "dilated", "n_keys": 4, "dilation": 3}]},
         None,
     ),
+    "mla-scaled": ({"kind": "mla", **LATENT, "q_rank": 7, "latent_scale": 1.7, "q_latent_scale": 0.6}, None),
     "mla-plain-latent": ({"kind": "mla", **LATENT, "latent_norm": False}, None),
     "mla-unrotated": ({"kind": "mla", **LATENT, "rope": False, "window": 5}, None),
     "nsa": ({"kind": "nsa", **GROUPED, **COARSE, "window": 5}, None),

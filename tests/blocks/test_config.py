@@ -123,6 +123,17 @@ def test_problems_that_need_d_model():
     assert nested.problems(1000)[0][0] == ("projection", "n_heads")
 
 
+def test_scales_of_latents_need_a_norm_before_them():
+    for kind in ("mla", "gla", "ansa"):
+        for fields, message in (
+            ({"latent_scale": 2.0, "latent_norm": False}, "needs latent_norm: true; found 2 without the norm"),
+            ({"q_latent_scale": 2.0}, "needs q_rank; found 2 without a query latent"),
+            ({"latent_scale": 0.0}, "greater than 0"),
+        ):
+            with pytest.raises(ValidationError, match=message):
+                config_class(kind)(**fields)
+
+
 def test_parts_are_checked():
     ansa = config_class("ansa")()
     with pytest.raises(ValueError, match="part must be one of local, global; found 'globl'"):
@@ -193,6 +204,8 @@ CHANGED = {
     "output_bias": True,
     "gate_bias": True,
     "latent_norm": False,
+    "latent_scale": 1.5,
+    "q_latent_scale": 1.5,
     "output_gate": "channel",
     "score_scale": 0.7,
     "sinks": True,
@@ -237,6 +250,7 @@ SPECIAL = {
     ("window", "norm_eps"): {"qk_norm": True},
     ("chunked", "norm_eps"): {"qk_norm": True},
     ("nsa", "norm_eps"): {"qk_norm": True},
+    **{(kind, "q_latent_scale"): {"q_rank": 12} for kind in ("mla", "gla", "ansa")},
     ("gla", "n_kv_heads"): {"n_kv_heads": 2},
     ("ansa", "n_latent_heads"): {"n_latent_heads": 2},
     ("nsa", "query_group"): {"query_group": 4},

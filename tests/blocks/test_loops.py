@@ -77,7 +77,7 @@ class Loops:
         if not self.latents:
             return self.positioned(self.mapped("query", t, p.n_heads), t, "query_norm")[h]
         if p.q_rank:
-            x = normed(self.maps["query_latent"] @ x, w["projection.query_norm.weight"], p.norm_eps)
+            x = normed(self.maps["query_latent"] @ x, w["projection.query_norm.weight"], p.norm_eps) * p.q_latent_scale
         query = w["projection.query.weight"] if p.q_rank else self.maps["query"]
         q = query[h * p.qk_dim : (h + 1) * p.qk_dim] @ x
         return torch.cat((q[: p.head_dim], self.turned(q[p.head_dim :], t)))
@@ -94,7 +94,7 @@ class Loops:
             rows = slice(head * width, (head + 1) * width)
             c = self.maps["latent"][rows] @ x
             if p.latent_norm:
-                c = normed(c, w["projection.latent_norm.weight"][rows], p.norm_eps)
+                c = normed(c, w["projection.latent_norm.weight"][rows], p.norm_eps) * p.latent_scale
             return {"latent": c, "rope_key": self.maps["rope_key"] @ x}
         key, value = (self.mapped(f"{name}{which}", t, p.n_kv_heads) for name in ("key", "value"))
         if p.qk_norm and p.qk_norm_place == "before":

@@ -182,4 +182,5 @@ def _norm(down_rC: torch.Tensor, target: Any, moment_CC: torch.Tensor) -> dict[s
         return {}
     heads_JRC = down_rC.unflatten(0, (target.n_latent_heads, -1))
     square_J = torch.einsum("jrc,cd,jrd->j", heads_JRC, moment_CC, heads_JRC) / heads_JRC.shape[1]
-    return {"projection.latent_norm.weight": square_J.sqrt().repeat_interleave(heads_JRC.shape[1])}
+    sizes_J = square_J.sqrt() / target.latent_scale
+    return {"projection.latent_norm.weight": sizes_J.repeat_interleave(heads_JRC.shape[1])}

@@ -199,9 +199,10 @@ def test_rotation_is_better_kept_than_left_out():
     assert errors[8] < errors[4] < errors[0]
 
 
-def test_a_latent_with_its_norm_is_near_and_says_so():
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_latent_with_its_norm_is_near_and_says_so(scale):
     old = resolved("full", **HEADS, rope=False)
-    new = resolved("mla", **LATENT | {"latent_norm": True}, rope_dim=0, kv_rank=FULL_RANK)
+    new = resolved("mla", **LATENT | {"latent_norm": True}, rope_dim=0, kv_rank=FULL_RANK, latent_scale=scale)
     pair = converted(old, new)
     assert error(pair) < 0.8
     assert any("latent_norm" in note for note in pair[2])

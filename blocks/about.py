@@ -62,6 +62,8 @@ $$
 The scale $s$ is $1/\sqrt{d_{qk}}$, or `score_scale` if it is given. With `score_softcap` c, scores $x$ become
 $c \tanh(x / c)$ before the softmax. With `sinks`, head $i$ has a learned logit $b_i$ that takes part in the softmax and
 has no value: the denominator is $e^{b_i} + \sum_{u \in S_t} e^{x_u}$. It begins at 0; the patterns of a block share it.
+With `position_temperature`, queries of position $t$ are multiplied by $1 + a \ln(1 + \lfloor (t + 1) / n \rfloor)$,
+where $a$ is its `scale` and $n$ its `every`.
 """
 ONE_PATTERN = r"""
 The output is $y_t = W_O\, [o_{t,1}; \dots; o_{t,H}]$.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from zoo.blocks.fields import RopeScaling
+from zoo.blocks.fields import PositionTemperature, RopeScaling
 from zoo.blocks.rope import RopeTable, rope_table
 from zoo.kernels import Documents, mean_pool
 
@@ -44,6 +44,15 @@ class _Positions:
                     grid = {"block": blocks[0], "stride": blocks[1], "documents": self.documents}
                     positions_BT = mean_pool(positions_BT[..., None], **grid)[..., 0]
                 self._tables[key] = rope_table(positions_BT, dim, rope.rope_theta, rope.rope_scaling, dtype)
+        return self._tables[key]
+
+    def query_factor(self, temperature: PositionTemperature, dtype: torch.dtype) -> torch.Tensor:
+        """What the queries of each token are multiplied by, [B or 1, T, 1, 1], float32 or float64."""
+        dtype = dtype if dtype == torch.float64 else torch.float32
+        key = (temperature, dtype)
+        if key not in self._tables:
+            times_BT = (self.positions_BT + 1) // temperature.every
+            self._tables[key] = (times_BT.to(dtype).log1p() * temperature.scale + 1)[..., None, None]
         return self._tables[key]
 
 

@@ -20,7 +20,14 @@ from zoo.blocks.checked import (
     Size,
     Weight,
 )
-from zoo.blocks.rope_fields import LinearScaling, Llama3Scaling, RopeFields, RopeScaling, YarnScaling
+from zoo.blocks.rope_fields import (
+    LinearScaling,
+    Llama3Scaling,
+    PositionTemperature,
+    RopeFields,
+    RopeScaling,
+    YarnScaling,
+)
 
 __all__ = [
     "Checked",
@@ -44,6 +51,7 @@ __all__ = [
     "Llama3Scaling",
     "NSelected",
     "OutputFields",
+    "PositionTemperature",
     "Positive",
     "Problem",
     "QueryGroup",

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from zoo.blocks.context import Context, Step
+from zoo.blocks.fields import PositionTemperature
 from zoo.blocks.interface import Projection
 from zoo.kernels import rms_norm
 
@@ -31,6 +32,14 @@ class Queries(NamedTuple):
     def scores(self) -> dict[str, Any]:
         """What attention functions take about scores. Patterns that cannot have sinks and caps read `scale` alone."""
         return {"scale": self.scale, "sinks": self.sinks, "softcap": self.softcap}
+
+    def tempered(self, temperature: PositionTemperature | None, context: Context | Step) -> "Queries":
+        """The queries times a factor that grows with their position; themselves without a temperature."""
+        if temperature is None:
+            return self
+        factor = context.query_factor(temperature, self.q.dtype)
+        grown = [None if x is None else (x * factor).to(x.dtype) for x in (self.q, self.rope)]
+        return self._replace(q=grown[0], rope=grown[1])
 
     def to(self, dtype: torch.dtype) -> "Queries":
         return self._replace(q=self.q.to(dtype), rope=None if self.rope is None else self.rope.to(dtype))

@@ -1,4 +1,4 @@
-"""The fields of a rotary position embedding and of what scales its frequencies. No torch; tables: blocks/rope.py."""
+"""The fields about positions: rotation, what scales its frequencies, temperature. No torch; tables: blocks/rope.py."""
 
 import math
 from typing import Annotated, ClassVar, Literal
@@ -107,6 +107,15 @@ class Llama3Scaling(Checked):
 RopeScaling = Annotated[LinearScaling | YarnScaling | Llama3Scaling, Field(discriminator="rope_type")]
 
 
+class PositionTemperature(Checked):
+    """Queries that grow with their position t: times 1 + `scale` ln(1 + floor((t + 1) / `every`)) (Llama 4)."""
+
+    every: Length = Field(
+        8192, description="Tokens after which queries grow for the first time; transformers: floor_scale."
+    )
+    scale: Positive = Field(0.1, le=100, description="How much they grow; transformers: attn_scale.")
+
+
 class RopeFields(Checked):
     """Rotary position embedding (Su 2021, arXiv 2104.09864); channel i turns with channel i + d/2 (half split)."""
 
@@ -118,6 +127,12 @@ class RopeFields(Checked):
     )
     rope_scaling: RopeScaling | None = Field(
         None, description="Context extension, `linear`, `yarn` or `llama3`, spelt as in transformers. Default: none."
+    )
+
+    position_temperature: PositionTemperature | None = Field(
+        None,
+        description="Queries times 1 + scale ln(1 + floor((t + 1) / every)), t the position (Llama 4, where rope is "
+        "false). Default: none.",
     )
 
     def problems(self, d_model: int | None = None) -> list[Problem]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from zoo.blocks.fields import Kinded, RopeScaling
+from zoo.blocks.fields import Kinded, PositionTemperature, RopeScaling
 
 if TYPE_CHECKING:
     from typing import Any
@@ -44,6 +44,7 @@ class ResolvedProjection(ABC):
     rope: bool
     rope_theta: float
     rope_scaling: RopeScaling | None
+    position_temperature: PositionTemperature | None
     score_scale: float | None
     sinks: bool
     score_softcap: float | None

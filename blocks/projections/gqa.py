@@ -51,7 +51,8 @@ class GQAProjection(nn.Module):
             {"key": norm(key_BTKD) if norm_first else key_BTKD, "value": value_BTKV}
             for norm, key_BTKD, value_BTKV in sets
         ]
-        return Queries(q_BTHD, None, config.scale, self.sinks, config.score_softcap), entries
+        queries = Queries(q_BTHD, None, config.scale, self.sinks, config.score_softcap)
+        return queries.tempered(config.position_temperature, context), entries
 
     def _groups(self, rotary: int) -> tuple[Heads, ...]:
         """What `input` makes. Keys are copied by their norm or rotation if there is one, and values by the split."""

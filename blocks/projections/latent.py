@@ -160,8 +160,9 @@ class LatentProjection(nn.Module):
         latent_BTJR = scaled(self.latent_norm(entries[0]), self.config.latent_scale)
         scores = self.config.scale, self.sinks, self.config.score_softcap
         if self.config.rope_dim == 0:
-            return Queries(parts[0], None, *scores), [{"latent": latent_BTJR}]
-        queries = Queries(*parts, *scores)
+            queries = Queries(parts[0], None, *scores)
+            return queries.tempered(self.config.position_temperature, context), [{"latent": latent_BTJR}]
+        queries = Queries(*parts, *scores).tempered(self.config.position_temperature, context)
         return queries, [{"latent": latent_BTJR, "rope_key": entries[1].squeeze(2)}]
 
     def _queries(self) -> Heads:

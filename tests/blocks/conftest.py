@@ -43,6 +43,11 @@ CASES = {
     "full-sinks": ({"kind": "full", **GROUPED, "sinks": True, "score_softcap": 0.4}, None),
     "window-sinks": ({"kind": "window", **GROUPED, "window": 5, "sinks": True}, None),
     "chunked": ({"kind": "chunked", **GROUPED, "chunk": 7, "sinks": True}, None),
+    "full-tempered": (
+        {"kind": "full", **GROUPED, "rope": False, "position_temperature": {"every": 5, "scale": 0.8}},
+        None,
+    ),
+    "mla-tempered": ({"kind": "mla", **LATENT, "position_temperature": {"every": 3, "scale": 0.8}}, None),
     "mla-capped": ({"kind": "mla", **LATENT, "window": 5, "score_softcap": 0.5, "sinks": True}, None),
     "gla-capped": ({"kind": "gla", **LATENT, "n_kv_heads": 2, "n_latent_heads": 2, "score_softcap": 0.5}, None),
     "reaching-sinks": (

@@ -73,6 +73,11 @@ class Loops:
         return torch.stack([normed(head, weight, p.norm_eps) for head in heads])
 
     def query(self, t, h):
+        """That of token t, times what its position makes of it."""
+        grows = self.projection.position_temperature
+        return self.plain_query(t, h) * (1 + grows.scale * math.log(1 + (t + 1) // grows.every) if grows else 1)
+
+    def plain_query(self, t, h):
         p, w, x = self.projection, self.weights, self.x[t]
         if not self.latents:
             return self.positioned(self.mapped("query", t, p.n_heads), t, "query_norm")[h]

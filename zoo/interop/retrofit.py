@@ -121,7 +121,7 @@ def _grouped(source: Any, target: Any, state: Mapping[str, torch.Tensor], made: 
         elif name.startswith("projection.key_norms"):
             made.state[name] = state["projection.key_norms.0.weight"]
     made.state["output.weight"] = state["output.weight"]
-    for name in ("rope", "rope_theta", "rope_scaling", "rope_fraction"):
+    for name in ("rope", "rope_theta", "rope_scaling", "rope_fraction", "position_temperature"):
         if getattr(one, name) != getattr(other, name):
             made.notes.append(f"{name} was {getattr(one, name)}, and is {getattr(other, name)}")
     if one.n_kv_heads > other.n_kv_heads:

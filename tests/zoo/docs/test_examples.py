@@ -13,9 +13,9 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in DOCS.glob("*.md
 
 def test_every_example_of_the_pages_comes_to_what_it_should():
     found = {name: examples.results(text, name) for name, text in PAGES.items()}
-    assert len(found["schedules.md"]) >= 8
+    assert len(found["recipes.md"]) >= 8
     assert len(found["grammar.md"]) >= 12
-    assert "4 layers: full, local, local, global" in found["schedules.md"]
+    assert "4 layers: full, local, local, global" in found["recipes.md"]
     assert any("Did you mean 'global'?" in line for line in found["grammar.md"])
 
 

@@ -122,6 +122,18 @@ def test_links_between_pages_lead_somewhere(site):
             assert place in files | site.keys(), f"{page}: {target}"
 
 
+def test_hand_written_pages_link_to_pages_and_headings_that_are_generated(site):
+    found = 0
+    for page in (ROOT / "docs").glob("*.md"):
+        for target, _, heading in re.findall(r"\]\((reference/[^)#]+)(#([^)]+))?\)", page.read_text()):
+            found += 1
+            assert target in site, f"{page.name}: {target}"
+            assert not heading or re.search(rf"^#+ .*\b{heading}\b", site[target], re.MULTILINE), (
+                f"{page.name}: {heading}"
+            )
+    assert found > 2
+
+
 def test_links_of_a_benchmark_page_lead_there_from_the_list_too(tmp_path):
     (tmp_path / "benchmarks").mkdir()
     text = "# Speed\n\nMade of [a](one.json), [b](https://b.org), [c](../log.md).\n\nMore [d](two.json).\n"

@@ -7,7 +7,7 @@ Shape suffixes of blocks/:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -99,7 +99,7 @@ class Attention(nn.Module):
             self.projection.renew()
             for one, kept in zip(sources, cache.sets, strict=True):
                 kept.tokens.append(one.cached, context)
-            for kind, module in self.patterns.items():
+            for kind, module in cast(Mapping[str, Any], self.patterns).items():
                 module.keep(cache.buffers[kind], source[kind], results[kind], context)
         return [results[kind].output for kind in self.patterns]
 

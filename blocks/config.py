@@ -93,7 +93,8 @@ class BlockConfig(Kinded):
 
     def lower(self, target: type[Config], d_model: int, **changes: Any) -> Config:
         """A `target` config made from this config's fields of the same names, derived defaults worked out."""
-        values = {**dict(self), **(self.filled(d_model) if hasattr(target, "filled") else {}), **changes}
+        filled = getattr(self, "filled", None) if hasattr(target, "filled") else None
+        values = {**dict(self), **(filled(d_model) if filled is not None else {}), **changes}
         return target(**{name: values[name] for name in target.model_fields if name in values and name != "kind"})
 
 

@@ -1,6 +1,7 @@
 """What the reference functions share: softmax attention over gathered keys, in chunks that backward computes again."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -70,8 +71,8 @@ def in_chunks(function: Callable, n_rows: int, elements_per_row: int, dim: int, 
     size = max(1, CHUNK_ELEMENTS // max(1, elements_per_row)) // multiple * multiple or multiple
     if size >= n_rows:
         return function(0, n_rows)
-    settings = {"use_reentrant": False, "preserve_rng_state": False}
-    parts = [checkpoint(function, lo, min(lo + size, n_rows), **settings) for lo in range(0, n_rows, size)]
+    kept = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+    parts = [kept(lo, min(lo + size, n_rows)) for lo in range(0, n_rows, size)]
     if isinstance(parts[0], tuple):
         return tuple(torch.cat(each, dim) for each in zip(*parts, strict=True))
     return torch.cat(parts, dim)

@@ -118,7 +118,8 @@ def pooling(op: str, xs: list[torch.Tensor], block: int, stride: int, documents:
         if x.shape[:2] != xs[0].shape[:2] or x.device != xs[0].device:
             found = [(list(x.shape), str(x.device)) for x in xs]
             raise ValueError(f"{op}: tensors pooled together must have one B, T and device; found {found}.")
-    documents_fit(op, documents, *xs[0].shape[:2], xs[0].device)
+    batch, length = xs[0].shape[:2]
+    documents_fit(op, documents, batch, length, xs[0].device)
 
 
 def slots_fit(op: str, n: int, seq_len: int, stride: int) -> None:

@@ -108,7 +108,7 @@ def choose(op: str, impl: str, *tensors, **options) -> Choice:
     if _pending and not _in_backward():
         _failed.update(_pending)
         _pending.clear()
-    passed_over = []
+    passed_over: list[str] = []
     for candidate in _registered[op]:
         reason = _failed.get((op, candidate.name)) or _too_slow(candidate, *tensors)
         reason = reason or candidate.supports(*tensors, **options)
@@ -220,7 +220,7 @@ def _unfit(device: torch.device) -> str | None:
     return _unfit_devices[device]
 
 
-_unfit._dynamo_marked_constant = True  # as _load below
+_unfit._dynamo_marked_constant = True  # type: ignore[attr-defined] # as _load below
 
 
 def give_up(op: str, name: str, error: Exception) -> None:
@@ -259,4 +259,4 @@ def _load(op: str, name: str) -> bool:
 
 
 # What torch.compiler.assume_constant_result does, without its import of torch._dynamo and with it Triton (a second).
-_load._dynamo_marked_constant = True
+_load._dynamo_marked_constant = True  # type: ignore[attr-defined] # a name of PyTorch's

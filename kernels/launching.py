@@ -44,7 +44,8 @@ def launch(
     """
     index = device.index
     if INTERPRETED or index is None:  # no GPU
-        return _find(kernel, grid, arguments, constants, tiles, device)
+        _find(kernel, grid, arguments, constants, tiles, device)
+        return
     if index != torch.cuda.current_device():
         with torch.cuda.device(device):
             return launch(kernel, grid, arguments, constants, tiles, device)
@@ -65,12 +66,12 @@ def launch(
     known = _compiled.get(key)
     if known is not None:
         compiled, start, options, constexprs, tile = known
-        grid = (*grid(tile), 1, 1)[:3]
+        programs = (*grid(tile), 1, 1)[:3]
         if start is None or _is_watched():
-            compiled[grid](*arguments, *constexprs)
+            compiled[programs](*arguments, *constexprs)
         else:
             stream = driver.active.get_current_stream(index)
-            start(*grid, stream, compiled.function, *options, *pointers, *numbers, *constexprs)
+            start(*programs, stream, compiled.function, *options, *pointers, *numbers, *constexprs)
         return
     compiled, constexprs, tile = _find(kernel, grid, arguments, constants, tiles, device)
     if len(_compiled) >= MAX_COMPILED:
@@ -92,6 +93,7 @@ def _find(kernel, grid: Callable, arguments: tuple, constants: dict, tiles: list
         values = {**constants, **tiles[i]}
         names = () if compiled is None else kernel.arg_names[len(arguments) :]  # the interpreter compiles nothing
         return compiled, tuple(values[name] for name in names), tiles[i]
+    raise ValueError("no tiles to launch with")
 
 
 def _count_tensors(kernel, arguments: tuple) -> int:

@@ -1,8 +1,16 @@
 """How tensors lie in memory, where a kernel has a wish, and masks over them."""
 
+from typing import overload
+
 import torch
 
 
+@overload
+def dense_rows(x: torch.Tensor) -> torch.Tensor: ...
+@overload
+def dense_rows(x: None) -> None: ...
+@overload
+def dense_rows(x: torch.Tensor | None) -> torch.Tensor | None: ...
 def dense_rows(x: torch.Tensor | None) -> torch.Tensor | None:
     """x, or a copy where its last axis is not contiguous: all that most kernels ask for. None passes through."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
@@ -11,6 +19,11 @@ def dense_rows(x: torch.Tensor | None) -> torch.Tensor | None:
 def is_flat(x: torch.Tensor) -> bool:
     """Whether the channels of a token of x [B, T, C] or [B, T, heads, width] lie side by side."""
     return x.stride(-1) == 1 and (x.dim() == 3 or x.shape[2] == 1 or x.stride(2) == x.shape[3])
+
+
+def strides(x: torch.Tensor | None, n: int) -> tuple[int, ...]:
+    """The strides of the first n axes, zeros where there is no tensor."""
+    return (0,) * n if x is None else x.stride()[:n]
 
 
 def over(mask_BT: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

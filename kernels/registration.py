@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from traceback import clear_frames
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -56,7 +57,7 @@ def differentiable(
 
     With `compiling`, backward must go through opaque ops only.
     """
-    op = opaque(name, forward, fake)
+    op: Any = opaque(name, forward, fake)
     op.register_autograd(partial(backward, compiling=True), setup_context=setup_context)
 
     gradient = partial(backward, compiling=False)

@@ -150,10 +150,11 @@ def locate(found: Found, root: Node) -> Problem:
     node, reached = root, 0
     for part in path:
         children = node.value
-        inside = (
-            part in children if isinstance(children, dict) else isinstance(children, list) and isinstance(part, int)
-        )
-        if not inside or (isinstance(children, list) and part >= len(children)):
+        if isinstance(children, list):
+            inside = isinstance(part, int) and part < len(children)
+        else:
+            inside = isinstance(children, dict) and part in children
+        if not inside:
             break
         node, reached = children[part], reached + 1
     whole = reached == len(path)
@@ -162,7 +163,7 @@ def locate(found: Found, root: Node) -> Problem:
     if node.key is not None and (on_key or not whole):
         place = node.key
     column = place.column
-    if whole and isinstance(at, Where) and at.offset is not None and node.verbatim:
+    if whole and isinstance(at, Where) and at.offset is not None and node.verbatim and column is not None:
         column += at.offset
     # `of: local` is read as a list of one: its place in there was never written, and is left out of the key.
     unwritten = (part for part in path[reached:] if isinstance(part, str) or not isinstance(at, Where))

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -180,7 +180,7 @@ def show(
 
         out(serving.as_text(loaded), end="")
         return
-    run = None
+    run: Any = None
     if recipe.is_dir():
         from zoo import run_list
 

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -34,7 +35,7 @@ class FileError(ZooError):
     exit_code = 2
 
 
-def open_file(path: str | os.PathLike, error: type[ZooError] = FileError) -> BinaryIO:
+def open_file(path: str | os.PathLike, error: type[ZooError] = FileError) -> BufferedReader:
     """Open a regular file for reading bytes; a symbolic link to one is followed.
 
     Raises `error` naming the file if there is none, or a folder, FIFO, socket, device, a link to nothing, or a file
@@ -93,7 +94,7 @@ def _refuse(path: str | os.PathLike, reason: Exception, error: type[ZooError]) -
     """Raise `error` for what the system says of a path."""
     shown = path if len(os.fspath(path)) < 1000 else shorten(os.fspath(path))
     if isinstance(reason, FileNotFoundError) and os.path.islink(path):
-        raise error(f"{shown}: a symbolic link to {os.readlink(path)}, which is not there") from reason
+        raise error(f"{shown}: a symbolic link to {os.readlink(os.fspath(path))}, which is not there") from reason
     if isinstance(reason, FileNotFoundError):
         raise error(f"{shown}: no such file") from reason
     raise error(f"{shown}: cannot be read: {getattr(reason, 'strerror', None) or reason}") from reason

@@ -108,7 +108,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + size)
             logits_nV = x_NC[chunk] @ head_VC.T
             _cross_entropy(logits_nV, labels_N[chunk], losses_N[chunk], keeps, softcap)  # logits become their gradient
-            if keeps:
+            if dx_NC is not None and dhead_VC is not None:
                 torch.mm(logits_nV, head_VC, out=dx_NC[chunk])
                 _add_product(dhead_VC, logits_nV.T, x_NC[chunk])
         if keeps:

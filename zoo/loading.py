@@ -33,7 +33,7 @@ def load(run: str | Path, *, device: str = "cpu"):
     _check_tensors(stored.weights, model.state_dict())
     stored.check_digest()
     model.load_state_dict(load_file(stored.weights, device=device), assign=True)
-    model.loaded_from = stored.folder  # where `zoo.generate` finds the tokenizer
+    model.loaded_from = stored.folder
     return model.eval()
 
 

@@ -5,6 +5,8 @@ Shapes: B batch, T tokens, C model width, N tokens of several rows, V vocabulary
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +39,7 @@ class Decoder(nn.Module):
         self.narrow_stream = False
         self.max_documents: int | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.loaded_from: Path | None = None  # the folder of its weights, where `zoo.generate` finds the tokenizer
         self.layers = nn.ModuleList(Layer(config, layer) for layer in config.expanded())
         self.norm = make_norm(config)
         # Of the batch so far: the sum of what layers added to the loss, times targets, and the targets.
@@ -192,7 +195,8 @@ class Decoder(nn.Module):
         documents = None
         if (isolated or self.config.document_mask) and document_starts_BT is not None:
             documents = Documents.from_starts(document_starts_BT, self.max_documents)
-        return Context.for_tokens(*tokens_BT.shape, device=tokens_BT.device, documents=documents)
+        batch, seq_len = tokens_BT.shape
+        return Context.for_tokens(batch, seq_len, device=tokens_BT.device, documents=documents)
 
     def _hidden(self, tokens_BT: torch.Tensor, context: Context) -> torch.Tensor:
         x_BTC, delta_BTC = self.embed(tokens_BT), None
@@ -249,12 +253,12 @@ def _check_counts(model: Decoder) -> None:
             counted = layer.feed_forward.parameters(config.d_model)
             _check_count(place, built.feed_forward, counted, f"{type(layer.ffn).__name__}.parameters")
         checked |= {(layer.name, layer.mixer), layer.ffn}
-    total, built = model_cost(config, config.max_seq_len).parameters["total"], _n_parameters(model)
-    if total != built:
-        raise ZooError(f"model: it has {built:,} parameters; zoo.cost counts {total:,}")
+    total, found = model_cost(config, config.max_seq_len).parameters["total"], _n_parameters(model)
+    if total != found:
+        raise ZooError(f"model: it has {found:,} parameters; zoo.cost counts {total:,}")
 
 
-def _check_count(place: str, module: nn.Module, counted: int, by: str) -> None:
+def _check_count(place: str, module: Any, counted: int, by: str) -> None:
     found, name = _n_parameters(module), type(module).__name__
     if counted != found:
         raise ZooError(f"{place} ({name}) has {found:,} parameters; {by} counts {counted:,}; correct the count")
@@ -286,5 +290,6 @@ def initialise(model: Decoder, seed: int) -> None:
             drawn |= {id(inside) for inside in module.modules()}
         elif isinstance(module, nn.Linear | nn.Embedding):
             module.weight.normal_(0.0, residual_std if id(module) in residual else std, generator=generator)
-            if getattr(module, "bias", None) is not None:
-                module.bias.zero_()
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                bias.zero_()

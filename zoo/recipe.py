@@ -223,8 +223,9 @@ class ModelConfig(Section):
                 turn = turns.get(use.name, 0)
                 part, turns[use.name] = config.alternation[turn % len(config.alternation)], turn + 1
             ffn_name, ffn = "ffn", self.ffn
-            if ffn_use is not None:
+            if ffn_use is not None and self.ffns is not None:
                 ffn_name, ffn = ffn_use.name, _of_use(ffn_use, self.ffns[ffn_use.name], _read_ffn, made)
+            assert ffn is not None  # either is there: ffn_problems
             layers.append(Layer(index, use.name, part, config, ffn_name, ffn, self.d_model, self.max_seq_len, mixers))
         return layers
 
@@ -359,7 +360,7 @@ def load_recipe(
             error,
             data,
             lambda at: schema.known_keys(at, data, definitions()),
-            elsewhere=lambda at: schema.paths_of(at[-1], at[:-1], definitions()),
+            elsewhere=lambda at: schema.paths_of(str(at[-1]), at[:-1], definitions()),
         )
         found += [line for line in _partial_problems(data) if line[0] not in {path for path, _, _ in found}]
     problems = dict.fromkeys(locate(line, root) for line in found)
@@ -415,7 +416,7 @@ def _partial_problems(data: dict) -> list[Found]:
 
     The sections' own checks of this kind only run once all their fields are valid.
     """
-    model = data.get("model") if isinstance(data.get("model"), dict) else {}
+    model: dict = data["model"] if isinstance(data.get("model"), dict) else {}
     named = {key: model[key] if isinstance(model.get(key), dict) else {} for key in ("blocks", "ffns")}
     reads = {"blocks": _read_block, "ffns": _read_ffn}
     blocks, ffns = (

@@ -60,7 +60,7 @@ def run_state(path: Path) -> RunState:
     except (ZooError, OSError) as error:
         return RunState(name, "damaged", why=one_line(error))
     latest = records[-1] if records else {}
-    validation = next((record for record in reversed(records) if "validation_loss" in record), {})
+    validation: dict = next((record for record in reversed(records) if "validation_loss" in record), {})
     return RunState(
         name,
         "complete" if summary else "training" if _is_held(path / ".lock") else "stopped",

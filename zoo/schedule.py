@@ -11,7 +11,7 @@ List:    `[full, {repeat: 5, of: [{repeat: 3, of: [local]}, global]}, {use: loca
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from zoo.errors import Problem, RecipeError, shorten, unknown
 
@@ -131,7 +131,7 @@ def _parse_string(text: str, where: Where, depth: int) -> tuple[tuple[Use | Repe
     opened: list[int] = []
     position, named, fills, cuts, repeatable = 0, 0, False, False, False
 
-    def refuse(message: str, offset: int | None = None):
+    def refuse(message: str, offset: int | None = None) -> NoReturn:
         raise ScheduleError([(Where(where.path, position if offset is None else offset), message)])
 
     while position < len(text):
@@ -147,8 +147,8 @@ def _parse_string(text: str, where: Where, depth: int) -> tuple[tuple[Use | Repe
             named += 1
             if named > MAX_LAYERS:
                 refuse(_TOO_LONG)
-            name, part = _USE.fullmatch(token["use"]).groups()
-            groups[-1].append((Use(name, part, where=Where(where.path, position)),))
+            name, _, part = token["use"].partition(".")
+            groups[-1].append((Use(name, part or None, where=Where(where.path, position)),))
         elif token["open"]:
             if len(groups) > depth:
                 refuse(f"parentheses nest deeper than {MAX_DEPTH}")

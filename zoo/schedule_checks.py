@@ -47,15 +47,17 @@ def model_problems(
 ) -> Iterator[Found]:
     """What does not fit together, as (path below `model`, place, message)."""
     if d_model is not None:
-        named = [((section.of, name), config) for section in (mixers, ffns) for name, config in section.configs.items()]
+        named: list[tuple[tuple[str, ...], Any]] = [
+            ((section.of, name), config) for section in (mixers, ffns) for name, config in section.configs.items()
+        ]
         named += [] if ffn is None else [(("ffn",), ffn)]
         for place, config in named:
             yield from (((*place, *path), "value", why) for path, why in config.problems(d_model))
     if mixers.schedule is not None:
-        yield from _schedule_problems(mixers, n_layers, d_model)
+        yield from _schedule_problems(mixers, mixers.schedule, n_layers, d_model)
     if ffns.schedule is not None:
         depth = n_layers or _depth(mixers.schedule)
-        yield from _schedule_problems(ffns, depth, d_model, "the model has")
+        yield from _schedule_problems(ffns, ffns.schedule, depth, d_model, "the model has")
 
 
 def _depth(layers: Schedule | None) -> int | None:
@@ -67,7 +69,7 @@ def _depth(layers: Schedule | None) -> int | None:
 
 
 def _schedule_problems(
-    section: Scheduled, n_layers: int | None, d_model: int | None, wanted: str = "n_layers is"
+    section: Scheduled, written: Schedule, n_layers: int | None, d_model: int | None, wanted: str = "n_layers is"
 ) -> Iterator[Found]:
     """What is wrong with a schedule: its length, names that are not defined, parts and overrides.
 
@@ -75,11 +77,11 @@ def _schedule_problems(
     """
     key = (section.key,)
     try:
-        schedule.expand(section.schedule, n_layers, wanted)
+        schedule.expand(written, n_layers, wanted)
     except ScheduleError as error:
         yield from ((key, where, why) for where, why in error.found)
     told = set()
-    for use in section.schedule.uses:
+    for use in written.uses:
         if use.name not in section.names:
             if use.name not in told:
                 yield key, use.where, unknown(section.what, use.name, sorted(section.names))

@@ -38,7 +38,7 @@ def recipe_schema() -> dict[str, Any]:
 def schema_definitions() -> dict[str, Any]:
     """The JSON Schema of every section and of every installed block kind, by name."""
     kinds = dict(registry.block_kinds())
-    models = [(Recipe, "validation"), *((config, "validation") for config in kinds.values())]
+    models: list[Any] = [(Recipe, "validation"), *((config, "validation") for config in kinds.values())]
     references, schema = models_json_schema(models)
     definitions = schema["$defs"]
     members = {kind: references[config, "validation"] for kind, config in kinds.items()}

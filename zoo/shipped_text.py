@@ -33,7 +33,7 @@ def listed() -> list[Shipped]:
         values = read_recipe(name).plain()
         base = name.rpartition("/")[2].startswith("_")
         kind = "base" if base else "study" if "recipes" in values else "recipe"
-        summary = _first_comment(Path(shipped.find(name))) if base else values.get("summary", "")
+        summary = _first_comment(Path(shipped.find(name) or name)) if base else values.get("summary", "")
         found.append(Shipped(name, kind, summary))
     return found
 

@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -204,7 +204,7 @@ def rendered(parts: Iterable, width: int | None) -> str:
         file=buffer,
         width=width or width_of(),
         force_terminal=terminal.is_terminal,
-        color_system=terminal.color_system,
+        color_system=cast(Any, terminal.color_system),
         no_color=terminal.no_color,
         markup=False,
         emoji=False,

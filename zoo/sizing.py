@@ -129,7 +129,8 @@ def _even(recipe: Recipe, seq_len: int) -> bool:
 def _layers(model: ModelConfig, seq_len: int) -> tuple[list[tuple[int, int]], tuple[str, ...]]:
     """((bytes of one layer on one row, how many such layers) ..., kinds whose attention is not counted)."""
     counts = Counter((layer.kind, layer.mixer, layer.feed_forward) for layer in model.expanded())
-    layers, unknown = [], {}
+    layers: list[tuple[int, int]] = []
+    unknown: dict[str, None] = {}
     for (kind, mixer, ffn), times in counts.items():
         attention = mixer.activation_bytes(seq_len)
         if attention is None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import yaml
 
@@ -64,7 +64,13 @@ class Node:
         return [node.plain() for node in self.value] if isinstance(self.value, list) else self.value
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+if TYPE_CHECKING:
+    _Base = yaml.SafeLoader
+else:
+    _Base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Base):
     """Every scalar stays text; `scalar` below says what a plain one means."""
 
 
@@ -223,7 +229,7 @@ def _check_events(text: str, file: str, overriding: bool):
             raise RecipeError([_problem(place, f"tags are not used in recipes; found {shorten(tag)}")])
 
 
-def _at(file: str, mark: yaml.Mark) -> Place:
+def _at(file: str, mark: Any) -> Place:
     return Place(file, mark.line + 1, mark.column + 1)
 
 
@@ -242,14 +248,15 @@ class _Builder:
 
     def __init__(self, file: str, overriding: bool):
         self.file, self.overriding = file, overriding
-        self.count, self.open = 0, set()
+        self.count = 0
+        self.open: set[int] = set()
 
     def place(self, node: yaml.Node) -> Place:
         if self.overriding:
             return Place(self.file)
         return _at(self.file, node.start_mark)
 
-    def refuse(self, node: yaml.Node, message: str, key: str | None = None):
+    def refuse(self, node: yaml.Node, message: str, key: str | None = None) -> NoReturn:
         raise RecipeError([_problem(self.place(node), message, key)])
 
     def build(self, node: yaml.Node, key: Place | None = None) -> Node:
@@ -273,15 +280,15 @@ class _Builder:
         merged: dict[str, Node] = {}
         own: dict[str, Node] = {}
         for key, value in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            name: str | None = key.value if isinstance(key, yaml.ScalarNode) else None
             if name == "<<" and not key.style:
                 for source in self.merge_sources(value):
                     merged = {**source, **merged}
                 continue
             if name is None or (not key.style and not isinstance(scalar(name), str)):
                 self.refuse(key, f"a key must be text; found {shorten(name)}" if name else "a key must be text")
-            if name in own:
-                self.refuse(key, f"the key {shorten(name)} is given twice; first in line {own[name].key.line}")
+            if (before := own.get(name)) is not None and before.key is not None:
+                self.refuse(key, f"the key {shorten(name)} is given twice; first in line {before.key.line}")
             own[name] = self.build(value, self.place(key))
         return {**merged, **own}
 
@@ -332,7 +339,8 @@ def put(root: Node, keys: list[str], value: Node, merging: bool = False) -> None
     """
     place = value.key or value.place
     node = root
-    for depth, key in enumerate(keys):
+    for depth, written in enumerate(keys):
+        key: Any = written  # the number of an entry, where it stands for one
         last, above = depth == len(keys) - 1, ".".join(keys[:depth])
         if isinstance(node.value, list):
             if not re.fullmatch("[0-9]{1,6}", key) or int(key) >= len(node.value):

@@ -1,6 +1,7 @@
 """Every so manyth key before the query, as a plain window in rows of tokens that are `dilation` apart."""
 
 from collections.abc import Mapping
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -60,10 +61,14 @@ class DilatedPattern(nn.Module):
         held_N1 = -(-too_early_BR.flatten() // self.dilation)[:, None]
         end_NT = (first_new + self.n_keys).expand(len(q), -1)
         first_NT = torch.maximum(first_new[None], held_N1).clamp(max=end_NT)
-        parts = {"q_rope": self._split(queries.rope, rows), "k_rope_BNR": keys.rope, **queries.scores}
+        parts: dict[str, Any] = {"q_rope": self._split(queries.rope, rows), "k_rope_BNR": keys.rope, **queries.scores}
         o = cached_attention(q, keys.k, keys.v, first_NT, end_NT.contiguous(), **parts)[0]
         return Attended(self._joined(o, rows, step.seq_len))
 
+    @overload
+    def _split(self, x: torch.Tensor, rows: int) -> torch.Tensor: ...
+    @overload
+    def _split(self, x: torch.Tensor | None, rows: int) -> torch.Tensor | None: ...
     def _split(self, x: torch.Tensor | None, rows: int) -> torch.Tensor | None:
         """[B, T, ...] -> [B * rows, ceil(T / dilation), ...]: row r holds the tokens t with t mod dilation = r."""
         if x is None:

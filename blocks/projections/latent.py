@@ -162,7 +162,7 @@ class LatentProjection(nn.Module):
         if self.config.rope_dim == 0:
             queries = Queries(parts[0], None, *scores)
             return queries.tempered(self.config.position_temperature, context), [{"latent": latent_BTJR}]
-        queries = Queries(*parts, *scores).tempered(self.config.position_temperature, context)
+        queries = Queries(parts[0], parts[1], *scores).tempered(self.config.position_temperature, context)
         return queries, [{"latent": latent_BTJR, "rope_key": entries[1].squeeze(2)}]
 
     def _queries(self) -> Heads:
@@ -197,7 +197,8 @@ class LatentProjection(nn.Module):
         return context.rope(self.config.rope_dim, self.config, x.dtype, blocks).rotate(x)
 
     def expand(self, entries: Entries) -> Keys:
-        return Keys(*per_head(entries["latent"], self.key_up, self.value_up), entries.get("rope_key"))
+        k_BTKD, v_BTKV = per_head(entries["latent"], self.key_up, self.value_up)
+        return Keys(k_BTKD, v_BTKV, entries.get("rope_key"))
 
     def absorb(self, queries: Queries) -> Queries:
         return queries._replace(q=self.key_up.transposed(queries.q))

@@ -98,7 +98,7 @@ class ResolvedLatent(ResolvedProjection):
         return self.head_dim + self.rope_dim
 
     def entries(self) -> dict[str, tuple[int, ...]]:
-        latent = {"latent": (self.n_latent_heads, self.kv_rank // self.n_latent_heads)}
+        latent: dict[str, tuple[int, ...]] = {"latent": (self.n_latent_heads, self.kv_rank // self.n_latent_heads)}
         return latent | {"rope_key": (self.rope_dim,)} if self.rope_dim else latent
 
     @property

@@ -21,7 +21,7 @@ program took three quarters of the time of A at 64K (docs/log.md).
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, partial
 
 import torch
 import triton
@@ -30,8 +30,8 @@ import triton.language as tl
 from zoo.kernels.choice import ranking_kernel
 from zoo.kernels.choice.ranking_kernel import CHUNK, first_tokens, own_block
 from zoo.kernels.documents import Documents, n_groups
-from zoo.kernels.launching import cdiv, launch, next_power_of_2
-from zoo.kernels.layout import dense_rows
+from zoo.kernels.launching import Tile, cdiv, launch, next_power_of_2
+from zoo.kernels.layout import dense_rows, strides
 from zoo.kernels.registration import opaque
 
 WORKSPACE_BYTES = 1 << 28
@@ -199,11 +199,20 @@ def choose_blocks(
         return choose(q, k, lse, q_rope, k_rope_BNR, first, start, count, sizes, scale)
 
 
+def _importance_grid(n_rows: int, n_groups: int, tile: Tile) -> tuple[int, ...]:
+    return n_rows, cdiv(n_groups, tile["GROUPS"])
+
+
+def _fixed_grid(n_groups: int, n_rows: int, tile: Tile) -> tuple[int, ...]:
+    return n_groups, n_rows
+
+
 def _choose(
     q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
     first: torch.Tensor | None, start: torch.Tensor | None, count: int, sizes: list[int], scale: float,
 ) -> torch.Tensor:  # fmt: skip
-    q, k, q_rope, k_rope = (dense_rows(x) for x in (q, k, q_rope, k_rope))
+    q, k = dense_rows(q), dense_rows(k)
+    q_rope, k_rope = dense_rows(q_rope), dense_rows(k_rope)
     block, stride, selection_block, S, n_init, n_local, query_group = sizes
     B, T, H, D = q.shape
     N, K = k.shape[1:3]
@@ -230,12 +239,12 @@ def _choose(
         chunks = None if short else torch.empty(B * K * n, S, device=q.device, dtype=torch.int32)
         arguments = (
             q, k, q if q_rope is None else q_rope, k_rope, lse, first, start, importance, peak,
-            *q.stride()[:3], *k.stride()[:3], *(q_rope.stride()[:3] if R else (0, 0, 0)),
-            *(k_rope.stride()[:2] if R else (0, 0)), *lse.stride(), T, N, count, g, n, width, row,
+            *q.stride()[:3], *k.stride()[:3], *strides(q_rope, 3), *strides(k_rope, 2),
+            *lse.stride(), T, N, count, g, n, width, row,
             scale * math.log2(math.e),
         )  # fmt: skip
         launch(
-            _importance_kernel, lambda tile, n=n: (B * K, cdiv(n, tile["GROUPS"])), arguments,
+            _importance_kernel, partial(_importance_grid, B * K, n), arguments,
             {**shared, **widths, "PEAKS": by_slot and not short, "SUMMED": summed}, tiles, q.device,
         )  # fmt: skip
         where = T, count, g, n
@@ -246,7 +255,7 @@ def _choose(
         listed = next_power_of_2(seen_chunks if short else S)
         tile = dict(LISTED=not short, TILE=listed, num_warps=rank_warps(8 * listed))
         launch(
-            ranking_kernel._rank_kernel, lambda tile, n=n: (n, B * K),
+            ranking_kernel._rank_kernel, partial(_fixed_grid, n, B * K),
             (importance, chunks, first, start, chosen, *where, row, n_chunks),
             {**shared, **ranks, "N_INIT": n_init, "N_LOCAL": n_local, "SUMMED": summed}, [tile], q.device,
         )  # fmt: skip

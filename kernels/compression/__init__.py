@@ -1,6 +1,7 @@
 """Attention over pooled blocks of keys and values, and the pooling."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -88,6 +89,6 @@ def compression_attention(
     found = checks.attention(op, tensors, documents, scale)
     checks.compression_grid(op, block, stride)
     checks.slots_fit(op, found["N"], found["T"], stride)
-    options = {"q_rope": q_rope, "k_rope_BNR": k_rope_BNR, "block": block, "stride": stride}
+    options: dict[str, Any] = {"q_rope": q_rope, "k_rope_BNR": k_rope_BNR, "block": block, "stride": stride}
     options |= {"scale": found["scale"], "documents": documents}
     return dispatch.call(op, impl, q_BTHD, k_BNKD, v_BNKV, **options)

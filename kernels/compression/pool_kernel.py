@@ -7,6 +7,7 @@ tensors, as pointers x0..x2 with C0..C2 channels, 0 if there is none: keys, valu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -156,15 +157,15 @@ def _backward_fake(dout0, dout1, dout2, start, seq_len, block, stride):
 
 def _launch(kernel, xs: tuple, outs: tuple, start, seq_len: int, constants: dict, rows: str) -> None:
     """rows: the axis of `outs` that programs share, as its tile is named: SLOTS of forward, TOKENS of backward."""
-    xs = [x if x is None or is_flat(x) else x.contiguous() for x in xs]
-    i = next(i for i, x in enumerate(xs) if x is not None)
-    some, (batch, length) = xs[i], outs[i].shape[:2]
-    channels = [0 if x is None else x.shape[2:].numel() for x in xs]
-    xs = [some if x is None else x for x in xs]  # pointers that are not followed; so is start
+    flat = [x if x is None or is_flat(x) else x.contiguous() for x in xs]
+    i = next(i for i, x in enumerate(flat) if x is not None)
+    some, (batch, length) = flat[i], outs[i].shape[:2]
+    channels = [0 if x is None else x.shape[2:].numel() for x in flat]
+    flat = [some if x is None else x for x in flat]  # pointers that are not followed; so is start
     tiles = _tiles(rows, max(channels))
-    strides = [stride for x in xs for stride in x.stride()[:2]]
+    strides = [stride for x in flat for stride in x.stride()[:2]]
     n_slots = length if rows == "SLOTS" else some.shape[1]
-    arguments = (*xs, *outs, some if start is None else start, *strides, *channels, seq_len, n_slots)
+    arguments = (*flat, *outs, some if start is None else start, *strides, *channels, seq_len, n_slots)
     n_tiles = sum(cdiv(n, tiles[0]["CHANNELS"]) for n in channels)
     launch(kernel, lambda tile: (cdiv(length, tile[rows]), n_tiles, batch), arguments, constants, tiles, some.device)
 
@@ -186,7 +187,7 @@ def _setup_context(ctx, inputs, output) -> None:
 def _gradient(ctx, *douts, compiling: bool):
     if all(dout is None for dout in douts):
         return (None,) * 6
-    backward = _backward_op if compiling else _backward
+    backward: Callable = _backward_op if compiling else _backward
     grads = backward(*douts, *ctx.saved_tensors, ctx.seq_len, ctx.block, ctx.stride)
     return *(None if dout is None else grad for dout, grad in zip(douts, grads, strict=True)), None, None, None
 

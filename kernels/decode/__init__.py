@@ -6,6 +6,8 @@ section 2.1.2) a latent head is key and value at once, and k and v are the same 
 cache, which the H query heads share evenly. Nothing here carries a gradient.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from zoo.kernels import checks, dispatch
@@ -27,11 +29,12 @@ def _triton_chooses(q, k, lse, position, previous, **options) -> str | None:
     return _triton_supports(q, k, None, **options)
 
 
-for _op, _supports in {
+_SUPPORTS: dict[str, Callable[..., str | None]] = {
     "cached_attention": _triton_supports,
     "cached_choose_blocks": _triton_chooses,
     "cached_selection_attention": _triton_selects,
-}.items():
+}
+for _op, _supports in _SUPPORTS.items():
     dispatch.register(
         _op,
         dispatch.Implementation("triton", f"zoo.kernels.decode.kernel:{_op}", _supports),

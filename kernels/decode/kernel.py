@@ -10,7 +10,7 @@ import torch
 from zoo.kernels.choice.kernel import WORKSPACE_BYTES
 from zoo.kernels.decode import attention_kernel, choice_kernel
 from zoo.kernels.launching import INTERPRETED, Tile, cdiv, launch, n_processors, next_power_of_2
-from zoo.kernels.layout import dense_rows
+from zoo.kernels.layout import dense_rows, strides
 from zoo.kernels.registration import opaque
 
 FEW = 16  # new tokens of a row: up to so many are decoding, more a long piece
@@ -46,8 +46,9 @@ def _attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """o_BTHV and lse_BTH; v None: the keys are the values.  With `chosen`, over those blocks of `block` tokens, up to
     the query's own, for which `first` and `end` are the positions."""
-    q, k, v, q_rope, k_rope = (dense_rows(x) for x in (q, k, v, q_rope, k_rope))
-    same, v = v is None, k if v is None else v
+    same = v is None
+    q, k, v = dense_rows(q), dense_rows(k), dense_rows(k if v is None else v)
+    q_rope, k_rope = dense_rows(q_rope), dense_rows(k_rope)
     first, end = first.contiguous(), end.contiguous()
     (B, T, H, D), (N, J, V) = q.shape, (*k.shape[1:3], v.shape[3])
     R = 0 if q_rope is None else q_rope.shape[-1]
@@ -65,14 +66,14 @@ def _attend(
     part_o, part_lse = o, lse
     if n_splits > 1:
         part_o, part_lse = (x.new_empty(n_splits, *x.shape, dtype=torch.float32) for x in (o, lse))
-    strides_qr, strides_kr = (q_rope.stride()[:3], k_rope.stride()[:2]) if R else ((0, 0, 0), (0, 0))
-    tensors = q, q_rope if R else q, k, k_rope if R else k, v, first, end, chosen, q if sinks is None else sinks
-    tensors = *tensors, part_o, part_lse
+    strides_qr, strides_kr = strides(q_rope, 3), strides(k_rope, 2)
+    tensors: tuple = q, q_rope if R else q, k, k_rope if R else k, v, first, end, chosen
+    tensors = *tensors, q if sinks is None else sinks, part_o, part_lse
     inner, outer = (scale / softcap, softcap) if softcap else (0.0, scale)
     numbers = inner, outer * math.log2(math.e), B, T, N, H, places, n_splits
-    strides = *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr, *v.stride()[:3]
+    steps = *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr, *v.stride()[:3]
     grid = (n_splits * n_tiles, 1, B) if long else (n_splits, n_tiles, B)
-    launch(attention_kernel.split_kernel, lambda tile: grid, (*tensors, *numbers, *strides), constants, tiles, q.device)
+    launch(attention_kernel.split_kernel, lambda tile: grid, (*tensors, *numbers, *steps), constants, tiles, q.device)
     if n_splits > 1:
         _join(part_o, part_lse, o, lse)
     return o, lse
@@ -189,7 +190,8 @@ def _choose(
 ) -> torch.Tensor:  # fmt: skip
     """Runs of tokens whose importances fit the workspace; a group that goes on in the next run finds its choice there,
     as the latest."""
-    q, k, q_rope, k_rope = (dense_rows(x) for x in (q, k, q_rope, k_rope))
+    q, k = dense_rows(q), dense_rows(k)
+    q_rope, k_rope = dense_rows(q_rope), dense_rows(k_rope)
     run = _tokens_of_run(q.shape[0] * k.shape[1], previous.shape[1])
     if q.shape[1] <= run:
         return _choose_run(q, k, lse, position, previous, q_rope, k_rope, sizes, scale)
@@ -213,7 +215,7 @@ def _choose_run(q, k, lse, position, previous, q_rope, k_rope, sizes: list[int],
     (B, T, H, D), (N, J), (K, S) = q.shape, k.shape[1:3], previous.shape[1:]
     R = 0 if q_rope is None else q_rope.shape[-1]
     importance = q.new_empty(B, T, K, N, dtype=torch.float32)
-    strides_qr, strides_kr = (q_rope.stride()[:3], k_rope.stride()[:2]) if R else ((0, 0, 0), (0, 0))
+    strides_qr, strides_kr = strides(q_rope, 3), strides(k_rope, 2)
     tensors = q, q_rope if R else q, k, k_rope if R else k, lse, position, importance
     numbers = scale * math.log2(math.e), T, N, *q.stride()[:3], *strides_qr, *k.stride()[:3], *strides_kr
     DP, RP = (max(16, next_power_of_2(width)) for width in (D, R))
@@ -246,7 +248,7 @@ def _rank(importance, position, previous, chosen, sizes: list[int]) -> None:
         K=K, S=S, S_PADDED=padded, BLOCK=block, STRIDE=stride, SELECTION_BLOCK=selection_block, N_INIT=n_init,
         N_LOCAL=n_local, QUERY_GROUP=query_group, ONE_TILE=n_tiles == 1,
     )  # fmt: skip
-    arguments = importance, position, previous, chosen, best[0], best[1], T, N, n_tiles
+    arguments: tuple = importance, position, previous, chosen, best[0], best[1], T, N, n_tiles
     launch(choice_kernel.rank_kernel, lambda tile: (n_tiles, T * K, B), arguments, constants, _rank_tiles(tile), device)
     if n_tiles > 1:
         arguments = best[0], best[1], position, previous, chosen, T, n_tiles * S

@@ -29,7 +29,7 @@ def cached_choose_blocks(
     n_init, n_local, query_group, q_rope, k_rope_BNR, scale,
 ):  # fmt: skip
     """Every query makes a choice as if it were the first of its group; those of the first are then handed around."""
-    seq_len, n_groups, n_selected = q_BTHD.shape[1], *previous_BKS.shape[1:]
+    seq_len, (_, n_groups, n_selected) = q_BTHD.shape[1], previous_BKS.shape
     position_BT = position_BT[:, :1] + torch.arange(seq_len, device=q_BTHD.device)
     q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope_BNR)
     k_BKND = k.transpose(1, 2).repeat_interleave(n_groups // k.shape[2], 1)

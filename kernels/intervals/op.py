@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from triton.runtime.errors import OutOfResources
@@ -188,7 +190,7 @@ def _outputs(q: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return q.new_empty(B, T, H, v.shape[-1]), q.new_empty(B, H, T, dtype=torch.float32)
 
 
-def _gradients(q, k, v, q_rope, k_rope) -> tuple[torch.Tensor, ...]:
+def _gradients(q, k, v, q_rope, k_rope) -> Any:
     """Memory for the gradients of q, k, v, q_rope, k_rope, contiguous; empty where there is no rotary part."""
     tensors, layout = (q, k, v, q_rope, k_rope), torch.contiguous_format
     return tuple([q.new_empty(0) if x is None else torch.empty_like(x, memory_format=layout) for x in tensors])
@@ -205,7 +207,7 @@ def _gradient(ctx, do, dlse, *, compiling: bool):
     if do is None and dlse is None:
         return (None,) * 12
     do = torch.zeros_like(o) if do is None else do
-    backward = _backward_op if compiling else _backward
+    backward: Callable = _backward_op if compiling else _backward
     try:
         dq, dk, dv, dq_rope, dk_rope, dsinks = backward(do, dlse, *inputs, o, lse, *ctx.numbers)
     except OutOfResources as error:

@@ -11,6 +11,7 @@ Each program adds up the dw of its rows in their order; those parts are then add
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -127,7 +128,8 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _gradient(ctx, dy, *, compiling: bool):
-    return *(_backward_op if compiling else _backward)(dy, *ctx.saved_tensors, ctx.eps), None
+    backward: Callable = _backward_op if compiling else _backward
+    return *backward(dy, *ctx.saved_tensors, ctx.eps), None
 
 
 _backward_op = opaque("rms_norm_backward", _backward, _backward_fake)

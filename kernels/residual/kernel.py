@@ -12,6 +12,7 @@ Each program adds up the dw of its rows in their order; those parts are then add
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -161,7 +162,8 @@ def _gradient(ctx, ds, dy, *_, compiling: bool):
     if dy is None:  # nobody asked for the norm
         dx, ddelta, dw = (None, None, None) if ds is None else (ds.to(x_dtype), ds.to(delta_dtype), None)
     else:
-        dx, ddelta, dw = (_backward_op if compiling else _backward)(dy, ds, kept, rms, weight, x_dtype, delta_dtype)
+        backward: Any = _backward_op if compiling else _backward
+        dx, ddelta, dw = backward(dy, ds, kept, rms, weight, x_dtype, delta_dtype)
         ddelta = dx if delta_dtype == x_dtype else ddelta
     return dx, ddelta if ctx.adds else None, dw, None, None, None
 

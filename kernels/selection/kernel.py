@@ -7,6 +7,8 @@ rotary gradient is an empty tensor.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from triton.runtime.errors import OutOfResources
 
@@ -43,7 +45,8 @@ def _forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
     chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    q, k, v, q_rope, k_rope = (dense_rows(x) for x in (q, k, v, q_rope, k_rope))
+    q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
+    q_rope, k_rope = dense_rows(q_rope), dense_rows(k_rope)
     block, query_group, max_documents = sizes
     inputs = (q, k, v, q_rope, k_rope, chosen.contiguous(), first, start)
     if by_key(q, k, v, q_rope, block, query_group, scale):
@@ -77,7 +80,8 @@ def _backward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
     chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    do, q, k, v, q_rope, k_rope = (dense_rows(x) for x in (do, q, k, v, q_rope, k_rope))
+    do, q, k, v = dense_rows(do), dense_rows(q), dense_rows(k), dense_rows(v)
+    q_rope, k_rope = dense_rows(q_rope), dense_rows(k_rope)
     block, query_group, max_documents = sizes
     inputs = (q, k, v, q_rope, k_rope, chosen.contiguous(), first, start)
     if by_key(q, k, v, q_rope, block, query_group, scale):
@@ -104,7 +108,7 @@ def _gradient(ctx, do, _, *, compiling: bool):
     o, lse, *tensors = ctx.saved_tensors
     if do is None:
         return (None,) * 10
-    backward = _backward_op if compiling else _backward
+    backward: Callable = _backward_op if compiling else _backward
     try:
         dq, dk, dv, dq_rope, dk_rope = backward(do, o, lse, *tensors, ctx.sizes, ctx.scale)
     except OutOfResources as error:

@@ -358,7 +358,7 @@ def inverted_index(chosen, first, start, size: dict, seq_len, max_documents, g0=
     key = torch.empty(n, device=device, dtype=torch.int16 if n_lists < 2**15 else torch.int32)  # half the passes
     n_tiles, n_programs = cdiv(n, 1024), cdiv(n, 1024) + cdiv(n_lists + 1, 128)
     groups = n_groups or n_here, g0, n_here
-    arguments = chosen, first, start, base, key, n, seq_len, *groups, n_slots, n_lists
+    arguments: tuple = chosen, first, start, base, key, n, seq_len, *groups, n_slots, n_lists
     constants = dict(shared, BLOCK=block, QUERY_GROUP=query_group)
     launch(_keys_kernel, lambda tile: (n_tiles,), arguments, constants, _KEYS_TILES, device)
     key, order = torch.sort(key, stable=True)
@@ -409,8 +409,11 @@ def backward(q, k, v, q_rope, k_rope, chosen, first, start, lse, delta, do, max_
     index = inverted_index(chosen, first, start, size, q.shape[1], max_documents)
     tiles = key_tiles(size, q.element_size())
     part = partial_sums(q, k, v, q_rope, k_rope, lse, delta, do, index, (None,) * 4, size, tiles, scale)
-    gradients = torch.empty_like(k, memory_format=CONTIGUOUS), torch.empty_like(v, memory_format=CONTIGUOUS)
-    gradients += (torch.empty_like(k_rope, memory_format=CONTIGUOUS) if size["R"] else None,)
+    gradients = (
+        torch.empty_like(k, memory_format=CONTIGUOUS),
+        torch.empty_like(v, memory_format=CONTIGUOUS),
+        torch.empty_like(k_rope, memory_format=CONTIGUOUS) if size["R"] else None,
+    )
     add_up(part, index, start, gradients, size, q.shape[1], add=False)
     return gradients
 

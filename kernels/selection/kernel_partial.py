@@ -362,8 +362,8 @@ def backward(
     dq_rope = torch.empty(B, T, H, R, device=q.device, dtype=q.dtype) if R else None
     plan = pieces(B, n_groups, _bytes_of_group(size, keys, D + R, q.dtype))
     in_parts = plan[0].g1 < n_groups  # of a row: their sums are kept in float32
-    like = dict(memory_format=torch.contiguous_format, dtype=torch.float32 if in_parts else None)
-    gradients = [None if x is None else torch.empty_like(x, **like) for x in (k, v, k_rope)]
+    layout, dtype = torch.contiguous_format, torch.float32 if in_parts else None
+    gradients = [None if x is None else torch.empty_like(x, memory_format=layout, dtype=dtype) for x in (k, v, k_rope)]
     for piece in plan:
         q_, k_, v_, qr_, kr_, chosen_, first_, start_, lse_, delta_, do_, dq_, dqr_ = _of(
             piece, q, k, v, q_rope, k_rope, chosen, first, start, lse, delta, do, dq, dq_rope

@@ -20,7 +20,7 @@ from zoo.kernels.layout import dense_rows
 
 def split_heads(y: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, *, groups) -> list[torch.Tensor]:
     """`zoo.kernels.split_heads`: y [B, T, C] -> the pieces of all groups, each [B, T, n, width]."""
-    if cos is not None:
+    if cos is not None and sin is not None:
         cos, sin = cos.contiguous(), sin.contiguous()
     return list(_Split.apply(dense_rows(y), cos, sin, groups))
 

@@ -17,7 +17,7 @@ def split_heads(y: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | N
 def _taken(x: torch.Tensor, piece, cos: torch.Tensor | None, sin: torch.Tensor | None) -> torch.Tensor:
     if piece.view:
         return x
-    if not piece.rotary:
+    if not piece.rotary or cos is None or sin is None:
         return x.contiguous()
     turned = rotate(x[..., : piece.rotary], cos, sin)
     return turned if piece.rotary == piece.width else torch.cat((turned, x[..., piece.rotary :]), -1)

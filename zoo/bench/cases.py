@@ -70,7 +70,8 @@ class Tensors:
         self.setting, self.seq_len = setting, seq_len
         heads, kv_heads, D, R = setting.n_heads, setting.n_kv_heads, setting.head_dim, setting.rope_dim
         self.q, self.k, self.v = leaf(heads, D), leaf(kv_heads, D), leaf(kv_heads, D)
-        self.q_rope, self.k_rope = (leaf(heads, R), leaf(R)) if R else (None, None)
+        self.q_rope = leaf(heads, R) if R else None
+        self.k_rope = leaf(R) if R else None
         self.logits = leaf(heads, 2)
 
     @property

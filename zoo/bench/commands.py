@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,7 +72,13 @@ def kernels(
             raise typer.BadParameter(f"must be one of {', '.join(CONFIGS)}; found {name!r}.", param_hint="--config")
     command = ["zoo bench kernels", *(f"--config {name}" for name in configs), *(f"--seq-len {n}" for n in lengths)]
     command += ["--peers"] * peers + ["--graph"] * graph
-    settings = {"peers": peers, "graph": graph, "command": " ".join(command), "say": _say, "save": _saver(json_file)}
+    settings: dict[str, Any] = {
+        "peers": peers,
+        "graph": graph,
+        "command": " ".join(command),
+        "say": _say,
+        "save": _saver(json_file),
+    }
     report = measure(configs, lengths, **settings)
     if plot_file:
         plot(report, plot_file)
@@ -97,7 +103,12 @@ def decode(
 
     command = ["zoo bench decode", *map(str, recipes), f"--context {context}", f"--batch {batch}"]
     command += [f"--set {override}" for override in overrides or []]
-    settings = {"overrides": overrides or [], "command": " ".join(command), "say": _say, "save": _saver(json_file)}
+    settings: dict[str, Any] = {
+        "overrides": overrides or [],
+        "command": " ".join(command),
+        "say": _say,
+        "save": _saver(json_file),
+    }
     report = measure(map(str, recipes), contexts, batches, **settings)
     if plot_file:
         plot(report, plot_file)
@@ -122,7 +133,7 @@ def train(
 
     command = ["zoo bench train", *map(str, recipes), f"--steps {steps}"]
     command += ["--data"] * data + ["--peers"] * peers + [f"--set {override}" for override in overrides or []]
-    settings = {"steps": steps, "data": data, "peers": peers, "command": " ".join(command)}
+    settings: dict[str, Any] = {"steps": steps, "data": data, "peers": peers, "command": " ".join(command)}
     report = measure(map(str, recipes), overrides or [], **settings, say=_say, save=_saver(json_file))
     print(as_markdown(report))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,7 +47,7 @@ def measure(
     """
     recipes = [load_recipe(path, overrides) for path in paths]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    report = {"machine": _machine(device), "command": command, "steps": STEPS, "rows": []}
+    report: dict[str, Any] = {"machine": _machine(device), "command": command, "steps": STEPS, "rows": []}
     for recipe in recipes:
         model = build_model(recipe, device=device)
         model = model.eval().to(torch.bfloat16 if device == "cuda" else torch.float32)
@@ -141,7 +142,8 @@ def _prefill_s(model: Decoder, cache: ModelCache, prompts_BT: torch.Tensor) -> f
 
 def _repeat_rows(cache: ModelCache, n_rows: int) -> None:
     """Make the rows from n_rows on copies of those before."""
-    tensors = [tensor for layer in cache.layers for tensor in layer.tensors]
+    layers: Iterable[Any] = cache.layers  # of attention: no other kind is measured
+    tensors = [tensor for layer in layers for tensor in layer.tensors]
     for lo in range(n_rows, cache.batch, n_rows):
         for tensor in (*tensors, cache.length_B):
             tensor[lo : lo + n_rows] = tensor[: min(n_rows, cache.batch - lo)]

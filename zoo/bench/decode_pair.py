@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ class Slots:
 
     @classmethod
     def random(cls, batch: int, slots: int) -> "Slots":
-        options = {"device": "cuda", "dtype": torch.bfloat16}
+        options: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
         return cls(torch.randn(batch, slots, 1, RANK, **options), torch.randn(batch, slots, ROPE, **options))
 
 
@@ -40,7 +41,7 @@ class Pair:
     def __init__(self, batch: int, context: int):
         self.window, self.tokens = Slots.random(batch, WINDOW), Slots.random(batch, context)
         self.pooled = Slots.random(batch, context // BLOCK)
-        options = {"device": "cuda", "dtype": torch.bfloat16}
+        options: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
         self.q, self.q_rope = (torch.randn(batch, 1, HEADS, width, **options) for width in (RANK, ROPE))
         self.gates = torch.randn(batch, 1, HEADS, 2, **options)
         self.zero = torch.zeros(batch, 1, device="cuda", dtype=torch.int64)

@@ -9,6 +9,7 @@ measured in the same run.
 import datetime
 import platform
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ def measure(
             raise ZooError(f"bench kernels: unknown setting {name!r}; known: {', '.join(CONFIGS)}.")
     if not torch.cuda.is_available():
         raise ZooError("bench kernels: needs a CUDA GPU; torch finds none here.")
-    report = {"machine": machine(), "command": command, "ceilings": _ceilings()}
+    report: dict[str, Any] = {"machine": machine(), "command": command, "ceilings": _ceilings()}
     report |= {part: [] for part in ("rows", "failed", "pair", "memory")}
     try:
         with torch.autograd.set_multithreading_enabled(False):
@@ -228,7 +229,7 @@ def _device_ms(step: Callable, runs: int = 5) -> float:
 
 def memory_row(seq_len: int) -> dict:
     """Peak bytes a token that forward and backward of each ansa layer take above their inputs, gradients included."""
-    row = {"seq_len": seq_len}
+    row: dict[str, float] = {"seq_len": seq_len}
     for name, setting in {"local": LOCAL, "global": GLOBAL}.items():
         tensors = Tensors(setting, seq_len, "cuda")
         call, leaves = (tensors.window, tensors.leaves)

@@ -11,7 +11,8 @@ They are given one sequence, and want a choice for every query: that of a query 
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from typing import cast
 
 import torch
 
@@ -26,7 +27,7 @@ def peer_cases(inputs: Inputs) -> Iterator[tuple[str, Callable[[], list[Case]]]]
     """
     if not inputs.setting.rope_dim:
         for whose, make in {"fla": _fla, "X-NSA": _x_nsa, "torch": _torch, "cuDNN": _cudnn, "SF-NSA": _sf_nsa}.items():
-            yield whose, lambda make=make: make(inputs)
+            yield whose, partial(make, inputs)
 
 
 def _torch(inputs: Inputs) -> list[Case]:
@@ -50,7 +51,7 @@ def _torch(inputs: Inputs) -> list[Case]:
             return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
     def flex() -> torch.Tensor:
-        return compiled(q, k, v, block_mask=mask, enable_gqa=True)
+        return cast(torch.Tensor, compiled(q, k, v, block_mask=mask, enable_gqa=True))
 
     return [
         inputs.attention("full, torch flash", flash, tensors.leaves, "full"),

@@ -124,9 +124,9 @@ def plot(report: dict, path: Path) -> None:
     for axis, (title, series) in zip(axes[0], panels.items(), strict=True):
         for name, points in series.items():
             style = ":" if name in peer_of else "--" if name in ("full", "two full") else "-"
-            points = zip(*sorted(points), strict=True)
+            x, y = zip(*sorted(points), strict=True)
             marker = markers[name.partition(", ")[2]] if name in peer_of else "o"
-            (lines[name],) = axis.plot(*points, style, marker=marker, color=colours[alike.get(name, name)])
+            (lines[name],) = axis.plot(x, y, style, marker=marker, color=colours[alike.get(name, name)])
         axis.set(xscale="log", yscale="log", title=title, xlabel="tokens")
         lengths = sorted({x for points in series.values() for x, _ in points})
         axis.set_xticks(lengths, [f"{n // 1024}K" if n % 1024 == 0 else f"{n:,}" for n in lengths])

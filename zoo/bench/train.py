@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from zoo.errors import ZooError
 
@@ -36,7 +37,7 @@ def measure(
     steps: batches that are timed.  save: given the report after each measurement.
     Raises ZooError if a recipe cannot be measured; a peer that fails leaves its reason in the report.
     """
-    report = {"machine": None, "command": command, "rows": [], "failed": []}
+    report: dict[str, Any] = {"machine": None, "command": command, "rows": [], "failed": []}
     for path in recipes:
         row = _in_a_process(path, overrides, steps, data, None, say)
         if "error" in row:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from zoo.bench.train import PROFILED, WARM_UP
 
@@ -117,7 +118,9 @@ class Clock:
         self.n = 0
         self.times: list[float] = []
         self.first_step_s = self.span_s = 0.0
-        self.profiler, self.parts, self.largest = None, None, None
+        self.profiler: Any = None
+        self.parts: dict[str, float] | None = None
+        self.largest: list | None = None
 
     def batch_end(self) -> None:
         self.n += 1

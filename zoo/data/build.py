@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, fields, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError, create_model
@@ -33,8 +34,13 @@ SYNTHETIC_ROWS_A_PART = 1 << 14
 Numbered = Iterator[tuple[int, Piece]]
 
 
-_SplitCounts = create_model("_SplitCounts", **{field.name: (field.type, ...) for field in fields(Counts)})
-_CountsFile = create_model("_CountsFile", **{split: (_SplitCounts, ...) for split in SPLITS})
+def _required(types: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields without a default, as `create_model` reads them."""
+    return {name: (kind, ...) for name, kind in types.items()}
+
+
+_SplitCounts = create_model("_SplitCounts", **_required({field.name: field.type for field in fields(Counts)}))
+_CountsFile = create_model("_CountsFile", **_required(dict.fromkeys(SPLITS, _SplitCounts)))
 
 
 class Builder:
@@ -145,7 +151,7 @@ def build_synthetic(folder: Path, source: Synthetic, *, length: int, seed: int) 
 
 
 def _bytes(counts: Mapping[str, Counts]) -> int:
-    return sum(split.bytes for split in counts.values())
+    return sum(split.bytes or 0 for split in counts.values())
 
 
 def _unfinished(builder: Builder, all_pieces: Iterable[Piece], progress: Progress) -> Numbered:

@@ -5,7 +5,7 @@ Imports neither torch nor Streaming, so that a recipe is checked at once.  Paths
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,6 +27,9 @@ class Part(BaseModel):
 
 class Source(Part):
     """What every source has. One of another package subclasses `DocumentSource`."""
+
+    if TYPE_CHECKING:
+        kind: str  # each has its own, with the name that a recipe writes as its only value
 
     about: ClassVar[About] = About()  # what its page in the documentation says beyond its fields
     holds_tokens: ClassVar[bool] = False  # rows of token numbers, which need no tokenizer
@@ -251,6 +254,9 @@ class TokenizerConfig(Part):
     returns a `zoo.data.tokenizers.Subwords`, whose files go with the weights.
     """
 
+    if TYPE_CHECKING:
+        kind: str  # each has its own, with the name that a recipe writes as its only value
+
     about: ClassVar[About] = About()  # what its page in the documentation says beyond its fields
     module: ClassVar[str] = ""  # of what makes it; the zoo's own are made where data are prepared
     is_trained: ClassVar[bool] = False  # on the text of the recipe's sources
@@ -373,7 +379,7 @@ class DataConfig(Part):
             found.append((("seq_len",), f"must be at most model.max_seq_len = {max_seq_len}; found {self.seq_len}"))
         tokenizer = self.resolved_tokenizer()
         needed = tokenizer.known_vocab_size() if tokenizer else None
-        if needed is not None and needed > vocab_size:
+        if tokenizer is not None and needed is not None and needed > vocab_size:
             found.append((self._tokenizer_key(), self._vocab_message(tokenizer, needed, vocab_size)))
         for path, source in self._sources_by_key():
             checks = source.problems(seq_len=self.seq_len or max_seq_len, vocab_size=vocab_size)

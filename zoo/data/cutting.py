@@ -109,7 +109,7 @@ def _listed(part: dict | None, name: str) -> list[dict]:
     return part[name] if part["type"] == "Sequence" else [part]
 
 
-def _prefixes(splitter: dict) -> bool:
+def _prefixes(splitter: dict | None) -> bool:
     return any(part.get("add_prefix_space") for part in _listed(splitter, "pretokenizers"))
 
 

@@ -139,14 +139,14 @@ def _folders(top: Path, found: Found, hidden_too: bool = False) -> Iterator[tupl
 
 def _glob(pattern: Path, kind: str, found: Found) -> None:
     if "**" not in pattern.parts:
-        matches = map(Path, glob.glob(str(pattern)))
+        matches = [Path(name) for name in glob.glob(str(pattern))]
     else:  # glob.glob goes round in linked folders
         at = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
         wanted = pattern.parts[at:]
         top = Path(*pattern.parts[:at])
         below = _folders(top, Found(), hidden_too=any(part.startswith(".") for part in wanted)) if top.is_dir() else ()
         files = (folder / name for folder, names in below for name in names)
-        matches = (file for file in files if _fits(file.parts[at:] if at else file.parts, wanted))
+        matches = [file for file in files if _fits(file.parts[at:] if at else file.parts, wanted)]
     for path in sorted(matches):
         if not path.is_dir() and not set(NOT_CONTENT) & set(path.parts[:-1]):
             _sort_out(path, kind, found, any_suffix=True)

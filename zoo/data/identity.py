@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +20,7 @@ from zoo.data.config import (
     ByteTokenizer,
     DataConfig,
     DocumentSource,
+    Files,
     HuggingFaceDataset,
     HuggingFaceTokenizer,
     Mds,
@@ -116,7 +118,9 @@ class DataRecord(_Record):
             for split in SPLIT_NAMES
         }
         config = prepared.config.resolved_tokenizer()
-        used = None if config is None else tokenizer_record(config.kind, prepared.tokenizer)
+        used = None
+        if config is not None and prepared.tokenizer is not None:
+            used = tokenizer_record(config.kind, prepared.tokenizer)
         return cls(version=zoo.__version__, run=run, format=FORMAT, seq_len=prepared.seq_len, tokenizer=used, **streams)
 
     @classmethod
@@ -136,7 +140,7 @@ class DataRecord(_Record):
     def digest(self) -> str:
         """A hash of all content of the data."""
         stamps = {split: {"__all__": {"stamp"}} for split in SPLIT_NAMES}
-        left_out = {"version": True, "run": True, "init_from": True, **stamps}
+        left_out: Any = {"version": True, "run": True, "init_from": True, **stamps}
         return digest(self.model_dump(exclude=left_out))
 
     def is_of(self, data: DataConfig) -> bool:
@@ -159,8 +163,9 @@ class DataRecord(_Record):
         """One problem for the tokenizer and one for each source whose rows are not those of `before`, the record of
         the run folder `run`; empty if all content is the same."""
         found = []
-        if other := _other_tokenizer(self.tokenizer, before.tokenizer):
-            found.append(_tokenizer_problem(self.tokenizer or before.tokenizer, other, run))
+        known = self.tokenizer or before.tokenizer
+        if known is not None and (other := _other_tokenizer(self.tokenizer, before.tokenizer)):
+            found.append(_tokenizer_problem(known, other, run))
         found += self._other_sources(before, run, same_tokenizer=not found)
         if found and self.format != before.format:
             why = f"rows were prepared by version {before.version}, and version {self.version} may cut other rows"
@@ -301,8 +306,10 @@ def describe(source: Source) -> str:
             place = source.task
         case DocumentSource():
             place = source.describe()
-        case _:
+        case Files():
             place = ", ".join(source.paths)
+        case _:
+            place = ""
     return f"{source.kind} {place if len(place) <= 80 else shorten(place, 80)[1:-1]}"
 
 
@@ -322,6 +329,6 @@ def _hash_of_file(path: Path) -> str | None:
     """The hash of a shard, None if it is not there; checking the shards before training says so."""
     try:
         with open_file(path) as file:
-            return hashlib.file_digest(file, xxhash.xxh64).hexdigest()
+            return hashlib.file_digest(file, cast(Any, xxhash.xxh64)).hexdigest()
     except (OSError, FileError):
         return None

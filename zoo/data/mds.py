@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import xxhash
@@ -90,13 +91,12 @@ def _folder(source: Mds, root: Path) -> Path:
     if source.local:
         folder = local_path(source.local).absolute()
     else:
-        folder = root / f"mds-{xxhash.xxh64(source.remote.encode()).hexdigest()}"
+        folder = root / f"mds-{xxhash.xxh64((source.remote or '').encode()).hexdigest()}"
     return folder / source.split if source.split else folder
 
 
-def _check_type(stream: RowStream, values: list, vocab_size: int) -> None:
+def _check_type(folder: Path, stated: str, values: list, vocab_size: int) -> None:
     """Raise DataError where plain bytes are not of the type that `bytes_dtype` states."""
-    stated = stream.source.bytes_dtype
     values = [value for value in values if isinstance(value, bytes)]
     if not values or _may_be(stated, values, vocab_size):
         return
@@ -106,7 +106,7 @@ def _check_type(stream: RowStream, values: list, vocab_size: int) -> None:
     if others or odd is not None:
         row = odd or 0
         raise DataError(
-            f"source mds: {stream.folder}: row {row}: its {len(values[row])} bytes are not token numbers of type "
+            f"source mds: {folder}: row {row}: its {len(values[row])} bytes are not token numbers of type "
             f"{stated} below model.vocab_size = {vocab_size}; set bytes_dtype to the type of the numbers "
             f"({' or '.join(others) + ' would fit' if others else 'no type fits: are the rows damaged?'})"
         )
@@ -148,9 +148,10 @@ def rows_of(folder: Path, shard: dict, places: Iterable[int]) -> Iterator[dict]:
 def _look_into(stream: RowStream, shard: dict, tokenizer: Tokenizer | None, seq_len: int, vocab_size: int) -> None:
     make_first_shard_ready(stream.folder, stream.remedy)
     places = range(min(SAMPLE_ROWS, shard["samples"]))
-    values = [row[stream.source.tokens_column] for row in rows_of(stream.folder, shard, places)]
-    _check_type(stream, values, vocab_size)
-    rows = [token_numbers(stream.source, value) for value in values]
+    source = cast(Mds, stream.source)
+    values = [row[source.tokens_column] for row in rows_of(stream.folder, shard, places)]
+    _check_type(stream.folder, source.bytes_dtype, values, vocab_size)
+    rows = [token_numbers(source, value) for value in values]
     if not rows:
         raise DataError(f"source mds: {stream.folder / shard['raw_data']['basename']}: no rows in the first shard")
     if len(rows[0]) < seq_len:
@@ -158,7 +159,8 @@ def _look_into(stream: RowStream, shard: dict, tokenizer: Tokenizer | None, seq_
             f"source mds: {stream.folder}: rows of {len(rows[0])} tokens; seq_len = {seq_len} needs as many"
         )
     for row in rows:
-        check_row(stream.source, row, vocab_size)
+        check_row(source, row, vocab_size)
     if tokenizer:
-        size = sum(len(tokenizer.decode(row).encode()) + int((row == tokenizer.end_of_document).sum()) for row in rows)
+        end = tokenizer.end_of_document
+        size = sum(len(tokenizer.decode(row.tolist()).encode()) + int((row == end).sum()) for row in rows)
         stream.counts.bytes = round(size / sum(map(len, rows)) * stream.counts.tokens)

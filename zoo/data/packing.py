@@ -55,9 +55,9 @@ class Counts:
 
     def __add__(self, other: "Counts") -> "Counts":
         size = None if self.bytes is None or other.bytes is None else self.bytes + other.bytes
-        most = (
-            None if None in (self.max_documents, other.max_documents) else max(self.max_documents, other.max_documents)
-        )
+        most = None
+        if self.max_documents is not None and other.max_documents is not None:
+            most = max(self.max_documents, other.max_documents)
         documents, tokens = self.documents + other.documents, self.tokens + other.tokens
         return Counts(documents, size, tokens, self.rows + other.rows, most)
 
@@ -181,7 +181,7 @@ def pack(piece: Piece, tokenizer: Tokenizer, fraction: float, folder: Path) -> d
     Raises DataError for a document of more than UNCUT_CHARACTERS that the tokenizer gives no place to cut.
     """
     kind = token_type(tokenizer.vocab_size)
-    end = np.array([tokenizer.end_of_document], kind)
+    end: np.ndarray = np.array([tokenizer.end_of_document], kind)
     folder.mkdir(parents=True, exist_ok=True)
     splits = {name: _Split(folder / f"{name}.tokens", kind) for name in SPLITS}
     long: _LongDocument | None = None

@@ -68,7 +68,7 @@ class PreparedData:
     def report(self) -> str:
         """Documents, tokens, bytes and rows of each source and split, as a table in plain text."""
         head = ("source", "split", "documents", "tokens", "bytes", "rows")
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for split, streams in self.streams.items():
             lines += [(stream.source.kind, split, *_numbers(stream.counts)) for stream in streams]
             if len(streams) > 1:

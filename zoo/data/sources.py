@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -158,7 +158,7 @@ class ParquetGroups:
     def parts(self) -> Iterator[Part]:
         """Yield the column's values; null is an empty document."""
         for row, value in values(self.path, self.column, self.groups):
-            yield Part(_checked_text(value, lambda row=row: self.place(row)), True, row)
+            yield Part(_checked_text(value, partial(self.place, row)), True, row)
 
     def place(self, where: int) -> str:
         """Where a part came from."""
@@ -216,12 +216,10 @@ def pieces(source: Source, piece_bytes: int) -> Iterator[Piece]:
             yield from (WholeFiles(group, strict=False) for group in _grouped(stdlib_files(source), piece_bytes))
         case TextFiles(separator=None):
             yield from (WholeFiles(group) for group in _grouped(find_files(source), piece_bytes))
-        case TextFiles():
-            pattern, longest = separator_pattern(source.separator), 2 * len(source.separator.encode())
+        case TextFiles(separator=str(separator)):
+            pattern, longest = separator_pattern(separator), 2 * len(separator.encode())
             for path in find_files(source):
-                yield from (
-                    TextRange(path, source.separator, a, b) for a, b in ranges(path, pattern, longest, piece_bytes)
-                )
+                yield from (TextRange(path, separator, a, b) for a, b in ranges(path, pattern, longest, piece_bytes))
         case JsonLines():
             for path in find_files(source):
                 yield from (JsonRange(path, source.field, a, b) for a, b in ranges(path, LINE_END, 1, piece_bytes))
@@ -407,7 +405,7 @@ def _read_pieces(numbered: Iterator[tuple[int, object]], place: str, dataset: st
     """Pieces of documents that this process reads.  numbered: (number, document)."""
     texts, size, first = [], 0, 0
     for i, text in numbered:
-        texts.append(_checked_text(text, lambda i=i: f"{place}: document {i}"))
+        texts.append(_checked_text(text, partial(_document, place, i)))
         size += len(texts[-1])
         if size >= piece_bytes:
             yield Texts(tuple(texts), first, dataset)
@@ -416,7 +414,11 @@ def _read_pieces(numbered: Iterator[tuple[int, object]], place: str, dataset: st
         yield Texts(tuple(texts), first, dataset)
 
 
-def describe(source: Source) -> str:
+def _document(place: str, number: int) -> str:
+    return f"{place}: document {number}"
+
+
+def describe(source: DocumentSource) -> str:
     """A source of another package in a few words."""
     return " ".join(filter(None, (f"source {source.kind}", source.describe())))
 

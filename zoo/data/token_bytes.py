@@ -50,6 +50,7 @@ def sizes_of_tokens(tokenizer: Tokenizer) -> np.ndarray:
         if by_bytes:  # each character of a token stands for a byte
             sizes[number] = len(text)
         else:
+            assert before is not None
             sizes[number] = 1 if _BYTE.fullmatch(text) else _decoded_bytes(tokenizer, before, number)
     for added in content.get("added_tokens") or ():
         sizes[added["id"]] = len(added["content"].encode())

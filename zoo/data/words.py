@@ -34,7 +34,7 @@ class Words:
 
     def _forget(self) -> None:
         self._places: dict[str, int] = {}
-        self._tokens = np.empty(0, self._kind)
+        self._tokens: np.ndarray = np.empty(0, self._kind)
         self._begins, self._lengths = np.empty(0, np.int64), np.empty(0, np.int64)
 
     def tokens(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -128,7 +128,7 @@ def names_in(formulas: Iterable[str]) -> list[str]:
     used: set[str] = set()
     for formula in formulas:
         nodes = list(ast.walk(ast.parse(formula, mode="eval")))
-        bound = {node.target.id for node in nodes if isinstance(node, ast.comprehension)}
+        bound = {ast.unparse(node.target) for node in nodes if isinstance(node, ast.comprehension)}
         used |= {node.id for node in nodes if isinstance(node, ast.Name)} - bound - set(_FUNCTIONS)
     return [name for name in SYMBOLS if name in used] + sorted(used - set(SYMBOLS))
 
@@ -154,7 +154,7 @@ def _latex(node: ast.AST, wanted: int = _SUM) -> str:
 def _piece(node: ast.AST) -> tuple[str, int]:
     """(LaTeX, how tightly it binds) of an expression."""
     match node:
-        case ast.Constant(value=value):
+        case ast.Constant(value=int() | float() as value):
             return f"{value:,}", _ATOM
         case ast.Name(id=name):
             return (name if len(name) == 1 else symbol(name)), _ATOM
@@ -175,7 +175,8 @@ def _piece(node: ast.AST) -> tuple[str, int]:
         case ast.Call(func=ast.Name(id="min" | "max" as name), args=arguments):
             return rf"\{name}({', '.join(map(_latex, arguments))})", _ATOM
         case ast.Call(func=ast.Name(id="sum"), args=[ast.GeneratorExp(elt=term, generators=[loop])]):
+            assert isinstance(loop.iter, ast.Call)
             (end,) = loop.iter.args
-            limits = rf"_{{{loop.target.id} = 0}}^{{{_latex(end)} - 1}}"
+            limits = rf"_{{{ast.unparse(loop.target)} = 0}}^{{{_latex(end)} - 1}}"
             return rf"\sum{limits} {_latex(term, _PRODUCT)}", _PRODUCT
     raise ZooError(f"a formula cannot hold {ast.unparse(node)}")

@@ -32,7 +32,7 @@ def kind_pages() -> dict[str, str]:
 
 def kind_maps() -> dict[str, str]:
     """Path -> SVG of the attention map of every kind, or of each of its parts; a kind not made of patterns has none."""
-    found = {}
+    found: dict[str, str] = {}
     for _, config in block_kinds():
         try:
             block = example(config)

@@ -1,6 +1,7 @@
 """The Python reference: which objects are public. MkDocs fills in their docstrings (mkdocstrings)."""
 
 from importlib import import_module
+from typing import Any
 
 PATH = "reference/python.md"
 # Packages whose `__all__` is public, and what else a reader needs, by module.
@@ -40,6 +41,6 @@ def python_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _directive(path: str, found: object) -> str:
+def _directive(path: str, found: Any) -> str:
     """The object where it is defined, under the name by which it is imported."""
     return f'::: {found.__module__}.{found.__qualname__}\n    options:\n      heading: "{path}"'

@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, N places with a question, V vocabulary.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,19 +53,19 @@ def answer(
         raise EvaluationError(f"a task must have one kind of example; found {sorted(kind.__name__ for kind in kinds)}")
     if not examples:
         return []
-    asked = {Choice: _choices, Labelled: _labelled, Prompt: _prompts}[kinds.pop()]
-    return asked(subject, examples, advance)
+    ways: dict[type, Callable[..., Any]] = {Choice: _choices, Labelled: _labelled, Prompt: _prompts}
+    return ways[kinds.pop()](subject, examples, advance)
 
 
 def ask(subject: Subject, queries: Sequence[Query], advance: Callable[[int], object] = lambda n: None) -> list[Reply]:
     """Replies to queries, in order. Rows of like length run together, the longest first, so that memory fails early."""
     order = sorted(range(len(queries)), key=lambda i: -len(queries[i].tokens))
-    replies: list[Reply | None] = [None] * len(queries)
+    replies: dict[int, Reply] = {}
     for batch in _batches(order, [len(query.tokens) for query in queries], _budget(subject)):
         for i, reply in zip(batch, _ask_batch(subject, [queries[i] for i in batch]), strict=True):
             replies[i] = reply
         advance(len(batch))
-    return replies
+    return [replies[i] for i in range(len(queries))]
 
 
 def _budget(subject: Subject) -> int:
@@ -176,6 +177,7 @@ def _choices(subject: Subject, examples: Sequence[Choice], advance) -> list[Chos
 def _pair(subject: Subject, context: Text, continuation: Text) -> tuple[list[int], list[int]]:
     if isinstance(context, str) and isinstance(continuation, str):
         return subject.encode_pair(context, continuation)
+    assert not isinstance(context, str) and not isinstance(continuation, str), "both are texts, or both tokens"  # noqa: PT018
     return list(context), list(continuation)
 
 
@@ -235,6 +237,8 @@ def _prompts(subject: Subject, examples: Sequence[Prompt], advance) -> list[Gene
 
 def _generated(subject: Subject, examples: Sequence[Prompt], advance) -> list[str]:
     """The greedy continuation of each prompt that asks for one; prompts of like length run side by side."""
+    tokenizer = subject.tokenizer
+    assert tokenizer is not None, "a prompt is a text"
     texts = [""] * len(examples)
     wanted = [i for i, example in enumerate(examples) if example.max_tokens]
     advance(len(examples) - len(wanted))
@@ -245,7 +249,7 @@ def _generated(subject: Subject, examples: Sequence[Prompt], advance) -> list[st
             most = max(examples[i].max_tokens for i in part)
             made = subject.greedy([examples[i].tokens for i in part], most)
             for i, tokens in zip(part, made, strict=True):
-                texts[i] = subject.tokenizer.decode(tokens[: examples[i].max_tokens])
+                texts[i] = tokenizer.decode(tokens[: examples[i].max_tokens])
             advance(len(part))
     return texts
 

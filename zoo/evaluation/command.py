@@ -146,7 +146,8 @@ class _Screen:
 
     def __init__(self, model: str):
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._model, self._bar = model, None
+        self._model = model
+        self._bar: Progress | None = None
 
     def begin(self, task, rows: int) -> None:
         self.close()

@@ -37,12 +37,12 @@ class HarnessModel(TemplateLM):
         super().__init__()
         if subject.tokenizer is None:
             raise EvaluationError(f"--harness: {subject.name} reads plain numbers and has no tokenizer")
-        self.subject = subject
+        self.subject, self.text = subject, subject.tokenizer
         self.batch_size = 1  # for its reports; batches are ours
 
     @property
     def eot_token_id(self) -> int:
-        return self.subject.tokenizer.end_of_document
+        return self.text.end_of_document
 
     @property
     def prefix_token_id(self) -> int:
@@ -58,7 +58,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        return self.subject.tokenizer.identity
+        return self.text.identity
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return self.subject.encode(string)
@@ -103,7 +103,7 @@ class HarnessModel(TemplateLM):
         until = settings.get("until") or []
         until = [until] if isinstance(until, str) else until
         prompt = self.tok_encode(context)[-(self.max_length - most) :]
-        text = self.subject.tokenizer.decode(self.subject.greedy([prompt], most)[0])
+        text = self.text.decode(self.subject.greedy([prompt], most)[0])
         for stop in filter(None, until):
             text = text.split(stop)[0]
         return text

@@ -77,7 +77,8 @@ def summarise(task: Task, examples: Sequence[Example], rows: Sequence[Row]) -> t
         found = [(row.values[metric.name], row.weights.get(metric.name, 1.0), cluster)
                  for row, cluster in zip(rows, clusters, strict=True) if metric.name in row.values]  # fmt: skip
         if found:
-            metrics[metric.name] = bootstrap(*zip(*found, strict=True)).as_dict() | {
+            values: dict[str, Any] = bootstrap(*zip(*found, strict=True)).as_dict()
+            metrics[metric.name] = values | {
                 "chance": chance.get(metric.name),
                 "better": metric.better,
                 "share": metric.percent,

@@ -11,7 +11,7 @@ from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.registry import make_tasks
 from zoo.evaluation.results import FILE, Result, ResultFile, hash_examples, summarise
 from zoo.evaluation.subject import Subject, load_subject
-from zoo.evaluation.task import Choice, Task
+from zoo.evaluation.task import Chosen, Task
 
 
 def evaluate(
@@ -105,7 +105,7 @@ def score(task: Task, subject: Subject, examples: list, facts: dict[str, Any], b
         examples_hash=hash_examples(examples),
         metrics=metrics,
         by=by,
-        truncated=sum(reply.truncated for reply in answers) if isinstance(examples[0], Choice) else 0,
+        truncated=sum(reply.truncated for reply in answers if isinstance(reply, Chosen)),
         model=facts,
         time_s=round(time.perf_counter() - start, 3),
     )

@@ -187,10 +187,10 @@ class Task(BaseModel):
         """
 
     @abstractmethod
-    def score(self, example: Example, answer: Answer) -> Row:
-        """The numbers of one row."""
+    def score(self, example: Any, answer: Any) -> Row:
+        """The numbers of one row: an `Example` of the one type that the task makes, and the `Answer` to it."""
 
-    def chance(self, examples: Sequence[Example]) -> dict[str, float]:
+    def chance(self, examples: Sequence[Any]) -> dict[str, float]:
         """The expected value of each metric for a model that guesses; metrics without one are left out."""
         return {}
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class TransformersSubject(Subject):
         self.vocab_size = config.vocab_size
         self.max_len = min(_max_len(folder, config), NO_LIMIT)
         self.longest = self.max_len
-        self.tokenizer = TransformersTokenizer(tokenizer, tokenizer.eos_token_id)
+        self.tokenizer = cast(Any, TransformersTokenizer(tokenizer, tokenizer.eos_token_id))  # the same interface
         self.start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         self.digest = _digest((CONFIG, *sorted(path.name for path in folder.glob("*.safetensors"))), folder)
 
@@ -70,7 +70,7 @@ class TransformersSubject(Subject):
 
     @torch.no_grad()
     def greedy(self, prompts, max_tokens):
-        made = []
+        made, end = [], self.start if self.tokenizer is None else self.tokenizer.end_of_document
         for prompt in prompts:
             tokens_1T = torch.tensor([list(prompt)], device=self.device)
             out = self.model.generate(
@@ -78,14 +78,14 @@ class TransformersSubject(Subject):
                 attention_mask=torch.ones_like(tokens_1T),
                 max_new_tokens=max_tokens,
                 do_sample=False,
-                pad_token_id=self.tokenizer.end_of_document or 0,
+                pad_token_id=end or 0,
             )[0, tokens_1T.shape[1] :].tolist()
-            made.append(_until_end(out, self.tokenizer.end_of_document))
+            made.append(_until_end(out, end))
         return made
 
 
 def _until_end(tokens: list[int], end: int | None) -> list[int]:
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+    return tokens[: tokens.index(end) + 1] if end is not None and end in tokens else tokens
 
 
 def _load(folder: Path, dtype: torch.dtype) -> tuple:

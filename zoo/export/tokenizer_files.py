@@ -45,7 +45,9 @@ def _add_nothing(path: Path) -> None:
 
 def _offsets_only(processor: dict | None) -> dict | None:
     """The part of a post-processor that adds no tokens, and moves offsets at most."""
-    kind = (processor or {}).get("type")
+    if processor is None:
+        return None
+    kind = processor.get("type")
     if kind == "ByteLevel":
         return processor
     if kind == "Sequence":

@@ -137,14 +137,14 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.decoder.embedding
 
-    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+    def set_input_embeddings(self, value: torch.nn.Embedding) -> None:
         self.decoder.embedding = value
 
     def get_output_embeddings(self) -> torch.nn.Module | None:
         """None where the embedding is the head as well."""
         return self.decoder.head
 
-    def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: torch.nn.Linear | None) -> None:
         self.decoder.head = new_embeddings
 
     def resize_token_embeddings(
@@ -201,6 +201,7 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
         Raises ValueError, naming it, for any other argument, and for a value that the model cannot honour.
         """
         self._refuse_others(others | {"inputs_embeds": inputs_embeds}, input_ids)
+        assert input_ids is not None, "refused above"
         cache = _ours(past_key_values, cache)
         if use_cache is None:
             use_cache = getattr(self.config, "use_cache", False) and not torch.is_grad_enabled()
@@ -230,8 +231,8 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
                 num_items_in_batch=num_items_in_batch,
             )
             logits_BTV = logits_BTV[:, kept]
-        states = (*map(columns.in_order, states[:-1]), hidden_BTC) if wanted else None
-        output = CausalLMOutputWithPast(loss=loss, logits=logits_BTV, hidden_states=states, **{CACHE: cache})
+        recorded = (*map(columns.in_order, states[:-1]), hidden_BTC) if wanted else None
+        output = CausalLMOutputWithPast(loss=loss, logits=logits_BTV, hidden_states=recorded, **{CACHE: cache})
         as_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 

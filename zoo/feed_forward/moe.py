@@ -40,6 +40,7 @@ class MoEModule(nn.Module):
         shared = SwiGLU(d_ff=config.shared_width) if config.n_shared else None
         self.shared = None if shared is None else SwiGLUModule(shared, d_model)
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
+        self.balance_bias: torch.Tensor | None
         self.register_buffer("balance_bias", torch.zeros(experts) if config.balance_rate else None)
         # Choices of each expert since the last `after_batch`. No buffer: DistributedDataParallel would overwrite it.
         self.counts_E: torch.Tensor | None = None

@@ -44,7 +44,7 @@ class Decoding:
         """
         self.prefill(prompts)
         yield _on_host(self._sent())
-        ahead = deque()
+        ahead: deque = deque()
         for _ in range(1, most):
             self.step()
             ahead.append(self._sent())

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,7 +85,7 @@ class Generation:
             pass
         has_text = self._tokenizer is not None
         pairs = zip(self._prompts, self._rows, strict=True)
-        return [Result(prompt, row.text if has_text else None, row.tokens, row.finish) for prompt, row in pairs]
+        return [Result(prompt, row.text if has_text else None, row.tokens, row.finish or "") for prompt, row in pairs]
 
     @property
     def texts(self) -> list[str | None]:
@@ -171,6 +172,6 @@ def generate(
         from zoo.loading import load_tokenizer
 
         tokenizer = load_tokenizer(folder)
-    prompts = [prompts] if isinstance(prompts, str) else prompts
+    texts: Sequence[Any] = [prompts] if isinstance(prompts, str) else prompts
     stop = [stop] if isinstance(stop, str) else stop
-    return Generation(model, prompts, tokenizer, settings, max_tokens, list(stop), say)
+    return Generation(model, texts, tokenizer, settings, max_tokens, list(stop), say)

@@ -37,7 +37,8 @@ class Row:
         stop: Sequence[str],
         prompt: Sequence[int] = (),
     ):
-        self.index, self.most, self.tokens, self.text = index, most, [], ""
+        self.index, self.most, self.text = index, most, ""
+        self.tokens: list[int] = []
         self.finish: str | None = None
         self._at_most, self._stop = at_most, StopStrings(stop)
         self._end = tokenizer.end_of_document if tokenizer else None

@@ -71,17 +71,17 @@ def convert(
     made, report = _converted(model, new, tokens)
     tokenizer = load_tokenizer(run)
     recipe = _recipe(run, out, new, tokenizer)
-    report = Converted(out, report, *_losses(model, made, tokens), measured_on)
+    converted = Converted(out, report, *_losses(model, made, tokens), measured_on)
     with new_folder(out, InteropError):
         write_run(out, recipe, made.state_dict(), tokenizer)
-    return report
+    return converted
 
 
 def _read(file: str | Path | None, layers: str | list | None) -> tuple[dict[str, Any], Any, str]:
     """Blocks by name, the schedule, and the place of both in messages."""
     from zoo.yaml_reader import read_mapping
 
-    blocks: dict[str, Any] = {}
+    blocks: Any = {}
     place = "--layers"
     if file is not None:
         place = str(file)
@@ -131,8 +131,8 @@ def _keeping(block: dict[str, Any]) -> dict[str, Any]:
     from zoo.blocks import registry
 
     try:
-        fields = registry.config_class(block.get("kind")).model_fields
-    except (ValueError, TypeError):  # reported when the block is read
+        fields = registry.config_class(block["kind"]).model_fields
+    except (KeyError, ValueError, TypeError):  # reported when the block is read
         return block
     kept = {name: value for name, value in KEEPING.items() if name in fields}
     if block["kind"] == "attention":

@@ -6,14 +6,14 @@ former, which every release reads, is written.
 
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from zoo.blocks.rope_fields import LinearScaling, Llama3Scaling, YarnScaling
 from zoo.errors import shorten
 from zoo.interop.errors import InteropError
 from zoo.interop.keys import Keys
 
-SCALINGS = {"linear": LinearScaling, "yarn": YarnScaling, "llama3": Llama3Scaling}
+SCALINGS: dict[str, type[BaseModel]] = {"linear": LinearScaling, "yarn": YarnScaling, "llama3": Llama3Scaling}
 
 
 def read_rope(
@@ -25,7 +25,7 @@ def read_rope(
     type, which then has no `rope_scaling`, where there are no rope_parameters.
     """
     parameters, scaling = keys.mapping("rope_parameters"), keys.mapping("rope_scaling")
-    if parameters is not None and isinstance(parameters.get(layer_type), dict):
+    if parameters is not None and layer_type is not None and isinstance(parameters.get(layer_type), dict):
         return _of_type(keys, parameters, layer_type, max_seq_len)
     if parameters is None:
         name = "rope_scaling"
@@ -38,7 +38,7 @@ def read_rope(
         name, scaling = "rope_parameters", {key: parameters[key] for key in parameters if key != "rope_theta"}
         default = keys.number("rope_theta")
         theta = keys.inside(name, parameters).number("rope_theta", default)
-    fields = {"rope_theta": theta}
+    fields: dict[str, Any] = {"rope_theta": theta}
     if scaling and (found := _scaling(keys, name, scaling, max_seq_len)):
         fields["rope_scaling"] = found
     return fields

@@ -32,9 +32,21 @@ class Column:
     repeats: tuple["Column", ...] = ()
 
     @property
+    def known_recipe(self) -> Recipe:
+        """The recipe, of a column that has one."""
+        assert self.recipe is not None, self.label
+        return self.recipe
+
+    @property
+    def known_run(self) -> RunFolder:
+        """The run folder, of a column that is a run."""
+        assert self.run is not None, self.label
+        return self.run
+
+    @property
     def seeds(self) -> list[int]:
         """The seeds of the runs, ascending."""
-        return sorted(column.recipe.seed for column in (self, *self.repeats))
+        return sorted(column.known_recipe.seed for column in (self, *self.repeats))
 
 
 def load_columns(

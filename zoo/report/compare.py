@@ -45,19 +45,19 @@ def compare(request: Request) -> str:
     if request.train:
         columns = train_columns(columns, request.runs_dir, with_duration(request.overrides, request.train))
     columns = grouped(columns)
-    measured: list[dict | None] = [None] * len(columns)
+    measured: list[dict[str, Any] | None] = [None] * len(columns)
     if request.measure:
         length = next(iter(request.seq_lens), None) or shortest(columns)
         pairs = [measure_column(column, length, request.overrides) for column in columns]
         columns, measured = [column for column, _ in pairs], [numbers for _, numbers in pairs]
-    found = comparison(columns, request.seq_lens, measured)
-    if not any("parameters" in known for known in found["columns"]):
-        raise RecipeError([Problem(f"{known['label']}: {known['error']}") for known in found["columns"]])
+    facts = comparison(columns, request.seq_lens, measured)
+    if not any("parameters" in known for known in facts["columns"]):
+        raise RecipeError([Problem(f"{known['label']}: {known['error']}") for known in facts["columns"]])
     if request.html is not None:
-        write_page(request.html, columns, found, request.maps)
+        write_page(request.html, columns, facts, request.maps)
     if request.json:
-        return as_json(found)
-    return as_text(found) + (f"page: {request.html}\n" if request.html else "")
+        return as_json(facts)
+    return as_text(facts) + (f"page: {request.html}\n" if request.html else "")
 
 
 def shortest(columns: Sequence[Column]) -> int:
@@ -92,7 +92,7 @@ def write_page(path: Path, columns, found: dict[str, Any], with_maps: bool) -> N
         from zoo.report.maps import thumbnail
 
         blocks = distinct_blocks(columns, found["columns"])
-        thumbnails = [(f"{kind}: {about}", thumbnail(*block)) for kind, about, *block in blocks]
+        thumbnails = [(f"{kind}: {about}", thumbnail(*block)) for kind, about, block in blocks]
     write_text(path, as_page(found, drawn, thumbnails))
 
 

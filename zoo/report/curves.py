@@ -37,11 +37,11 @@ def _figure(axis: str, label: str, runs: list[tuple[int, dict]]) -> str:
         axes = figure.add_subplot(xlabel=label, ylabel="loss, nats a token")
         axes.grid(alpha=0.25)
         for index, run in runs:
-            look = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
+            look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
             x, y = _points(axis, run, smoothed(run["training"]))
             axes.plot(x, y, linewidth=1.2, **look)[0].set_gid(f"{axis}-curve-{index}-train")
             x, y = _points(axis, run, run["validation"])
-            marks = {"marker": [*MARKERS][index % len(MARKERS)], "markersize": 5, "linewidth": 2.2}
+            marks: dict[str, Any] = {"marker": [*MARKERS][index % len(MARKERS)], "markersize": 5, "linewidth": 2.2}
             axes.plot(x, y, **look, **marks)[0].set_gid(f"{axis}-curve-{index}-validation")
         return as_svg(figure, axis)
 

@@ -17,7 +17,7 @@ LENGTHS = (1, 4, 16)  # times the longest max_seq_len: where costs are stated un
 
 def default_seq_lens(columns: Sequence[Column]) -> list[int]:
     """Lengths, in tokens, at which to compare: the longest `max_seq_len`, and 4 and 16 times as much."""
-    longest = max((column.recipe.model.max_seq_len for column in columns if column.recipe), default=8192)
+    longest = max((column.known_recipe.model.max_seq_len for column in columns if column.recipe), default=8192)
     return [times * longest for times in LENGTHS]
 
 
@@ -40,8 +40,8 @@ def _column(column: Column, seq_lens: list[int]) -> dict[str, Any]:
     facts: dict[str, Any] = {"label": column.label, "source": column.source, "error": column.error}
     if column.recipe is None:
         return facts
-    facts |= {"name": column.recipe.name, "summary": column.recipe.summary}
-    model = column.recipe.model
+    facts |= {"name": column.known_recipe.name, "summary": column.known_recipe.summary}
+    model = column.known_recipe.model
     try:
         costs = {seq_len: model_cost(model, seq_len) for seq_len in seq_lens}
         facts |= {"layers": _layers(model), "max_seq_len": model.max_seq_len, **_costs(costs)}
@@ -95,8 +95,8 @@ def _costs(costs: dict[int, ModelCost]) -> dict[str, Any]:
 
 def distinct_blocks(
     columns: Sequence[Column], facts: Sequence[dict[str, Any]]
-) -> list[tuple[str, str, BlockConfig, str | None, int]]:
-    """(kind, attention, config, part, d_model) of each block that differs from the others in what a query sees.
+) -> list[tuple[str, str, tuple[BlockConfig, str | None, int]]]:
+    """(kind, attention, (config, part, d_model)) of each block that differs from the others in what a query sees.
 
     facts: of each column; one that could not be worked out is left out.
     """
@@ -104,9 +104,9 @@ def distinct_blocks(
     for column, known in zip(columns, facts, strict=True):
         if "layers" not in known:
             continue
-        model = column.recipe.model
+        model = column.known_recipe.model
         for config, part in dict.fromkeys((layer.config, layer.part) for layer in model.expanded()):
             kind = f"{config.kind}.{part}" if part else config.kind
             attention = description(config, part, model.d_model)
-            found.setdefault((kind, attention), (kind, attention, config, part, model.d_model))
+            found.setdefault((kind, attention), (kind, attention, (config, part, model.d_model)))
     return list(found.values())

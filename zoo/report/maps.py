@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from matplotlib import rc_context
@@ -45,7 +46,7 @@ class UnitValues(nn.Module):
         return self.tile if n_keys == self.seq_len else 1
 
     def expand(self, entries):
-        keys = self.inner.expand(entries)
+        keys = cast(Any, self.inner).expand(entries)
         batch, n_keys, n_kv_heads = keys.k.shape[:3]
         tile = self.tile_of(n_keys)
         unit_MM = torch.eye(-(-n_keys // tile), dtype=keys.k.dtype, device=keys.k.device)
@@ -149,7 +150,9 @@ def _one_head(mixer: ResolvedMixer) -> ResolvedMixer:
     if mixer.attention is None or mixer.attention is not mixer:
         return mixer
     projection = mixer.attention.projection
-    heads = {name: 1 for name in ("n_heads", "n_kv_heads", "n_latent_heads") if hasattr(projection, name)}
+    heads: dict[str, Any] = {
+        name: 1 for name in ("n_heads", "n_kv_heads", "n_latent_heads") if hasattr(projection, name)
+    }
     return replace(mixer.attention, projection=replace(projection, **heads))
 
 

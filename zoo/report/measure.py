@@ -150,7 +150,8 @@ class _Memory:
     """Peak bytes since it was made; on a CPU above what was resident then. None where the system does not say."""
 
     def __init__(self, on_gpu: bool):
-        self.on_gpu, self.before = on_gpu, 0
+        self.on_gpu = on_gpu
+        self.before: int | None = 0
         if not on_gpu:
             try:
                 Path("/proc/self/clear_refs").write_text(

@@ -53,9 +53,12 @@ def _recipes(pairs) -> Iterator[str]:
 def _runs(trained) -> Iterator[str]:
     columns = [column for column, _ in trained]
     for title, read in (
-        ("Other batch size", lambda c: c.recipe.train.rows(_seq_len(c)) * _seq_len(c)),
+        ("Other batch size", lambda c: c.known_recipe.train.rows(_seq_len(c)) * _seq_len(c)),
         ("Other seeds" if any(c.repeats for c in columns) else "Other seed", lambda c: c.seeds),
-        ("Other optimiser or learning-rate schedule", lambda c: (c.recipe.train.optimizer, c.recipe.train.schedule)),
+        (
+            "Other optimiser or learning-rate schedule",
+            lambda c: (c.known_recipe.train.optimizer, c.known_recipe.train.schedule),
+        ),
     ):
         if others := _differing(columns, read):
             yield f"{title}: {', '.join(others)} against {columns[0].label}."
@@ -88,9 +91,9 @@ def _other_machine(label: str, run: dict[str, Any], first_label: str, first: dic
 
 def _what_is_scored(columns: Sequence[Column]) -> Iterator[str]:
     """Differences in what validation losses and bits per byte are of."""
-    if others := _differing(columns, lambda c: (c.recipe.eval.batches, c.recipe.train.rows(_seq_len(c)))):
+    if others := _differing(columns, lambda c: (c.known_recipe.eval.batches, c.known_recipe.train.rows(_seq_len(c)))):
         yield f"Other validation rows: {', '.join(others)} against {columns[0].label}; eval.batches or batches differ."
-    if others := _differing(columns, lambda c: c.recipe.model.document_mask):
+    if others := _differing(columns, lambda c: c.known_recipe.model.document_mask):
         why = (
             "with it a token sees its own document alone, and runs of versions before data.json did not score the "
             "first token of a document"
@@ -119,7 +122,7 @@ def _same_tokens(one, other) -> bool:
     """Whether two runs are known to have one tokenizer, whatever their recipes call it."""
     (ours, found), (theirs, base) = one, other
     now, before = _record(found), _record(base)
-    same_size = ours.recipe.model.vocab_size == theirs.recipe.model.vocab_size
+    same_size = ours.known_recipe.model.vocab_size == theirs.known_recipe.model.vocab_size
     return same_size and now is not None and before is not None and now.same_tokenizer(before)
 
 
@@ -133,7 +136,7 @@ def _same_rows(one, other) -> bool:
 
 def _mixing(column: Column) -> Any:
     """How the rows of a recipe's sources are mixed."""
-    data = column.recipe.data
+    data = column.known_recipe.data
     return [stream.proportion for stream in data.streams()], data.shuffle
 
 
@@ -156,12 +159,12 @@ def _differing(columns: Sequence[Column], read: Callable[[Column], Any]) -> list
 
 
 def _tokenizer(column: Column) -> Any:
-    return data_read(column.recipe)["tokenizer"], column.recipe.model.vocab_size
+    return data_read(column.known_recipe)["tokenizer"], column.known_recipe.model.vocab_size
 
 
 def _data(column: Column) -> Any:
-    return {name: value for name, value in data_read(column.recipe).items() if name != "tokenizer"}
+    return {name: value for name, value in data_read(column.known_recipe).items() if name != "tokenizer"}
 
 
 def _seq_len(column: Column) -> int:
-    return column.recipe.seq_len
+    return column.known_recipe.seq_len

@@ -124,8 +124,8 @@ def _cost_lines(columns: list[dict], made: list[Row]) -> Iterator[str]:
         if row.group != group:
             group = row.group
             yield f"<tr class=group><th scope=rowgroup colspan={len(columns) + 1}>{escape(group)}</th></tr>"
-        cells = "".join(_value(value, place) for place, value in enumerate(row.values))
-        yield f"<tr><th scope=row><button class=sort>{escape(row.label)}</button></th>{cells}</tr>"
+        values = "".join(_value(value, place) for place, value in enumerate(row.values))
+        yield f"<tr><th scope=row><button class=sort>{escape(row.label)}</button></th>{values}</tr>"
 
 
 def _value(value: Value | None, place: int | None = None) -> str:

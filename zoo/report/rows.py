@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 
@@ -40,24 +42,29 @@ def rows(found: dict[str, Any]) -> list[Row]:
 Read = Callable[[dict], Any]
 
 
+def _of(*path: str) -> Read:
+    """Read a value that every column has, at this path."""
+    return lambda column: reduce(getitem, path, column)
+
+
 def _specs(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[Any], str], bool]]:
     """(group, label, value of a column, its text, whether ratios make sense) of each row."""
     for part in ("embedding", "attention", "ffn", "norms", "head", "total"):
-        yield "parameters", part, lambda c, p=part: c["parameters"][p], decimal, True
+        yield "parameters", part, _of("parameters", part), decimal, True
     if any(c["active_parameters"] != c["parameters"]["total"] for c in found["columns"] if "parameters" in c):
         yield "parameters", "active, of one token", lambda c: c["active_parameters"], decimal, True
     for length in map(str, found["seq_lens"]):
-        yield "forward FLOPs per token", _at(length), lambda c, n=length: c["flops_per_token"][n], decimal, True
+        yield "forward FLOPs per token", _at(length), _of("flops_per_token", length), decimal, True
     for length in map(str, found["seq_lens"]):
-        yield "attention's share of them", _at(length), lambda c, n=length: c["attention_share"][n], percent, False
+        yield "attention's share of them", _at(length), _of("attention_share", length), percent, False
     yield "cache of one row, bf16", "nominal, a token", lambda c: c["cache"]["nominal_bytes_per_token"], binary, True
     for name in ("nominal", "held"):
         for length in map(str, found["seq_lens"]):
-            read = lambda c, k=f"{name}_bytes", n=length: c["cache"][k][n]  # noqa: E731 - one line of a table
+            read = _of("cache", f"{name}_bytes", length)
             yield "cache of one row, bf16", f"{name}, {_at(length)}", read, binary, True
     yield from _cache_by_kind(found)
     for length in map(str, found["seq_lens"]):
-        yield "layers to cross the row", _at(length), lambda c, n=length: c["receptive_field"][n], _reach, False
+        yield "layers to cross the row", _at(length), _of("receptive_field", length), _reach, False
     yield from _measured(found)
     yield from _TRAINED
     yield from _evaluated(found)
@@ -115,7 +122,7 @@ def _row(columns: list[dict], group: str, label: str, read: Read, text, compared
     numbers = [_number(value) for value in found]
     base = numbers[0] if compared else None
     values = [
-        None if value is None else Value(number, text(value), number / base if base else None)
+        None if value is None else Value(number, text(value), number / base if base and number is not None else None)
         for value, number in zip(found, numbers, strict=True)
     ]
     return Row(group, label, values)

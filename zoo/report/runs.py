@@ -22,21 +22,21 @@ def facts(column: Column) -> dict[str, Any]:
     """
     from zoo.training.continuing import damage  # imports numpy, which recipes alone do without
 
-    summary = column.run.read_summary()
-    check_metrics(column.run, summary)
-    records = read_metrics(column.run.metrics, needed=("tokens", "time_s"))
+    summary = column.known_run.read_summary()
+    check_metrics(column.known_run, summary)
+    records = read_metrics(column.known_run.metrics, needed=("tokens", "time_s"))
     diverged = [record["batch"] for record in records if not all(map(math.isfinite, _losses(record)))]
-    seq_len = column.recipe.seq_len
-    flops = 3 * model_cost(column.recipe.model, seq_len).flops_per_token
+    seq_len = column.known_recipe.seq_len
+    flops = 3 * model_cost(column.known_recipe.model, seq_len).flops_per_token
     finite = [record for record in records if record["batch"] not in diverged]
     validations = [record for record in finite if "validation_loss" in record]
     steps = [record for record in finite if "loss" in record]
     latest = records[-1] if records else {}
     return {
         "finished": summary is not None,
-        "lacks": _lacks(column.run),
-        "damage": None if summary is None else damage(column.run, summary),
-        "data": _data(column.run),
+        "lacks": _lacks(column.known_run),
+        "damage": None if summary is None else damage(column.known_run, summary),
+        "data": _data(column.known_run),
         "batches": latest.get("batch", 0),
         "tokens": latest.get("tokens", 0),
         "time_s": latest.get("time_s", 0.0),
@@ -46,8 +46,8 @@ def facts(column: Column) -> dict[str, Any]:
         "diverged_at": diverged[0] if diverged else None,
         "final": _validation([] if diverged else validations[-1:]),
         "best": _validation(sorted(validations, key=lambda record: record["validation_loss"])[:1]),
-        "environment": _environment(column.run),
-        "evaluation": _evaluation(column.run, summary),
+        "environment": _environment(column.known_run),
+        "evaluation": _evaluation(column.known_run, summary),
         "training": [[r["tokens"], r["time_s"], r["loss"]] for r in steps],
         "validation": [[r["tokens"], r["time_s"], r["validation_loss"]] for r in validations],
     }

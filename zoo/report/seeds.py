@@ -23,7 +23,7 @@ def grouped(columns: Sequence[Column]) -> list[Column]:
         groups.setdefault(_same(column) or index, []).append(column)
     found: list[Column] = []
     for group in groups.values():
-        different = len({column.recipe.seed for column in group}) == len(group) if len(group) > 1 else False
+        different = len({column.known_recipe.seed for column in group}) == len(group) if len(group) > 1 else False
         found += [_together(group)] if different else group
     names = Counter(column.label for column in found)
     return [
@@ -37,19 +37,19 @@ def _same(column: Column) -> str | None:
     if column.run is None or column.recipe is None or column.error:
         return None
     try:
-        data = column.run.data.read_text(encoding="utf-8") if present(column.run.data) else ""
+        data = column.known_run.data.read_text(encoding="utf-8") if present(column.known_run.data) else ""
     except (OSError, UnicodeDecodeError, ZooError):  # damaged; the column says so when it is read
         return None
-    return json.dumps([column.recipe.model_dump(mode="json", exclude={"seed"}), data], sort_keys=True)
+    return json.dumps([column.known_recipe.model_dump(mode="json", exclude={"seed"}), data], sort_keys=True)
 
 
 def _together(group: list[Column]) -> Column:
     first, *others = group
-    return replace(first, label=f"{first.recipe.name} ({len(group)} seeds)", repeats=tuple(others))
+    return replace(first, label=f"{first.known_recipe.name} ({len(group)} seeds)", repeats=tuple(others))
 
 
 def _by_folder(column: Column) -> str:
-    return f"{column.run.path.name} and {len(column.repeats)} other seed{'s' * (len(column.repeats) > 1)}"
+    return f"{column.known_run.path.name} and {len(column.repeats)} other seed{'s' * (len(column.repeats) > 1)}"
 
 
 def merged(found: Sequence[dict[str, Any]], columns: Sequence[Column]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def merged(found: Sequence[dict[str, Any]], columns: Sequence[Column]) -> dict[s
         "training": _curve([one["training"] for one in whole]),
         "validation": _curve([one["validation"] for one in whole]),
         "seeds": {
-            str(column.recipe.seed): {
+            str(column.known_recipe.seed): {
                 "source": column.source,
                 "loss": one["final"] and one["final"]["loss"],
                 "finished": one["finished"],
@@ -106,7 +106,7 @@ def _validation(found: Sequence[dict | None]) -> dict[str, Any] | None:
         return None
     loss, bits = (_with_interval([one[key] for one in known]) for key in ("loss", "bits_per_byte"))
     return {
-        "batch": round(_mean([one["batch"] for one in known])),
+        "batch": round(sum(one["batch"] for one in known) / len(known)),
         "loss": loss["value"],
         "bits_per_byte": bits["value"],
         "intervals": {"loss": loss, "bits_per_byte": bits},
@@ -124,7 +124,7 @@ def _scores(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _curve(curves: Sequence[list[list[float]]]) -> list[list[float]]:
+def _curve(curves: Sequence[list[list[float]]]) -> list[list[float | None]]:
     """[tokens, mean seconds, mean loss] at each number of tokens that all curves have."""
     by_tokens = [{tokens: rest for tokens, *rest in curve} for curve in curves]
     common = [tokens for tokens in by_tokens[0] if all(tokens in each for each in by_tokens)]

@@ -41,9 +41,9 @@ def train_columns(
     recipe's is not trained: its losses would not compare.  Raises Interrupted after Ctrl-C or SIGTERM.
     """
     first = next(column for column in columns if column.recipe)
-    names = [column.recipe.name if _is_trainable(column) else None for column in columns]
+    names = [column.known_recipe.name if _is_trainable(column) else None for column in columns]
     made = [_checked(column, first, names[:index]) for index, column in enumerate(columns)]
-    folders = [runs_dir / column.recipe.name if _is_trainable(column) else None for column in made]
+    folders = [runs_dir / column.known_recipe.name if _is_trainable(column) else None for column in made]
     progress = Progress(made, folders, console or Console(stderr=True, highlight=False, markup=False, emoji=False))
     with progress:
         for index, folder in enumerate(folders):
@@ -59,10 +59,10 @@ def _is_trainable(column: Column) -> bool:
 def _checked(column: Column, first: Column, taken: Sequence[str | None]) -> Column:
     if not _is_trainable(column):
         return column
-    if column.recipe.name in taken:
-        why = f"not trained: another recipe has the name {column.recipe.name!r}, which names the run folder"
+    if column.known_recipe.name in taken:
+        why = f"not trained: another recipe has the name {column.known_recipe.name!r}, which names the run folder"
         return replace(column, error=why)
-    ours, theirs = sameness(column.recipe), sameness(first.recipe)
+    ours, theirs = sameness(column.known_recipe), sameness(first.known_recipe)
     if other := [_here_and_there(key, here, there) for key, here, there in differences(ours, theirs)]:
         why = f"not trained: --train needs the data, order and batches of {first.label}: {'; '.join(other)}"
         return replace(column, error=f"{why}; --set makes them equal")
@@ -193,7 +193,7 @@ class Progress:
 
     def total(self, index: int) -> int:
         """Batches of the whole training where the duration says so; 0 where it is in tokens or epochs."""
-        duration = self.columns[index].recipe.train.duration
+        duration = self.columns[index].known_recipe.train.duration
         return (
             int(duration.removesuffix("ba").replace("_", ""))
             if duration.endswith("ba") and duration[:-2].isdigit()
@@ -202,11 +202,12 @@ class Progress:
 
     def numbers(self, index: int) -> tuple[int, str, str]:
         """(batches done, latest training loss, latest validation loss) of a column."""
-        records = read_metrics(self.folders[index] / "metrics.jsonl")
+        folder = self.folders[index]
+        records = [] if folder is None else read_metrics(folder / "metrics.jsonl")
         losses = [record["loss"] for record in records if "loss" in record]
         validations = [record["validation_loss"] for record in records if "validation_loss" in record]
-        shown = [f"{found[-1]:.4f}" if found else "-" for found in (losses, validations)]
-        return records[-1]["batch"] if records else 0, *shown
+        loss, validation = (f"{found[-1]:.4f}" if found else "-" for found in (losses, validations))
+        return records[-1]["batch"] if records else 0, loss, validation
 
     def table(self):
         table = plain_table("", "state", "batches", "loss", "validation")

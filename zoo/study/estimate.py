@@ -37,7 +37,8 @@ def length(recipe: Recipe) -> Length:
 
 def _rows_of_epoch(recipe: Recipe) -> int | None:
     streams = recipe.data.streams()
-    return sum(s.rows for s in streams) if all(isinstance(s, Synthetic) for s in streams) else None
+    made = [stream.rows for stream in streams if isinstance(stream, Synthetic)]
+    return sum(made) if len(made) == len(streams) else None
 
 
 def all_runs(runs: Runs) -> Iterator[tuple[Run, bool]]:

@@ -83,7 +83,7 @@ def expand(study: Study) -> Runs:
     problems: list[Problem] = []
     entries: dict[str, tuple[int, Entry, str]] = {}
     for index, entry in enumerate(study.config.recipes):
-        path = study.recipe_path(entry.recipe or study.config.base)
+        path = study.recipe_path(entry.recipe or study.config.base or "")
         try:
             name = entry.name or _load(study, index, entry, path, points[0]).name
         except RecipeError as error:

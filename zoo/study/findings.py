@@ -245,12 +245,12 @@ def _time_curve(runs: Sequence[dict]) -> list[list[float]]:
 
 def _wall_speedups(found: Mapping[str, dict], measured: dict[str, dict]) -> None:
     """Effective speed-up in time: that in compute, times the ratio of the FLOPs a second that the runs reached."""
-    rates = {}
+    rates: dict[str, Any] = {}
     for name, each in found.items():
         speed = measured[name]["tokens_per_s"]
         rates[name] = speed * each["flops_per_token"] if speed else None
     first = rates[next(iter(found))]
     for name, each in found.items():
-        compute = each["speedup"]["compute"] if each["speedup"] else None
-        known = compute is not None and first and rates[name]
-        measured[name]["speedup_time"] = compute * rates[name] / first if known else None
+        compute, rate = each["speedup"]["compute"] if each["speedup"] else None, rates[name]
+        known = compute is not None and first and rate
+        measured[name]["speedup_time"] = compute * rate / first if known else None

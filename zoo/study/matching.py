@@ -47,6 +47,7 @@ def described(changes: list[Change]) -> list[str]:
 
 def match(study: Study, entries: Mapping[str, tuple], points: Sequence[str], recipes: dict) -> list[Change]:
     """Adjust the feed-forwards in `recipes`; returns what was done. Raises RecipeError where it cannot be."""
+    assert study.config.match is not None
     tolerance, changes, problems = study.config.match.parameters, [], []
     first = next(iter(entries))
     for point in points:
@@ -85,6 +86,7 @@ def parameters_of(recipe: Recipe) -> int:
 
 
 def _with_width(recipe: Recipe, d_ff: int) -> Recipe:
+    assert recipe.model.ffn is not None
     ffn = recipe.model.ffn.model_copy(update={"d_ff": d_ff})
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"ffn": ffn})})
 

@@ -107,7 +107,7 @@ def _grid(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 axes.plot(*zip(*best, strict=True), **look)[0].set_gid(f"{gid}-line")
                 chosen = [point for point in best if point[0] == each["chosen_values"].get(key)]
                 if chosen:
-                    ring = {
+                    ring: dict[str, Any] = {
                         "color": COLOURS[index % len(COLOURS)],
                         "marker": "o",
                         "markersize": 13,

@@ -60,7 +60,7 @@ class Preloaded:
     def _serve(self, log: Path) -> None:
         self._ready, self._rest = False, b""
         with open_to_append(log) as file:
-            self._server = subprocess.Popen(
+            server = self._server = subprocess.Popen(
                 python_module("zoo.study.preload", [self._module]),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -68,26 +68,31 @@ class Preloaded:
                 env={**os.environ, **self._environment},
                 start_new_session=True,
             )
-        os.set_blocking(self._server.stdout.fileno(), False)
+        assert server.stdin is not None
+        assert server.stdout is not None
+        self._input, self._output = server.stdin, server.stdout
+        os.set_blocking(self._output.fileno(), False)
 
     def _tell(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # it has ended; `look` says so of its runs
-            self._server.stdin.write(json.dumps(message).encode() + b"\n")
-            self._server.stdin.flush()
+            self._input.write(json.dumps(message).encode() + b"\n")
+            self._input.flush()
 
     def send(self, id: str, number: int) -> None:
         """Send a signal to a forked process; before the import is over there is none, and the import ends."""
         self.look()
         if self._ready:
             self._tell({"signal": int(number), "to": id})
-        else:
+        elif self._server is not None:
             self._server.kill()
 
     def look(self) -> None:
         """Note the runs that ended.  Those of a server that was killed were stopped with it, by SIGTERM."""
+        if self._server is None:
+            return
         ended = self._server.poll() is not None
         with contextlib.suppress(BlockingIOError):
-            while part := os.read(self._server.stdout.fileno(), 1 << 16):
+            while part := os.read(self._output.fileno(), 1 << 16):
                 self._rest += part
         *lines, self._rest = self._rest.split(b"\n")
         for message in map(json.loads, lines):
@@ -103,10 +108,10 @@ class Preloaded:
         """End the server, and with it what it runs."""
         if self._server is not None:
             with contextlib.suppress(BrokenPipeError):
-                self._server.stdin.close()
+                self._input.close()
             self._server.wait()
             self.look()
-            self._server.stdout.close()
+            self._output.close()
             self._server = None
 
 

@@ -41,7 +41,7 @@ def run_results(folder: StudyFolder, run: Run, state: str, why: str) -> dict[str
     if (known := folder.kept(run)) is not None:
         return known["results"]
     kept = folder.folder(run)
-    summary = read_summary(kept)
+    summary = read_summary(kept) or {}  # of a run that is done it is there
     check_metrics(kept, summary)
     records = read_metrics(kept.metrics, needed=("tokens", "time_s"))
     validations = [r for r in records if math.isfinite(r.get("validation_loss", math.nan))]
@@ -104,7 +104,7 @@ def run_measured(folder: StudyFolder, run: Run) -> dict[str, Any]:
     if (known := folder.kept(run)) is not None:
         return known["measured"]
     kept = folder.folder(run)
-    summary = read_summary(kept)
+    summary = read_summary(kept) or {}  # of a run that is done it is there
     records = read_metrics(kept.metrics, needed=("tokens", "time_s"))
     speeds = [r["tokens_per_s"] for r in records if "tokens_per_s" in r]
     environment = read_json(kept.environment) if present(kept.environment) else {}

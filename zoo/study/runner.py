@@ -156,8 +156,8 @@ class Runner:
         for name in self.runs.architectures:
             recipe = self.runs.recipes[name, self.runs.points[0].label]
             seq_len = recipe.seq_len
-            rows = recipe.train.rows(seq_len)
-            micro = rows if recipe.train.micro_batch == "auto" else min(rows, recipe.train.micro_batch)
+            rows, wanted = recipe.train.rows(seq_len), recipe.train.micro_batch
+            micro = min(rows, wanted) if isinstance(wanted, int) else rows
             self.slots.estimates[name] = 2 * step_size(recipe, seq_len, micro, GPUS["h200"]).peak  # float32
 
     def _prepare_data(self) -> None:
@@ -273,7 +273,9 @@ class Runner:
     def _measure_speed(self) -> None:
         """Measure the decoding speed of each architecture, one after the other, while nothing else runs."""
         wanted = self.runs.study.config.measure
-        for name in self.runs.architectures if wanted else ():
+        if wanted is None:
+            return
+        for name in self.runs.architectures:
             file, point = self.folder.speed / f"{name}.json", self.point(name)
             if point is None or present(file):
                 continue

@@ -140,8 +140,8 @@ class Slots:
         if job.kind in self.needs:
             return self.needs[job.kind]
         kind, measured = max(self.needs.items(), key=lambda pair: pair[1])
-        estimates = self.estimates.get(job.kind), self.estimates.get(kind)
-        return measured * max(1.0, estimates[0] / estimates[1]) if all(estimates) else measured
+        own, other = self.estimates.get(job.kind), self.estimates.get(kind)
+        return measured * max(1.0, own / other) if own and other else measured
 
     def _on(self, gpu: Gpu) -> list[_Running]:
         return [each for each in self._running.values() if each.device == gpu]

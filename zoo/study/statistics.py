@@ -122,7 +122,9 @@ def choose(losses: Mapping[str, Sequence[float | None]], values: Mapping[str, Ma
     losses: point label -> loss for each choosing seed, None for a run that diverged or failed: such a point is not
     chosen.  values: point label -> key -> value.  `label` is None if no point has a loss.
     """
-    means = {label: statistics.mean(found) if found and None not in found else None for label, found in losses.items()}
+    known = {label: [loss for loss in found if loss is not None] for label, found in losses.items()}
+    whole = {label for label, found in losses.items() if found and None not in found}
+    means = {label: statistics.mean(found) if label in whole else None for label, found in known.items()}
     usable = {label: mean for label, mean in means.items() if mean is not None}
     if not usable:
         return Choice(None, means, [])

@@ -41,8 +41,8 @@ class Ahead:
         with sheltered():
             for job in todo:
                 command = python_module("zoo.training.ahead", [str(path), str(job), str(marks[job])])
-                quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-                self.processes.append(subprocess.Popen(command, **quiet))
+                null = subprocess.DEVNULL
+                self.processes.append(subprocess.Popen(command, stdin=null, stdout=null, stderr=null))
 
     def __enter__(self) -> "Ahead":
         return self

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from composer import Callback
@@ -80,11 +81,12 @@ class Numbers:
     """Numbers of a batch by name, the loss first. On a GPU their copy is started here, and `read` waits for it."""
 
     def __init__(self, loss: float | torch.Tensor, **others: float | torch.Tensor):
-        self.names, self.values, self.event = ["loss", *others], [loss, *others.values()], None
+        self.names, numbers = ["loss", *others], [loss, *others.values()]
+        self.values: Sequence[float | torch.Tensor] | torch.Tensor = numbers
+        self.event: torch.cuda.Event | None = None
         if isinstance(loss, torch.Tensor) and loss.is_cuda:
-            every = torch.stack([number.detach().reshape(()).float() for number in self.values])
-            self.values = torch.empty(len(every), pin_memory=True)
-            self.values.copy_(every, non_blocking=True)
+            every = torch.stack([torch.as_tensor(number).detach().reshape(()).float() for number in numbers])
+            self.values = torch.empty(len(every), pin_memory=True).copy_(every, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
 
@@ -135,7 +137,8 @@ class Metrics(Callback):
         record |= {"grad_norm": None, "tokens_per_s": tokens_per_s}
         if self.mfu_per_token is not None:
             record["mfu"] = tokens_per_s * self.mfu_per_token
-        numbers = Numbers(state.total_loss_dict[LOSS], grad_norm=self.clip.norm, **self.after_batch())
+        norm = cast(torch.Tensor, self.clip.norm)  # the gradients of this batch were clipped
+        numbers = Numbers(state.total_loss_dict[LOSS], grad_norm=norm, **self.after_batch())
         self._waiting.append((record, numbers))
         self._finish(logger, 0 if numbers.event is None else 1)
 

@@ -10,7 +10,7 @@ import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def read_safely(path: str | Path, map_location: str = "cpu", mmap: bool = False)
     """Read a checkpoint of tensors and plain values; raises ZooError for any other, as `refuse_code`."""
     refuse_code(path)
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
+        with torch.serialization.safe_globals(cast(Any, _ALLOWED)):
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise _refusal(path, _reason(error)) from error

@@ -187,7 +187,7 @@ class Saver(CheckpointSaver):
         self.tmp_dir_for_symlink.cleanup()  # for the link to the latest one, which is not made
 
     def _rotate_checkpoints(self, sharding_enabled: bool = False) -> None:
-        self.saved_checkpoints = [path for path in self.saved_checkpoints if os.path.lexists(path)]
+        self.saved_checkpoints: list[str] = [path for path in self.saved_checkpoints if os.path.lexists(path)]
         while len(self.saved_checkpoints) > self.num_checkpoints_to_keep:
             path = self.saved_checkpoints.pop(0)
             try:

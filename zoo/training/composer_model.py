@@ -8,6 +8,7 @@ from composer.models import ComposerModel
 from torchmetrics import Metric
 
 from zoo.fused import IGNORED
+from zoo.model import Decoder
 
 
 def n_targets(batch: dict) -> torch.Tensor:
@@ -34,7 +35,7 @@ class SummedLoss(torch.nn.Module):
     Composer's FSDP2 shards the child of the ComposerModel, so the child's own call has to be the whole forward.
     """
 
-    def __init__(self, decoder: torch.nn.Module):
+    def __init__(self, decoder: Decoder):
         super().__init__()
         self.decoder = decoder
 
@@ -77,7 +78,7 @@ class LanguageModel(ComposerModel):
     answers: whether the targets are the answers of a task, few of a row, so that validation counts the right ones.
     """
 
-    def __init__(self, decoder: torch.nn.Module, token_bytes: np.ndarray | None = None, answers: bool = False):
+    def __init__(self, decoder: Decoder, token_bytes: np.ndarray | None = None, answers: bool = False):
         super().__init__()
         self.summed_loss = SummedLoss(decoder)
         self.token_bytes, self.answers = token_bytes, answers

@@ -1,6 +1,6 @@
 """The `train:` and `eval:` sections of a recipe. No torch here: `zoo show` and every refusal must answer at once."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
@@ -14,23 +14,31 @@ from zoo.training.schedules import Cosine, ScheduleConfig
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 
-def _count_or(word: str, least: int = 1, most: int | None = None):
+class _CountOr(NamedTuple):
     """A whole number from least (to most), or one word; as one type, so that a wrong value gets one message."""
 
-    def check(value):
+    word: str
+    least: int = 1
+    most: int | None = None
+
+    def check(self, value: Any) -> int | str:
+        """The value; raises ValueError for any other."""
+        word, least, most = self
         if value == word or (type(value) is int and least <= value <= (value if most is None else most)):
             return value
         numbers = f"from {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"must be a whole number {numbers}, or {word}; found {shorten(value)}")
 
-    bounds = {"minimum": least} if most is None else {"minimum": least, "maximum": most}
-    schema = {"anyOf": [{"type": "integer", **bounds}, {"const": word}]}
-    return Annotated[int | str, PlainValidator(check), WithJsonSchema(schema)]
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of the type."""
+        bounds = {"minimum": self.least} if self.most is None else {"minimum": self.least, "maximum": self.most}
+        return {"anyOf": [{"type": "integer", **bounds}, {"const": self.word}]}
 
 
-CountOrAuto = _count_or("auto")
-CountOrAll = _count_or("all")
-Workers = _count_or("auto", least=0, most=256)
+_AUTO, _ALL, _WORKERS = _CountOr("auto"), _CountOr("all"), _CountOr("auto", least=0, most=256)
+CountOrAuto = Annotated[int | str, PlainValidator(_AUTO.check), WithJsonSchema(_AUTO.schema())]
+CountOrAll = Annotated[int | str, PlainValidator(_ALL.check), WithJsonSchema(_ALL.schema())]
+Workers = Annotated[int | str, PlainValidator(_WORKERS.check), WithJsonSchema(_WORKERS.schema())]
 
 
 class _Section(BaseModel):

@@ -254,7 +254,7 @@ def _refuse(folder: RunFolder, problems: Sequence[Problem], what: str) -> None:
 def _check_without_record(folder: RunFolder, prepared: PreparedData, what: str) -> list[str]:
     note = f"{folder.path} has no {folder.data.name}, the record of its data (earlier versions wrote none): "
     config, tokenizer = prepared.config.resolved_tokenizer(), prepared.tokenizer
-    if config is None or isinstance(tokenizer, Bytes):
+    if config is None or tokenizer is None or isinstance(tokenizer, Bytes):
         return [note + "whether they are the same is not checked"]
     if not present(folder.tokenizer):
         raise ZooError(

@@ -63,7 +63,7 @@ def why_no_graph(train: TrainConfig, on_gpu: bool, world_size: int) -> str | Non
 
 def resolve_workers(train: TrainConfig, split: str, on_gpu: bool, world_size: int) -> int:
     """Processes that read the rows of a split: with auto several for training on one GPU, which a small model needs."""
-    if train.workers != "auto":
+    if isinstance(train.workers, int):
         return train.workers
     if split != "train" or not on_gpu or world_size > 1:
         return 1

@@ -180,7 +180,7 @@ class Engine:
             known = [r.get("validation_accuracy", 0) for r in records if r["batch"] == self.setup.from_batch]
             reached = [max(known, default=0) >= self.stop_at.share]
         dist.broadcast_object_list(reached, src=0)
-        if reached[0]:
+        if self.stop_at is not None and reached[0]:
             self.stop_at.reached = True
         return reached[0]
 
@@ -329,7 +329,7 @@ class Engine:
             label="validation",
             dataloader=spec,
             metric_names=self.metric_names,
-            subset_num_batches=-1 if wanted == "all" or wanted >= len(spec.dataloader) else wanted,
+            subset_num_batches=wanted if isinstance(wanted, int) and wanted < len(spec.dataloader) else -1,
             eval_interval=due,
             device_eval_microbatch_size=setup.device.micro_batch,
         )

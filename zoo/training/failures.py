@@ -119,7 +119,7 @@ def _address_space() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def _text(error: BaseException) -> str:
+def _text(error: BaseException | None) -> str:
     """The error's message, and those it was raised from: torch buries the system's word under its own."""
     found, seen = [], set()
     while error is not None and id(error) not in seen:

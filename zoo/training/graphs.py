@@ -85,7 +85,7 @@ class BatchStep:
     def __init__(self, graph: str):
         self.graph = graph
         self._graphs: dict[tuple[int, bool], MicroBatchGraph] = {}
-        self._total: torch.Tensor | None = None
+        self._total = torch.zeros(1)  # on the device from the first batch on
         self._pool: Any = None
 
     def run(self, trainer: StepTrainer) -> torch.Tensor:
@@ -113,8 +113,9 @@ class BatchStep:
 
     def _prepare(self, trainer: StepTrainer, parts: list[dict[str, torch.Tensor]]) -> None:
         """Capture the graphs that this batch needs and that are not there, if there are to be any."""
-        if self._total is None:
-            self._total = torch.zeros(1, device=trainer.state.device._device)
+        device = trainer.state.device._device
+        if self._total.device.type != device.type:  # once: captured graphs write to this memory
+            self._total = torch.zeros(1, device=device)
         keys = dict.fromkeys((len(part["input_ids"]), i == 0) for i, part in enumerate(parts))
         missing = [key for key in keys if key not in self._graphs]
         if self.graph == "off" or not missing:
@@ -164,7 +165,8 @@ class MicroBatchGraph:
     def __init__(self, part: dict[str, torch.Tensor], first: bool, total: torch.Tensor):
         self.inputs = {name: torch.empty_like(tensor, device=total.device) for name, tensor in part.items()}
         self.share = torch.zeros((), device=total.device)
-        self.first, self.total, self.graph = first, total, None
+        self.first, self.total = first, total
+        self.graph: Any = None
         self.fill(part, 1.0)
 
     def fill(self, part: dict[str, torch.Tensor], share: float) -> None:

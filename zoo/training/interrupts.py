@@ -16,6 +16,7 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 from zoo.errors import ZooError
 from zoo.processes import STOP_SIGNALS
@@ -44,7 +45,7 @@ class StopRequests:
         self._will = "stops when the engine is imported"
         self._at_once = False
         self._pid = os.getpid()
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequests":
         if threading.current_thread() is threading.main_thread():
@@ -78,7 +79,7 @@ class StopRequests:
 
     def name(self) -> str:
         """The signal's name."""
-        return signal.Signals(self.received).name
+        return "" if self.received is None else signal.Signals(self.received).name
 
     def _handle(self, number: int, frame) -> None:
         if os.getpid() != self._pid:  # a process that some library forked, and that was not sheltered

@@ -17,7 +17,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bo
     `parameter.weight_decay = False` (a block's learned positions, say). A head tied to the embedding is the embedding.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue

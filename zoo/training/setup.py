@@ -2,6 +2,7 @@
 
 import secrets
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from zoo.data.token_bytes import token_bytes
 from zoo.errors import Problem, RecipeError, ZooError
 from zoo.files import present, write_text
 from zoo.model import build_model
+from zoo.recipe import Recipe
 from zoo.seal import sealed
 from zoo.training import checkpoints
 from zoo.training.checkpoint_content import read_state, refuse_code, refuse_other_run, refuse_other_weights, run_of
@@ -84,7 +86,7 @@ class Device:
 class Setup:
     """What every part of a session reads.  initial: the weights of `train.init_from`, None where a run resumes."""
 
-    recipe: object
+    recipe: Recipe
     folder: RunFolder
     screen: Screen
     device: Device
@@ -108,7 +110,11 @@ class Setup:
         """Batches of a split for Composer, None if it has no rows."""
         if not self.prepared.rows(split):
             return None
-        settings = {"batch_size": self.device.per_device, "shuffle": self.recipe.data.shuffle, "seed": self.recipe.seed}
+        settings: dict[str, Any] = {
+            "batch_size": self.device.per_device,
+            "shuffle": self.recipe.data.shuffle,
+            "seed": self.recipe.seed,
+        }
         workers = resolve_workers(self.recipe.train, split, self.device.on_gpu, self.device.world_size)
         try:
             made = data.loader(self.prepared, split, **settings, num_workers=workers)
@@ -123,7 +129,7 @@ class Setup:
 
         All processes must call it; the first one reads the rows.
         """
-        found = [None]
+        found: list[Any] = [None]
         if self.device.rank == 0 and self.prepared.rows("validation"):
             found[0] = token_bytes(self.prepared, "validation", self.recipe.model.vocab_size)
         dist.broadcast_object_list(found, src=0)
@@ -162,7 +168,7 @@ class Setup:
         if setup.from_batch == plan.total:
             refuse_untrained(folder, changes)
         record = _same_data(setup, changes).model_copy(update={"init_from": setup.init_record()})
-        if checkpoint:  # before a complete run loses its summary
+        if checkpoint and state is not None:  # before a complete run loses its summary
             refuse_other_weights(checkpoint.path, state, build_model(recipe, device="meta").state_dict())
         if device.rank == 0:
             setup.write_down(changes, record)
@@ -185,7 +191,7 @@ class Setup:
             self.screen.say(f"changed since the last session: {change}")
         if any(change.key == "train.duration" for change in changes):
             self.screen.say("the learning rate of the batches to come follows the new duration")
-        if self.from_batch:
+        if self.checkpoint and self.from_batch:
             self.screen.say(f"resumes after batch {self.from_batch} of {self.plan.total}, from {self.checkpoint.path}")
         else:
             for sentence in self.initial.notes(self.recipe.model) if self.initial else ():
@@ -251,7 +257,7 @@ def _agreed_run(folder: RunFolder, checkpoint: Checkpoint | None, state: dict | 
 
     Raises ZooError if the checkpoint is of another run than the record; a lost record gets the checkpoint's id again.
     """
-    if checkpoint is None:
+    if checkpoint is None or state is None:
         found = [secrets.token_hex(8) if rank == 0 else None]
         dist.broadcast_object_list(found, src=0)
         return found[0]

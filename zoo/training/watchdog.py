@@ -60,7 +60,8 @@ class Watchdog:
         children = multiprocessing.active_children()
         for child in children:
             with contextlib.suppress(OSError):
-                os.kill(child.pid, processes.DUMP_STACKS)
+                if child.pid is not None:
+                    os.kill(child.pid, processes.DUMP_STACKS)
         time.sleep(1.0 if children else 0.0)
         tell_terminal(f"{found}; the stacks of all processes are in {self.log}; {self.advice()}")
         os._exit(1)  # the main thread may wait where no exception reaches it

@@ -1,6 +1,7 @@
 """RULER's tracing and counting tasks: variable tracking, common words, frequent words."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -33,7 +34,7 @@ class VariableTracking(WithHaystack):
             names = words.names(rng, self.chains * n + N_OPTIONS)
             values = words.numbers(rng, self.chains)
             chains = [names[i * n : (i + 1) * n] for i in range(self.chains)]
-            sentences = []
+            sentences: list[tuple[float, list[int]]] = []
             for chain, value in zip(chains, values, strict=True):
                 texts = [f"VAR {chain[0]} = {value}. "]
                 texts += [f"VAR {new} = VAR {old}. " for old, new in pairwise(chain)]
@@ -45,7 +46,7 @@ class VariableTracking(WithHaystack):
             )
             most = self.to_generate(model, chains[0])
             left = length - (most if self.generate else max(len(encode(model, f" {name}")) for name in names))
-            laid = lay(encode(model, head), sentences, encode(model, tail), lambda k, rng=rng: fill.cut(k, rng), left)
+            laid = lay(encode(model, head), sentences, encode(model, tail), partial(fill.cut, rng=rng), left)
             others = [name for chain in chains[1:] for name in chain] + names[self.chains * n :]
             yield self.make(model, laid.tokens, chains[0], others, most, length=length, starts=laid.starts)
 

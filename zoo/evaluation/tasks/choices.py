@@ -66,7 +66,7 @@ class MultipleChoice(Task):
 
     def score(self, example: Choice, answer: Chosen) -> Row:
         logs = np.array(answer.loglikelihood)
-        texts = [continuation for _, continuation in example.options]
+        texts = [str(continuation) for _, continuation in example.options]
         counted = [text.lstrip() if self.form == "harness" else text for text in texts]
         values = {
             "accuracy": credit(logs, example.gold),
@@ -184,17 +184,11 @@ class WinoGrande(MultipleChoice):
         return Choice(options, int(row["answer"]) - 1)
 
 
-class ArcEasy(MultipleChoice):
-    """Science questions from school examinations, the easy part (arXiv 1803.05457)."""
+class _Arc(MultipleChoice):
+    """Science questions from school examinations (arXiv 1803.05457)."""
 
-    title: ClassVar[str] = "ARC easy"
-    measures: ClassVar[str] = "school science"
     papers: ClassVar[tuple[str, ...]] = ("arXiv 1803.05457",)
-    table: ClassVar[str] = "ai2_arc/ARC-Easy/validation"
-    n_rows: ClassVar[int] = 570
     n_options: ClassVar[int] = 4
-    requests_5shot: ClassVar[str] = "arc_easy/val_rc_5shot"
-    task: Literal["arc_easy"] = "arc_easy"
 
     def question(self, row):
         choices = row["choices"]
@@ -202,7 +196,18 @@ class ArcEasy(MultipleChoice):
         return _asked(f"Question: {row['question']}\nAnswer:", choices["text"], gold)
 
 
-class ArcChallenge(ArcEasy):
+class ArcEasy(_Arc):
+    """Science questions from school examinations, the easy part (arXiv 1803.05457)."""
+
+    title: ClassVar[str] = "ARC easy"
+    measures: ClassVar[str] = "school science"
+    table: ClassVar[str] = "ai2_arc/ARC-Easy/validation"
+    n_rows: ClassVar[int] = 570
+    requests_5shot: ClassVar[str] = "arc_easy/val_rc_5shot"
+    task: Literal["arc_easy"] = "arc_easy"
+
+
+class ArcChallenge(_Arc):
     """Science questions from school examinations, those that retrieval and co-occurrence got wrong."""
 
     title: ClassVar[str] = "ARC challenge"
@@ -227,7 +232,7 @@ class BoolQ(MultipleChoice):
     def zero_shot(self):
         """From ready requests: the package's table lacks the title that both harnesses put before the passage."""
         for question in _from_requests("boolq/rc_0shot"):
-            prompt, right = question.options[0][0], question.options[question.gold][1]
+            prompt, right = str(question.options[0][0]), str(question.options[question.gold][1])
             answers = [" yes", " no"] if self.form == "olmes" else [" no", " yes"]
             passage = prompt.rpartition("\nQuestion:")[0]
             yield Choice(tuple((prompt, answer) for answer in answers), answers.index(right), cluster=passage)
@@ -356,7 +361,8 @@ class Mmlu(MultipleChoice):
             for row in package_data.table(f"{self.table}/{subject}/test"):
                 yield _asked(head + self._prompt(row), self._answers(row), int(row["answer"]), subject=subject)
 
-    few_shot = zero_shot  # the solved questions are the first of each subject's own
+    def few_shot(self):
+        return self.zero_shot()  # the solved questions are the first of each subject's own
 
     def _prompt(self, row: dict[str, Any]) -> str:
         question = row["question"].strip()
@@ -397,7 +403,7 @@ class Lambada(Task):
 
     def score(self, example: Choice, answer: Chosen) -> Row:
         nats = -answer.loglikelihood[0]
-        size = len(example.options[0][1].encode())
+        size = len(str(example.options[0][1]).encode())
         return Row({"accuracy": float(answer.greedy[0]), "bits_per_byte": nats / math.log(2) / size, "nats": nats})
 
     def chance(self, examples: Sequence[Choice]) -> dict[str, float]:

@@ -64,6 +64,7 @@ def _read(path: Path) -> str:
 
 def encode(model: ModelFacts, text: str) -> list[int]:
     """Tokens of a text, without a start and without an end."""
+    assert model.tokenizer is not None, "the task needs text"
     return [int(number) for number in model.tokenizer.encode(text)]
 
 

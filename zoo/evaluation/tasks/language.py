@@ -121,6 +121,7 @@ class Perplexity(Task):
 
     def _by_document(self, example: Labelled, answer: Predicted, places: np.ndarray) -> Iterator[tuple]:
         first = example.facets["first"]
+        assert example.starts is not None
         begun = np.searchsorted(example.starts[example.starts > 0], places, side="right")
         for index in np.unique(begun):
             number = max(0, first) + int(index)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.task import Generated, Metric, ModelFacts, Prompt, Row, Task
-from zoo.evaluation.tasks.haystack import Filler, filler
+from zoo.evaluation.tasks.haystack import Filler, encode, filler
 
 ROWS = 500
 MAX_TOKENS = 128
@@ -69,7 +69,7 @@ class LongContext(Task):
         return self.rows or ROWS
 
     def to_generate(self, model: ModelFacts, answers: Sequence[str]) -> int:
-        longest = sum(len(model.tokenizer.encode(f" {answer},")) for answer in answers)
+        longest = sum(len(encode(model, f" {answer},")) for answer in answers)
         return self.max_tokens or min(MAX_TOKENS, 2 * longest + 16)
 
     def score(self, example: Prompt, answer: Generated) -> Row:
@@ -108,7 +108,7 @@ class LongContext(Task):
     ) -> Prompt:
         """A prompt with its options: the answers first, then distractors up to N_OPTIONS."""
         others = list(distractors)[: max(1, N_OPTIONS - len(answers))]
-        options = tuple(tuple(int(n) for n in model.tokenizer.encode(f" {each}")) for each in (*answers, *others))
+        options = tuple(tuple(encode(model, f" {each}")) for each in (*answers, *others))
         return Prompt(
             tokens=tuple(tokens),
             max_tokens=max_tokens if self.generate else 0,

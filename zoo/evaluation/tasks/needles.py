@@ -23,7 +23,9 @@ class Needle(WithHaystack):
     n_queries: ClassVar[int] = 1
     needles_only: ClassVar[bool] = False  # the haystack is made of needles
 
-    haystack: Literal["noise", "text", "needles"] = Field("noise", description="The filler; text: prose.")
+    haystack: Literal["noise", "text", "needles"] = Field(  # type: ignore[assignment] # one more than other tasks have
+        "noise", description="The filler; text: prose."
+    )
     keys: Kind = Field("words", description="What the keys are.")
     values: Kind = Field("numbers", description="What the values are.")
     depths: int = Field(DEPTHS, ge=1, description="Even steps at which the first needle stands, from 0 to 1.")
@@ -116,16 +118,23 @@ class NiahSingle1(Needle):
     task: Literal["niah_single_1"] = "niah_single_1"
 
 
-class NiahSingle2(Needle):
+class _InProse(Needle):
+    haystack: Literal["noise", "text", "needles"] = Field("text", description="The filler; text: prose.")
+
+
+class _AmongNeedles(Needle):
+    needles_only: ClassVar[bool] = True
+
+
+class NiahSingle2(_InProse):
     """One needle with a number, in prose."""
 
     title: ClassVar[str] = "Single needle 2"
     measures: ClassVar[str] = "retrieval of a number from prose"
     task: Literal["niah_single_2"] = "niah_single_2"
-    haystack: Literal["noise", "text", "needles"] = Field("text", description="The filler; text: prose.")
 
 
-class NiahSingle3(NiahSingle2):
+class NiahSingle3(_InProse):
     """One needle with a UUID, in prose."""
 
     title: ClassVar[str] = "Single needle 3"
@@ -134,7 +143,7 @@ class NiahSingle3(NiahSingle2):
     values: Kind = Field("uuids", description="What the values are.")
 
 
-class NiahMultiKey1(NiahSingle2):
+class NiahMultiKey1(_InProse):
     """Four needles with different keys in prose; one is asked for."""
 
     title: ClassVar[str] = "Multi-key needle 1"
@@ -143,16 +152,15 @@ class NiahMultiKey1(NiahSingle2):
     task: Literal["niah_multikey_1"] = "niah_multikey_1"
 
 
-class NiahMultiKey2(Needle):
+class NiahMultiKey2(_AmongNeedles):
     """One needle among as many others as fit."""
 
     title: ClassVar[str] = "Multi-key needle 2"
     measures: ClassVar[str] = "retrieval by key, where the whole text is needles"
-    needles_only: ClassVar[bool] = True
     task: Literal["niah_multikey_2"] = "niah_multikey_2"
 
 
-class NiahMultiKey3(NiahMultiKey2):
+class NiahMultiKey3(_AmongNeedles):
     """One needle among as many others as fit, keys and values UUIDs."""
 
     title: ClassVar[str] = "Multi-key needle 3"
@@ -162,7 +170,7 @@ class NiahMultiKey3(NiahMultiKey2):
     values: Kind = Field("uuids", description="What the values are.")
 
 
-class NiahMultiValue(NiahSingle2):
+class NiahMultiValue(_InProse):
     """Four needles with one key; all four values are asked for."""
 
     title: ClassVar[str] = "Multi-value needle"
@@ -171,7 +179,7 @@ class NiahMultiValue(NiahSingle2):
     task: Literal["niah_multivalue"] = "niah_multivalue"
 
 
-class NiahMultiQuery(NiahSingle2):
+class NiahMultiQuery(_InProse):
     """Four needles with different keys; all four are asked for."""
 
     title: ClassVar[str] = "Multi-query needle"

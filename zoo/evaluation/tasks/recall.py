@@ -94,15 +94,12 @@ class _Recall(Task):
         return {"accuracy": float(np.mean([1 / example.facets["vocab_size"] for example in examples]))}
 
 
-class Mqar(_Recall):
-    """Multi-query associative recall (zoology): pairs of key and value, then each key once more as a query."""
+class _Pairs(_Recall):
+    """Pairs of key and value, then each key once more as a query."""
 
-    title: ClassVar[str] = "Multi-query associative recall"
-    measures: ClassVar[str] = "recall of a value by its key, by number of pairs and by distance"
     papers: ClassVar[tuple[str, ...]] = ("arXiv 2312.04927",)
     facets: ClassVar[tuple[str, ...]] = ("length", "pairs", "distance")
 
-    task: Literal["mqar"] = "mqar"
     pairs: tuple[int, ...] | None = Field(
         None, description="Key-value pairs, one set of rows for each. Default: as trained, else 4, 8, 16 ... that fit."
     )
@@ -128,7 +125,16 @@ class Mqar(_Recall):
         return np.array([place - where[int(example.labels[place])] for place in places])
 
 
-class CompositionalMqar(Mqar):
+class Mqar(_Pairs):
+    """Multi-query associative recall (zoology): pairs of key and value, then each key once more as a query."""
+
+    title: ClassVar[str] = "Multi-query associative recall"
+    measures: ClassVar[str] = "recall of a value by its key, by number of pairs and by distance"
+
+    task: Literal["mqar"] = "mqar"
+
+
+class CompositionalMqar(_Pairs):
     """MQAR with keys of two tokens, neither of which alone determines the value."""
 
     title: ClassVar[str] = "Compositional associative recall"
@@ -137,7 +143,7 @@ class CompositionalMqar(Mqar):
     task: Literal["compositional_mqar"] = "compositional_mqar"
 
 
-class ForgettingMqar(Mqar):
+class ForgettingMqar(_Pairs):
     """MQAR with half of the keys written twice: the last value is right."""
 
     title: ClassVar[str] = "Associative recall with overwriting"

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt
 
-.PHONY: quickstart test slow lint check docs clean
+.PHONY: quickstart test slow lint types coverage check docs clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.zoo
@@ -19,8 +19,17 @@ slow: .venv/.dev
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
-check: lint test
+# 30 s of one core the first time, a few seconds from then on.
+types: .venv/.dev
+	$(BIN)/mypy
+
+# How much of zoo, blocks and kernels `make test` runs, with the floor of pyproject.toml; twice as slow as `make test`.
+coverage: .venv/.dev
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not long and not slow" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+check: lint types test
 
 # The site into site/, a warning is an error; and the tests that need MkDocs.
 docs: .venv/.docs

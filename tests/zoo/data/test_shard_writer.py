@@ -1,11 +1,14 @@
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from streaming import MDSWriter
+from streaming.base.format.mds.encodings import is_mds_encoding
 
 from zoo.data import shard_writer
+from zoo.data.mds_index import ENCODINGS, NUMBERS
 from zoo.data.shard_writer import ShardWriter
 
 
@@ -53,15 +56,25 @@ def test_an_array_of_another_kind_is_refused(tmp_path, values):
         ShardWriter(tmp_path / "a", {"tokens": "ndarray:uint16"}).write({"tokens": values})
 
 
-def test_preparing_text_imports_neither_torch_nor_streaming(tmp_path):
+def test_the_prepare_command_imports_neither_torch_nor_streaming(tmp_path):
     (tmp_path / "a.txt").write_text("some words " * 100)
+    recipe = {
+        "name": "r",
+        "model": {"d_model": 16, "vocab_size": 300, "max_seq_len": 32, "ffn": {"kind": "swiglu", "d_ff": 32},
+                  "blocks": {"full": {"kind": "full", "n_heads": 2}}, "layers": "full"},
+        "data": {"source": {"kind": "text", "paths": ["a.txt"]}, "tokenizer": {"kind": "bpe", "vocab_size": 300},
+                 "validation_fraction": 0, "cache_dir": "cache"},
+        "train": {"duration": "1ba", "batch_size": 1},
+    }  # fmt: skip
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
     code = (
-        "import sys; from zoo.data import prepare; from zoo.data.config import DataConfig\n"
-        "source = {'kind': 'text', 'paths': [sys.argv[1] + '/a.txt']}\n"
-        "tokenizer = {'kind': 'bpe', 'vocab_size': 300}\n"
-        "data = {'source': source, 'tokenizer': tokenizer, 'validation_fraction': 0}\n"
-        "settings = {'max_seq_len': 32, 'vocab_size': 300, 'seed': 1, 'cache_dir': sys.argv[1] + '/cache'}\n"
-        "prepare(DataConfig.model_validate(data), **settings)\n"
-        "assert not {'torch', 'streaming'} & set(sys.modules)\n"
+        "import sys; from zoo.cli import run\n"
+        "assert run(['data', 'prepare', 'r.yaml']) == 0\n"
+        "assert not {'torch', 'streaming', 'transformers'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("encoding", [*ENCODINGS, *(f"ndarray:{kind}" for kind in NUMBERS)])
+def test_what_is_known_without_streaming_is_known_to_it(encoding):
+    assert is_mds_encoding(encoding)

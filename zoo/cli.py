@@ -16,6 +16,7 @@ import typer
 
 import zoo
 from zoo import folder_commands
+from zoo.address_space import watch_imports
 from zoo.bench import commands as bench
 from zoo.docs import commands as docs
 from zoo.errors import Problem, RecipeError, ZooError
@@ -483,6 +484,13 @@ def run(arguments: list[str] | None = None) -> int:
         with contextlib.suppress(OSError, ValueError):  # what was not written would fail once more when Python ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError
+        from zoo.training.failures import out_of_memory
+
+        if (told := out_of_memory(error)) is None:
+            raise
+        _tell(told)
+        return 1
     return 0
 
 
@@ -493,6 +501,7 @@ def _tell(message: str) -> None:
 def main() -> None:
     """The `zoo` command."""
     tolerate_encoding()
+    watch_imports()
     code = run()
     for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # what was to be done is done; its exit code must stay
         if hasattr(signal, name):

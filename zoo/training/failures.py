@@ -6,9 +6,9 @@ The errors of torch, gloo, Streaming and the operating system for these have no 
 import errno
 import os
 import re
-import resource
 import shutil
 
+from zoo import address_space
 from zoo.data.stale import SHARED_MEMORY
 
 HEADROOM_BYTES = 256 << 20  # a tiny model trains in it; with 80 MB left the process was aborted
@@ -35,10 +35,10 @@ def explain(error: BaseException) -> str | None:
         return _killed_reader(killed[1].strip(), killed[2])
     if _SHARED.search(text) and (number == errno.ENOSPC or "No space left" in text or "unable to" in text):
         return f"{_first_line(text)}; {_shared_memory()}"
-    if isinstance(error, ImportError) and (limit := _address_space()) is not None:
+    if isinstance(error, ImportError) and (limit := address_space.limit()) is not None:
         return (
-            f"{_first_line(str(error))}; this shell limits the address space of a process to {limit / 1e9:,.1f} GB, "
-            "and PyTorch alone takes 2 to 4: raise it (ulimit -v unlimited)"
+            f"{_first_line(str(error))}; this shell limits the address space of a process to {limit / 1e9:,.1f} GB: "
+            "raise the limit (ulimit -v unlimited)"
         )
     if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY.search(text):
         return (
@@ -101,11 +101,9 @@ def check_headroom() -> None:
 
     Libraries written in Rust abort the process at the next allocation.
     """
-    limit = _address_space()
-    if limit is None or not os.path.exists("/proc/self/statm"):
+    limit, taken = address_space.limit(), address_space.taken()
+    if limit is None or taken is None:
         return
-    with open("/proc/self/statm") as file:
-        taken = int(file.read().split()[0]) * resource.getpagesize()
     if limit - taken < HEADROOM_BYTES:
         raise MemoryError(
             f"PyTorch and the engine take {taken / 1e9:,.1f} GB of address space, and this shell allows a process "
@@ -113,10 +111,12 @@ def check_headroom() -> None:
         )
 
 
-def _address_space() -> int | None:
-    """The limit in bytes, None if there is none."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return None if limit == resource.RLIM_INFINITY else limit
+def out_of_memory(error: BaseException) -> str | None:
+    """One line about an error that says that memory ran out; None for any other error."""
+    text = _text(error)
+    if not isinstance(error, MemoryError) and not _MEMORY.search(text):
+        return None
+    return f"out of memory: {_first_line(text) or type(error).__name__}; give fewer or shorter rows, or a smaller model"
 
 
 def _text(error: BaseException | None) -> str:

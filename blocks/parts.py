@@ -38,8 +38,8 @@ class Queries(NamedTuple):
         if temperature is None:
             return self
         factor = context.query_factor(temperature, self.q.dtype)
-        grown = [None if x is None else (x * factor).to(x.dtype) for x in (self.q, self.rope)]
-        return self._replace(q=grown[0], rope=grown[1])
+        rope = None if self.rope is None else (self.rope * factor).to(self.rope.dtype)
+        return self._replace(q=(self.q * factor).to(self.q.dtype), rope=rope)
 
     def to(self, dtype: torch.dtype) -> "Queries":
         return self._replace(q=self.q.to(dtype), rope=None if self.rope is None else self.rope.to(dtype))

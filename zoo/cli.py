@@ -467,7 +467,7 @@ def run(arguments: list[str] | None = None) -> int:
         app(arguments, prog_name="zoo")
     except ZooError as error:
         _tell(str(error))
-        if getattr(error, "of_keys", False):
+        if isinstance(error, RecipeError) and error.of_keys:
             from zoo.recipe_keys import hint
 
             if found := hint(error.problems):

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from zoo.blocks.about import About, Paper
 from zoo.blocks.checked import Count, Flag, Problem
-from zoo.blocks.linear.config import KeyDim, LinearConfig, LinearFields, ValueDim, head_problems, share
+from zoo.blocks.linear.config import KeyDim, LinearConfig, LinearFields, ValueDim, head_problems, known, share
 
 
 class GatedDeltaNetConfig(LinearFields, LinearConfig):
@@ -81,12 +81,12 @@ $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \operatorname{silu}(W_G\, x_t)]$
 
     @property
     def key_dim(self) -> int:
-        return self.head_dim
+        return known(self.head_dim)
 
     def rows(self) -> dict[str, int]:
-        keys, values = self.n_key_heads * self.head_dim, self.n_heads * self.v_head_dim
+        keys, values = known(self.n_key_heads) * known(self.head_dim), self.n_heads * known(self.v_head_dim)
         of_head = {"beta": self.n_heads, "decay": self.n_heads}
         return {"query": keys, "key": keys, "value": values, "gate": values, **of_head}
 
     def vectors(self) -> dict[str, int]:
-        return {"rates": 2 * self.n_heads, "norm": self.v_head_dim}
+        return {"rates": 2 * self.n_heads, "norm": known(self.v_head_dim)}

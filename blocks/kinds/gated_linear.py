@@ -6,7 +6,7 @@ from pydantic import Field
 
 from zoo.blocks.about import About, Paper
 from zoo.blocks.checked import Count, Positive, Problem, Size
-from zoo.blocks.linear.config import ConvSize, LinearConfig, LinearFields, head_problems, share
+from zoo.blocks.linear.config import ConvSize, LinearConfig, LinearFields, head_problems, known, share
 
 
 class GatedLinearConfig(LinearFields, LinearConfig):
@@ -76,14 +76,14 @@ is $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \operatorname{silu}(W_R\, x_t
 
     @property
     def key_dim(self) -> int:
-        return self.head_dim
+        return known(self.head_dim)
 
     def rows(self) -> dict[str, int]:
-        keys, values = self.n_heads * self.head_dim, self.n_heads * self.v_head_dim
+        keys, values = self.n_heads * known(self.head_dim), self.n_heads * known(self.v_head_dim)
         return {"query": keys, "key": keys, "value": values, "gate": values, "decay_latent": self.decay_rank}
 
     def maps(self) -> dict[str, tuple[int, int]]:
-        return {"decay": (self.decay_rank, self.n_heads * self.head_dim)}
+        return {"decay": (self.decay_rank, self.n_heads * known(self.head_dim))}
 
     def vectors(self) -> dict[str, int]:
-        return {"rates": self.n_heads * self.head_dim, "norm": self.v_head_dim}
+        return {"rates": self.n_heads * known(self.head_dim), "norm": known(self.v_head_dim)}

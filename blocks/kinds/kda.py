@@ -6,7 +6,7 @@ from pydantic import Field
 
 from zoo.blocks.about import About, Paper
 from zoo.blocks.checked import Count, Problem, Size
-from zoo.blocks.linear.config import KeyDim, LinearConfig, LinearFields, ValueDim, head_problems, share
+from zoo.blocks.linear.config import KeyDim, LinearConfig, LinearFields, ValueDim, head_problems, known, share
 
 
 class KDAConfig(LinearFields, LinearConfig):
@@ -78,16 +78,16 @@ $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \sigma(W_{G2} W_{G1}\, x_t)]$, t
 
     @property
     def key_dim(self) -> int:
-        return self.head_dim
+        return known(self.head_dim)
 
     def rows(self) -> dict[str, int]:
-        keys, values = self.n_heads * self.head_dim, self.n_heads * self.v_head_dim
-        latents = {"decay_latent": self.decay_rank, "gate_latent": self.gate_rank}
+        keys, values = self.n_heads * known(self.head_dim), self.n_heads * known(self.v_head_dim)
+        latents = {"decay_latent": known(self.decay_rank), "gate_latent": known(self.gate_rank)}
         return {"query": keys, "key": keys, "value": values, "beta": self.n_heads, **latents}
 
     def maps(self) -> dict[str, tuple[int, int]]:
-        keys, values = self.n_heads * self.head_dim, self.n_heads * self.v_head_dim
-        return {"decay": (self.decay_rank, keys), "gate": (self.gate_rank, values)}
+        keys, values = self.n_heads * known(self.head_dim), self.n_heads * known(self.v_head_dim)
+        return {"decay": (known(self.decay_rank), keys), "gate": (known(self.gate_rank), values)}
 
     def vectors(self) -> dict[str, int]:
-        return {"rates": self.n_heads * self.head_dim + self.n_heads, "norm": self.v_head_dim}
+        return {"rates": self.n_heads * known(self.head_dim) + self.n_heads, "norm": known(self.v_head_dim)}

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from zoo.blocks.about import About, Paper
 from zoo.blocks.checked import Count, Problem, Size
-from zoo.blocks.linear.config import LinearConfig, LinearFields
+from zoo.blocks.linear.config import LinearConfig, LinearFields, known
 
 
 class Mamba2Config(LinearFields, LinearConfig):
@@ -83,8 +83,12 @@ $y_t = W_O \operatorname{RMSNorm}(o_t \odot \operatorname{silu}(W_Z\, u_t))$, th
         return True
 
     def rows(self) -> dict[str, int]:
-        keys, values = self.n_groups * self.state_dim, self.n_heads * self.v_head_dim
-        return {"query": keys, "key": keys, "value": values, "gate": values, "decay": self.n_heads}
+        keys, values = self.n_groups * self.state_dim, known(self.n_heads) * self.v_head_dim
+        return {"query": keys, "key": keys, "value": values, "gate": values, "decay": known(self.n_heads)}
 
     def vectors(self) -> dict[str, int]:
-        return {"rates": 2 * self.n_heads, "skip": self.n_heads, "norm": self.n_heads * self.v_head_dim}
+        return {
+            "rates": 2 * known(self.n_heads),
+            "skip": known(self.n_heads),
+            "norm": known(self.n_heads) * self.v_head_dim,
+        }

@@ -4,7 +4,7 @@ Legend of the shape suffixes: blocks/base.py; here D is the width of a key, V th
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ class LinearMixer(nn.Module):
 
     def __init__(self, mixer: ResolvedLinear):
         super().__init__()
-        config = mixer.config
+        config: Any = mixer.config  # of the kind, which has fields of its own
         self.mixer, self.config = mixer, config
         self.widths = config.rows()
         self.input = linear(mixer.d_model, sum(self.widths.values()))
@@ -69,20 +69,20 @@ class LinearMixer(nn.Module):
             found = f"{x_BTC.shape[1]}, the context is for {context.positions_BT.shape[1]}"
             raise ValueError(f"{self.config.kind}: x must have as many tokens as the context; found {found}")
         whole = self.input(x_BTC)
-        state, tail = (None, None) if cache is None else cache.before(context)
+        state, tail = (None, None) if cache is None else cache.before(cast(Step, context))
         if self.conv_weight is not None:
             mixed, rest = whole.split([self.mixer.conv_channels, whole.shape[-1] - self.mixer.conv_channels], -1)
             options = {"documents": context.documents, "tail_BNC": tail}
             convolved = short_convolution(mixed, self.conv_weight, self.conv_bias, **options)
             if cache is not None:
-                cache.keep_tail(mixed, context)
+                cache.keep_tail(mixed, cast(Step, context))
             parts = convolved.split(list(self.widths.values())[:3], -1) + rest.split(list(self.widths.values())[3:], -1)
         else:
             parts = whole.split(list(self.widths.values()), -1)
         made = dict(zip(self.widths, parts, strict=True))
         taken = self.taken(made)
         if cache is not None:
-            taken = _without_padding(taken, context)
+            taken = _without_padding(taken, cast(Step, context))
         o_BTHV, state = linear_attention(
             *taken[:4],
             beta_BTH=taken.beta_BTH,
@@ -94,6 +94,10 @@ class LinearMixer(nn.Module):
         if cache is not None:
             cache.keep_state(state)
         return self.output(self.read(o_BTHV, made))
+
+    def map(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """One of the maps of the config's `maps`, by name."""
+        return getattr(self, name)(x)
 
     def new_cache(self, batch: int, max_len: int, device=None, dtype=None) -> StateCache:
         """An empty cache for `batch` rows; by default of torch's device and dtype. max_len makes no difference."""

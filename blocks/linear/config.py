@@ -6,7 +6,7 @@ residual stream. A kind states its fields, the rows of `input`, and the module t
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -21,6 +21,12 @@ SOLVED = 64  # of each token and head, the row of the triangular system that the
 KeyDim = Annotated[Size | None, Field(description="Channels of a query or key head. Default: d_model / n_heads.")]
 ValueDim = Annotated[Size | None, Field(description="Channels of a value head. Default: head_dim.")]
 ConvSize = Annotated[int, Field(strict=True, ge=0, le=16)]
+
+
+def known(value: int | None) -> int:
+    """A field with a derived default, of a complete config."""
+    assert value is not None, "the config is complete"
+    return value
 
 
 class LinearFields(Checked):
@@ -40,6 +46,11 @@ class LinearConfig(BlockConfig):
     title: ClassVar[str]  # in tables
     delta: ClassVar[bool]  # whether a key's old value is taken out of the state
     by_channel: ClassVar[bool]  # whether each channel of a key decays at its own rate
+
+    if TYPE_CHECKING:  # fields of every kind, some derived
+        conv_size: int
+        n_heads: Any
+        v_head_dim: Any
 
     def filled(self, d_model: int | None) -> dict[str, Any]:
         """The fields that have a derived default, each with its value; None where d_model is needed and not known."""

@@ -19,7 +19,7 @@ class GatedDeltaNet(LinearMixer):
 
     def __init__(self, mixer: ResolvedLinear):
         super().__init__(mixer)
-        config = mixer.config
+        config = self.config
         self.decay_log_rate = nn.Parameter(torch.zeros(config.n_heads))
         self.decay_bias = nn.Parameter(torch.zeros(config.n_heads))
         self.norm = RMSNorm(config.v_head_dim, config.norm_eps)

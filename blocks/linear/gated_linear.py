@@ -14,7 +14,7 @@ class GatedLinear(LinearMixer):
 
     def __init__(self, mixer: ResolvedLinear):
         super().__init__(mixer)
-        config = mixer.config
+        config = self.config
         self.decay_bias = torch.nn.Parameter(torch.zeros(config.n_heads * config.key_dim))
         self.norm = RMSNorm(config.v_head_dim, config.norm_eps)
 
@@ -22,7 +22,7 @@ class GatedLinear(LinearMixer):
         config = self.config
         q, k = (made[name].unflatten(-1, (-1, config.key_dim)) for name in ("query", "key"))
         v = made["value"].unflatten(-1, (-1, config.v_head_dim))
-        logits = wide(self.decay(made["decay_latent"])) + self.decay_bias
+        logits = wide(self.map("decay", made["decay_latent"])) + self.decay_bias
         decay = F.logsigmoid(logits).unflatten(-1, (-1, config.key_dim)) / config.decay_temperature
         return Taken(q, k, v, decay, None, config.key_dim**-0.5)
 

@@ -19,7 +19,7 @@ class KimiDelta(LinearMixer):
 
     def __init__(self, mixer: ResolvedLinear):
         super().__init__(mixer)
-        config = mixer.config
+        config = self.config
         self.decay_log_rate = nn.Parameter(torch.zeros(config.n_heads))
         self.decay_bias = nn.Parameter(torch.zeros(config.n_heads * config.key_dim))
         self.norm = RMSNorm(config.v_head_dim, config.norm_eps)
@@ -28,12 +28,12 @@ class KimiDelta(LinearMixer):
         config = self.config
         q, k = (unit_length(made[name].unflatten(-1, (-1, config.key_dim))) for name in ("query", "key"))
         v = made["value"].unflatten(-1, (-1, config.v_head_dim))
-        steps = F.softplus(wide(self.decay(made["decay_latent"])) + self.decay_bias)
+        steps = F.softplus(wide(self.map("decay", made["decay_latent"])) + self.decay_bias)
         decay = -wide(self.decay_log_rate).exp()[:, None] * steps.unflatten(-1, (-1, config.key_dim))
         return Taken(q, k, v, decay, wide(made["beta"]).sigmoid(), config.key_dim**-0.5)
 
     def read(self, o_BTHV: torch.Tensor, made: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.norm(o_BTHV).flatten(-2) * self.gate(made["gate_latent"]).sigmoid()
+        return self.norm(o_BTHV).flatten(-2) * self.map("gate", made["gate_latent"]).sigmoid()
 
     def draw_decays(self, generator: torch.Generator) -> None:
         draw_rates(self.decay_log_rate, generator)

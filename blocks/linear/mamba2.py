@@ -19,7 +19,7 @@ class Mamba2(LinearMixer):
 
     def __init__(self, mixer: ResolvedLinear):
         super().__init__(mixer)
-        config = mixer.config
+        config = self.config
         groups = config.n_groups
         self.decay_log_rate = nn.Parameter(torch.zeros(config.n_heads))
         self.decay_bias = nn.Parameter(torch.zeros(config.n_heads))

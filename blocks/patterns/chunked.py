@@ -1,6 +1,7 @@
 """The keys of the query's own chunk, as full attention in shorter rows, or in shorter documents."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ class ChunkedPattern(nn.Module):
         """o [B, hi - lo, H, V] of the tokens lo .. hi - 1, which are whole chunks, or part of one."""
         width = min(self.chunk, hi - lo)
 
-        def cut(x: torch.Tensor | None) -> torch.Tensor | None:
+        def cut(x: Any) -> Any:
             return None if x is None else x[:, lo:hi].unflatten(1, (-1, width)).flatten(0, 1)
 
         cut_queries = queries._replace(q=cut(queries.q), rope=cut(queries.rope))

@@ -52,7 +52,7 @@ def linear_attention(
     if heads % found["K"]:
         raise ValueError(f"linear_attention: value heads must be a multiple of key heads; found {heads}, {found['K']}.")
     by_head = (batch, seq_len, heads)
-    shapes = {
+    shapes: dict[str, tuple[torch.Tensor | None, list[tuple[int, ...]]]] = {
         "log_decay": (log_decay, [by_head, (*by_head, width)]),
         "beta_BTH": (beta_BTH, [by_head]),
         "state_BHDV": (state_BHDV, [(batch, heads, width, found["V"])]),

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import warnings
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ def linear_attention(
     """`zoo.kernels.linear_attention`. A single token is a few products, which need no chunks."""
     (batch, seq_len, heads, _), width = v_BTHV.shape, q_BTKD.shape[-1]
     if seq_len == 1:
-        options = {"beta_BTH": beta_BTH, "scale": scale, "documents": documents}
+        options: dict[str, Any] = {"beta_BTH": beta_BTH, "scale": scale, "documents": documents}
         options |= {"state_BHDV": state_BHDV, "keep_state": keep_state}
         return reference.linear_attention(q_BTKD, k_BTKD, v_BTHV, log_decay, **options)
     copies = heads // q_BTKD.shape[2]

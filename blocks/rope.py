@@ -64,7 +64,7 @@ def llama3_frequencies(scaling: Llama3Scaling, wavelengths: torch.Tensor, theta:
     tokens = 2 * math.pi / frequencies  # of one turn
     turns = scaling.original_max_position_embeddings / tokens  # within the original context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = (turns - low) / (high - low)
+    kept = (turns - low) / (high - low or 1.0)  # equal in Llama 4 Scout, where nothing lies between
     slow = frequencies / scaling.factor
     blended = (1 - kept) * slow + kept * frequencies
     longest, shortest = (scaling.original_max_position_embeddings / factor for factor in (low, high))

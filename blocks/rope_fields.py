@@ -98,8 +98,8 @@ class Llama3Scaling(Checked):
 
     def problems(self, d_model: int | None = None) -> list[Problem]:
         found = super().problems(d_model)
-        if self.high_freq_factor <= self.low_freq_factor:
-            why = f"must be above low_freq_factor ({self.low_freq_factor:g}); found {self.high_freq_factor:g}"
+        if self.high_freq_factor < self.low_freq_factor:
+            why = f"must not be below low_freq_factor ({self.low_freq_factor:g}); found {self.high_freq_factor:g}"
             found.append((("high_freq_factor",), why))
         return found
 

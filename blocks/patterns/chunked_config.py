@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import BLOCKWISE, About
-from zoo.blocks.cost import BF16, everything_from, lowest, window_pairs
+from zoo.blocks.cost import BF16, window_pairs
 from zoo.blocks.fields import ChunkFields
 from zoo.blocks.patterns.base import SCORE_OPTIONS, PatternConfig
 
@@ -42,12 +42,20 @@ $S_t = \{\, m \lfloor t / m \rfloor, \dots, t \,\}$.
         return "sum(t % chunk + 1 for t in range(seq_len))"
 
     def reach(self, known: int, seq_len: int) -> int:
-        """In each chunk, every position from the first known one on."""
-        size, found = self.chunk, 0
-        for start in range(lowest(known) // size * size, seq_len, size):
-            if inside := known >> start & ((1 << size) - 1):
-                found |= everything_from(start + lowest(inside), min(seq_len, start + size))
+        """In each chunk, every position from the first known one on: bits move up, never across the end of a chunk."""
+        found, done, most = known, 1, min(self.chunk, seq_len)
+        while done < most:
+            found |= found << done & self._after(done, seq_len)
+            done *= 2
         return found
+
+    def _after(self, tokens: int, seq_len: int) -> int:
+        """Bits of the positions that have so many tokens of their chunk before them."""
+        bits, width = (1 << self.chunk) - (1 << tokens), self.chunk
+        while width < seq_len:
+            bits |= bits << width
+            width *= 2
+        return bits & ((1 << seq_len) - 1)
 
     @property
     def span(self) -> int:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from zoo.docs import benchmarks, commands_page, keys_page, python_page
+from zoo.docs import benchmarks, commands_page, keys_page, models_page, python_page
 from zoo.docs.families import FOLDER as PARTS
 from zoo.docs.families import family_pages
 from zoo.docs.kinds import FOLDER as BLOCKS
@@ -21,6 +21,7 @@ REFERENCE = f"""
   [optimisers]({PARTS}/optimizers.md), [schedules]({PARTS}/schedules.md), [sources]({PARTS}/sources.md),
   [tokenizers]({PARTS}/tokenizers.md) and [loggers]({PARTS}/loggers.md): what else a recipe chooses from
 - [Recipes]({RECIPES}/index.md): layers and numbers of each recipe that ships
+- [Published models]({models_page.PATH}): the layers of Llama, Gemma, DeepSeek-V3 and others, as recipes
 - [Commands]({commands_page.PATH}) and [Python]({python_page.PATH})
 - [Benchmarks]({benchmarks.PATH})
 """  # for the home page, which on its own has no such pages to link to
@@ -44,6 +45,7 @@ def generated(root: Path) -> dict[str, str]:
         **kind_maps(),
         **family_pages(),
         **recipe_pages(root),
+        models_page.PATH: models_page.models_page(root),
         keys_page.PATH: keys_page.keys_page(),
         commands_page.PATH: commands_page.commands_page(),
         python_page.PATH: python_page.python_page(),

@@ -1,0 +1,149 @@
+"""recipes/models/: each recipe has the parameters of transformers' model, and is what `zoo import` makes of its config.
+
+The numbers are those of the published config.json files; models are built on the meta device, without memory.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from zoo.cost import model_cost
+from zoo.docs.models_page import comment, models_page
+from zoo.interop.architecture import facts, read_config
+from zoo.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes" / "models"
+LLAMA3 = {"rope_type": "llama3", "original_max_position_embeddings": 8192}
+GEMMA = {"head_dim": 256, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh"}
+EXPERTS = {"n_routed_experts": 256, "num_experts_per_tok": 8, "n_shared_experts": 1, "moe_intermediate_size": 2048}
+
+
+def sizes(width: int, d_ff: int, layers: int, heads: int, kv_heads: int, vocab: int, context: int, **more) -> dict:
+    """The keys that every config.json has."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": d_ff,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "max_position_embeddings": context,
+        **more,
+    }
+
+
+# By recipe: the class of transformers, its config class where that is another name, and the published keys.
+PUBLISHED = {
+    "llama31_8b": ("Llama", sizes(
+        4096, 14336, 32, 32, 8, 128256, 131072, rms_norm_eps=1e-5, rope_theta=500000.0,
+        rope_scaling={**LLAMA3, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    )),
+    "mistral_7b": ("Mistral", sizes(
+        4096, 14336, 32, 32, 8, 32000, 32768, rms_norm_eps=1e-5, rope_theta=10000.0, sliding_window=4096,
+    )),
+    "qwen2_7b": ("Qwen2", sizes(
+        3584, 18944, 28, 28, 4, 152064, 131072, rms_norm_eps=1e-6, rope_theta=1000000.0, use_sliding_window=False,
+        sliding_window=131072, max_window_layers=28,
+    )),
+    "qwen3_8b": ("Qwen3", sizes(
+        4096, 12288, 36, 32, 8, 151936, 40960, rms_norm_eps=1e-6, rope_theta=1000000.0, head_dim=128,
+        attention_bias=False, use_sliding_window=False, sliding_window=None, max_window_layers=36,
+    )),
+    "gemma2_9b": ("Gemma2", sizes(
+        3584, 14336, 42, 16, 8, 256000, 8192, **GEMMA, rope_theta=10000.0, sliding_window=4096,
+        attn_logit_softcapping=50.0, final_logit_softcapping=30.0,
+    )),
+    "gemma3_4b": ("Gemma3", sizes(
+        2560, 10240, 34, 8, 4, 262208, 131072, **GEMMA, rope_theta=1000000.0, rope_local_base_freq=10000.0,
+        rope_scaling={"rope_type": "linear", "factor": 8.0}, sliding_window=1024, sliding_window_pattern=6,
+    )),
+    "olmo3_7b": ("Olmo3", sizes(
+        4096, 11008, 32, 32, 32, 100278, 65536, rms_norm_eps=1e-6, rope_theta=500000.0, sliding_window=4096,
+        rope_scaling={"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192, "beta_fast": 32.0,
+                      "beta_slow": 1.0},
+    )),
+    "smollm3_3b": ("SmolLM3", sizes(
+        2048, 11008, 36, 16, 4, 128256, 65536, rms_norm_eps=1e-6, rope_theta=5000000.0, no_rope_layer_interval=4,
+        no_rope_layers=[1, 1, 1, 0] * 9, use_sliding_window=False, sliding_window=None, tie_word_embeddings=True,
+    )),
+    "command_r7b": ("Cohere2", sizes(
+        4096, 14336, 32, 32, 8, 256000, 132096, layer_norm_eps=1e-5, rope_theta=50000.0, head_dim=128,
+        sliding_window=4096, sliding_window_pattern=4, logit_scale=0.25,
+    )),
+    "deepseek_v3": ("DeepseekV3", sizes(
+        7168, 18432, 61, 128, 128, 129280, 163840, **EXPERTS, rms_norm_eps=1e-6, rope_theta=10000.0,
+        kv_lora_rank=512, q_lora_rank=1536, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
+        first_k_dense_replace=3, n_group=8, topk_group=4, routed_scaling_factor=2.5, norm_topk_prob=True,
+        rope_scaling={"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096, "beta_fast": 32.0,
+                      "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+    )),
+    "llama4_scout": ("Llama4", sizes(
+        5120, 8192, 48, 40, 8, 202048, 10485760, rms_norm_eps=1e-5, rope_theta=500000.0, head_dim=128,
+        intermediate_size_mlp=16384, num_local_experts=16, num_experts_per_tok=1, interleave_moe_layer_step=1,
+        attention_chunk_size=8192, use_qk_norm=True, attn_temperature_tuning=True, floor_scale=8192, attn_scale=0.1,
+        rope_scaling={**LLAMA3, "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0},
+    )),
+}  # fmt: skip
+CONFIGS = {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}
+NOT_IMPORTED = {"llama4_scout"}  # models that zoo import does not read
+
+
+def config_of(name: str, **changes):
+    family, keys = PUBLISHED[name]
+    return getattr(transformers, CONFIGS.get(family, f"{family}Config"))(**{**keys, **changes})
+
+
+def parameters(name: str, **changes) -> int:
+    """Of transformers' model with the published numbers; tied weights count once."""
+    with torch.device("meta"):
+        model = getattr(transformers, f"{PUBLISHED[name][0]}ForCausalLM")(config_of(name, **changes))
+    model.tie_weights()
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def published_parameters(name: str) -> int:
+    """DeepSeek-V3 has 44,544 modules of experts: two small models say what a dense layer and one of experts have."""
+    if name != "deepseek_v3":
+        return parameters(name)
+    one, two, mixed = (
+        parameters(name, num_hidden_layers=layers, first_k_dense_replace=dense)
+        for layers, dense in ((1, 1), (2, 2), (2, 1))
+    )
+    return one + 2 * (two - one) + 58 * (mixed - one)
+
+
+def test_every_recipe_is_tested():
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_parameters_are_those_of_the_published_model(name):
+    model = load_recipe(RECIPES / f"{name}.yaml").model
+    assert model_cost(model, 1).parameters["total"] == published_parameters(name)
+
+
+@pytest.mark.parametrize("name", sorted(set(PUBLISHED) - NOT_IMPORTED))
+def test_the_recipe_is_what_an_import_makes_of_the_config(name):
+    written = config_of(name).to_dict()
+    _, imported = read_config(written, "config.json")
+    assert facts(load_recipe(RECIPES / f"{name}.yaml").model) == facts(imported)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_its_first_lines_say_what_is_missing(name):
+    path = RECIPES / f"{name}.yaml"
+    assert "Architecture only. " in comment(path)
+    assert "Nothing is missing." in comment(path) or "Missing: " in comment(path)
+    assert load_recipe(path).name == name
+
+
+def test_the_gallery_shows_every_model():
+    page = models_page(ROOT)
+    for name in PUBLISHED:
+        assert f"| [`{name}`]({name}.md) | `" in page
+        assert f"\n## {name}\n" in page
+    assert "| `local*5 global ... cut` | 3.88B | 3.88B |" in page
+    assert "| `mla*61` | 671.0B | 37.55B |" in page

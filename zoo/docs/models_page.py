@@ -1,0 +1,50 @@
+"""The gallery of published models: the layers of each recipe in recipes/models/, and what a recipe lacks. No torch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from zoo.cost import model_cost
+from zoo.docs.recipes import FOLDER, page_of
+from zoo.docs.strip import strip
+from zoo.recipe import Recipe, load_recipe
+from zoo.report.rows import binary, decimal
+from zoo.schedule import format_schedule
+
+PATH = f"{FOLDER}/models/index.md"
+TOKENS = 32_768
+ABOUT = """
+Recipes of published models, architecture only: shapes, schedule and every option that changes what the model computes.
+`zoo show`, `cost` and `compare` count them; a recipe of your own can extend one. Tests compare their parameters
+with those of the published `config.json`. [Weights of published models](../../../models.md) reads weights.
+""".strip()
+
+
+def models_page(root: Path) -> str:
+    """Markdown of the gallery of a checkout."""
+    loaded = [(path, load_recipe(path)) for path in sorted((root / "recipes" / "models").glob("*.yaml"))]
+    head = f"| recipe | layers | parameters | active | cache of {TOKENS:,} tokens |\n|---|---|---:|---:|---:|"
+    rows = [_row(path, recipe) for path, recipe in loaded]
+    sections = [section for path, recipe in loaded for section in _section(path, recipe)]
+    return "\n\n".join(["# Published models", ABOUT, "\n".join([head, *rows]), *sections]) + "\n"
+
+
+def comment(path: Path) -> str:
+    """The comment that a recipe begins with, as one paragraph."""
+    lines: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return " ".join(lines)
+
+
+def _row(path: Path, recipe: Recipe) -> str:
+    cost = model_cost(recipe.model, TOKENS)
+    counts = decimal(cost.parameters["total"]), decimal(cost.active_parameters), binary(cost.cache_held_bytes)
+    return f"| [`{path.stem}`]({path.stem}.md) | `{format_schedule(recipe.model.layers)}` | {' | '.join(counts)} |"
+
+
+def _section(path: Path, recipe: Recipe) -> Iterator[str]:
+    yield f"## {recipe.name}"
+    yield f"{comment(path)} [The recipe]({Path(page_of(Path('recipes/models') / path.name)).name})."
+    yield strip(recipe.model.expanded(), recipe.model.d_model)

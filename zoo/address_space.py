@@ -53,7 +53,7 @@ class _Trial(MetaPathFinder):
         if fullname != "torch":
             return
         if self._fits is None:
-            self._fits = _fits(self._most - taken() - HEADROOM_BYTES)
+            self._fits = _fits(self._most - (taken() or 0) - HEADROOM_BYTES)
         if not self._fits:
             raise ZooError(
                 f"this shell limits the address space of a process to {self._most / 1e9:,.1f} GB, which is too little "

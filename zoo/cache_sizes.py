@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from zoo.cost import BYTES_PER_ELEMENT
-from zoo.recipe import Layer, ModelConfig
+from zoo.recipe import LayerConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CacheSize:
         return CacheSize(self.layers + other.layers, self.seq_len, nominal, held)
 
 
-def kind_of(layer: Layer) -> str:
+def kind_of(layer: LayerConfig) -> str:
     """`ansa.local`: the kind of a layer's block, with its part if it has parts."""
     return f"{layer.kind}.{layer.part}" if layer.part else layer.kind
 

@@ -416,7 +416,7 @@ def schema(plugins: Plugins = None) -> None:
     """
     import json
 
-    from zoo.schema import recipe_schema
+    from zoo.recipe.schema import recipe_schema
 
     _report_broken_kinds()
     out(json.dumps(recipe_schema(), indent=2))
@@ -468,7 +468,7 @@ def run(arguments: list[str] | None = None) -> int:
     except ZooError as error:
         _tell(str(error))
         if isinstance(error, RecipeError) and error.of_keys:
-            from zoo.recipe_keys import hint
+            from zoo.recipe.keys import hint
 
             if found := hint(error.problems):
                 _tell(found)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from zoo.blocks.config import BlockConfig
 from zoo.blocks.cost import Cost
-from zoo.layer_fields import norm_parameters
 from zoo.recipe import ModelConfig
+from zoo.recipe.layer_fields import norm_parameters
 
 BYTES_PER_ELEMENT = 2  # caches are counted in bf16
 

@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 from rich.text import Text
 
-from zoo import recipe_keys
 from zoo.errors import Problem, RecipeError
 from zoo.parts import FAMILIES
-from zoo.recipe_keys import Key
+from zoo.recipe import keys as recipe_keys
+from zoo.recipe.keys import Key
 from zoo.show import plain_table, rendered
 
 

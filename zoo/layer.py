@@ -9,8 +9,7 @@ from torch import nn
 from zoo import fused
 from zoo.blocks.context import Context, Step
 from zoo.blocks.registry import load
-from zoo.recipe import Layer as LayerConfig
-from zoo.recipe import ModelConfig
+from zoo.recipe import LayerConfig, ModelConfig
 
 
 class RMSNorm(nn.Module):

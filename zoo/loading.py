@@ -138,7 +138,7 @@ def _description(folder: Path) -> dict:
         training = (folder / "checkpoints").is_dir()
         hint = "this run is not finished; the same `zoo train` continues it" if training else "not a run folder"
         raise LoadError(f"{path}: no such file; {hint}")
-    from zoo.yaml_reader import read_mapping
+    from zoo.recipe.yaml_reader import read_mapping
 
     try:
         description = read_mapping(path).plain()

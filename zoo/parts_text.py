@@ -7,8 +7,8 @@ from typing import Any
 from rich.text import Text
 
 from zoo.errors import Problem, RecipeError, unknown
-from zoo.field_rows import field_rows
 from zoo.parts import FAMILIES, Family
+from zoo.recipe.field_rows import field_rows
 from zoo.show import first_line, plain_table, rendered
 
 

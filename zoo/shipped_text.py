@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.text import Text
 
-from zoo import shipped
+from zoo.recipe import shipped
+from zoo.recipe.yaml_reader import read_recipe
 from zoo.show import plain_table, rendered
-from zoo.yaml_reader import read_recipe
 
 HEADINGS = {
     "recipe": "Recipes: zoo show NAME, zoo train NAME",

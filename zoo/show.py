@@ -13,8 +13,8 @@ from rich.text import Text
 from zoo.blocks.config import BlockConfig
 from zoo.cache_sizes import cache_sizes
 from zoo.cost import model_cost
-from zoo.layer_fields import describe
 from zoo.recipe import ModelConfig, Recipe
+from zoo.recipe.layer_fields import describe
 from zoo.terminal import cleaned
 from zoo.training.names import frozen_parameters
 

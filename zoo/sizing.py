@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from zoo.blocks.cost import BF16, FLOAT
 from zoo.cost import model_cost
 from zoo.feed_forward.base import FeedForwardConfig
-from zoo.layer_fields import norm_bytes
 from zoo.recipe import ModelConfig, Recipe
+from zoo.recipe.layer_fields import norm_bytes
 from zoo.training.names import frozen_parameters
 
 GIB = 2**30

@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
-from zoo import shipped
 from zoo.blocks import registry
 from zoo.errors import RecipeError, ZooError, did_you_mean, shorten
 from zoo.files import make_folder, write_text
-from zoo.schema import TITLE, recipe_schema
+from zoo.recipe import shipped
+from zoo.recipe.schema import TITLE, recipe_schema
+from zoo.recipe.yaml_reader import read_recipe
 from zoo.terminal import called_as, clean
-from zoo.yaml_reader import read_recipe
 
 SCHEMA_FILE = "recipe.schema.json"
 WIDTH, CONTEXT, FEED_FORWARD = 128, 256, {"kind": "swiglu", "d_ff": 352}

@@ -13,7 +13,7 @@ from zoo import __version__, cli, training
 from zoo.cost import model_cost
 from zoo.errors import ZooError
 from zoo.recipe import load_recipe
-from zoo.schema import recipe_schema
+from zoo.recipe.schema import recipe_schema
 
 ROOT = Path(__file__).parents[2]
 ANSA = str(ROOT / "recipes/ansa_340m.yaml")

@@ -1,6 +1,6 @@
 """Differences between plain values: which key, and both values in words."""
 
-from zoo.differences import differences, in_words
+from zoo.recipe.differences import differences, in_words
 
 
 def found(before, now):

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "composer", "streaming", "transformers", "datasets", "numpy")
-LIGHT = ["errors", "schedule", "yaml_reader", "checking", "recipe", "schema", "cost", "cli", "show", "data.config"]
+LIGHT = ["errors", "recipe.schedule", "recipe.yaml_reader", "recipe.checking", "recipe", "recipe.schema", "recipe.keys"]
+LIGHT += ["cost", "cli", "show", "data.config"]
 LIGHT += ["cache_sizes", "bench.memory_needed", "bench.decode_report", "inference.command", "training.config"]
 LIGHT += [
     "blocks.registry",

@@ -6,11 +6,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from zoo import cli, recipe_keys
+from zoo import cli
 from zoo.data.config import DataConfig
 from zoo.docs import keys_page
 from zoo.parts import FAMILIES
 from zoo.recipe import ModelConfig, Recipe, load_recipe
+from zoo.recipe import keys as recipe_keys
 from zoo.training.config import CheckpointConfig, EvalConfig, StopAtConfig, TrainConfig
 
 SECTIONS: dict[str, type[BaseModel]] = {

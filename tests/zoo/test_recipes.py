@@ -8,11 +8,11 @@ from jsonschema import Draft202012Validator
 
 from zoo.cost import model_cost
 from zoo.recipe import load_recipe
-from zoo.schema import recipe_schema
+from zoo.recipe.schema import recipe_schema
+from zoo.recipe.yaml_reader import read_recipe
 from zoo.study.config import load_study
 from zoo.study.equality import unequal
 from zoo.study.expand import expand
-from zoo.yaml_reader import read_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 FILES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.name.startswith("study"))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.errors import RecipeError
-from zoo.schedule import MAX_LAYERS, Repeat, Use, expand, format_schedule, parse
+from zoo.recipe.schedule import MAX_LAYERS, Repeat, Use, expand, format_schedule, parse
 
 names = st.sampled_from(["full", "local", "global_", "ansa.local", "ansa.global", "a-b"])
 overrides = st.dictionaries(st.sampled_from(["window", "n_heads"]), st.integers(1, 9), min_size=1, max_size=2)

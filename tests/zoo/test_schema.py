@@ -4,7 +4,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from zoo.blocks import registry
-from zoo.schema import recipe_schema
+from zoo.recipe.schema import recipe_schema
 
 BLOCK = {"kind": "window", "n_heads": 4, "window": 32}
 RECIPE = {

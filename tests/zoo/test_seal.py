@@ -6,7 +6,7 @@ import pytest
 
 from zoo.errors import RecipeError
 from zoo.recipe import load_recipe
-from zoo.seal import in_run_folder, seal_problem, sealed
+from zoo.recipe.seal import in_run_folder, seal_problem, sealed
 
 RECIPE = """\
 name: a

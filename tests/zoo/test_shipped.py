@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from zoo import cli, shipped
+from zoo import cli
 from zoo.errors import RecipeError
-from zoo.recipe import load_recipe
+from zoo.recipe import load_recipe, shipped
 from zoo.report.columns import load_columns
 from zoo.study.config import load_study
 from zoo.study.expand import expand

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.errors import RecipeError
-from zoo.yaml_reader import Place, read_recipe, read_text
+from zoo.recipe.yaml_reader import Place, read_recipe, read_text
 
 
 def plain(text: str):

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from zoo.field_rows import field_rows, title
+from zoo.recipe.field_rows import field_rows, title
 
 
 def fields_page(config: type[BaseModel]) -> str:

@@ -3,7 +3,7 @@
 from zoo.docs.families import FOLDER as PARTS
 from zoo.docs.kinds import FOLDER as BLOCKS
 from zoo.errors import ZooError
-from zoo.recipe_keys import Key, all_keys
+from zoo.recipe.keys import Key, all_keys
 
 PATH = "reference/keys.md"
 SECTIONS = {

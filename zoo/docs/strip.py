@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from html import escape
 
-from zoo.recipe import Layer
+from zoo.recipe import LayerConfig
 from zoo.show import COLOURS, LETTERS, MAX_ROWS, description
 
 
-def strip(layers: Sequence[Layer], d_model: int) -> str:
+def strip(layers: Sequence[LayerConfig], d_model: int) -> str:
     """One cell a layer, then the legend: each letter's block with its projection and patterns.
 
     Occurrences of a block that differ in their patterns (`with`) have letters of their own.
@@ -27,7 +27,7 @@ def strip(layers: Sequence[Layer], d_model: int) -> str:
     )
 
 
-def spoken(layers: Sequence[Layer]) -> str:
+def spoken(layers: Sequence[LayerConfig]) -> str:
     """`4 layers: local, local, local, global`."""
     shown = ", ".join(layer.block for layer in layers[:MAX_ROWS])
     return f"{len(layers):,} layer{'s' * (len(layers) != 1)}: {shown}{', ...' * (len(layers) > MAX_ROWS)}"

@@ -7,13 +7,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from zoo.differences import differences, in_words
 from zoo.errors import shorten
 from zoo.interop.errors import InteropError
 from zoo.interop.family import Family
 from zoo.interop.keys import Keys
 from zoo.interop.registry import family as find_family
 from zoo.recipe import ModelConfig
+from zoo.recipe.differences import differences, in_words
 
 # Of the `model` section: what says nothing about the logits of one document.
 OF_TRAINING = ("init_std", "document_mask")

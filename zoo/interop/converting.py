@@ -79,7 +79,7 @@ def convert(
 
 def _read(file: str | Path | None, layers: str | list | None) -> tuple[dict[str, Any], Any, str]:
     """Blocks by name, the schedule, and the place of both in messages."""
-    from zoo.yaml_reader import read_mapping
+    from zoo.recipe.yaml_reader import read_mapping
 
     blocks: Any = {}
     place = "--layers"
@@ -106,7 +106,7 @@ def new_model(old: Any, blocks: Mapping[str, Any], layers: Any, place: str) -> A
     from pydantic import ValidationError
 
     from zoo.recipe import ModelConfig
-    from zoo.schedule import ScheduleError, expand, parse
+    from zoo.recipe.schedule import ScheduleError, expand, parse
 
     section = old.model_dump(mode="json")
     n_layers = len(old.expanded())

@@ -13,7 +13,7 @@ from zoo.files import write_text
 from zoo.interop.architecture import read_config
 from zoo.interop.errors import InteropError
 from zoo.new_folder import check_new_folder, new_folder
-from zoo.seal import sealed
+from zoo.recipe.seal import sealed
 
 SMALL = 1 << 20  # parameters that may be missing before a model is laid out, which then names them
 ROW = 4096  # most tokens of a training row in the recipe that is written

@@ -11,7 +11,7 @@ from zoo.interop.family import SAME, Family, Form, Rule, Theirs
 from zoo.interop.keys import Keys
 from zoo.interop.rope import read_rope, write_rope
 from zoo.interop.spelling import name_blocks
-from zoo.schedule import MAX_LAYERS
+from zoo.recipe.schedule import MAX_LAYERS
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 ACTIVATIONS = {"silu": {"kind": "swiglu"}, "swish": {"kind": "swiglu"}}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zoo.errors import Problem, RecipeError
 from zoo.files import FileError, read_text
-from zoo.recipe import Layer, Recipe, load_recipe
+from zoo.recipe import LayerConfig, Recipe, load_recipe
 from zoo.report.compare import check_folder
 from zoo.show import description
 
@@ -46,7 +46,7 @@ def _refusal(key: str, why: str) -> RecipeError:
     return RecipeError([Problem(why, key=key)])
 
 
-def _layer(recipe: Recipe, pattern: str) -> Layer:
+def _layer(recipe: Recipe, pattern: str) -> LayerConfig:
     layers = recipe.model.expanded()
     match = re.fullmatch(r"layer=(\d{1,6})", pattern)
     if match is None or int(match[1]) >= len(layers):
@@ -54,13 +54,13 @@ def _layer(recipe: Recipe, pattern: str) -> Layer:
     return layers[int(match[1])]
 
 
-def _of_recipe(recipe: Recipe, layer: Layer, seq_len: int):
+def _of_recipe(recipe: Recipe, layer: LayerConfig, seq_len: int):
     from zoo.report.maps import random_visibility
 
     return random_visibility(layer.mixer, None, recipe.model.d_model, seq_len, recipe.seed)
 
 
-def _of_run(run: Path, recipe: Recipe, layer: Layer, seq_len: int, text: Path | None):
+def _of_run(run: Path, recipe: Recipe, layer: LayerConfig, seq_len: int, text: Path | None):
     """The layer of the trained model on what reaches it when the model reads the tokens; in float64, so that a key
     that is hardly attended to still counts as seen."""
     import torch

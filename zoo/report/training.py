@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.live import Live
 
 from zoo.child import plugin_options, python_module
-from zoo.differences import differences, in_words
 from zoo.errors import ZooError
 from zoo.recipe import Recipe
+from zoo.recipe.differences import differences, in_words
 from zoo.report.columns import Column, data_read
 from zoo.show import plain_table
 from zoo.terminal import clean

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator, model_validator
 
-from zoo.checking import locate, translate
 from zoo.errors import Problem, RecipeError, ZooError, shorten
+from zoo.recipe.checking import locate, translate
+from zoo.recipe.yaml_reader import Node, beside, read_recipe
 from zoo.training.config import CountOrAuto, Tasks
-from zoo.yaml_reader import Node, beside, read_recipe
 
 NAME = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 SHAPE = "a study is a mapping with the keys name, recipes, seeds"

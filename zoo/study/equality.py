@@ -15,7 +15,7 @@ PARAMETERS_APART = 0.03
 
 def unequal(runs: Runs) -> list[str]:
     """Sentences about what differs between the architectures apart from the model; losses are then less comparable."""
-    from zoo.differences import differences, in_words
+    from zoo.recipe.differences import differences, in_words
     from zoo.report.training import sameness
 
     names = list(runs.architectures)

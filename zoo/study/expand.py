@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from zoo import shipped
 from zoo.data.config import Synthetic
 from zoo.errors import Problem, RecipeError, did_you_mean
-from zoo.recipe import Recipe, load_recipe
+from zoo.recipe import Recipe, load_recipe, shipped
+from zoo.recipe.yaml_reader import Node, Place
 from zoo.study.config import Entry, Study
 from zoo.study.matching import Change, match
-from zoo.yaml_reader import Node, Place
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.differences import differences
 from zoo.errors import RecipeError, ZooError
 from zoo.files import (
     make_folder,
@@ -35,6 +34,7 @@ from zoo.files import (
     write_sealed_json,
     write_text,
 )
+from zoo.recipe.differences import differences
 from zoo.study.config import StudyError
 from zoo.study.expand import Run
 from zoo.study.kept import read_outcome, read_summary, read_threads

@@ -15,10 +15,10 @@ from zoo.data.errors import DataError
 from zoo.data.identity import DataRecord, tokenizer_record
 from zoo.data.prepared import PreparedData
 from zoo.data.tokenizers import Bytes, load_huggingface
-from zoo.differences import differences, in_words
 from zoo.errors import Problem, RecipeError, ZooError
 from zoo.files import present, sha256, write_sealed_json
 from zoo.loading import LoadError, check_tokenizer, recorded_digest
+from zoo.recipe.differences import differences, in_words
 from zoo.training.run_folder import RunFolder
 
 # Keys of a recipe that may differ when a run continues: how long, how watched, how executed, and the learning rate,

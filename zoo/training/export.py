@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from zoo.data.tokenizers import Subwords
 from zoo.files import replace_durably, sha256, write_text
-from zoo.seal import sealed
+from zoo.recipe.seal import sealed
 from zoo.training.run_folder import RunFolder
 
 

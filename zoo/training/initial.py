@@ -14,11 +14,11 @@ import torch
 from zoo.data.files import local_path
 from zoo.data.identity import DataRecord, InitRecord, TokenizerRecord, tokenizer_record
 from zoo.data.packing import Tokenizer
-from zoo.differences import differences, in_words
 from zoo.errors import Problem, RecipeError, ZooError
 from zoo.files import present, sha256
 from zoo.loading import LoadError, Stored, load_tokenizer
 from zoo.model import Decoder, build_model
+from zoo.recipe.differences import differences, in_words
 from zoo.training import checkpoints
 from zoo.training.checkpoint_content import read_state, weights_of
 from zoo.training.checkpoints import Checkpoint

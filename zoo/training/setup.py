@@ -18,7 +18,7 @@ from zoo.errors import Problem, RecipeError, ZooError
 from zoo.files import present, write_text
 from zoo.model import build_model
 from zoo.recipe import Recipe
-from zoo.seal import sealed
+from zoo.recipe.seal import sealed
 from zoo.training import checkpoints
 from zoo.training.checkpoint_content import read_state, refuse_code, refuse_other_run, refuse_other_weights, run_of
 from zoo.training.checkpoints import Checkpoint

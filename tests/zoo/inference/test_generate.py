@@ -11,7 +11,7 @@ from zoo.errors import ZooError
 from zoo.inference.decoding import micro_batches
 from zoo.inference.errors import GenerationError
 from zoo.loading import LoadError
-from zoo.seal import sealed
+from zoo.recipe.seal import sealed
 
 PROMPTS = ["def attend(query):", "import", "x = 'naïve 注意'\n" * 4]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zoo.recipe import load_recipe
-from zoo.seal import sealed
+from zoo.recipe.seal import sealed
 
 TINY = Path(__file__).parents[3] / "recipes" / "tiny"
 

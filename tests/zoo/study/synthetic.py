@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zoo.processes import end_with_parent
-from zoo.seal import sealed
+from zoo.recipe.seal import sealed
 from zoo.study.preload import PARENT
 
 BATCHES, TOKENS = 10, 100

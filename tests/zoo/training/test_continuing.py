@@ -9,7 +9,7 @@ import torch
 import zoo
 from zoo.data import DataError
 from zoo.errors import RecipeError, ZooError
-from zoo.seal import sealed
+from zoo.recipe.seal import sealed
 from zoo.training import train
 from zoo.training.checkpoints import listed
 from zoo.training.continuing import Change, changes, check_continues

@@ -11,7 +11,7 @@ from pathlib import Path
 from zoo.errors import did_you_mean, shorten
 
 PREFIX = "zoo:"
-FOLDER = Path(__file__).parent / "recipes"
+FOLDER = Path(__file__).parents[1] / "recipes"
 
 
 def is_name(path: str | os.PathLike) -> bool:

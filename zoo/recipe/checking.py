@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from zoo.errors import Problem, did_you_mean, shorten, unknown
-from zoo.schedule import Where, key_suffix
-from zoo.yaml_reader import Node
+from zoo.recipe.schedule import Where, key_suffix
+from zoo.recipe.yaml_reader import Node
 
 Path = tuple[str | int, ...]
 Found = tuple[Path, str | Where, str]  # path of the key, "key" | "value" | a place inside the value, what is wrong

@@ -5,9 +5,9 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from zoo.blocks import registry
-from zoo.checking import TAGS, Path
 from zoo.recipe import Recipe
-from zoo.schedule import NAME
+from zoo.recipe.checking import TAGS, Path
+from zoo.recipe.schedule import NAME
 
 TITLE = "attention-zoo recipe"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

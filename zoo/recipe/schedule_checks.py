@@ -6,12 +6,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from zoo import schedule
-from zoo.checking import Found, Path, translate
 from zoo.errors import unknown
 from zoo.feed_forward.base import FeedForwardConfig
-from zoo.plain import plain
-from zoo.schedule import Schedule, ScheduleError, Use, Where
+from zoo.recipe import schedule
+from zoo.recipe.checking import Found, Path, translate
+from zoo.recipe.plain import plain
+from zoo.recipe.schedule import Schedule, ScheduleError, Use, Where
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zoo.errors import Problem, did_you_mean
-from zoo.field_rows import field_rows
 from zoo.parts import FAMILIES
-from zoo.schema import EXTENDS, schema_definitions
+from zoo.recipe.field_rows import field_rows
+from zoo.recipe.schema import EXTENDS, schema_definitions
 
 NAME, ENTRY = "<name>", "<n>"  # in a path: a name of the user's own, the number of an entry of a list
 MOST_DEPTH = 6

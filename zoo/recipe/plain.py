@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from zoo import schedule
-from zoo.schedule import Schedule
+from zoo.recipe import schedule
+from zoo.recipe.schedule import Schedule
 
 
 def plain(value: Any) -> Any:

@@ -1,11 +1,6 @@
-"""The recipe: what a YAML file says, checked and expanded into one block config a layer. No torch.
+"""The sections of a recipe, checked and expanded into one block config a layer. No torch."""
 
-`load_recipe` reports every mistake of a file at once, each with file, line, column and key.
-"""
-
-import functools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -25,15 +20,16 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from zoo import schedule
 from zoo.blocks import plugins, registry
 from zoo.blocks.config import BlockConfig
 from zoo.blocks.resolved import ResolvedMixer
-from zoo.checking import Found, locate, translate
 from zoo.data.config import DataConfig
-from zoo.errors import Problem, RecipeError, shorten
+from zoo.errors import shorten
 from zoo.feed_forward.base import FeedForwardConfig
-from zoo.layer_fields import (
+from zoo.parts import FEED_FORWARDS, PartOf
+from zoo.recipe import schedule
+from zoo.recipe.checking import Found
+from zoo.recipe.layer_fields import (
     EmbeddingScale,
     LogitScale,
     LogitSoftcap,
@@ -44,13 +40,11 @@ from zoo.layer_fields import (
     ResidualScale,
     around_problems,
 )
-from zoo.parts import FEED_FORWARDS, PartOf
-from zoo.plain import plain
-from zoo.schedule import Schedule, ScheduleError, Use, Where
-from zoo.schedule_checks import Scheduled, ffn_problems, model_problems
-from zoo.seal import in_run_folder
+from zoo.recipe.plain import plain
+from zoo.recipe.schedule import Schedule, ScheduleError, Use, Where
+from zoo.recipe.schedule_checks import Scheduled, ffn_problems, model_problems
+from zoo.recipe.yaml_reader import scalar
 from zoo.training.config import EvalConfig, TrainConfig
-from zoo.yaml_reader import Node, put, read_recipe, scalar
 
 
 def _refusal(lines: Iterable[Found], value: Any) -> ValidationError:
@@ -63,7 +57,7 @@ def _refusal(lines: Iterable[Found], value: Any) -> ValidationError:
     return ValidationError.from_exception_data("recipe", details)
 
 
-def _read_block(value: Any) -> BlockConfig:
+def read_block(value: Any) -> BlockConfig:
     """Make the config of the kind that the mapping names; kinds come from the registry when a recipe is read."""
     if isinstance(value, BlockConfig):
         return value
@@ -81,12 +75,12 @@ def _read_block(value: Any) -> BlockConfig:
     return config.model_validate_json(json.dumps(value), strict=True)
 
 
-def _read_ffn(value: Any) -> FeedForwardConfig:
+def read_ffn(value: Any) -> FeedForwardConfig:
     """Make the config of a feed-forward, as strictly as from JSON."""
     return FEED_FORWARDS.read(value, as_json=True)
 
 
-def _read_schedule(value: Any) -> Schedule:
+def read_schedule(value: Any) -> Schedule:
     if isinstance(value, Schedule):
         return value
     try:
@@ -95,10 +89,10 @@ def _read_schedule(value: Any) -> Schedule:
         raise _refusal([((), where, why) for where, why in error.found], value) from error
 
 
-Block = Annotated[SerializeAsAny[BlockConfig], PlainValidator(_read_block, json_schema_input_type=dict[str, Any])]
+Block = Annotated[SerializeAsAny[BlockConfig], PlainValidator(read_block, json_schema_input_type=dict[str, Any])]
 Layers = Annotated[
     Schedule,
-    PlainValidator(_read_schedule, json_schema_input_type=str | list[Any]),
+    PlainValidator(read_schedule, json_schema_input_type=str | list[Any]),
     PlainSerializer(schedule.format_schedule, return_type=str | list[Any]),
 ]
 
@@ -124,7 +118,7 @@ FeedForward = Annotated[FeedForwardConfig, PartOf(FEED_FORWARDS)]
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerConfig:
     """One layer of the expanded schedule. `name` is the key in `blocks`, `block` the name with its part.
 
     `ffn_name` is the key in `ffns`, `ffn` where one feed-forward is for all.
@@ -198,15 +192,15 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> "ModelConfig":
-        sections = _sections(self.blocks, self.layers, self.ffns, self.ffn_layers)
-        lines = list(model_problems(*sections, self.n_layers, self.d_model, self.ffn))
+        both = sections(self.blocks, self.layers, self.ffns, self.ffn_layers)
+        lines = list(model_problems(*both, self.n_layers, self.d_model, self.ffn))
         lines += [(path, "value", why) for path, why in around_problems(self.norm, self.norm_bias)]
         lines += ffn_problems(self.ffn is not None, self.ffns is not None, self.ffn_layers is not None)
         if lines:
             raise _refusal(lines, self)
         return self
 
-    def expanded(self) -> list[Layer]:
+    def expanded(self) -> list[LayerConfig]:
         """The block of each layer, counted from 0, with the overrides of `with` applied.
 
         A bare name of a block with parts alternates between them, by its own occurrences.
@@ -217,16 +211,18 @@ class ModelConfig(Section):
         layers = []
         uses = schedule.expand(self.layers, self.n_layers)
         for index, (use, ffn_use) in enumerate(zip(uses, self._ffn_uses(len(uses)), strict=True)):
-            config = _of_use(use, self.blocks[use.name], _read_block, made)
+            config = _of_use(use, self.blocks[use.name], read_block, made)
             part = use.part
             if part is None and config.parts:
                 turn = turns.get(use.name, 0)
                 part, turns[use.name] = config.alternation[turn % len(config.alternation)], turn + 1
             ffn_name, ffn = "ffn", self.ffn
             if ffn_use is not None and self.ffns is not None:
-                ffn_name, ffn = ffn_use.name, _of_use(ffn_use, self.ffns[ffn_use.name], _read_ffn, made)
+                ffn_name, ffn = ffn_use.name, _of_use(ffn_use, self.ffns[ffn_use.name], read_ffn, made)
             assert ffn is not None  # either is there: ffn_problems
-            layers.append(Layer(index, use.name, part, config, ffn_name, ffn, self.d_model, self.max_seq_len, mixers))
+            layers.append(
+                LayerConfig(index, use.name, part, config, ffn_name, ffn, self.d_model, self.max_seq_len, mixers)
+            )
         return layers
 
     def _ffn_uses(self, n_layers: int) -> list[Use] | list[None]:
@@ -253,7 +249,7 @@ def _of_use(use: Use, base: Any, read: Callable[[Any], Any], made: dict[int, Any
     return made[id(use)]
 
 
-def _sections(
+def sections(
     blocks: Mapping[str, BlockConfig],
     layers: Schedule | None,
     ffns: Mapping[str, FeedForwardConfig] | None,
@@ -265,8 +261,8 @@ def _sections(
     ffns = ffns or {}
     names, ffn_names = names or set(blocks), ffn_names or set(ffns)
     return (
-        Scheduled("layers", "blocks", "block", blocks, names, layers, _read_block),
-        Scheduled("ffn_layers", "ffns", "feed-forward", ffns, ffn_names, ffn_layers, _read_ffn),
+        Scheduled("layers", "blocks", "block", blocks, names, layers, read_block),
+        Scheduled("ffn_layers", "ffns", "feed-forward", ffns, ffn_names, ffn_layers, read_ffn),
     )
 
 
@@ -290,7 +286,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> "Recipe":
-        lines = list(_section_problems(self.model.vocab_size, self.model.max_seq_len, self.data, self.train))
+        lines = list(section_problems(self.model.vocab_size, self.model.max_seq_len, self.data, self.train))
         if lines:
             raise _refusal(lines, self)
         return self
@@ -313,7 +309,7 @@ class Recipe(Section):
         return [f"model.{key}: defined but not in the schedule: {', '.join(names)}" for key, names in unused]
 
 
-def _section_problems(
+def section_problems(
     vocab_size: int, max_seq_len: int, data: DataConfig | None, train: TrainConfig | None
 ) -> Iterator[Found]:
     if data is None:
@@ -323,143 +319,6 @@ def _section_problems(
     if train is not None:
         for path, why in train.problems(data.seq_len or max_seq_len):
             yield ("train", *path), "value", why
-
-
-def load_recipe(
-    path: str | os.PathLike,
-    overrides: Iterable[str] = (),
-    *,
-    of_run: bool = False,
-    settings: Iterable[tuple[str, Node]] = (),
-) -> Recipe:
-    """Read and check a recipe.
-
-    path: of a YAML file, or the name of a recipe of the package, `zoo:tiny/full`.
-    overrides: `key.path=value`, as after `--set`.
-    settings: (key.path, value) of another file, such as a study, laid over the recipe as `extends` does it.
-    of_run: the file is a run folder's, perhaps of somebody else: its plugins are imported only if they are installed
-    or were named by the user (which also holds for a file in a run folder, `in_run_folder`), and keys that it lacks
-    because it is older have the values of its time.
-    Raises RecipeError with every mistake found, each with its place.
-    """
-    root = read_recipe(path, overrides)
-    for key, value in settings:
-        put(root, key.split("."), value, merging=True)
-    data = root.plain()
-    _drop_unused(data)
-    if of_run:
-        _add_earlier_defaults(data)
-    try:
-        context = {"of_run": _of_run(root.value.get("plugins"), path, of_run)}
-        return Recipe.model_validate_json(json.dumps(data), strict=True, context=context)
-    except ValidationError as error:
-        from zoo import schema
-
-        definitions = functools.cache(schema.schema_definitions)
-        found = translate(
-            error,
-            data,
-            lambda at: schema.known_keys(at, data, definitions()),
-            elsewhere=lambda at: schema.paths_of(str(at[-1]), at[:-1], definitions()),
-        )
-        found += [line for line in _partial_problems(data) if line[0] not in {path for path, _, _ in found}]
-    problems = dict.fromkeys(locate(line, root) for line in found)
-    own = root.place.file
-    in_order = sorted(problems, key=lambda p: (p.file != own, p.file or "", p.line or 0, p.column or 0))
-    raise RecipeError(in_order, of_keys=True)
-
-
-def _add_earlier_defaults(data: dict) -> None:
-    """Add keys that an earlier version did not have, with the values it used.
-
-    A default may change between versions; a run keeps the one that it was trained with.
-    """
-    if isinstance(data.get("train"), dict) and "duration" in data["train"]:
-        data["train"].setdefault("residual_stream", "fp32")  # bf16 since 2026-11-29
-
-
-def load_data_section(path: str | os.PathLike, overrides: Iterable[str] = ()) -> DataConfig:
-    """Read and check the `data` section of a recipe, or of a file that has no other; the rest is not looked at.
-
-    Raises RecipeError with every mistake found in the section, each with its place.
-    """
-    root = read_recipe(path, overrides)
-    data = root.plain()
-    if not isinstance(data.get("data"), dict):
-        raise RecipeError([Problem("is required, and must be a mapping", file=os.fspath(path), key="data")])
-    try:
-        return DataConfig.model_validate_json(json.dumps(data["data"]), strict=True)
-    except ValidationError as error:
-        from zoo import schema
-
-        definitions = schema.schema_definitions()
-        found = translate(error, data["data"], lambda at: schema.known_keys(("data", *at), data, definitions))
-        raise RecipeError([locate((("data", *at), where, why), root) for at, where, why in found]) from error
-
-
-def _of_run(plugins: Node | None, path: str | os.PathLike, of_run: bool) -> bool:
-    """Whether the plugins of a recipe are somebody else's word: neither of a file of the user's own nor of `--set`."""
-    if plugins is None or plugins.place.line is None:
-        return False
-    return of_run or in_run_folder(path) or in_run_folder(plugins.place.file)
-
-
-def _drop_unused(data: dict) -> None:
-    """Remove keys that no longer exist, if a recipe of an older run folder sets them to what is now always the case."""
-    train = data.get("train")
-    if isinstance(train, dict) and train.get("compile") is False:
-        del train["compile"]
-
-
-def _partial_problems(data: dict) -> list[Found]:
-    """What does not fit together in the parts of a broken recipe that are valid by themselves.
-
-    The sections' own checks of this kind only run once all their fields are valid.
-    """
-    model: dict = data["model"] if isinstance(data.get("model"), dict) else {}
-    named = {key: model[key] if isinstance(model.get(key), dict) else {} for key in ("blocks", "ffns")}
-    reads = {"blocks": _read_block, "ffns": _read_ffn}
-    blocks, ffns = (
-        {name: config for name, value in named[key].items() if (config := _attempt(reads[key], value))} for key in named
-    )
-    layers, ffn_layers = (_attempt(_read_schedule, model.get(key)) for key in ("layers", "ffn_layers"))
-    sections = _sections(
-        blocks,
-        layers if named["blocks"] else None,
-        ffns,
-        ffn_layers if named["ffns"] else None,
-        set(named["blocks"]),
-        set(named["ffns"]),
-    )
-    sizes = {name: model.get(name) for name in ("d_model", "n_layers", "vocab_size", "max_seq_len")}
-    sizes = {name: value if type(value) is int and value >= 1 else None for name, value in sizes.items()}
-    fields = model_problems(*sections, sizes["n_layers"], sizes["d_model"], _attempt(_read_ffn, model.get("ffn")))
-    found: list[Found] = [
-        (("model", *path), "value", why)
-        for path, why in around_problems(model.get("norm", "rms"), model.get("norm_bias") is True)
-    ]
-    if "model" in data:
-        given = (model.get(key) is not None for key in ("ffn", "ffns", "ffn_layers"))
-        found += [(("model", *path), at, why) for path, at, why in ffn_problems(*given)]
-    for path, at, why in fields:
-        inside = at.path if isinstance(at, Where) else ()
-        found.append((("model", *path, *inside), at, why))
-    if sizes["vocab_size"] and sizes["max_seq_len"]:
-        others = {
-            name: _attempt(
-                lambda value, c=config: c.model_validate_json(json.dumps(value), strict=True), data.get(name, {})
-            )
-            for name, config in (("data", DataConfig), ("train", TrainConfig))
-        }
-        found += _section_problems(sizes["vocab_size"], sizes["max_seq_len"], others["data"], others["train"])
-    return found
-
-
-def _attempt(make, value: Any) -> Any:
-    try:
-        return make(value)
-    except (ValidationError, ValueError):
-        return None
 
 
 class _Dumper(yaml.SafeDumper):

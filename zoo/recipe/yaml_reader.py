@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import yaml
 
-from zoo import shipped
 from zoo.errors import Problem, RecipeError, did_you_mean, shorten
 from zoo.files import FileError, read_bytes
-from zoo.seal import in_run_folder, must_be_sealed, seal_problem
+from zoo.recipe import shipped
+from zoo.recipe.seal import in_run_folder, must_be_sealed, seal_problem
 
 MAX_BYTES = 2_000_000
 MAX_DEPTH = 100

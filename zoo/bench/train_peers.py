@@ -13,9 +13,9 @@ from zoo.training.optimizer import make_optimizer
 
 
 def measure_peer(recipe, compiled: bool, steps: int, started: float) -> dict:
-    """Forward, backward, clipping and AdamW on the recipe's batch; the micro-batch is the recipe's.
+    """Forward, backward, clipping and AdamW on the recipe's batch.
 
-    compiled: the whole model under torch.compile.
+    compiled: the whole model under torch.compile.  The micro-batch is the recipe's, halved until it fits.
     Raises ZooError for a recipe whose first layer has no heads, no d_ff, or a mixture of experts.
     """
     seq_len, on_gpu = recipe.seq_len, torch.cuda.is_available()
@@ -25,20 +25,35 @@ def measure_peer(recipe, compiled: bool, steps: int, started: float) -> dict:
     clock = Clock(steps, started)
     rows = recipe.train.rows(seq_len)
     micro_batch = rows if recipe.train.micro_batch == "auto" else recipe.train.micro_batch
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(model, dynamic=False) if compiled else model
     clip = recipe.train.clip_norm or float("inf")
     with torch.autograd.set_multithreading_enabled(False):
         for batch in RandomRows(recipe, rows, seq_len, clock.total):
             tokens = batch["input_ids"].to(device, non_blocking=True)
-            for part in tokens.split(micro_batch):
-                with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
-                    loss = forward(input_ids=part, labels=part, use_cache=False).loss * (len(part) / rows)
-                loss.backward()
+            while not _add_gradients(forward, tokens, micro_batch):
+                optimizer.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+                micro_batch //= 2
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             clock.batch_end()
     return clock.row(recipe.name, rows * seq_len, seq_len, micro_batch, _mfu_per_token(recipe, seq_len))
+
+
+def _add_gradients(forward, tokens: torch.Tensor, micro_batch: int) -> bool:
+    """Forward and backward of all rows; False if `micro_batch` of them, more than one, do not fit into the memory."""
+    try:
+        for part in tokens.split(micro_batch):
+            with torch.autocast("cuda", torch.bfloat16) if tokens.is_cuda else contextlib.nullcontext():
+                loss = forward(input_ids=part, labels=part, use_cache=False).loss * (len(part) / len(tokens))
+            loss.backward()
+    except torch.OutOfMemoryError:
+        if micro_batch == 1:
+            raise
+        return False
+    return True
 
 
 def _mfu_per_token(recipe, seq_len: int) -> float | None:

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from zoo import cli
 from zoo.bench import train
-from zoo.bench.train_peers import measure_peer
+from zoo.bench.train_peers import _add_gradients, measure_peer
 from zoo.bench.train_step import WARM_UP, Clock, breakdown, largest, measure_recipe
 from zoo.recipe import load_recipe
 
@@ -106,3 +108,26 @@ def test_a_broken_recipe_is_one_line(capsys):
     err = capsys.readouterr().err
     assert "bench train: nowhere.yaml:" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("micro_batch", "fits"), [(4, False), (2, True), (1, True)])
+def test_a_peer_says_whether_its_rows_fit(micro_batch, fits):
+    weight = torch.ones(1, requires_grad=True)
+
+    def forward(input_ids, **_):
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return SimpleNamespace(loss=(weight * input_ids).mean())
+
+    assert _add_gradients(forward, torch.full((4, 3), 5), micro_batch) is fits
+    assert (weight.grad is not None) is fits
+    if fits:
+        torch.testing.assert_close(weight.grad, torch.tensor([5.0]))  # the mean over all rows
+
+
+def test_a_peer_of_which_not_even_a_row_fits_fails():
+    def forward(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        _add_gradients(forward, torch.zeros(2, 3), 1)

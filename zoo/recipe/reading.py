@@ -1,5 +1,6 @@
 """Reading a recipe file: every mistake of a file at once, each with file, line, column and key. No torch."""
 
+import copy
 import functools
 import json
 import os
@@ -61,6 +62,20 @@ def load_recipe(
     own = root.place.file
     in_order = sorted(problems, key=lambda p: (p.file != own, p.file or "", p.line or 0, p.column or 0))
     raise RecipeError(in_order, of_keys=True)
+
+
+def recorded_recipe(data: dict[str, Any]) -> Recipe | None:
+    """A recipe as another file keeps it, all keys written out; keys that came later have the values of its time.
+
+    None if it is no recipe of this version.
+    """
+    data = copy.deepcopy(data)
+    _drop_unused(data)
+    _add_earlier_defaults(data)
+    try:
+        return Recipe.model_validate_json(json.dumps(data), strict=True, context={"of_run": True})
+    except ValidationError:
+        return None
 
 
 def _add_earlier_defaults(data: dict) -> None:

@@ -34,6 +34,7 @@ from zoo.files import (
     write_sealed_json,
     write_text,
 )
+from zoo.recipe import recorded_recipe
 from zoo.recipe.differences import differences
 from zoo.study.config import StudyError
 from zoo.study.expand import Run
@@ -219,15 +220,22 @@ def _other_settings(folder: StudyFolder, run: Run) -> list[str]:
     if known is None and not present(kept.recipe) and not kept.traces():
         return []
     recipe = run.recipe.model_dump(mode="json")
-    if known is not None and known["recipe"] == recipe:
+    before = None if known is None else _recorded(known["recipe"])
+    if before == recipe:
         return []
     from zoo.training.continuing import WATCHING, Change, changes  # imports numpy
 
     if known is not None:
-        found = [Change(*difference) for difference in differences(known["recipe"], recipe)]
+        found = [Change(*difference) for difference in differences(before, recipe)]
     else:
         found = changes(kept, run.recipe)
     return [str(change) for change in found if not (change.under(WATCHING) or change.of_place)]
+
+
+def _recorded(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of an outcome, with the defaults of keys that its version did not have."""
+    read = recorded_recipe(recipe)
+    return recipe if read is None else read.model_dump(mode="json")
 
 
 def latest(metrics: Path) -> dict[str, float]:

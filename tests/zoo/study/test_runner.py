@@ -15,6 +15,7 @@ import pytest
 from tests.zoo.study import drive, synthetic
 from tests.zoo.study.conftest import runner_of
 from zoo.errors import ZooError
+from zoo.files import read_json, write_sealed_json
 from zoo.study.config import StudyError
 from zoo.study.findings import findings
 from zoo.study.runner import Runner
@@ -180,6 +181,20 @@ def test_folders_with_other_settings_are_refused_with_the_way_out(make_runner):
         runner.run()
     with pytest.raises(OtherSettings, match="remove these to train the runs anew"):
         runner.run()
+
+
+def test_results_of_a_version_without_a_key_count_where_its_default_is_the_same(make_runner):
+    runner = make_runner(seeds=[1])
+    runner.run()
+    path = runner.folder.outcome(runner.all()[0])
+    kept = read_json(path)
+    del kept["recipe"]["train"]["clip_norm"]
+    write_sealed_json(path, kept)
+    again = make_runner(seeds=[1])
+    again.run()
+    assert read_json(path)["recipe"] == kept["recipe"]
+    with pytest.raises(OtherSettings, match=r"train.clip_norm: 1.0 -> 2.0"):
+        make_runner(seeds=[1], set={"train.clip_norm": 2.0}).run()
 
 
 def test_a_folder_that_cannot_be_made_is_refused(make_runner, tmp_path):

@@ -20,7 +20,7 @@ LIGHT += [
     "blocks.resolved",
     "parts",
     "feed_forward.dense_config",
-    "study.commands",
+    "cli.study",
     "study.config",
     "study.expand",
     "study.estimate",

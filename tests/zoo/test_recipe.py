@@ -194,7 +194,7 @@ def test_checks_between_sections_are_not_hidden_by_other_mistakes(problems):
 def test_overrides_are_checked_and_named(problems):
     found = problems(GOOD, "model.blocks.local.window=0", "model.blocks.local.widow=4")[0]
     place = "--set model.blocks.local.widow=4: model.blocks.local.widow: unknown key 'widow'; known: "
-    known = ", ".join(registry.config_class("local").model_fields)
+    known = ", ".join(registry.config_class("window").model_fields)
     assert found == f"{place}{known}. Did you mean 'window'?"
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import zoo
-from zoo import cli, serving
+from zoo import cli
 from zoo.bench import kernels as bench_kernels
 from zoo.bench import report
 from zoo.bench.cases import GLOBAL, SETTINGS, Inputs, Setting, Tensors, cases
 from zoo.bench.peers import peer_cases
+from zoo.cli import serving
 from zoo.errors import ZooError
 from zoo.kernels import selection_attention, use_implementation
 

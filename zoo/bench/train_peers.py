@@ -4,8 +4,8 @@ import contextlib
 
 import torch
 
+from zoo.bench.train_clock import Clock
 from zoo.bench.train_engine import RandomRows
-from zoo.bench.train_step import Clock
 from zoo.cost import model_cost
 from zoo.errors import ZooError
 from zoo.training.device import peak_flops

@@ -4,33 +4,14 @@ python -m zoo.bench.train_step recipes/tiny/ansa.yaml --steps 20 --started 17000
 """
 
 import argparse
-import datetime
 import json
 import logging
-import platform
-import resource
-import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-from zoo.bench.train import PROFILED, WARM_UP
-
-# A kernel belongs to the first category that has a piece of its name; elementwise is what is left.
-CATEGORIES = {
-    "communication": ("nccl",),
-    "optimiser": ("multi_tensor", "adam", "lpnorm"),
-    "loss": ("cross_entropy",),
-    "around attention": ("_add_norm_", "_swiglu_", "_rms_norm_", "_gated_sum_", "_rotate_kernel", "_split_kernel"),
-    "attention": ("fmha", "flash", "sdpa", "cudnn", "_dq_kernel", "_dkv_kernel", "_sum_parts", "_sum_chunks",
-                  "selection", "_fwd_kernel", "_bwd_kernel", "_rank", "importance", "peak", "pool", "choice", "_mean",
-                  "_combine_kernel", "_weights_kernel", "_index_kernel", "_delta_kernel", "radix_sort"),
-    "products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk", "gemv"),
-    "copies": ("memcpy", "memset"),
-}  # fmt: skip
+from zoo.bench.train_clock import Clock
 
 
 def main() -> None:
@@ -107,127 +88,6 @@ class Graphs(logging.Handler):
         text = record.getMessage()
         if text.startswith("cuda_graph: "):
             self.said = "yes" if text.endswith("captured") else "no: " + text.partition("not used: ")[2]
-
-
-class Clock:
-    """Called after each batch: notes when, synchronises where a span begins and ends, profiles the last batches."""
-
-    def __init__(self, steps: int, started: float):
-        self.steps, self.started = steps, started
-        self.total = WARM_UP + steps + (PROFILED + 1)
-        self.n = 0
-        self.times: list[float] = []
-        self.first_step_s = self.span_s = 0.0
-        self.profiler: Any = None
-        self.parts: dict[str, float] | None = None
-        self.largest: list | None = None
-
-    def batch_end(self) -> None:
-        self.n += 1
-        last = WARM_UP + self.steps
-        if self.n in (1, WARM_UP, last):
-            _synchronise()
-        self.times.append(time.perf_counter())
-        if self.n == 1:
-            self.first_step_s = time.time() - self.started
-        if self.n == last:
-            self.span_s = self.times[-1] - self.times[WARM_UP - 1]
-            self.peak = _peak_bytes()
-            self._profile()
-        elif self.n == self.total:
-            self._finish_profile()
-
-    def _profile(self) -> None:
-        import torch
-
-        if torch.cuda.is_available():
-            self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
-            self.profiler.__enter__()
-
-    def _finish_profile(self) -> None:
-        if self.profiler is None:
-            return
-        _synchronise()
-        self.profiler.__exit__(None, None, None)
-        kernels = [e for e in self.profiler.events() if str(e.device_type).endswith("CUDA")]
-        spans = [(e.name, (e.time_range.end - e.time_range.start) / 1e3 / (PROFILED + 1)) for e in kernels]
-        self.parts, self.largest = breakdown(spans), largest(spans)
-
-    def row(self, name: str, tokens: int, seq_len: int, micro_batch, mfu_per_token: float | None) -> dict:
-        """What was measured; tokens: of a batch."""
-        step_s = self.span_s / self.steps
-        spans = [
-            b - a for a, b in zip(self.times[WARM_UP - 1 :], self.times[WARM_UP : WARM_UP + self.steps], strict=False)
-        ]
-        parts = self.parts and {**self.parts, "host": max(0.0, step_s * 1e3 - sum(self.parts.values()))}
-        return {
-            "name": name,
-            "machine": machine(),
-            "seq_len": seq_len,
-            "micro_batch": micro_batch,
-            "tokens_per_batch": tokens,
-            "graph": "no",
-            "step_ms": step_s * 1e3,
-            "median_ms": statistics.median(spans) * 1e3,
-            "tokens_per_s": tokens / step_s,
-            "mfu": None if mfu_per_token is None else tokens / step_s * mfu_per_token,
-            "peak_bytes": self.peak,
-            "first_step_s": self.first_step_s,
-            "parts_ms": parts,
-            "largest": self.largest,
-        }
-
-
-def breakdown(spans: list[tuple[str, float]]) -> dict[str, float]:
-    """Milliseconds by category.  spans: (name, milliseconds) of kernels and copies."""
-    found: dict[str, float] = defaultdict(float)
-    for name, time_ms in spans:
-        lower = name.lower()
-        category = next(
-            (c for c, pieces in CATEGORIES.items() if any(piece in lower for piece in pieces)), "elementwise"
-        )
-        found[category] += time_ms
-    return {name: found[name] for name in [*CATEGORIES, "elementwise"] if name in found}
-
-
-def largest(spans: list[tuple[str, float]], n: int = 40) -> list[list]:
-    """The n kernels that take longest, as [name, milliseconds, how often] by time."""
-    found: dict[str, list] = defaultdict(lambda: [0.0, 0])
-    for name, time_ms in spans:
-        found[name[:120]][0] += time_ms
-        found[name[:120]][1] += 1
-    return [[name, *numbers] for name, numbers in sorted(found.items(), key=lambda item: -item[1][0])[:n]]
-
-
-def machine() -> dict[str, str]:
-    """The device, and the versions that ran on it."""
-    import torch
-
-    on_gpu = torch.cuda.is_available()
-    versions = {"torch": torch.__version__, "python": platform.python_version()}
-    if on_gpu:
-        import triton
-
-        versions["triton"] = triton.__version__
-    device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    return {"device": device, **versions, "date": datetime.date.today().isoformat()}
-
-
-def _synchronise() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _peak_bytes() -> int:
-    """Allocated on the GPU at the highest; on a CPU the process's resident set."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    scale = 1024 if sys.platform == "linux" else 1  # kilobytes on Linux, bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 if __name__ == "__main__":

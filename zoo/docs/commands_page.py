@@ -8,10 +8,8 @@ import typer
 PATH = "reference/commands.md"
 
 
-def commands_page() -> str:
-    """Markdown of the page: every command with its usage, arguments and options."""
-    from zoo.cli import app
-
+def commands_page(app: typer.Typer) -> str:
+    """Markdown of the page: every command of `zoo` with its usage, arguments and options."""
     root = typer.main.get_command(app)
     intro = (
         f"# Commands\n\n{root.help}\n\nExit codes of every command: 0 done, 1 failed, 2 bad input, 130 interrupted. "

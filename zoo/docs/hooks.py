@@ -6,6 +6,7 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
+from zoo.cli import app
 from zoo.docs import examples, mathml
 from zoo.docs.pages import REFERENCE, generated, navigation
 from zoo.errors import ZooError
@@ -14,7 +15,7 @@ from zoo.errors import ZooError
 def on_config(config: Any) -> Any:
     """Write the generated pages, in memory, and enter them at the head of `Reference` in the navigation."""
     root = Path(config.config_file_path).parent
-    pages = _told(generated, root)
+    pages = _told(generated, root, app)
     config.extra["zoo_pages"] = pages
     for section in config.nav:
         if "Reference" in section:

@@ -7,8 +7,8 @@ from zoo.cost import model_cost
 from zoo.docs.recipes import FOLDER, page_of
 from zoo.docs.strip import strip
 from zoo.recipe import Recipe, load_recipe
+from zoo.recipe.schedule import format_schedule
 from zoo.report.rows import binary, decimal
-from zoo.schedule import format_schedule
 
 PATH = f"{FOLDER}/models/index.md"
 TOKENS = 32_768

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from zoo.docs import benchmarks, commands_page, keys_page, models_page, python_page
 from zoo.docs.families import FOLDER as PARTS
 from zoo.docs.families import family_pages
@@ -35,8 +37,8 @@ def checkout() -> Path:
     return root
 
 
-def generated(root: Path) -> dict[str, str]:
-    """Path below docs/ -> text of every generated page and drawing. Nothing is written.
+def generated(root: Path, app: typer.Typer) -> dict[str, str]:
+    """Path below docs/ -> text of every generated page and drawing. Nothing is written.  app: the command line.
 
     Raises ZooError for a formula that `cost` does not bear out, RecipeError for a recipe that does not load.
     """
@@ -47,7 +49,7 @@ def generated(root: Path) -> dict[str, str]:
         **recipe_pages(root),
         models_page.PATH: models_page.models_page(root),
         keys_page.PATH: keys_page.keys_page(),
-        commands_page.PATH: commands_page.commands_page(),
+        commands_page.PATH: commands_page.commands_page(app),
         python_page.PATH: python_page.python_page(),
         benchmarks.PATH: benchmarks.benchmarks_page(root / "docs"),
     }

@@ -13,7 +13,7 @@ _EXPORTS = {
     "Subject": "zoo.evaluation.subject",
     "Task": "zoo.evaluation.task",
     "evaluate": "zoo.evaluation.run",
-    "load_subject": "zoo.evaluation.subject",
+    "load_subject": "zoo.evaluation.subjects",
     "make_tasks": "zoo.evaluation.registry",
 }
 __all__ = list(_EXPORTS)

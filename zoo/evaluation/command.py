@@ -119,7 +119,8 @@ def parse_lengths(text: str | None) -> tuple[int, ...] | None:
 
 def _evaluate(model: str, tasks: list, request: Request) -> list[Result]:
     from zoo.evaluation.run import evaluate_subject  # torch: a mistake above is told at once
-    from zoo.evaluation.subject import load_subject, with_data
+    from zoo.evaluation.subject import with_data
+    from zoo.evaluation.subjects import load_subject
 
     kept = ResultFile(request.output or Path(model) / FILE)
     subject = load_subject(model, request.device, request.dtype)

@@ -10,7 +10,8 @@ from zoo.evaluation.asking import answer
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.registry import make_tasks
 from zoo.evaluation.results import FILE, Result, ResultFile, hash_examples, summarise
-from zoo.evaluation.subject import Subject, load_subject
+from zoo.evaluation.subject import Subject
+from zoo.evaluation.subjects import load_subject
 from zoo.evaluation.task import Chosen, Task
 
 

@@ -1,9 +1,8 @@
-"""A model under evaluation: what every kind must offer, and the two kinds that `zoo eval` loads.
+"""A model under evaluation: what every kind must offer, and a run of the zoo as one.
 
 Shapes: B rows, T tokens, N places, V vocabulary.
 """
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 
 from zoo.data.packing import Tokenizer
-from zoo.errors import shorten
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.held_out import HeldOut
 from zoo.files import present
@@ -140,27 +138,6 @@ def _digest(folder: Path) -> str | None:
 
     found = sorted(folder.glob("*.safetensors"))
     return sha256(found[0]) if len(found) == 1 else None
-
-
-def load_subject(path: str | Path, device: str = "auto", dtype: str = "auto") -> Subject:
-    """The model in a folder: a run of the zoo (model.yaml), or a local transformers folder (config.json).
-
-    Raises EvaluationError if it is neither, LoadError if it cannot be loaded.
-    """
-    folder = Path(path)
-    try:
-        is_folder = folder.is_dir()
-    except OSError as error:  # a name that is too long, a folder on the way that may not be entered
-        raise EvaluationError(f"{shorten(str(path))}: cannot be read: {error.strerror}") from error
-    if any(os.path.lexists(folder / name) for name in ("model.yaml", "recipe.yaml")):
-        return ZooSubject(folder, device, dtype)
-    if is_folder and present(folder / "config.json", EvaluationError):
-        from zoo.evaluation.transformers_subject import TransformersSubject
-
-        return TransformersSubject(folder, device, dtype)
-    if not is_folder:
-        raise EvaluationError(f"{path}: no such folder; zoo train makes runs/<name>")
-    raise EvaluationError(f"{path}: neither a run of the zoo (model.yaml) nor a transformers folder (config.json)")
 
 
 def with_data(subject: Subject, file: Path, folder: str | Path) -> None:

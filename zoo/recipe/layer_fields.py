@@ -12,7 +12,7 @@ from zoo.blocks.checked import Flag, Problem
 from zoo.blocks.cost import BF16, FLOAT
 
 if TYPE_CHECKING:
-    from zoo.recipe import ModelConfig
+    from zoo.recipe.config import ModelConfig
 
 MOST_SCALE = 1e6  # beyond any use, and far below where float32 overflows
 Scale = Annotated[float, Field(gt=0, le=MOST_SCALE, allow_inf_nan=False)]

@@ -5,8 +5,8 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from zoo.blocks import registry
-from zoo.recipe import Recipe
 from zoo.recipe.checking import TAGS, Path
+from zoo.recipe.config import Recipe
 from zoo.recipe.schedule import NAME
 
 TITLE = "attention-zoo recipe"

@@ -9,8 +9,9 @@ import torch
 
 from zoo import cli
 from zoo.bench import train
+from zoo.bench.train_clock import WARM_UP, Clock, breakdown, largest
 from zoo.bench.train_peers import _add_gradients, measure_peer
-from zoo.bench.train_step import WARM_UP, Clock, breakdown, largest, measure_recipe
+from zoo.bench.train_step import measure_recipe
 from zoo.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[3] / "recipes"

@@ -30,7 +30,7 @@ FENCE = re.compile(r'^ *```(\w+)(?: title="([^"]*)")?\n(.*?)^ *```$', re.MULTILI
 
 @pytest.fixture(scope="module")
 def site() -> dict[str, str]:
-    return pages.generated(ROOT)
+    return pages.generated(ROOT, app)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def _commands(page: str) -> list[str]:
 
 
 def test_the_command_reference_lists_every_command_and_option():
-    page = commands_page.commands_page()
+    page = commands_page.commands_page(app)
     found = dict(commands_page.commands(typer.main.get_command(app), "zoo"))
     assert {"zoo train", "zoo data prepare", "zoo docs build"} <= found.keys()
     for path, command in found.items():

@@ -114,6 +114,6 @@ def test_without_the_extra_it_says_how_to_install_it(monkeypatch, capsys):
 
 
 def test_the_commands_import_nothing_heavy():
-    code = "import zoo.docs.commands, sys; print(*{'torch', 'mkdocs', 'matplotlib'} & set(sys.modules))"
+    code = "import zoo.cli.docs, sys; print(*{'torch', 'mkdocs', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == ""

@@ -12,7 +12,8 @@ from zoo.errors import ZooError
 from zoo.evaluation.asking import answer
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.run import evaluate, model_facts
-from zoo.evaluation.subject import ZooSubject, load_subject, with_data
+from zoo.evaluation.subject import ZooSubject, with_data
+from zoo.evaluation.subjects import load_subject
 from zoo.evaluation.task import Choice
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json")

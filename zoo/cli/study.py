@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from zoo.cli.options import AsJson, Plugins
 from zoo.errors import Problem, RecipeError
 from zoo.terminal import err, out, out_styled
 
@@ -16,19 +17,6 @@ StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study (YAML 
 Override = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study, e.g. --set jobs=2. Repeatable."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-
-
-def _import_plugins(modules: list[str] | None) -> list[str] | None:
-    from zoo.cli import import_plugins
-
-    return import_plugins(modules)
-
-
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option("--plugin", metavar="MODULE", callback=_import_plugins, help="Import this module of block kinds."),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line. A command calls one function of a room and prints what it returns.
+"""The commands of `zoo`; those with subcommands have modules of their own, beside this one.
 
 Nothing heavy is imported at the top: `zoo --help`, `zoo show` and every refusal of a bad recipe answer at once.
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
@@ -15,12 +15,10 @@ from typing import Annotated, Any
 import typer
 
 import zoo
-from zoo import folder_commands
 from zoo.address_space import watch_imports
-from zoo.bench import commands as bench
-from zoo.docs import commands as docs
-from zoo.errors import Problem, RecipeError, ZooError
-from zoo.study import commands as study
+from zoo.cli import bench, docs, folders, study
+from zoo.cli.options import AsJson, Kind, Override, Plugins, RecipeFile, RunFolder, load, load_run
+from zoo.errors import RecipeError, ZooError
 from zoo.terminal import err, out, out_styled, tolerate_encoding
 
 app = typer.Typer(
@@ -36,87 +34,27 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(study.app, name="study")
 app.add_typer(docs.app, name="docs")
 
-RecipeFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RECIPE", help="A YAML file, or a name from zoo recipes such as zoo:quickstart.", show_default=False
-    ),
-]
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder, e.g. runs/quickstart.", show_default=False)
-]
-Override = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. --set train.duration=200ba. Repeatable."),
-]
-
-
-def import_plugins(modules: list[str] | None) -> list[str] | None:
-    """Import the modules that the user names, before a recipe or a run is read."""
-    from zoo.blocks import load_plugin
-
-    for module in modules or []:
-        try:
-            load_plugin(module)
-        except ValueError as error:
-            raise RecipeError([Problem(str(error), key="--plugin")]) from error
-    return modules
-
-
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--plugin",
-        metavar="MODULE",
-        callback=import_plugins,
-        help="Import this module of block kinds, e.g. one that a run folder names. Repeatable.",
-    ),
-]
 REFUSALS = {  # what the system may say to any command, and is no bug
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "cannot be written"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE), "cannot be read or written"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "cannot be opened"),
 }
-Kind = Annotated[str | None, typer.Argument(help="A kind of block; without it all kinds.", show_default=False)]
 Version = Annotated[bool, typer.Option("--version", callback=lambda wanted: _version(wanted), is_eager=True)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 ShowKernels = Annotated[
     bool, typer.Option("--kernels", help="Say which implementation serves each layer on this machine, and why.")
 ]
 
 
-def _load(path: Path, overrides: list[str] | None):
-    from zoo.recipe import load_recipe
-
-    recipe = load_recipe(path, overrides=overrides or [])
-    for note in recipe.notes:
-        err(f"note: {path}: {note}")
-    return recipe
-
-
-def _load_run(folder: Path, overrides: list[str] | None):
-    """The recipe that a run was trained with."""
-    from zoo.files import present
-    from zoo.recipe import load_recipe
-
-    path = folder / "recipe.yaml"
-    if not present(path):
-        raise RecipeError([Problem(f"no such file; {folder} is neither a recipe nor a run folder", str(path))])
-    if overrides:
-        raise typer.BadParameter(f"a run is shown as it was trained; found {overrides[0]}.", param_hint="--set")
-    return load_recipe(path, of_run=True)
-
-
 def _report_broken_kinds() -> None:
     """Name the parts of other packages that cannot be used; the rest works."""
-    from zoo.parts_text import broken
+    from zoo.cli.parts_text import broken
 
     for why in broken():
         err(f"note: {why}")
 
 
-app.command()(folder_commands.init)
-app.command()(folder_commands.recipes)
+app.command()(folders.init)
+app.command()(folders.recipes)
 
 
 @app.command()
@@ -134,7 +72,7 @@ def train(
     plugins: Plugins = None,
 ) -> None:
     """Train a recipe's model, or continue where its run stopped."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     if devices is not None and devices > 1:
         from zoo.training.processes import launch
 
@@ -175,9 +113,9 @@ def show(
             raise typer.BadParameter(f"is for --pattern layer=N, which is missing; found {value}.", param_hint=option)
     from zoo import show as room
 
-    loaded = _load_run(recipe, overrides) if recipe.is_dir() else _load(recipe, overrides)
+    loaded = load_run(recipe, overrides) if recipe.is_dir() else load(recipe, overrides)
     if kernels:
-        from zoo import serving
+        from zoo.cli import serving
 
         out(serving.as_text(loaded), end="")
         return
@@ -190,7 +128,7 @@ def show(
     out_styled((room.as_json if json else room.as_text)(loaded, run=run), end="")
 
 
-app.command()(folder_commands.runs)
+app.command()(folders.runs)
 
 
 @app.command()
@@ -363,9 +301,9 @@ def cost(
     plugins: Plugins = None,
 ) -> None:
     """Estimate the memory of a training step on a GPU, the least time it can take, and whether it fits."""
-    from zoo import sizing_text as room
+    from zoo.cli import sizing_text as room
 
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     out_styled((room.as_json if json else room.as_text)(loaded, gpu, seq_len, rows), end="")
 
 
@@ -383,7 +321,7 @@ def parts(
     plugins: Plugins = None,
 ) -> None:
     """List the families of parts that a recipe chooses from, the kinds of one, or the fields of one kind."""
-    from zoo import parts_text as room
+    from zoo.cli import parts_text as room
 
     _report_broken_kinds()
     out_styled((room.as_json if json else room.as_text)(family, name), end="")
@@ -401,7 +339,7 @@ def keys(
     plugins: Plugins = None,
 ) -> None:
     """Explain the keys of a recipe: type, bounds, default and meaning."""
-    from zoo import keys_text as room
+    from zoo.cli import keys_text as room
 
     _report_broken_kinds()
     out_styled((room.as_json if json else room.as_text)(key or []), end="")
@@ -425,7 +363,7 @@ def schema(plugins: Plugins = None) -> None:
 @data_app.command()
 def prepare(recipe: RecipeFile, overrides: Override = None, plugins: Plugins = None) -> None:
     """Tokenise and pack a recipe's data into shards, once; later runs find them."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from zoo import data
 
     out(data.prepare_command(loaded))
@@ -442,7 +380,7 @@ def show_data(
     """Print a few rows of a recipe's data, decoded, with the places where documents begin."""
     if split not in ("train", "validation"):
         raise typer.BadParameter(f"must be train or validation; found {split!r}.", param_hint="--split")
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from zoo import data
 
     out(data.show_command(loaded, rows, split))

@@ -1,11 +1,20 @@
 """`zoo docs ...` on the command line. MkDocs is imported only when a command runs."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from zoo.errors import ZooError
+
 app = typer.Typer(help="Build the documentation site, or preview it.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    if find_spec("zoo.docs") is None:
+        raise ZooError("zoo docs needs a checkout of the repository: the pages and what builds them are not installed")
 
 
 @app.command()

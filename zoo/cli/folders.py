@@ -27,7 +27,7 @@ def init(
 
 def recipes(json: AsJson = False) -> None:
     """List the recipes that come with the package. Their names, zoo:..., stand wherever a recipe's path may."""
-    from zoo import shipped_text as room
+    from zoo.cli import shipped_text as room
 
     out_styled(room.as_json() if json else room.as_text(), end="")
 

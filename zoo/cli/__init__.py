@@ -1,0 +1,5 @@
+"""The command line. A command calls one function of a room and prints what it returns."""
+
+from zoo.cli.main import app, main, run
+
+__all__ = ["app", "main", "run"]

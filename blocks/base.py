@@ -45,6 +45,7 @@ class Attention(nn.Module):
         self.output_gate = linear(d_model, point.output_gates) if point.output_gates else None
         self.output = linear(projection.n_heads * projection.v_head_dim, d_model, point.output_bias)
         self._order = [pattern.kind for pattern in point.in_order]
+        self.kv_layer: int | None = None  # the layer that makes the keys and values, where several share them
 
     def forward(
         self, x_BTC: torch.Tensor, context: Context | Step, cache: AttentionCache | None = None
@@ -86,15 +87,25 @@ class Attention(nn.Module):
             self._attend(queries, raw, context, cache) if context.fresh else self._append(queries, raw, context, cache)
         )
 
+    def _sources(self, context: Context | Step, make: Callable[[], list]) -> list:
+        """The sets of keys and values: those of an earlier layer, or make(), which later layers may read."""
+        if self.config.follows:
+            assert self.kv_layer is not None, "the layer says whose keys and values it reads"
+            return context.shared(self.kv_layer)
+        sources = make()
+        if self.kv_layer is not None:
+            context.share(self.kv_layer, sources)
+        return sources
+
     def _attend(
         self, queries: Queries, raw: list[Entries], context: Context | Step, cache: AttentionCache | None
     ) -> list[torch.Tensor]:
         """`attend` within the tokens of x; a cache keeps what they leave."""
         queries = queries._replace(q=queries.q.contiguous())
-        sources = [Source(self.projection, entries, context) for entries in raw]
+        sources = self._sources(context, lambda: [Source(self.projection, entries, context) for entries in raw])
         source = self._by_pattern(sources)
         results = self._run(lambda kind, module, done: module(queries, source[kind], context, done))
-        if cache is not None:
+        if cache is not None and not self.config.follows:
             assert isinstance(context, Step)
             self.projection.renew()
             for one, kept in zip(sources, cache.sets, strict=True):
@@ -107,13 +118,19 @@ class Attention(nn.Module):
     def _append(self, queries: Queries, raw: list[Entries], step: Step, cache: AttentionCache) -> list[torch.Tensor]:
         """`attend` of tokens that follow others, by what the cache holds of those."""
         dtype = queries.q.dtype  # under autocast not that of the cache
-        queries = self.projection.absorb(queries).to(cache.dtype)
-        pairs = zip(raw, cache.sets, strict=True)
-        source = self._by_pattern([CachedSource(self.projection, entries, step, kept) for entries, kept in pairs])
+
+        def append() -> list[CachedSource]:
+            pairs = zip(raw, cache.sets, strict=True)
+            return [CachedSource(self.projection, entries, step, kept) for entries, kept in pairs]
+
+        sources = self._sources(step, append)
+        projection = sources[0].projection  # that of the layer that made the keys
+        queries = projection.absorb(queries).to(sources[0].dtype)
+        source = self._by_pattern(sources)
         results = self._run(
             lambda kind, module, done: module.cached(queries, source[kind], step, done, cache.buffers[kind])
         )
-        return [self.projection.lift(results[kind].output.to(dtype)) for kind in self.patterns]
+        return [projection.lift(results[kind].output.to(dtype)) for kind in self.patterns]
 
     def _run(self, attend: Callable[[str, Any, Mapping[str, Attended]], Attended]) -> dict[str, Attended]:
         """The result of each pattern, those that others need first."""

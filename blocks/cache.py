@@ -151,6 +151,11 @@ class CachedSource:
         return self.step.start_B[:, None] + offset
 
     @property
+    def dtype(self) -> torch.dtype:
+        """That of the cache."""
+        return next(iter(self.tokens.tensors.values())).dtype
+
+    @property
     def keys(self) -> Keys:
         """Every slot of the tokens' cache."""
         return self.projection.cached_keys(self.tokens.tensors)
@@ -185,7 +190,12 @@ class AttentionCache:
 
     @classmethod
     def empty(cls, point: ResolvedAttention, batch: int, max_len: int, device=None, dtype=None) -> "AttentionCache":
-        """Memory for `batch` rows of up to max_len tokens of a block whose numbers are all known."""
+        """Memory for `batch` rows of up to max_len tokens of a block whose numbers are all known.
+
+        None for a layer that reads the keys and values of an earlier one.
+        """
+        if point.follows:
+            return cls([], {pattern.kind: {} for pattern in point.patterns})
         kinds = tuple(pattern.kind for pattern in point.patterns)
         shared = [(kind,) for kind in kinds] if point.separate_kv else [kinds]
         options = {"device": device, "dtype": torch.get_default_dtype() if dtype is None else dtype}
@@ -208,11 +218,6 @@ class AttentionCache:
     def tensors(self) -> list[torch.Tensor]:
         """All that the cache holds."""
         return [x for slots in self._slots for x in slots.tensors.values()]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of all entries."""
-        return next(iter(self.sets[0].tokens.tensors.values())).dtype
 
     @property
     def nbytes(self) -> int:

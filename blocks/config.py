@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from zoo.blocks.about import About
 from zoo.blocks.cost import Cost
-from zoo.blocks.fields import Flag, GateFields, Kinded, OutputFields, Problem, norm_set_problems
+from zoo.blocks.fields import Flag, GateFields, Kinded, OutputFields, Problem, SharingFields, norm_set_problems
 from zoo.blocks.patterns.base import SCORE_OPTIONS, PatternConfig
 from zoo.blocks.patterns.compression_config import Compression
 from zoo.blocks.patterns.full_config import Full
@@ -102,7 +102,7 @@ Projection = Annotated[ProjectionConfig, PartOf(PROJECTIONS)]
 Pattern = Annotated[PatternConfig, PartOf(PATTERNS)]
 
 
-class AttentionConfig(GateFields, OutputFields, BlockConfig):
+class AttentionConfig(GateFields, SharingFields, OutputFields, BlockConfig):
     """Any projection with any set of patterns; several patterns are summed with one sigmoid gate per head and pattern.
 
     The generic kind `attention`: every other kind is a shorter spelling of one of these.
@@ -149,6 +149,10 @@ class AttentionConfig(GateFields, OutputFields, BlockConfig):
         found += self._score_problems()
         if self.gate_bias and len(kinds) == 1:
             found.append((("gate_bias",), "needs two patterns or more; found true with one"))
+        alone = [pattern.kind for pattern in self.patterns if not pattern.reads_shared]
+        if self.share_kv > 1 and alone:
+            why = f"must be 1 with {' and '.join(alone)}, which makes or keeps keys of its own"
+            found.append((("share_kv",), f"{why}; found {self.share_kv}"))
         return found
 
     def _score_problems(self) -> list[Problem]:

@@ -28,6 +28,20 @@ class _Positions:
     positions_BT: torch.Tensor
     documents: Documents | None
     _tables: dict
+    _shared: dict[int, list]
+
+    def share(self, group: int, sources: list) -> None:
+        """Let later layers read the keys and values of a layer (`parts.Source`).  group: the index of that layer.
+
+        By index, not the latest: activation checkpointing computes layers again from the last to the first.
+        """
+        self._shared[group] = sources
+
+    def shared(self, group: int) -> list:
+        """What layer `group` has shared."""
+        if group not in self._shared:
+            raise ValueError(f"attention: reads the keys and values of layer {group}, which has not run before it")
+        return self._shared[group]
 
     def rope(self, dim: int, rope: Rotary, dtype: torch.dtype, blocks: tuple[int, int] | None = None) -> RopeTable:
         """The rotary table of every token, or of every slot of the compression grid `blocks` = (block, stride).
@@ -69,6 +83,11 @@ class Context(_Positions):
         self.positions_BT, self.documents = positions_BT, documents
         self.losses: list[torch.Tensor] = []
         self._tables: dict = {}
+        self._shared = {}
+
+    def for_another_model(self) -> "Context":
+        """The same tokens, with nothing that layers have left."""
+        return Context(self.positions_BT, self.documents)
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Add a scalar, such as one that balances experts, to the training loss. Validation ignores it."""
@@ -107,6 +126,7 @@ class Step(_Positions):
         self.positions_BT, self.start_B, self.n_new_B, self.fresh = positions_BT, start_B, n_new_B, fresh
         self._tables: dict = {}
         self._made: dict = {}
+        self._shared = {}
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Nothing: tokens that are appended to a cache are not trained on."""

@@ -60,6 +60,7 @@ __all__ = [
     "ScoreFields",
     "SelectionBlock",
     "SelectionFields",
+    "SharingFields",
     "Size",
     "Weight",
     "Window",
@@ -234,6 +235,16 @@ class OutputFields(Checked):
     def of_output(self) -> dict[str, Any]:
         """These fields by name, for the config that a kind stands for."""
         return {name: getattr(self, name) for name in OutputFields.model_fields}
+
+
+class SharingFields(Checked):
+    """Layers that share keys and values."""
+
+    share_kv: Count = Field(
+        1,
+        description="Layers of this block, in their order in the schedule, that share the keys and values which the "
+        "first of them makes and caches; 1: none.",
+    )
 
 
 class GateFields(Checked):

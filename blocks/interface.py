@@ -128,6 +128,8 @@ class Pattern(Protocol):
 class Projection(Protocol):
     """How queries, keys and values are made. Built as Class(resolved projection, d_model, number of key/value sets).
 
+    Without sets it makes queries alone: the layer reads the keys and values of an earlier one (`share_kv`).
+
     The maps of a projection that read x are one, `input`, whose result is cut afterwards: in a decoding step each
     product takes 4 us on an H200, where its weights take 0.7 us to read (docs/log.md).
     """

@@ -5,7 +5,7 @@ was not written in a recipe.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from zoo.blocks.cost import BF16, Cost
@@ -40,6 +40,10 @@ class ResolvedMixer(ABC):
         """The block as a projection and patterns; None if it is not made of these."""
         return None
 
+    def following(self) -> "ResolvedMixer":
+        """The block of a layer that reads the keys and values of an earlier one (`share_kv`)."""
+        raise ValueError(f"{type(self).__name__} cannot share keys and values: only a projection with patterns can")
+
     def reach(self, known: int, seq_len: int) -> dict[str, int] | None:
         """By pattern, the positions (bits) that can see in one layer a position whose bit is set; None: not stated."""
         return None
@@ -51,7 +55,10 @@ class ResolvedMixer(ABC):
 
 @dataclass(frozen=True)
 class ResolvedAttention(ResolvedMixer):
-    """A projection and patterns whose numbers are all known: a point of the grid."""
+    """A projection and patterns whose numbers are all known: a point of the grid.
+
+    follows: keys and values are those of an earlier layer with the same block; this one makes and caches none.
+    """
 
     d_model: int
     projection: ResolvedProjection
@@ -60,6 +67,10 @@ class ResolvedAttention(ResolvedMixer):
     output_bias: bool = False
     output_gate: str | None = None
     gate_bias: bool = False
+    follows: bool = False
+
+    def following(self) -> "ResolvedAttention":
+        return replace(self, follows=True)
 
     @property
     def gates(self) -> int:
@@ -91,7 +102,9 @@ class ResolvedAttention(ResolvedMixer):
 
     @property
     def n_kv_sets(self) -> int:
-        """How many key/value projections the block has."""
+        """How many key/value projections the block has; 0 if it reads those of an earlier layer."""
+        if self.follows:
+            return 0
         return len(self.patterns) if self.separate_kv else 1
 
     @property
@@ -104,7 +117,8 @@ class ResolvedAttention(ResolvedMixer):
         return Attention(self, self.d_model)
 
     def describe(self) -> str:
-        return ", ".join([self.projection.kind.upper(), *(pattern.describe() for pattern in self.patterns)])
+        shared = ["keys of an earlier layer"] * self.follows
+        return ", ".join([self.projection.kind.upper(), *(pattern.describe() for pattern in self.patterns), *shared])
 
     def reach(self, known: int, seq_len: int) -> dict[str, int]:
         return {pattern.kind: pattern.reach(known, seq_len) for pattern in self.patterns}
@@ -150,6 +164,8 @@ class ResolvedAttention(ResolvedMixer):
 
         Patterns that share keys share the tokens that any of them keeps.
         """
+        if self.follows:
+            return 0, 0, 0
         entry = self.projection.entry_elements
         buffers = [b for p in self.patterns for b in p.buffers(self.projection, seq_len).values()]
         tokens = [pattern.kept_tokens(seq_len) for pattern in self.patterns]

@@ -61,6 +61,8 @@ class Layer(nn.Module):
         self.parallel, self.residual_scale = model.parallel, model.residual_scale
         self.attention_norm = make_norm(model) if before else None
         self.attention = layer.mixer.build()
+        if layer.kv_layer is not None:
+            self.attention.kv_layer = layer.kv_layer
         self.attention_post_norm = make_norm(model) if after else None
         self.feed_forward_norm = make_norm(model) if before and not model.parallel else None
         ffn = layer.feed_forward

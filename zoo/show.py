@@ -41,6 +41,7 @@ def facts(recipe: Recipe) -> dict[str, Any]:
             "block": layer.block,
             "kind": layer.kind,
             "attention": layer.mixer.describe(),
+            "kv_layer": layer.kv_layer,
             "ffn": layer.ffn_name,
             "feed_forward": layer.feed_forward.describe(),
         }

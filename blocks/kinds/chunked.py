@@ -6,11 +6,11 @@ from pydantic import Field
 
 from zoo.blocks.about import About
 from zoo.blocks.config import GQA, AttentionConfig, BlockConfig
-from zoo.blocks.fields import ChunkFields, GQAFields, OutputFields, RopeFields, ScoreFields
+from zoo.blocks.fields import ChunkFields, GQAFields, OutputFields, RopeFields, ScoreFields, SharingFields
 from zoo.blocks.patterns.chunked_config import Chunked
 
 
-class ChunkedConfig(OutputFields, RopeFields, ChunkFields, ScoreFields, GQAFields, BlockConfig):
+class ChunkedConfig(SharingFields, OutputFields, RopeFields, ChunkFields, ScoreFields, GQAFields, BlockConfig):
     """Causal attention inside chunks of `chunk` tokens (Llama 4), heads as in GQA.
 
     The first token of a chunk sees itself alone; other layers of the schedule carry information across chunks.

@@ -6,10 +6,10 @@ from pydantic import Field
 
 from zoo.blocks.about import About
 from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Full
-from zoo.blocks.fields import GQAFields, OutputFields, RopeFields, ScoreFields
+from zoo.blocks.fields import GQAFields, OutputFields, RopeFields, ScoreFields, SharingFields
 
 
-class FullConfig(OutputFields, RopeFields, ScoreFields, GQAFields, BlockConfig):
+class FullConfig(SharingFields, OutputFields, RopeFields, ScoreFields, GQAFields, BlockConfig):
     """Causal attention over all keys (Vaswani 2017), heads grouped as in GQA (arXiv 2305.13245).
 
     n_kv_heads = n_heads is multi-head attention, n_kv_heads = 1 multi-query attention.

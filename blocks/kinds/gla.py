@@ -9,7 +9,14 @@ from zoo.blocks.about import About
 from zoo.blocks.config import GLA, AttentionConfig, BlockConfig, Full, Window
 
 
-class GLAConfig(fields.OutputFields, fields.RopeFields, fields.ScoreFields, fields.GroupedLatentFields, BlockConfig):
+class GLAConfig(
+    fields.SharingFields,
+    fields.OutputFields,
+    fields.RopeFields,
+    fields.ScoreFields,
+    fields.GroupedLatentFields,
+    BlockConfig,
+):
     """Grouped latent attention (Zadouri 2025, arXiv 2505.21487): MLA with its latent cut in C heads.
 
     The defaults are the paper's GLA-2: two latent heads, a key for each query head, the cache of MLA. Over all keys, or

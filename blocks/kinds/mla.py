@@ -9,7 +9,9 @@ from zoo.blocks.about import About
 from zoo.blocks.config import MLA, AttentionConfig, BlockConfig, Full, Window
 
 
-class MLAConfig(fields.OutputFields, fields.RopeFields, fields.ScoreFields, fields.LatentFields, BlockConfig):
+class MLAConfig(
+    fields.SharingFields, fields.OutputFields, fields.RopeFields, fields.ScoreFields, fields.LatentFields, BlockConfig
+):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): one small latent and one rotary key are cached.
 
     Over all keys, or over a sliding window where `window` is given.

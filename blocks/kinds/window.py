@@ -6,10 +6,10 @@ from pydantic import Field
 
 from zoo.blocks.about import About
 from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Window
-from zoo.blocks.fields import GQAFields, OutputFields, RopeFields, ScoreFields, WindowFields
+from zoo.blocks.fields import GQAFields, OutputFields, RopeFields, ScoreFields, SharingFields, WindowFields
 
 
-class WindowConfig(OutputFields, RopeFields, WindowFields, ScoreFields, GQAFields, BlockConfig):
+class WindowConfig(SharingFields, OutputFields, RopeFields, WindowFields, ScoreFields, GQAFields, BlockConfig):
     """Causal attention over the latest `window` keys (Beltagy 2020, arXiv 2004.05150; Mistral 7B), heads as in GQA."""
 
     about: ClassVar[About] = About(example={"n_heads": 8, "n_kv_heads": 2, "window": 64})

@@ -57,6 +57,9 @@ class PatternConfig(Kinded):
     module: ClassVar[str]  # "package.module:Class" of the class that runs
     needs: ClassVar[tuple[str, ...]] = ()  # kinds of the patterns whose results it reads
     score_options: ClassVar[tuple[str, ...]] = ()  # of `ScoreFields`, those that it can have
+    reads_shared: ClassVar[bool] = (
+        False  # True if it reads keys and values of tokens alone, so that layers may share them
+    )
     reads_tokens: ClassVar[bool] = True  # False if it attends only to keys of its own
     colour: ClassVar[int] = 0  # place in the palette of attention maps
 

@@ -17,6 +17,7 @@ class Chunked(ChunkFields, PatternConfig):
     """The keys of the query's own chunk, up to its own (Llama 4); a document is cut from its first token on."""
 
     module: ClassVar[str] = "zoo.blocks.patterns.chunked:ChunkedPattern"
+    reads_shared: ClassVar[bool] = True
     score_options: ClassVar[tuple[str, ...]] = SCORE_OPTIONS
     colour: ClassVar[int] = 5
     about: ClassVar[About] = About(

@@ -17,6 +17,7 @@ class Dilated(PatternConfig):
     """
 
     module: ClassVar[str] = "zoo.blocks.patterns.dilated:DilatedPattern"
+    reads_shared: ClassVar[bool] = True
     score_options: ClassVar[tuple[str, ...]] = SCORE_OPTIONS
     colour: ClassVar[int] = 3
     about: ClassVar[About] = About(

@@ -16,6 +16,7 @@ class Full(PatternConfig):
     """Every key up to the query's own (Vaswani 2017)."""
 
     module: ClassVar[str] = "zoo.blocks.patterns.full:FullPattern"
+    reads_shared: ClassVar[bool] = True
     score_options: ClassVar[tuple[str, ...]] = SCORE_OPTIONS
     about: ClassVar[About] = About(
         r"""

@@ -14,6 +14,7 @@ class Window(WindowFields, PatternConfig):
     """The latest `window` keys, the query's own included (Beltagy 2020, arXiv 2004.05150)."""
 
     module: ClassVar[str] = "zoo.blocks.patterns.window:WindowPattern"
+    reads_shared: ClassVar[bool] = True
     score_options: ClassVar[tuple[str, ...]] = SCORE_OPTIONS
     about: ClassVar[About] = About(
         r"""

@@ -133,15 +133,17 @@ class LatentProjection(nn.Module):
 
     def __init__(self, config: ResolvedLatent, d_model: int, n_kv_sets: int = 1):
         super().__init__()
-        assert n_kv_sets == 1, "AttentionConfig refuses separate_kv with latents"
-        self.config = config
+        assert n_kv_sets <= 1, "AttentionConfig refuses separate_kv with latents"
+        self.config, self.n_kv_sets = config, n_kv_sets
         heads, rank = config.n_latent_heads, config.kv_rank // config.n_latent_heads
         queries = config.n_heads * config.qk_dim
-        self.widths = [config.q_rank or queries, config.kv_rank, config.rope_dim]
+        self.widths = [config.q_rank or queries, *[config.kv_rank, config.rope_dim] * n_kv_sets]
         self.input = linear(d_model, sum(self.widths))
         self.sinks = sinks(config.n_heads, config.sinks)
         self.query_norm = RMSNorm(config.q_rank, config.norm_eps) if config.q_rank else nn.Identity()
         self.query = linear(config.q_rank, queries) if config.q_rank else nn.Identity()
+        if n_kv_sets == 0:
+            return
         self.latent_norm = RMSNorm(rank, config.norm_eps, heads) if config.latent_norm else nn.Identity()
         self.key_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.head_dim)
         self.value_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.v_head_dim)
@@ -157,13 +159,13 @@ class LatentProjection(nn.Module):
             found = split_heads(made, groups, *self._table(made.dtype, context))
             n = len(groups[0].pieces)
             parts, entries = found[:n], found[n:]
-        latent_BTJR = scaled(self.latent_norm(entries[0]), self.config.latent_scale)
         scores = self.config.scale, self.sinks, self.config.score_softcap
-        if self.config.rope_dim == 0:
-            queries = Queries(parts[0], None, *scores)
-            return queries.tempered(self.config.position_temperature, context), [{"latent": latent_BTJR}]
-        queries = Queries(parts[0], parts[1], *scores).tempered(self.config.position_temperature, context)
-        return queries, [{"latent": latent_BTJR, "rope_key": entries[1].squeeze(2)}]
+        rope = parts[1] if self.config.rope_dim else None
+        queries = Queries(parts[0], rope, *scores).tempered(self.config.position_temperature, context)
+        if self.n_kv_sets == 0:
+            return queries, []
+        latent = {"latent": scaled(self.latent_norm(entries[0]), self.config.latent_scale)}
+        return queries, [latent | {"rope_key": entries[1].squeeze(2)} if self.config.rope_dim else latent]
 
     def _queries(self) -> Heads:
         """What W_Q makes: the content of each head, and its rotary part."""
@@ -175,6 +177,8 @@ class LatentProjection(nn.Module):
     def _latents(self) -> tuple[Heads, ...]:
         """What W_DKV and W_KR make; the rotary key is rotated later, and by then copied."""
         config = self.config
+        if self.n_kv_sets == 0:
+            return ()
         latent = Heads(config.n_latent_heads, (Piece(config.kv_rank // config.n_latent_heads),))
         return (latent, Heads(1, (Piece(config.rope_dim, view=True),))) if config.rope_dim else (latent,)
 

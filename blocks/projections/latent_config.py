@@ -122,15 +122,19 @@ class ResolvedLatent(ResolvedProjection):
     def weights(self, d_model: int, n_kv_sets: int) -> dict[str, int]:
         rank = self.q_rank
         query = (rank or d_model) * self.n_heads * self.qk_dim + (d_model * rank if rank else 0)
+        if n_kv_sets == 0:
+            return {"query": query}
         up = self.kv_rank // self.n_latent_heads * self.expanded_elements
         return {"query": query, "key_value": d_model * (self.kv_rank + self.rope_dim), "key_value_up": up}
 
     def norms(self, n_kv_sets: int) -> int:
-        return (self.kv_rank if self.latent_norm else 0) + (self.q_rank or 0)
+        return (self.kv_rank if self.latent_norm and n_kv_sets else 0) + (self.q_rank or 0)
 
     def activation_bytes(self, n_kv_sets: int) -> int:
         """Both latents are kept before their norm and after."""
         queries = BF16 * self.n_heads * self.qk_dim + 2 * BF16 * (self.q_rank or 0)
+        if n_kv_sets == 0:
+            return queries
         latent = (2 if self.latent_norm else 1) * BF16 * self.kv_rank
         return queries + BF16 * (self.expanded_elements + self.rope_dim) + latent
 

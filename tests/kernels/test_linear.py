@@ -12,6 +12,12 @@ B, K, H, D, V = 2, 2, 4, 6, 5
 LENGTHS = (1, 17, 3, 40, 9)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """A second thread costs more than it saves at these sizes."""
+    torch.set_num_threads(1)
+
+
 def inputs(T, by_channel, delta, seed=0, dtype=torch.float64, decay=1.0, sizes=(B, K, H, D, V)):
     """Unit keys, decays of all sizes; leaves that require gradients."""
     batch, n_keys, heads, width, n_values = sizes

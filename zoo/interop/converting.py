@@ -254,8 +254,13 @@ def _errors(model: Any, made: Any, rows: list[tuple]) -> list[float]:
     """|new - old| / |old| of each attention's output, both given the old one's inputs."""
     sums = [[0.0, 0.0] for _ in model.layers]
 
+    context_of_made = None  # layers of either model may share keys and values through theirs
+
     def compare(index: int, x_BTC: Any, context: Any, y_BTC: Any) -> None:
-        found_BTC = made.layers[index].attention(x_BTC, context)
+        nonlocal context_of_made
+        if index == 0:
+            context_of_made = context.for_another_model()
+        found_BTC = made.layers[index].attention(x_BTC, context_of_made)
         sums[index][0] += float((found_BTC - y_BTC).double().square().sum())
         sums[index][1] += float(y_BTC.double().square().sum())
 

@@ -53,6 +53,9 @@ def retrofit(
     if source is None or target is None:
         which = "old" if source is None else "new"
         raise InteropError(f"the {which} block is not a projection with patterns, so only an equal block can follow")
+    if source.follows or target.follows:
+        which = "old" if source.follows else "new"
+        raise InteropError(f"share_kv: the {which} layer has no keys of its own, so only an equal block can follow")
     made = Retrofitted({name: tensor.double() for name, tensor in fresh.items()})
     state = {name: tensor.double() for name, tensor in state.items()}
     if source.projection.kind == "gqa" and target.projection.kind == "gqa":

@@ -123,6 +123,7 @@ class LayerConfig:
 
     `ffn_name` is the key in `ffns`, `ffn` where one feed-forward is for all.
     d_model, seq_len: what its parts are resolved for: the model's width and its max_seq_len.
+    kv_layer: the index of the layer that makes the keys and values where several share them (`share_kv`); else None.
     """
 
     index: int
@@ -133,15 +134,22 @@ class LayerConfig:
     ffn: FeedForwardConfig
     d_model: int
     seq_len: int
-    _mixers: dict[tuple[BlockConfig, str | None], ResolvedMixer] = field(repr=False, compare=False)
+    kv_layer: int | None
+    _mixers: dict[tuple[BlockConfig, str | None, bool], ResolvedMixer] = field(repr=False, compare=False)
 
     @property
     def mixer(self) -> ResolvedMixer:
         """The block with every number known, made at first use; layers with the same block share it."""
-        key = self.config, self.part
+        key = self.config, self.part, self.follows
         if key not in self._mixers:
-            self._mixers[key] = self.config.resolve(self.d_model, self.seq_len, self.part)
+            mixer = self.config.resolve(self.d_model, self.seq_len, self.part)
+            self._mixers[key] = mixer.following() if self.follows else mixer
         return self._mixers[key]
+
+    @property
+    def follows(self) -> bool:
+        """Whether it reads the keys and values of an earlier layer."""
+        return self.kv_layer not in (None, self.index)
 
     @property
     def feed_forward(self) -> FeedForwardConfig:
@@ -207,7 +215,8 @@ class ModelConfig(Section):
         """
         turns: dict[str, int] = {}
         made: dict[int, Any] = {}
-        mixers: dict[tuple[BlockConfig, str | None], ResolvedMixer] = {}
+        mixers: dict[tuple[BlockConfig, str | None, bool], ResolvedMixer] = {}
+        sharing: dict[tuple[str, BlockConfig, str | None], list[int]] = {}
         layers = []
         uses = schedule.expand(self.layers, self.n_layers)
         for index, (use, ffn_use) in enumerate(zip(uses, self._ffn_uses(len(uses)), strict=True)):
@@ -220,9 +229,9 @@ class ModelConfig(Section):
             if ffn_use is not None and self.ffns is not None:
                 ffn_name, ffn = ffn_use.name, _of_use(ffn_use, self.ffns[ffn_use.name], read_ffn, made)
             assert ffn is not None  # either is there: ffn_problems
-            layers.append(
-                LayerConfig(index, use.name, part, config, ffn_name, ffn, self.d_model, self.max_seq_len, mixers)
-            )
+            kv_layer = _kv_layer(index, config, sharing.setdefault((use.name, config, part), []))
+            sizes = self.d_model, self.max_seq_len
+            layers.append(LayerConfig(index, use.name, part, config, ffn_name, ffn, *sizes, kv_layer, mixers))
         return layers
 
     def _ffn_uses(self, n_layers: int) -> list[Use] | list[None]:
@@ -240,6 +249,18 @@ class ModelConfig(Section):
             "ffns": [name for name in self.ffns or () if name not in ffns],
         }
         return {key: names for key, names in found.items() if names}
+
+
+def _kv_layer(index: int, config: BlockConfig, group: list[int]) -> int | None:
+    """The layer whose keys and values layer `index` reads.  group: the layers of the block since the last that made
+    them, to which this one is added."""
+    most = getattr(config, "share_kv", 1)
+    if most == 1:
+        return None
+    if len(group) == most:
+        group.clear()
+    group.append(index)
+    return group[0]
 
 
 def _of_use(use: Use, base: Any, read: Callable[[Any], Any], made: dict[int, Any]) -> Any:

@@ -20,6 +20,7 @@ from torch import nn
 
 from zoo.blocks.base import Attention, Context
 from zoo.blocks.config import BlockConfig
+from zoo.blocks.parts import Source
 from zoo.blocks.registry import PATTERNS
 from zoo.blocks.resolved import ResolvedMixer
 from zoo.errors import ZooError
@@ -68,6 +69,8 @@ def visibility(block: nn.Module, x_BTC: torch.Tensor, context: Context, tile: in
     probe._modules = dict(block._modules)  # the block itself keeps its projection
     seq_len = x_BTC.shape[1]
     probe.projection = UnitValues(block.projection, seq_len, tile)
+    if block.config.follows:
+        context = _with_unit_values(block, x_BTC, context, tile)
     with use_implementation("reference"):
         weights = probe.attend(x_BTC, context)
     found = {}
@@ -83,6 +86,18 @@ def visibility(block: nn.Module, x_BTC: torch.Tensor, context: Context, tile: in
     return found
 
 
+def _with_unit_values(block: Attention, x_BTC: torch.Tensor, context: Context, tile: int) -> Context:
+    """The context of a block that reads the keys of an earlier layer, whose values are then unit vectors."""
+    assert block.kv_layer is not None, "it follows a layer"
+    own, sources = context.for_another_model(), []
+    for source in context.shared(block.kv_layer):
+        projection: Any = UnitValues(copy.deepcopy(source.projection).to(x_BTC.dtype), x_BTC.shape[1], tile)
+        raw = {name: x.to(x_BTC.dtype) for name, x in source.raw.items()}
+        sources.append(Source(projection, raw, own))
+    own.share(block.kv_layer, sources)
+    return own
+
+
 def _tokens_of(seen_THN: torch.Tensor, seq_len: int, tokens: list[range]) -> torch.Tensor:
     """[T, H, N] over keys, each of which stands for some tokens -> [T, H, seq_len] over the tokens."""
     seen_THS = seen_THN.new_zeros(*seen_THN.shape[:2], seq_len)
@@ -96,7 +111,11 @@ def random_visibility(
 ) -> dict[str, torch.Tensor]:
     """`visibility` of a freshly made block on a random input: what selection chooses then means nothing."""
     generator = torch.Generator().manual_seed(seed)
-    block = config.resolve(d_model, part=part).build()
+    mixer = config.resolve(d_model, part=part)
+    point = mixer.attention
+    if point is not None and point.follows:
+        mixer = replace(point, follows=False)  # random keys are as good as those of an earlier layer
+    block = mixer.build()
     for parameter in block.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)

@@ -33,10 +33,12 @@ def reach(model: ModelConfig, seq_len: int) -> Reach:
     token once its first block is complete.
     """
     known = 1  # bit t: token t depends on the first one
+    read: dict[int, int] = {}  # what layers that share keys and values made them of, by the layer that did
     if seq_len == 1:
         return Reach(0, (), 1)
     for layer in model.expanded():
-        reached = layer.mixer.reach(known, seq_len)
+        of_keys = known if layer.kv_layer is None else read.setdefault(layer.kv_layer, known)
+        reached = layer.mixer.reach(of_keys, seq_len)
         if reached is None:
             return Reach(None, unknown=layer.kind)
         if through := tuple(kind for kind, tokens in reached.items() if tokens >> (seq_len - 1) & 1):

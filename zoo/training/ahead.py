@@ -73,9 +73,11 @@ def _wanted(recipe) -> bool:
 
 
 def _jobs(recipe) -> list[int]:
-    """The index of one layer of each kind."""
+    """The index of one layer of each kind; of those that share keys and values the first, which makes them."""
     first: dict = {}
     for layer in recipe.model.expanded():
+        if layer.follows:
+            continue
         first.setdefault((layer.mixer, layer.feed_forward), layer.index)
     return list(first.values())
 

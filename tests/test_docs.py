@@ -10,8 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 import zoo
-from zoo import cost
 from zoo.cli import app
+from zoo.counting import model_cost as cost
 from zoo.errors import RecipeError
 from zoo.recipe import load_recipe
 
@@ -61,8 +61,8 @@ def test_a_study_in_the_docs_has_runs(text, tmp_path):
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """runs/quickstart as `zoo train zoo:quickstart` leaves it, but for the training."""
-    from zoo.training.export import export
-    from zoo.training.run_folder import RunFolder
+    from zoo.runs.folder import RunFolder
+    from zoo.training.final_weights import export
 
     recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml")
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "quickstart")
@@ -86,7 +86,7 @@ def like_a_checkout(tmp_path, monkeypatch, run_folder):
 def exported(text, like_a_checkout, tmp_path, monkeypatch):
     """exported/ as `zoo export` leaves it, for a text that reads it; transformers copies its module to `modules`."""
     if '"exported"' in text:
-        from zoo.export.export import export
+        from zoo.export.writing import export
 
         export("runs/quickstart", "exported")
         monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))

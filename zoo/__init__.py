@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "load_recipe": "zoo.recipe",
     "build_model": "zoo.model",
-    "load": "zoo.loading",
-    "load_tokenizer": "zoo.loading",
+    "load": "zoo.runs.weights",
+    "load_tokenizer": "zoo.runs.weights",
     "generate": "zoo.inference.generate",
 }
 __all__ = ["build_model", "generate", "load", "load_recipe", "load_tokenizer"]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from zoo.cache_sizes import cache_sizes
-from zoo.cost import model_cost
+from zoo.counting.cache_sizes import cache_sizes
+from zoo.counting.model_cost import model_cost
 from zoo.recipe import load_recipe
 
 RECIPES = sorted(path for path in Path("recipes").rglob("*.yaml") if not path.name.startswith(("_", "study")))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from zoo import __version__, cli, training
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.errors import ZooError
 from zoo.recipe import load_recipe
 from zoo.recipe.schema import recipe_schema

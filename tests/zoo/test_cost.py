@@ -2,7 +2,7 @@
 
 import pytest
 
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.recipe import ModelConfig
 
 FULL = {"kind": "full", "n_heads": 4, "n_kv_heads": 2}

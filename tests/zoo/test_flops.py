@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import build_model
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.kernels import attend
 from zoo.kernels.choice import reference as choice
 from zoo.kernels.dispatch import use_implementation

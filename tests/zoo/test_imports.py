@@ -10,8 +10,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "composer", "streaming", "transformers", "datasets", "numpy")
 LIGHT = ["errors", "recipe.schedule", "recipe.yaml_reader", "recipe.checking", "recipe", "recipe.schema", "recipe.keys"]
-LIGHT += ["cost", "cli", "show", "data.config"]
-LIGHT += ["cache_sizes", "bench.memory_needed", "bench.decode_report", "inference.command", "training.config"]
+LIGHT += [
+    "counting.model_cost",
+    "counting.run_cost",
+    "cli",
+    "report.show",
+    "runs.listing",
+    "runs.folder",
+    "data.config",
+]
+LIGHT += ["counting.cache_sizes", "bench.memory_needed", "bench.decode_report", "inference.command", "training.config"]
 LIGHT += [
     "blocks.registry",
     "blocks.config",

@@ -8,14 +8,13 @@ import itertools
 import pytest
 import torch
 
-from zoo import fused
 from zoo.blocks.context import Context
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.errors import RecipeError
 from zoo.export.transformers_model import ZooConfig, ZooForCausalLM
-from zoo.model import Decoder, build_model
+from zoo.model import Decoder, build_model, fused
 from zoo.recipe import ModelConfig, load_recipe
-from zoo.show import as_text
+from zoo.report.show import as_text
 
 SETTINGS = {
     "d_model": 24,

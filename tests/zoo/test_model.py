@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.errors import ZooError
 from zoo.model import build_model
 

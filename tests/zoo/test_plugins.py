@@ -138,8 +138,8 @@ def strangers_run(python, tmp_path) -> Path:
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
 import zoo
-from zoo.training.export import export
-from zoo.training.run_folder import RunFolder
+from zoo.training.final_weights import export
+from zoo.runs.folder import RunFolder
 recipe, folder = zoo.load_recipe({recipe!r}), RunFolder({str(run)!r})
 folder.recipe.write_text(recipe.dump())
 export(folder, recipe, zoo.build_model(recipe).state_dict())
@@ -254,7 +254,7 @@ def test_a_plugin_that_fails_is_reported_with_its_place(zoo, tmp_path, plugins, 
 def test_it_is_built_and_has_gradients(python, tmp_path):
     python(f"""
 import torch, zoo
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 recipe = zoo.load_recipe({write(tmp_path, "average")!r})
 model = zoo.build_model(recipe)
 assert sum(p.numel() for p in model.parameters()) == model_cost(recipe.model, 8).parameters["total"]

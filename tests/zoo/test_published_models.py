@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.docs.models_page import comment, models_page
 from zoo.interop.architecture import facts, read_config
 from zoo.recipe import load_recipe

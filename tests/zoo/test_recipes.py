@@ -6,7 +6,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.recipe import load_recipe
 from zoo.recipe.schema import recipe_schema
 from zoo.recipe.yaml_reader import read_recipe

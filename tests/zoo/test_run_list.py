@@ -7,7 +7,7 @@ import pytest
 
 from zoo import cli
 from zoo.recipe import load_recipe
-from zoo.training.run_folder import RunFolder
+from zoo.runs.folder import RunFolder
 
 RECORDS = [
     {"batch": 0, "tokens": 0, "time_s": 0.0, "validation_loss": 5.2, "validation_bits_per_byte": 7.5},

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo import cli, fused
+from zoo import cli
 from zoo.blocks import base, parts
 from zoo.blocks.base import Context
 from zoo.blocks.projections.latent import PerHeadLinear
-from zoo.cost import model_cost
-from zoo.model import Layer
+from zoo.counting.model_cost import model_cost
+from zoo.counting.run_cost import GIB, GPUS, _layer_bytes, step_size
+from zoo.model import fused
+from zoo.model.layer import Layer
 from zoo.recipe import ModelConfig, load_recipe
 from zoo.report.measure import training_tensors
-from zoo.sizing import GIB, GPUS, _layer_bytes, step_size
 from zoo.training.device import PEAK_BF16
 
 ROOT = Path(__file__).parents[2]

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from zoo.bench.memory_needed import bytes_needed
-from zoo.cache_sizes import cache_sizes
+from zoo.counting.cache_sizes import cache_sizes
 from zoo.errors import ZooError
-from zoo.inference.cache import ModelCache
 from zoo.inference.decoding import TOKENS_AT_ONCE, WARM_UP, Decoding
 from zoo.inference.sampling import Sampler, Sampling
 from zoo.model import Decoder, build_model
+from zoo.model.cache import ModelCache
 from zoo.recipe import load_recipe
 
 STEPS = 30  # timed, of which the median counts

@@ -1,7 +1,7 @@
 """The memory that prefill and decoding will need beside the weights, estimated from a recipe. No torch."""
 
 from zoo.blocks.cost import BF16
-from zoo.cache_sizes import cache_sizes
+from zoo.counting.cache_sizes import cache_sizes
 from zoo.recipe import ModelConfig
 
 

@@ -8,11 +8,11 @@ import torch
 from composer import Callback, DataSpec
 
 from zoo import data
+from zoo.runs.folder import RunFolder
 from zoo.training.composer_model import count_tokens
 from zoo.training.engine import Engine
 from zoo.training.interrupts import StopRequests
 from zoo.training.plan import Plan
-from zoo.training.run_folder import RunFolder
 from zoo.training.screen import Screen
 from zoo.training.setup import Device, Setup
 from zoo.training.watchdog import Watchdog

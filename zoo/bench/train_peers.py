@@ -6,7 +6,7 @@ import torch
 
 from zoo.bench.train_clock import Clock
 from zoo.bench.train_engine import RandomRows
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.errors import ZooError
 from zoo.training.device import peak_flops
 from zoo.training.optimizer import make_optimizer

@@ -39,6 +39,6 @@ def runs(
     json: AsJson = False,
 ) -> None:
     """List runs: how far each is, and its last validation."""
-    from zoo import run_list as room
+    from zoo.runs import listing as room
 
     out_styled(room.as_json(folder) if json else room.as_text(folder), end="")

@@ -111,7 +111,7 @@ def show(
     for option, value in (("--seq-len", seq_len), ("--text", text), ("--output", output)):
         if value is not None:
             raise typer.BadParameter(f"is for --pattern layer=N, which is missing; found {value}.", param_hint=option)
-    from zoo import show as room
+    from zoo.report import show as room
 
     loaded = load_run(recipe, overrides) if recipe.is_dir() else load(recipe, overrides)
     if kernels:
@@ -121,7 +121,7 @@ def show(
         return
     run: Any = None
     if recipe.is_dir():
-        from zoo import run_list
+        from zoo.runs import listing as run_list
 
         if run_list.is_run(recipe):
             run = run_list.as_dict(recipe) if json else run_list.sentence(recipe)
@@ -246,7 +246,7 @@ def export(
     plugins: Plugins = None,
 ) -> None:
     """Write a trained model for other libraries, as safetensors."""
-    from zoo.export.export import export_command
+    from zoo.export.writing import export_command
 
     out(export_command(run, folder, format, dtype, family))
 
@@ -301,7 +301,7 @@ def cost(
     plugins: Plugins = None,
 ) -> None:
     """Estimate the memory of a training step on a GPU, the least time it can take, and whether it fits."""
-    from zoo.cli import sizing_text as room
+    from zoo.cli import cost_text as room
 
     loaded = load(recipe, overrides)
     out_styled((room.as_json if json else room.as_text)(loaded, gpu, seq_len, rows), end="")

@@ -111,7 +111,7 @@ def status(study: StudyFile, overrides: Override = None, json: AsJson = False, p
 
     from rich.text import Text
 
-    from zoo.show import rendered
+    from zoo.report.show import rendered
     from zoo.study.runner import Runner
     from zoo.study.screen import Progress
     from zoo.study.slots import Slots

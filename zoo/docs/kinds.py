@@ -16,7 +16,7 @@ from zoo.docs import formulas
 from zoo.docs.docstrings import as_markdown
 from zoo.docs.fields import fields_page
 from zoo.errors import ZooError
-from zoo.show import description, first_line
+from zoo.report.show import description, first_line
 
 D_MODEL, SEQ_LEN, MAP_TOKENS = 256, 1024, 256  # of the example on every page
 FOLDER = "reference/blocks"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.docs.recipes import FOLDER, page_of
 from zoo.docs.strip import strip
 from zoo.recipe import Recipe, load_recipe

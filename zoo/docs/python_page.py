@@ -16,13 +16,13 @@ _FURTHER = {
     "zoo.blocks.about": ("What its page says beyond its fields.", ["About", "Paper"]),
     "zoo.blocks.base": ("The module of every kind made of a projection and patterns.", ["Attention", "Context"]),
     "zoo.recipe.schedule": ("Layer schedules.", ["parse", "expand", "format_schedule"]),
-    "zoo.cost": ("What a model costs, counted from its recipe.", ["model_cost", "ModelCost"]),
+    "zoo.counting.model_cost": ("What a model costs, counted from its recipe.", ["model_cost", "ModelCost"]),
     "zoo.inference.generate": ("What `zoo.generate` returns.", ["Generation", "Result"]),
     "zoo.inference.rows": ("What a generation yields.", ["Piece"]),
     "zoo.inference.sampling": ("How tokens are drawn: the further arguments of `zoo.generate`.", ["Sampling"]),
     "zoo.inference.stats": ("What a generation took.", ["Stats", "CacheBytes"]),
-    "zoo.cache_sizes": ("The cache by kind of layer, counted from a recipe.", ["cache_sizes", "CacheSize"]),
-    "zoo.export.export": ("What `zoo export` does.", ["export"]),
+    "zoo.counting.cache_sizes": ("The cache by kind of layer, counted from a recipe.", ["cache_sizes", "CacheSize"]),
+    "zoo.export.writing": ("What `zoo export` does.", ["export"]),
     "zoo.report.maps": ("Attention maps.", ["visibility", "random_visibility", "draw"]),
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 from zoo.docs.strip import strip
 from zoo.recipe import Recipe, load_recipe
 from zoo.report.rows import binary, decimal
-from zoo.show import CONTEXTS, facts
+from zoo.report.show import CONTEXTS, facts
 
 FOLDER = "reference/recipes"
 NOT_RECIPES = ("_", "study")  # what `extends` names, and studies

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from zoo.recipe import LayerConfig
-from zoo.show import COLOURS, LETTERS, MAX_ROWS, description
+from zoo.report.show import COLOURS, LETTERS, MAX_ROWS, description
 
 
 def strip(layers: Sequence[LayerConfig], d_model: int) -> str:

@@ -86,8 +86,8 @@ class ZooSubject(Subject):
     """A trained run of the zoo."""
 
     def __init__(self, run: str | Path, device: str = "auto", dtype: str = "auto"):
-        from zoo.inference.loading import load_for_generation
-        from zoo.loading import load_tokenizer
+        from zoo.inference.placing import load_for_generation
+        from zoo.runs.weights import load_tokenizer
 
         folder = Path(run)
         self._set(load_for_generation(folder, device, dtype), load_tokenizer(folder), str(run))

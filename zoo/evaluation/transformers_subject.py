@@ -46,7 +46,7 @@ class TransformersSubject(Subject):
     """
 
     def __init__(self, folder: Path, device: str = "auto", dtype: str = "auto"):
-        from zoo.inference.loading import DTYPES
+        from zoo.inference.placing import DTYPES
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

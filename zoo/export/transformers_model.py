@@ -14,8 +14,8 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from zoo.export.columns import Columns, Read, align
-from zoo.inference.cache import ModelCache
 from zoo.model import Decoder
+from zoo.model.cache import ModelCache
 from zoo.recipe import ModelConfig
 
 # What transformers calls the cache, as an argument and in an output: `cache` in later releases of 5.

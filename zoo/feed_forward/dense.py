@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, relu, silu
 
-from zoo import fused
 from zoo.blocks.context import Context, Step
 from zoo.feed_forward.dense_config import Gated, Ungated
+from zoo.model import fused
 
 
 def _relu2(x: torch.Tensor) -> torch.Tensor:

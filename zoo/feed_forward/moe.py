@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoo import fused
 from zoo.blocks.context import Context, Step
 from zoo.feed_forward.dense import SwiGLUModule
 from zoo.feed_forward.dense_config import SwiGLU
 from zoo.feed_forward.moe_config import MoE
 from zoo.kernels import grouped_linear
+from zoo.model import fused
 
 TINY = 1e-20  # added to sums of scores before a division
 

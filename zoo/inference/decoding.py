@@ -11,9 +11,9 @@ from contextlib import nullcontext
 
 import torch
 
-from zoo.inference.cache import ModelCache
 from zoo.inference.sampling import Sampler
 from zoo.model import Decoder
+from zoo.model.cache import ModelCache
 
 TOKENS_AT_ONCE = 65_536  # of a prefill, padding included; a longer prompt is read alone, in one piece
 WARM_UP = 2  # steps before the capture

@@ -130,7 +130,7 @@ class Generation:
         try:
             cache = self._model.new_cache(batch, room)
         except torch.OutOfMemoryError as error:
-            from zoo.cache_sizes import cache_sizes
+            from zoo.counting.cache_sizes import cache_sizes
 
             sizes = cache_sizes(self._model.config, room, weight.element_size())
             need = batch * sum(size.held_bytes for size in sizes.values()) / GIB
@@ -165,11 +165,11 @@ def generate(
     """
     settings = Sampling(**sampling)
     if not isinstance(model, Decoder):
-        from zoo.inference.loading import load_for_generation
+        from zoo.inference.placing import load_for_generation
 
         model = load_for_generation(model, device, dtype)
     if tokenizer is None and (folder := getattr(model, "loaded_from", None)) is not None:
-        from zoo.loading import load_tokenizer
+        from zoo.runs.weights import load_tokenizer
 
         tokenizer = load_tokenizer(folder)
     texts: Sequence[Any] = [prompts] if isinstance(prompts, str) else prompts

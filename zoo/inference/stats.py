@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from zoo.cache_sizes import cache_sizes, kind_of
-from zoo.inference.cache import ModelCache
+from zoo.counting.cache_sizes import cache_sizes, kind_of
+from zoo.model.cache import ModelCache
 from zoo.recipe import ModelConfig
 
 MIB = 2**20

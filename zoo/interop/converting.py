@@ -61,7 +61,7 @@ def convert(
     the run cannot be loaded.  Then nothing is written.
     """
     from zoo.interop.importing import write_run
-    from zoo.loading import load, load_tokenizer
+    from zoo.runs.weights import load, load_tokenizer
 
     run, out = Path(run), Path(out)
     model = load(run)
@@ -175,7 +175,7 @@ def _held_out(run: Path, model: Any, data: str | Path | None) -> Any:
     sizes = {"max_seq_len": model.config.max_seq_len, "vocab_size": model.config.vocab_size}
     if data is not None:
         from zoo.data.tokenizers import Bytes
-        from zoo.loading import load_tokenizer
+        from zoo.runs.weights import load_tokenizer
 
         tokenizer = load_tokenizer(run)
         section = data_section(Path(data), None if tokenizer is None else run, isinstance(tokenizer, Bytes))

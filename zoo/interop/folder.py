@@ -15,7 +15,7 @@ import torch
 from zoo.errors import shorten
 from zoo.files import inside, present, read_json
 from zoo.interop.errors import InteropError
-from zoo.loading import read_header
+from zoo.runs.weights import read_header
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MOST_CONFIG_BYTES = 4 << 20

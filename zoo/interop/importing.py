@@ -59,8 +59,8 @@ def import_folder(
 
 def write_run(run: Path, recipe: Any, state: dict, tokenizer: Any) -> None:
     """recipe.yaml, model.safetensors, model.yaml and the tokenizer's files, as training leaves them."""
-    from zoo.training.export import export
-    from zoo.training.run_folder import RunFolder
+    from zoo.runs.folder import RunFolder
+    from zoo.training.final_weights import export
 
     files = RunFolder(run)
     write_text(files.recipe, sealed(recipe.dump()))
@@ -69,7 +69,7 @@ def write_run(run: Path, recipe: Any, state: dict, tokenizer: Any) -> None:
 
 def _check_size(source: Any, model: Any) -> None:
     """Raise InteropError if the files cannot hold the model that config.json describes, before it is laid out."""
-    from zoo.cost import model_cost
+    from zoo.counting.model_cost import model_cost
 
     described = model_cost(model, 1).parameters["total"]
     held = sum(place.elements for place in source.tensors.values())

@@ -16,7 +16,7 @@ def native_config(family: str, run: str | Path) -> tuple[Family, dict[str, Any]]
 
     Raises InteropError that says why if the family has no such model, LoadError if the folder is no run.
     """
-    from zoo.loading import Stored
+    from zoo.runs.weights import Stored
 
     return write_config(family, Stored.of(run).model)
 

@@ -1,6 +1,6 @@
 """What a recipe says about a layer apart from its two parts: norms, residual stream, embedding and logits. No torch.
 
-The fields belong to the `model` section; zoo/layer.py and zoo/model.py compute what they say.
+The fields belong to the `model` section; zoo/model/ computes what they say.
 """
 
 from collections.abc import Iterator

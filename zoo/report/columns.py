@@ -9,8 +9,8 @@ from typing import Any
 from zoo.errors import ZooError
 from zoo.files import present
 from zoo.recipe import Recipe, load_recipe
+from zoo.runs.folder import RunFolder
 from zoo.terminal import one_line
-from zoo.training.run_folder import RunFolder
 
 FEWEST, MOST = 2, 10
 

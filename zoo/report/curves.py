@@ -9,7 +9,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from zoo.report.page import MARKERS
-from zoo.show import COLOURS
+from zoo.report.show import COLOURS
 
 AXES = {"tokens": "tokens", "time": "wall time, s", "flops": "training FLOPs"}
 DASHES = ("-", "--", ":", "-.")  # with the marker (page.MARKERS), what tells curves apart in grey

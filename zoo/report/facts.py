@@ -5,12 +5,12 @@ from dataclasses import asdict
 from typing import Any
 
 from zoo.blocks.config import BlockConfig
-from zoo.cost import ModelCost, model_cost
+from zoo.counting.model_cost import ModelCost, model_cost
 from zoo.recipe import ModelConfig
 from zoo.report import notes, runs, seeds
 from zoo.report.columns import Column, reason
 from zoo.report.reach import reach
-from zoo.show import cache_by_kind, description
+from zoo.report.show import cache_by_kind, description
 
 LENGTHS = (1, 4, 16)  # times the longest max_seq_len: where costs are stated unless the user names lengths
 

@@ -26,7 +26,7 @@ from zoo.blocks.resolved import ResolvedMixer
 from zoo.errors import ZooError
 from zoo.kernels.dispatch import use_implementation
 from zoo.report.curves import as_svg
-from zoo.show import COLOURS
+from zoo.report.show import COLOURS
 
 THUMBNAIL = 2048  # its most tokens: NSA with the defaults of its paper selects 1,024
 

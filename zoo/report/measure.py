@@ -119,7 +119,7 @@ def _prefill(model, inputs_BT) -> tuple[Callable[[], None], int | None]:
 
 
 def training_tensors(recipe, seq_len: int) -> int:
-    """Peak bytes of tensors on the CUDA device in training steps of one row, which a test compares with zoo/sizing.py.
+    """Peak bytes of tensors on the CUDA device in training steps of one row, as counting/run_cost states them.
 
     The gradients of an earlier micro-batch are there, as in `zoo train` with more than one row a batch.
     """
@@ -213,7 +213,7 @@ def main() -> None:
     if not arguments.peak:
         print(json.dumps(measure(recipe, seq_len)))
         return
-    from zoo.sizing import GPUS, step_size
+    from zoo.counting.run_cost import GPUS, step_size
 
     measured, estimate = training_tensors(recipe, seq_len), step_size(recipe, seq_len, 1, GPUS["h200"]).peak
     print(json.dumps({"measured_bytes": measured, "estimate_bytes": estimate, "ratio": estimate / measured}))

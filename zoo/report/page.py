@@ -7,8 +7,8 @@ from typing import Any
 
 from zoo import __version__
 from zoo.report.rows import Row, Value, rows
+from zoo.report.show import COLOURS, LETTERS, MAX_ROWS
 from zoo.report.text import attentions_of
-from zoo.show import COLOURS, LETTERS, MAX_ROWS
 from zoo.terminal import clean
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

@@ -8,7 +8,7 @@ from zoo.errors import Problem, RecipeError
 from zoo.files import FileError, read_text
 from zoo.recipe import LayerConfig, Recipe, load_recipe
 from zoo.report.compare import check_folder
-from zoo.show import description
+from zoo.report.show import description
 
 LONGEST = 2048  # tokens of a map: the weights of all heads, T x T each, are held at once
 
@@ -65,8 +65,8 @@ def _of_run(run: Path, recipe: Recipe, layer: LayerConfig, seq_len: int, text: P
     that is hardly attended to still counts as seen."""
     import torch
 
-    from zoo.loading import load
     from zoo.report.maps import visibility
+    from zoo.runs.weights import load
 
     model = load(run)
     tokens_BT = torch.tensor([_tokens(run, recipe, seq_len, text)])
@@ -90,7 +90,7 @@ def _tokens(run: Path, recipe: Recipe, seq_len: int, text: Path | None) -> list[
 
         generator = torch.Generator().manual_seed(recipe.seed)
         return torch.randint(recipe.model.vocab_size, (seq_len,), generator=generator).tolist()
-    from zoo.loading import load_tokenizer
+    from zoo.runs.weights import load_tokenizer
 
     tokenizer = load_tokenizer(run)
     if tokenizer is None:

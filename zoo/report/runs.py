@@ -3,18 +3,18 @@
 import math
 from typing import Any
 
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.errors import ZooError
 from zoo.files import present, read_json, sha256
 from zoo.report.columns import Column
+from zoo.runs.folder import RunFolder
 from zoo.training.loggers import read_metrics
-from zoo.training.run_folder import RunFolder
 
 
 def facts(column: Column) -> dict[str, Any]:
     """Progress, final and best validation, and the curves of a run.
 
-    `tokens` and `flops` count from the first batch; a training step is three forwards, as in zoo/cost.py.  `final` is
+    `tokens` and `flops` count from the first batch; a training step is three forwards, as in `zoo cost`.  `final` is
     the latest validation, `best` the lowest; both None where there was none.  `diverged_at` is the first batch whose
     loss is no finite number, None if all are: such losses are in no curve and are neither final nor best.  `data` is
     the record of what it read, None for runs of earlier versions; `damage` says what is wrong with its weights.

@@ -2,9 +2,9 @@
 
 from rich.text import Text
 
+from zoo.counting.run_cost import GPUS
 from zoo.report.rows import decimal
-from zoo.show import plain_table, rendered
-from zoo.sizing import GPUS
+from zoo.report.show import plain_table, rendered
 from zoo.study.equality import unequal
 from zoo.study.estimate import all_runs, estimate, flops_per_token, length
 from zoo.study.expand import Runs

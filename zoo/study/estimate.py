@@ -95,7 +95,7 @@ def _s_per_flop(run: Run, measured: dict[str, float], gpu: Any | None, cores: in
         return sum(measured.values()) / len(measured)
     if gpu is None:
         return 1 / (CPU_FLOPS_PER_CORE * max(1, cores // max(1, at_once)))
-    from zoo.sizing import step_size
+    from zoo.counting.run_cost import step_size
 
     seq_len = run.recipe.seq_len
     rows = run.recipe.train.rows(seq_len)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.report.columns import data_read
 from zoo.study.config import StudyError
 from zoo.study.equality import equality

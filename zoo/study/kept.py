@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zoo.files import read_json
+from zoo.runs.folder import RunFolder
 from zoo.study.config import StudyError
-from zoo.training.run_folder import RunFolder
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.errors import RecipeError
 from zoo.recipe import Recipe
 from zoo.study.config import Study

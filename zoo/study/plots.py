@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from zoo.report.curves import DASHES, as_svg
 from zoo.report.page import MARKERS
-from zoo.show import COLOURS
+from zoo.report.show import COLOURS
 from zoo.study.findings import mean_curve
 from zoo.study.tables import tokens_per_s
 

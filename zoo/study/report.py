@@ -6,7 +6,7 @@ from typing import Any
 from rich.text import Text
 
 from zoo.files import write_json, write_text
-from zoo.show import plain_table, rendered
+from zoo.report.show import plain_table, rendered
 from zoo.study.expand import Runs
 from zoo.study.findings import findings
 from zoo.study.runner import Runner

@@ -8,7 +8,7 @@ import math
 from statistics import median
 from typing import Any
 
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.files import present, read_json
 from zoo.recipe import Recipe
 from zoo.report.runs import check_metrics

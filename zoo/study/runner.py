@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zoo.child import plugin_options, python_module
+from zoo.counting.run_cost import GPUS, step_size
 from zoo.errors import ZooError
 from zoo.evaluation.registry import make_tasks
 from zoo.files import create, present, write_json
-from zoo.sizing import GPUS, step_size
 from zoo.study.config import StudyError
 from zoo.study.expand import Point, Run, Runs
 from zoo.study.preload import STOPPED

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from zoo.show import plain_table
+from zoo.report.show import plain_table
 from zoo.study.estimate import length
 from zoo.study.expand import Run
 from zoo.study.runner import Runner

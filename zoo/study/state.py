@@ -36,10 +36,10 @@ from zoo.files import (
 )
 from zoo.recipe import recorded_recipe
 from zoo.recipe.differences import differences
+from zoo.runs.folder import RunFolder
 from zoo.study.config import StudyError
 from zoo.study.expand import Run
 from zoo.study.kept import read_outcome, read_summary, read_threads
-from zoo.training.run_folder import RunFolder
 
 DONE, FAILED, DIVERGED, WAITING = "done", "failed", "diverged", "waiting"
 PATIENCE_S = 3.0  # `zoo study status` looks at the lock for an instant

@@ -103,10 +103,10 @@ def compile_layer(recipe, index: int, device: str = "cuda") -> None:
     """A forward and backward pass of one layer, the last norm and the loss, as training calls them."""
     import torch
 
-    from zoo import fused
     from zoo.blocks.context import Context
     from zoo.kernels.documents import Documents
-    from zoo.layer import Layer, make_norm
+    from zoo.model import fused
+    from zoo.model.layer import Layer, make_norm
     from zoo.training.device import resolve_precision
 
     config, seq_len = recipe.model, recipe.seq_len

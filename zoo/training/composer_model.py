@@ -7,8 +7,8 @@ import torch
 from composer.models import ComposerModel
 from torchmetrics import Metric
 
-from zoo.fused import IGNORED
 from zoo.model import Decoder
+from zoo.model.fused import IGNORED
 
 
 def n_targets(batch: dict) -> torch.Tensor:

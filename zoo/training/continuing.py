@@ -17,9 +17,9 @@ from zoo.data.prepared import PreparedData
 from zoo.data.tokenizers import Bytes, load_huggingface
 from zoo.errors import Problem, RecipeError, ZooError
 from zoo.files import present, sha256, write_sealed_json
-from zoo.loading import LoadError, check_tokenizer, recorded_digest
 from zoo.recipe.differences import differences, in_words
-from zoo.training.run_folder import RunFolder
+from zoo.runs.folder import RunFolder
+from zoo.runs.weights import LoadError, check_tokenizer, recorded_digest
 
 # Keys of a recipe that may differ when a run continues: how long, how watched, how executed, and the learning rate,
 # which is lowered after a divergence. Anything else would make another model, other data or another optimiser.

@@ -10,12 +10,13 @@ from composer import Evaluator, Event
 from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config
 
-from zoo import cost
+from zoo.counting import model_cost as cost
 from zoo.errors import Problem, RecipeError, ZooError
 from zoo.evaluation.registry import make_tasks
 from zoo.files import sha256
 from zoo.kernels.dispatch import use_implementation
 from zoo.model import build_model
+from zoo.runs.folder import RunFolder
 from zoo.training import checkpoints
 from zoo.training.ahead import Ahead
 from zoo.training.callbacks import Beats, ClipGradients, LearningRate, Metrics, refuse_non_finite
@@ -31,12 +32,11 @@ from zoo.training.composer_fixes import (
 from zoo.training.composer_model import LanguageModel
 from zoo.training.continuing import Change
 from zoo.training.device import peak_flops, why_no_graph
-from zoo.training.export import export, full_state_dict
+from zoo.training.final_weights import export, full_state_dict
 from zoo.training.graphs import BatchStep, StepTrainer
 from zoo.training.interrupts import Interrupted, StopRequests
 from zoo.training.loggers import JsonLines, TensorBoard, composer_loggers, read_metrics
 from zoo.training.optimizer import freeze, make_optimizer
-from zoo.training.run_folder import RunFolder
 from zoo.training.scores import StopAtAccuracy, TaskScores, TrainingSubject
 from zoo.training.screen import Screen
 from zoo.training.setup import Setup

@@ -16,13 +16,13 @@ from zoo.data.identity import DataRecord, InitRecord, TokenizerRecord, tokenizer
 from zoo.data.packing import Tokenizer
 from zoo.errors import Problem, RecipeError, ZooError
 from zoo.files import present, sha256
-from zoo.loading import LoadError, Stored, load_tokenizer
 from zoo.model import Decoder, build_model
 from zoo.recipe.differences import differences, in_words
+from zoo.runs.folder import RunFolder
+from zoo.runs.weights import LoadError, Stored, load_tokenizer
 from zoo.training import checkpoints
 from zoo.training.checkpoint_content import read_state, weights_of
 from zoo.training.checkpoints import Checkpoint
-from zoo.training.run_folder import RunFolder
 
 KEY = "train.init_from"
 MOST_PROBLEMS = 100  # tensors that a message names

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zoo.errors import ZooError
 from zoo.processes import end_with_parent, launched, start_resource_tracker
+from zoo.runs.folder import RunFolder
 from zoo.training.ahead import Ahead
 from zoo.training.checkpoints import where_it_continues
 from zoo.training.composer_import import import_composer
@@ -15,7 +16,6 @@ from zoo.training.continuing import Change, check_continues, check_data_of_compl
 from zoo.training.failures import check_headroom, explain, in_reader
 from zoo.training.interrupts import Interrupted, StopRequests
 from zoo.training.loggers import check_installed
-from zoo.training.run_folder import RunFolder
 from zoo.training.screen import Screen, log_to, stop_log
 from zoo.training.summary import Summary
 

@@ -19,6 +19,7 @@ from zoo.files import present, write_text
 from zoo.model import build_model
 from zoo.recipe import Recipe
 from zoo.recipe.seal import sealed
+from zoo.runs.folder import RunFolder
 from zoo.training import checkpoints
 from zoo.training.checkpoint_content import read_state, refuse_code, refuse_other_run, refuse_other_weights, run_of
 from zoo.training.checkpoints import Checkpoint
@@ -32,7 +33,6 @@ from zoo.training.interrupts import StopRequests
 from zoo.training.names import check_patterns
 from zoo.training.plan import Plan
 from zoo.training.processes import join_processes
-from zoo.training.run_folder import RunFolder
 from zoo.training.screen import Screen
 
 DATA_TIMEOUT_S = 24 * 3600  # the other processes wait while the first of each machine prepares the data

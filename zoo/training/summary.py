@@ -7,8 +7,8 @@ from pydantic import TypeAdapter, ValidationError
 
 import zoo
 from zoo.files import FileError
+from zoo.runs.folder import RunFolder
 from zoo.terminal import called_as
-from zoo.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

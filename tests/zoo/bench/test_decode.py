@@ -9,7 +9,7 @@ from zoo import cli
 from zoo.bench import decode
 from zoo.bench.decode_report import as_markdown
 from zoo.bench.memory_needed import bytes_needed
-from zoo.cache_sizes import cache_sizes
+from zoo.counting.cache_sizes import cache_sizes
 from zoo.model import build_model
 from zoo.recipe import load_recipe
 

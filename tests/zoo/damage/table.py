@@ -231,8 +231,8 @@ def serve() -> None:
     import transformers  # noqa: F401
 
     import zoo.cli
-    import zoo.data.loading
-    import zoo.export.export
+    import zoo.data.loaders
+    import zoo.export.writing
     import zoo.inference.generate
     import zoo.report.maps
     import zoo.report.training

@@ -69,9 +69,9 @@ def test_a_recipe_can_name_the_module_that_registers_it(folder):
 EXPORTED = """
 import torch, transformers, zoo
 from zoo.data.tokenizers import Bytes
-from zoo.export.export import export
-from zoo.training.export import export as finish_run
-from zoo.training.run_folder import RunFolder
+from zoo.export.writing import export
+from zoo.training.final_weights import export as finish_run
+from zoo.runs.folder import RunFolder
 from pathlib import Path
 
 torch.set_num_threads(1)

@@ -319,7 +319,7 @@ def _examples(subject):
 
 def test_a_run_and_its_export_give_the_same_log_likelihoods(run, tmp_path):
     transformers = pytest.importorskip("transformers")
-    from zoo.export.export import export_command
+    from zoo.export.writing import export_command
 
     export_command(run, tmp_path / "exported", "hf", "fp32")
     exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported", trust_remote_code=True)

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import zoo
-from zoo.export.export import ExportError, export
 from zoo.export.tokenizer_files import bytes_as_subwords, save_tokenizer
-from zoo.loading import LoadError
+from zoo.export.writing import ExportError, export
 from zoo.model import build_model
 from zoo.recipe import load_recipe
-from zoo.training.export import export as finish_run
-from zoo.training.run_folder import RunFolder
+from zoo.runs.folder import RunFolder
+from zoo.runs.weights import LoadError
+from zoo.training.final_weights import export as finish_run
 
 PROMPTS = ["def main(", "import os\nimport", "naïve 注意"]
 SMALL = ("model.d_model=64", "model.ffn.d_ff=96", "model.n_layers=2")

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.blocks.context import Context
 from zoo.blocks.registry import load
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.errors import RecipeError
 from zoo.feed_forward.dense_config import Dense
 from zoo.kernels.dispatch import use_implementation

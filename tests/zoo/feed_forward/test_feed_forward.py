@@ -13,14 +13,14 @@ from torch import nn
 
 from zoo.blocks import register
 from zoo.blocks.context import Context, Step
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
+from zoo.counting.run_cost import GPUS, step_size
 from zoo.errors import RecipeError, ZooError
 from zoo.feed_forward.base import Count, FeedForwardConfig
 from zoo.model import build_model
 from zoo.parts import FEED_FORWARDS
 from zoo.recipe import ModelConfig, load_recipe
-from zoo.show import as_json, as_text
-from zoo.sizing import GPUS, step_size
+from zoo.report.show import as_json, as_text
 
 KINDS = ", ".join(repr(kind) for kind in FEED_FORWARDS.own)
 RECIPE = """\

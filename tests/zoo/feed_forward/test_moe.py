@@ -8,14 +8,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.blocks.context import Context
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.errors import RecipeError
 from zoo.export.transformers_model import ZooConfig, ZooForCausalLM
 from zoo.feed_forward.moe import MoEModule
 from zoo.feed_forward.moe_config import MoE
 from zoo.model import build_model
 from zoo.recipe import ModelConfig, load_recipe
-from zoo.show import as_json, as_text
+from zoo.report.show import as_json, as_text
 
 D_MODEL = 12
 VARIANTS = [

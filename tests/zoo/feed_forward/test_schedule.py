@@ -8,13 +8,13 @@ import yaml
 
 from zoo import cli
 from zoo.bench.memory_needed import bytes_needed
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
+from zoo.counting.run_cost import GPUS, step_size
 from zoo.errors import RecipeError
 from zoo.export.transformers_model import ZooConfig, ZooForCausalLM
 from zoo.model import build_model
 from zoo.recipe import ModelConfig, load_recipe
-from zoo.show import as_json, as_text
-from zoo.sizing import GPUS, step_size
+from zoo.report.show import as_json, as_text
 
 MODEL = {
     "d_model": 16,

@@ -10,8 +10,8 @@ from zoo.data.config import BpeTokenizer
 from zoo.data.tokenizers import Bytes, Subwords, train_bpe
 from zoo.model import build_model
 from zoo.recipe import load_recipe
-from zoo.training.export import export
-from zoo.training.run_folder import RunFolder
+from zoo.runs.folder import RunFolder
+from zoo.training.final_weights import export
 
 TINY = Path(__file__).parents[3] / "recipes" / "tiny"
 TEXTS = [f"def attend(query_{i}, key, value): return 'naïve 注意 {i}'\n" * 5 for i in range(50)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.errors import ZooError
 from zoo.recipe import load_recipe
 

@@ -10,8 +10,8 @@ import zoo
 from zoo.errors import ZooError
 from zoo.inference.decoding import micro_batches
 from zoo.inference.errors import GenerationError
-from zoo.loading import LoadError
 from zoo.recipe.seal import sealed
+from zoo.runs.weights import LoadError
 
 PROMPTS = ["def attend(query):", "import", "x = 'naïve 注意'\n" * 4]
 

@@ -12,8 +12,8 @@ from zoo.errors import RecipeError
 from zoo.interop.converting import convert
 from zoo.interop.errors import InteropError
 from zoo.interop.importing import import_folder, write_run
-from zoo.loading import LoadError
 from zoo.model import build_model
+from zoo.runs.weights import LoadError
 
 RECIPE = """\
 name: small

@@ -282,7 +282,7 @@ def test_a_failure_leaves_nothing(source, tmp_path, monkeypatch):
         (tmp_path / "run" / "model.safetensors").write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("zoo.training.export.export", fails)
+    monkeypatch.setattr("zoo.training.final_weights.export", fails)
     with pytest.raises(InteropError, match=r"run: cannot be written: No space left on device"):
         import_folder(source, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -9,8 +9,8 @@ import transformers
 import zoo
 from tests.zoo.interop.models import EACH_FAMILY, SIZES, save
 from zoo.cli import run as zoo_command
-from zoo.export.export import ExportError, export
 from zoo.export.tokenizer_files import bytes_as_subwords
+from zoo.export.writing import ExportError, export
 from zoo.interop.architecture import facts, read_config, write_config
 from zoo.interop.errors import InteropError
 from zoo.interop.importing import import_folder

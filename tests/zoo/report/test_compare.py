@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zoo import cli
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.errors import RecipeError
 from zoo.recipe import ModelConfig, load_recipe
 from zoo.report.columns import load_columns

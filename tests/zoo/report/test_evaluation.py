@@ -7,7 +7,7 @@ from tests.zoo.evaluation.subjects import Guesser
 from zoo.evaluation.run import evaluate
 from zoo.report.compare import Request, compare
 from zoo.report.runs import _evaluation
-from zoo.training.run_folder import RunFolder
+from zoo.runs.folder import RunFolder
 
 LABEL = "copy(rows=10)"
 

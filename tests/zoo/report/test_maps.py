@@ -15,8 +15,8 @@ from zoo.recipe import load_recipe
 from zoo.report import maps
 from zoo.report.maps import random_visibility, thumbnail, visibility
 from zoo.report.patterns import show_pattern
-from zoo.training.export import export
-from zoo.training.run_folder import RunFolder
+from zoo.runs.folder import RunFolder
+from zoo.training.final_weights import export
 
 T = 70
 

@@ -10,10 +10,10 @@ import zoo
 from zoo.data import DataError
 from zoo.errors import RecipeError, ZooError
 from zoo.recipe.seal import sealed
+from zoo.runs.folder import RunFolder
 from zoo.training import train
 from zoo.training.checkpoints import listed
 from zoo.training.continuing import Change, changes, check_continues
-from zoo.training.run_folder import RunFolder
 
 pytest.importorskip("composer")
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")

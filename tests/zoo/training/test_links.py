@@ -5,8 +5,8 @@ import os
 import pytest
 
 from zoo.errors import ZooError
+from zoo.runs.folder import RunFolder
 from zoo.training.loggers import JsonLines
-from zoo.training.run_folder import RunFolder
 from zoo.training.screen import log_to, stop_log
 
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from zoo import cost, show
+from zoo.counting import model_cost as cost
+from zoo.counting.run_cost import GPUS, step_size
 from zoo.errors import RecipeError
 from zoo.model import build_model
-from zoo.sizing import GPUS, step_size
+from zoo.report import show
 from zoo.training.names import check_patterns, factor_of, frozen_names, frozen_parameters, matches
 from zoo.training.optimizer import freeze, make_optimizer
 

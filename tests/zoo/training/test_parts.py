@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import nn
 
 from zoo.blocks import register
+from zoo.counting.run_cost import GPUS, step_size
 from zoo.errors import RecipeError
 from zoo.parts import LOGGERS, OPTIMIZERS, SCHEDULES
 from zoo.recipe import load_recipe
-from zoo.sizing import GPUS, step_size
 from zoo.training.callbacks import LearningRate
 from zoo.training.config import EvalConfig
 from zoo.training.logger_config import LoggerConfig

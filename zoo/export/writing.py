@@ -33,8 +33,8 @@ def export(
     if family is not None and format != "hf":
         raise ExportError(f"--as {family}: is of --format hf; found {format}")
     check_new_folder(folder, ExportError)
-    from zoo.inference.loading import DTYPES, load_for_generation
-    from zoo.loading import load_tokenizer
+    from zoo.inference.placing import DTYPES, load_for_generation
+    from zoo.runs.weights import load_tokenizer
 
     if dtype not in DTYPES:
         raise ExportError(unknown("dtype", dtype, DTYPES))
@@ -73,7 +73,7 @@ def _ends(tokenizer) -> dict[str, int]:
 def _write_config(config, tokenizer, folder: Path, dtype: str) -> None:
     """config.json and the modelling module."""
     from zoo.export import modeling_zoo
-    from zoo.inference.loading import DTYPES
+    from zoo.inference.placing import DTYPES
 
     made = modeling_zoo.ZooConfig(
         config.model_dump(mode="json"),

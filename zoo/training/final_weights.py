@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from zoo.data.tokenizers import Subwords
 from zoo.files import replace_durably, sha256, write_text
 from zoo.recipe.seal import sealed
-from zoo.training.run_folder import RunFolder
+from zoo.runs.folder import RunFolder
 
 
 def full_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:

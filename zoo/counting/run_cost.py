@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from zoo.blocks.cost import BF16, FLOAT
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.feed_forward.base import FeedForwardConfig
 from zoo.recipe import ModelConfig, Recipe
 from zoo.recipe.layer_fields import norm_bytes

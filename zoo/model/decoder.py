@@ -1,4 +1,4 @@
-"""The decoder: token embedding, layers of one attention block and one feed-forward each (zoo/layer.py), norm, head.
+"""The decoder: token embedding, layers of an attention block and a feed-forward each (layer.py), norm, head.
 
 Shapes: B batch, T tokens, C model width, N tokens of several rows, V vocabulary.
 """
@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo import fused
 from zoo.blocks.context import Context
 from zoo.blocks.interface import AfterBatch, Caching, SelfInitialised
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.errors import ZooError
-from zoo.inference.cache import ModelCache
 from zoo.kernels.documents import Documents
-from zoo.layer import Layer, make_norm
+from zoo.model import fused
+from zoo.model.cache import ModelCache
+from zoo.model.layer import Layer, make_norm
 from zoo.recipe import ModelConfig, Recipe
 
 
@@ -255,7 +255,7 @@ def _check_counts(model: Decoder) -> None:
         checked |= {(layer.name, layer.mixer), layer.ffn}
     total, found = model_cost(config, config.max_seq_len).parameters["total"], _n_parameters(model)
     if total != found:
-        raise ZooError(f"model: it has {found:,} parameters; zoo.cost counts {total:,}")
+        raise ZooError(f"model: it has {found:,} parameters; zoo show counts {total:,}")
 
 
 def _check_count(place: str, module: Any, counted: int, by: str) -> None:

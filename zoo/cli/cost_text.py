@@ -5,11 +5,11 @@ from dataclasses import asdict
 
 from rich.text import Text
 
+from zoo.counting.run_cost import GPUS, USABLE, Gpu, StepSize, step_size
 from zoo.errors import Problem, RecipeError, unknown
 from zoo.recipe import Recipe
 from zoo.report.rows import binary
-from zoo.show import plain_table, rendered
-from zoo.sizing import GPUS, USABLE, Gpu, StepSize, step_size
+from zoo.report.show import plain_table, rendered
 
 
 def size(recipe: Recipe, gpu_name: str, seq_len: int | None, rows: int) -> tuple[Gpu, int, StepSize, StepSize]:

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo.blocks.config import BlockConfig
-from zoo.cache_sizes import cache_sizes
-from zoo.cost import model_cost
+from zoo.counting.cache_sizes import cache_sizes
+from zoo.counting.model_cost import model_cost
 from zoo.recipe import ModelConfig, Recipe
 from zoo.recipe.layer_fields import describe
 from zoo.terminal import cleaned

@@ -6,9 +6,9 @@ Shapes: B batch, T tokens, C model width.
 import torch
 from torch import nn
 
-from zoo import fused
 from zoo.blocks.context import Context, Step
 from zoo.blocks.registry import load
+from zoo.model import fused
 from zoo.recipe import LayerConfig, ModelConfig
 
 

@@ -6,8 +6,8 @@ import torch
 
 from zoo.errors import ZooError, unknown
 from zoo.inference.errors import GenerationError
-from zoo.loading import load
 from zoo.model import Decoder
+from zoo.runs.weights import load
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from zoo.cost import BYTES_PER_ELEMENT
+from zoo.counting.model_cost import BYTES_PER_ELEMENT
 from zoo.recipe import LayerConfig, ModelConfig
 
 

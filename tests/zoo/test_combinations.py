@@ -11,6 +11,9 @@ from zoo.recipe import ModelConfig
 
 BLOCKS = {
     "full": {"kind": "full", "n_heads": 2},
+    "capped": {"kind": "full", "n_heads": 4, "n_kv_heads": 2, "sinks": True, "score_softcap": 2.0},
+    "chunks": {"kind": "chunked", "n_heads": 2, "chunk": 4, "sinks": True},
+    "growing": {"kind": "full", "n_heads": 2, "rope": False, "position_temperature": {"every": 3, "scale": 0.5}},
     "near": {"kind": "window", "n_heads": 4, "n_kv_heads": 2, "window": 3, "qk_norm": True},
     "mla": {"kind": "mla", "n_heads": 2, "kv_rank": 8, "rope_dim": 4},
     "ansa": {"kind": "ansa", "n_heads": 2, "n_kv_heads": 1, "kv_rank": 8, "rope_dim": 4, "window": 4, "n_selected": 4,
@@ -36,6 +39,9 @@ MOE = {
     "n_shared": [0, 1, 2],
     "shared_gate": [False, True],
     "shared_d_ff": [None, 12],
+    "expert_bias": [False, False, True],
+    "clamp": [None, None, 1.5],
+    "router_bias": [False, True],
     "router": ["softmax", "sigmoid"],
     "normalise": [True, True, False],
     "route_scale": [1.0, 2.5],

@@ -6,6 +6,7 @@ experts, S = N K choices, sorted by expert.
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import nn
 from zoo.blocks.context import Context, Step
 from zoo.feed_forward.dense import SwiGLUModule
 from zoo.feed_forward.dense_config import SwiGLU
-from zoo.feed_forward.moe_config import MoE
+from zoo.feed_forward.moe_config import SWISH, MoE
 from zoo.kernels import grouped_linear
 from zoo.model import fused
 
@@ -24,7 +25,8 @@ TINY = 1e-20  # added to sums of scores before a division
 class MoEModule(nn.Module):
     """The sum of the chosen experts by their weights, and of the shared ones.  [B, T, C] -> [B, T, C].
 
-    gate, up: [E, F, C], down: [E, C, F], the matrices of each expert.
+    gate, up: [E, F, C], down: [E, C, F], the matrices of each expert.  gate_bias, up_bias: [E, F], down_bias: [E, C],
+    or None.
     balance_bias: [E] float32, added to the scores when experts are chosen, saved with the weights; None without
     `balance_rate`.
     """
@@ -33,10 +35,13 @@ class MoEModule(nn.Module):
         super().__init__()
         self.config = config
         experts, width = config.n_experts, config.d_ff
-        self.router = nn.Linear(d_model, experts, bias=False)
+        self.router = nn.Linear(d_model, experts, bias=config.router_bias)
         self.gate = nn.Parameter(torch.empty(experts, width, d_model))
         self.up = nn.Parameter(torch.empty(experts, width, d_model))
         self.down = nn.Parameter(torch.empty(experts, d_model, width))
+        biases = {"gate_bias": width, "up_bias": width, "down_bias": d_model}
+        for name, size in biases.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(experts, size)) if config.expert_bias else None)
         shared = SwiGLU(d_ff=config.shared_width) if config.n_shared else None
         self.shared = None if shared is None else SwiGLUModule(shared, d_model)
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
@@ -46,10 +51,14 @@ class MoEModule(nn.Module):
         self.counts_E: torch.Tensor | None = None
 
     def initialise(self, generator: torch.Generator, std: float, residual_std: float) -> None:
-        """Draw all weights as those of linear maps, those that write to the residual stream with residual_std."""
+        """Draw all weights as those of linear maps, those that write to the residual stream with residual_std; biases
+        are 0."""
         writing = [self.down, *([] if self.shared is None else [self.shared.output.weight])]
         small = {id(parameter) for parameter in writing}
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+                continue
             parameter.normal_(0.0, residual_std if id(parameter) in small else std, generator=generator)
 
     def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> torch.Tensor:
@@ -64,7 +73,8 @@ class MoEModule(nn.Module):
             self._count(counts_E)
             if self.config.balance_loss or self.config.z_loss:
                 context.add_loss(self._own_loss(logits_NE, scores_NE, counts_E))
-        y_NC = self._experts(x_NC, self._weights(scores_NE, chosen_NK), order_S, counts_E)
+        choices = Choices(order_S, chosen_NK.flatten()[order_S], counts_E)
+        y_NC = self._experts(x_NC, self._weights(scores_NE, chosen_NK), choices)
         if self.shared is not None:
             shared_NC = self.shared(x_NC[None], context)[0]
             y_NC = y_NC + (shared_NC if self.shared_gate is None else self.shared_gate(x_NC).sigmoid() * shared_NC)
@@ -90,7 +100,8 @@ class MoEModule(nn.Module):
         """Router logits [N, E] in float32, because rounded logits could change the choice."""
         with nullcontext() if x_NC.is_meta else torch.autocast(x_NC.device.type, enabled=False):
             wide = x_NC if x_NC.dtype == torch.float64 else x_NC.float()
-            return F.linear(wide, self.router.weight.to(wide.dtype))
+            bias = self.router.bias
+            return F.linear(wide, self.router.weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype))
 
     def _choose(self, scores_NE: torch.Tensor) -> torch.Tensor:
         """The experts of each token, int64 [N, K]."""
@@ -112,22 +123,34 @@ class MoEModule(nn.Module):
             weights_NK = weights_NK / (weights_NK.sum(-1, keepdim=True) + TINY)
         return weights_NK * self.config.route_scale
 
-    def _experts(
-        self, x_NC: torch.Tensor, weights_NK: torch.Tensor, order_S: torch.Tensor, counts_E: torch.Tensor
-    ) -> torch.Tensor:
+    def _experts(self, x_NC: torch.Tensor, weights_NK: torch.Tensor, choices: "Choices") -> torch.Tensor:
         """The chosen experts' results, weighted and added, [N, C]."""
-        dtype, ends_E = fused.compute_dtype(x_NC), counts_E.cumsum(0).to(torch.int32)
-        gate, up, down = (weight.to(dtype) for weight in (self.gate, self.up, self.down))
+        dtype, order_S = fused.compute_dtype(x_NC), choices.order_S
+        ends_E = choices.counts_E.cumsum(0).to(torch.int32)
+
+        def mapped(x: torch.Tensor, name: str) -> torch.Tensor:
+            y = grouped_linear(x, getattr(self, name).to(dtype), ends_E)
+            bias = getattr(self, f"{name}_bias")
+            return y if bias is None else y + _OfExperts.apply(bias.to(dtype), choices.expert_S)
+
         inverse_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
         x_SC = _ToChoices.apply(x_NC.to(dtype), order_S, inverse_S, weights_NK.shape[1])
         if self.config.weigh == "input":
             x_SC = x_SC * _Reordered.apply(weights_NK.flatten(), order_S, inverse_S)[:, None].to(dtype)
-        hidden_SF = F.silu(grouped_linear(x_SC, gate, ends_E)) * grouped_linear(x_SC, up, ends_E)
-        y_SC = grouped_linear(hidden_SF, down, ends_E)
+        hidden_SF = self._hidden(mapped(x_SC, "gate"), mapped(x_SC, "up"))
+        y_SC = mapped(hidden_SF, "down")
         y_NKC = _Reordered.apply(y_SC, inverse_S, order_S).unflatten(0, weights_NK.shape)
         if self.config.weigh == "input":
             return y_NKC.sum(1)
         return (y_NKC * weights_NK[..., None].to(dtype)).sum(1)
+
+    def _hidden(self, gate_SF: torch.Tensor, up_SF: torch.Tensor) -> torch.Tensor:
+        """The hidden values of experts, of two products of their input."""
+        clamp = self.config.clamp
+        if clamp is None:
+            return F.silu(gate_SF) * up_SF
+        gate_SF, up_SF = gate_SF.clamp(max=clamp), up_SF.clamp(-clamp, clamp)
+        return (up_SF + 1) * (gate_SF * torch.sigmoid(SWISH * gate_SF))
 
     def _own_loss(self, logits_NE: torch.Tensor, scores_NE: torch.Tensor, counts_E: torch.Tensor) -> torch.Tensor:
         """What balances the experts (Switch Transformers, eq. 4) and keeps logits small (ST-MoE, eq. 5); a scalar."""
@@ -145,6 +168,31 @@ class MoEModule(nn.Module):
         if self.counts_E is None or self.counts_E.device != counts_E.device:
             self.counts_E = torch.zeros_like(counts_E)
         self.counts_E += counts_E
+
+
+class Choices(NamedTuple):
+    """Choices in the order of their experts: order_S, where each comes from; expert_S, whose it is; counts_E."""
+
+    order_S: torch.Tensor
+    expert_S: torch.Tensor
+    counts_E: torch.Tensor
+
+
+class _OfExperts(torch.autograd.Function):
+    """The row of each choice's expert: [E, F] -> [S, F]. Its gradient is a product, and adds in a fixed order."""
+
+    @staticmethod
+    def forward(ctx, x_EF, expert_S):
+        ctx.save_for_backward(expert_S)
+        ctx.n_experts = len(x_EF)
+        return x_EF.index_select(0, expert_S)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_SF):
+        (expert_S,) = ctx.saved_tensors
+        is_its_ES = expert_S == torch.arange(ctx.n_experts, device=expert_S.device)[:, None]
+        return is_its_ES.to(grad_SF.dtype) @ grad_SF, None
 
 
 class _ToChoices(torch.autograd.Function):

@@ -6,11 +6,12 @@ from pydantic import Field
 
 from zoo.blocks.about import About, Paper
 from zoo.blocks.checked import Count as Few
-from zoo.blocks.checked import Flag, Problem
+from zoo.blocks.checked import Flag, Positive, Problem
 from zoo.blocks.cost import BF16, FLOAT
 from zoo.feed_forward.base import Count, FeedForwardConfig
 
 INT64 = 8  # bytes
+SWISH = 1.702  # of the experts of gpt-oss: x sigmoid(1.702 x) is close to GELU
 Rate = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -33,6 +34,11 @@ with the sum only if `normalise` says so, and $\lambda$ = `route_scale`. Each ex
 
 $$ y = \sum_{i\ \text{chosen}} g_i\, E_i(x) + \sum_{j} E^{shared}_j(x) $$
 
+With `clamp` c they are those of gpt-oss: with $g = \min(W_g\, x,\, c)$ and $u = W_u\, x$ cut to $[-c, c]$,
+
+$$ E(x) = W_d\, \left( (u + 1)\; g\; \sigma(1.702\, g) \right) $$
+
+`expert_bias` gives the three maps of each expert a bias, `router_bias` the router's.
 The bias $b$ has no gradient. After each batch it moves by `balance_rate`: up for experts with fewer tokens than the
 mean, down for those with more. With a rate of 0 there is no bias. The layer adds to the training loss
 
@@ -46,6 +52,7 @@ sum of a token's scores), $\alpha$ = `balance_loss` and $\zeta$ = `z_loss`.
             Paper("Switch Transformers (Fedus 2021)", "2101.03961"),
             Paper("ST-MoE: Designing Stable and Transferable Sparse Expert Models (Zoph 2022)", "2202.08906"),
             Paper("Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts (Wang 2024)", "2408.15664"),
+            Paper("gpt-oss-120b & gpt-oss-20b Model Card (OpenAI 2025)", "2508.10925"),
             Paper("DeepSeek-V3 Technical Report (DeepSeek-AI 2024)", "2412.19437"),
         ),
         example={"n_experts": 8, "n_active": 2, "d_ff": 352, "n_shared": 1},
@@ -62,6 +69,14 @@ sum of a token's scores), $\alpha$ = `balance_loss` and $\zeta$ = `z_loss`.
     shared_gate: Flag = Field(
         False, description="Whether what shared experts add is multiplied by a sigmoid gate (Qwen2-MoE)."
     )
+    expert_bias: Flag = Field(False, description="Biases on the three maps of each expert (gpt-oss).")
+    clamp: Positive | None = Field(
+        None,
+        le=1e6,
+        description="Experts of gpt-oss: hidden values are cut to this bound, (up + 1) gate sigmoid(1.702 gate) is "
+        "their product. Default: SwiGLU.",
+    )
+    router_bias: Flag = Field(False, description="A learned bias on the router's logits (gpt-oss).")
     router: Literal["softmax", "sigmoid"] = Field("softmax", description="How router logits become scores.")
     normalise: Flag = Field(True, description="Whether the weights of a token's experts are divided by their sum.")
     route_scale: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = Field(
@@ -89,6 +104,11 @@ sum of a token's scores), $\alpha$ = `balance_loss` and $\zeta$ = `z_loss`.
             value = getattr(self, name)
             if value and not self.n_shared:
                 found.append(((name,), f"needs n_shared of 1 or more; found {str(value).lower()} without"))
+        for name in ("expert_bias", "clamp"):
+            value = getattr(self, name)
+            if value and self.n_shared:
+                why = "needs n_shared: 0, because shared experts are SwiGLU without biases"
+                found.append(((name,), f"{why}; found {str(value).lower()}"))
         return found
 
     def _choice_problems(self) -> list[Problem]:
@@ -120,24 +140,35 @@ sum of a token's scores), $\alpha$ = `balance_loss` and $\zeta$ = `z_loss`.
         return f"moe {self.n_active} of {self.n_experts} x {self.d_ff:,}{shared}"
 
     def parameters(self, d_model: int) -> int:
-        return self._for_every_token(d_model) + self.n_experts * 3 * d_model * self.d_ff
+        return self._for_every_token(d_model) + self.n_experts * self._of_expert(d_model)
 
     def active_parameters(self, d_model: int) -> int:
-        return self._for_every_token(d_model) + self.n_active * 3 * d_model * self.d_ff
+        return self._for_every_token(d_model) + self.n_active * self._of_expert(d_model)
+
+    def flops(self, d_model: int) -> float:
+        """Biases are added, and multiply nothing."""
+        biases = self.n_active * (2 * self.d_ff + d_model) if self.expert_bias else 0
+        return 2.0 * (self.active_parameters(d_model) - biases - (self.n_experts if self.router_bias else 0))
 
     def _for_every_token(self, d_model: int) -> int:
         """The router, the shared experts and their gate."""
-        return d_model * (self.n_experts + 3 * self.shared_width + self.shared_gate)
+        maps = d_model * (self.n_experts + 3 * self.shared_width + self.shared_gate)
+        return maps + (self.n_experts if self.router_bias else 0)
+
+    def _of_expert(self, d_model: int) -> int:
+        """The three maps of one expert and their biases."""
+        return 3 * d_model * self.d_ff + (2 * self.d_ff + d_model if self.expert_bias else 0)
 
     def activation_bytes(self, d_model: int) -> int:
         """What routing, each choice and the shared experts keep.
 
-        Router: its float32 input, scores and chosen weights. Choice: the expert's input, its four hidden values, its
-        output, and where the row came from. Shared experts: their input, and both products before the gate.
+        Router: its float32 input, scores and chosen weights. Choice: the expert's input, its four hidden values (seven
+        with `clamp`), its output, and where the row came from. Shared experts: their input, and both products before
+        the gate.
         """
         router = FLOAT * (d_model + self.n_experts + self.n_active + 2) + BF16 * self.n_active
         router += FLOAT * (self.n_experts + 1) if self.z_loss else 0
-        choice = BF16 * (2 * d_model + 4 * self.d_ff) + 3 * INT64
+        choice = BF16 * (2 * d_model + (7 if self.clamp else 4) * self.d_ff) + 3 * INT64
         shared = BF16 * (d_model + 2 * self.shared_width) if self.n_shared else 0
         gate = BF16 * (d_model + 1) if self.shared_gate else 0
         return router + self.n_active * choice + shared + gate

@@ -26,6 +26,9 @@ VARIANTS = [
     {"n_experts": 6, "n_groups": 3, "groups_active": 2, "n_active": 3, "router": "sigmoid", "balance_rate": 0.5},
     {"n_shared": 1, "shared_d_ff": 5, "shared_gate": True, "z_loss": 0.1, "balance_loss": 0.5},
     {"n_active": 4},
+    {"expert_bias": True, "router_bias": True, "clamp": 1.5},
+    {"clamp": 0.5, "router": "sigmoid", "weigh": "input"},
+    {"expert_bias": True},
 ]
 
 
@@ -58,17 +61,33 @@ def swiglu(x, gate, up, down):
     return down @ (torch.nn.functional.silu(gate @ x) * (up @ x))
 
 
+def expert(config: MoE, module: MoEModule, e: int, x: torch.Tensor) -> torch.Tensor:
+    """One expert on one token, as gpt-oss has them where `clamp` is given."""
+    maps = {}
+    for name in ("gate", "up", "down"):
+        bias = getattr(module, f"{name}_bias")
+        maps[name] = getattr(module, name)[e], 0.0 if bias is None else bias[e]
+    gate, up = (weight @ x + bias for weight, bias in (maps["gate"], maps["up"]))
+    hidden = torch.nn.functional.silu(gate) * up
+    if config.clamp:
+        gate = torch.where(gate > config.clamp, config.clamp, gate)
+        up = torch.where(up.abs() > config.clamp, config.clamp * up.sign(), up)
+        hidden = (up + 1) * gate / (1 + torch.exp(-1.702 * gate))
+    return maps["down"][0] @ hidden + maps["down"][1]
+
+
 def one_token(config: MoE, module: MoEModule, x: torch.Tensor) -> torch.Tensor:
     """The formulas of the kind's page on one token [C]."""
-    logits = module.router.weight @ x
+    logits = module.router.weight @ x + (module.router.bias if config.router_bias else 0.0)
     scores = logits.softmax(0) if config.router == "softmax" else logits.sigmoid()
     chosen = chosen_of(config, module, scores.detach())
     total = sum(scores[e] for e in chosen) if config.normalise else 1.0
     y = torch.zeros_like(x)
     for e in chosen:
         weight = config.route_scale * scores[e] / total
-        matrices = module.gate[e], module.up[e], module.down[e]
-        y = y + (swiglu(weight * x, *matrices) if config.weigh == "input" else weight * swiglu(x, *matrices))
+        y = y + (
+            expert(config, module, e, weight * x) if config.weigh == "input" else weight * expert(config, module, e, x)
+        )
     if config.n_shared:
         shared = swiglu(x, module.shared.gate.weight, module.shared.up.weight, module.shared.output.weight)
         y = y + (torch.sigmoid(module.shared_gate.weight[0] @ x) * shared if config.shared_gate else shared)
@@ -95,13 +114,16 @@ def test_all_and_active_parameters_and_flops_are_counted(fields):
     config, module = built(fields)
     assert config.parameters(D_MODEL) == sum(p.numel() for p in module.parameters())
     used = D_MODEL * (config.n_experts + 3 * 7 * config.n_active + 3 * config.shared_width)
+    used += (4 if config.router_bias else 0) + ((2 * 7 + D_MODEL) * config.n_active if config.expert_bias else 0)
     assert config.active_parameters(D_MODEL) == used + (D_MODEL if config.shared_gate else 0)
     with FlopCounterMode(display=False) as counter:
         module(noise(3, 7, D_MODEL), Context.for_tokens(3, 7))
     assert 21 * config.flops(D_MODEL) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-@pytest.mark.parametrize("fields", [{}, {"n_shared": 1, "shared_gate": True}, {"z_loss": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, {"n_shared": 1, "shared_gate": True}, {"z_loss": 0.1}, {"clamp": 7.0, "expert_bias": True}], ids=str
+)
 def test_what_autograd_keeps_is_counted(fields):
     """In bfloat16, as autocast computes on a GPU; the shared experts' gated product is made again there, not here."""
     config = MoE(**{"n_experts": 8, "d_ff": 96, **fields})
@@ -265,9 +287,10 @@ def test_a_layer_on_the_meta_device_has_its_shapes(recipe):
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
-def test_a_layer_on_a_gpu_is_that_of_the_cpu():
+@pytest.mark.parametrize("fields", [{"n_shared": 1, "router": "sigmoid"}, {"expert_bias": True, "clamp": 0.5}], ids=str)
+def test_a_layer_on_a_gpu_is_that_of_the_cpu(fields):
     """Under autocast, with torch's grouped product, against float64; nothing waits for the device."""
-    config = MoE(n_experts=8, d_ff=128, n_shared=1, router="sigmoid", balance_rate=0.1)
+    config = MoE(n_experts=8, d_ff=128, balance_rate=0.1, **fields)
     module = MoEModule(config, 256)
     with torch.no_grad():
         module.initialise(torch.Generator().manual_seed(0), 0.05, 0.05)
@@ -295,6 +318,9 @@ def test_a_layer_on_a_gpu_is_that_of_the_cpu():
         ("n_active: 5", "model.ffn.n_active: must be at most n_experts (4); found 5"),
         ("n_experts: 1", "model.ffn.n_experts: must be at least 2; found 1"),
         ("n_active: 1", "model.ffn.normalise: needs n_active of 2 or more"),
+        ("clamp: 0.0", "model.ffn.clamp: must be more than 0; found 0.0"),
+        ("clamp: 7.0, n_shared: 1", "model.ffn.clamp: needs n_shared: 0, because shared experts are SwiGLU"),
+        ("expert_bias: true, n_shared: 1", "model.ffn.expert_bias: needs n_shared: 0"),
         ("n_groups: 3", "model.ffn.n_groups: must divide n_experts (4); found 3"),
         ("groups_active: 2", "model.ffn.groups_active: must be at most n_groups (1); found 2"),
         (

@@ -80,6 +80,12 @@ PUBLISHED = {
         rope_scaling={"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096, "beta_fast": 32.0,
                       "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
     )),
+    "gpt_oss_20b": ("GptOss", sizes(
+        2880, 2880, 24, 64, 8, 201088, 131072, rms_norm_eps=1e-5, rope_theta=150000.0, head_dim=64, sliding_window=128,
+        num_local_experts=32, num_experts_per_tok=4, swiglu_limit=7.0, router_aux_loss_coef=0.9,
+        rope_scaling={"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "beta_fast": 32.0,
+                      "beta_slow": 1.0, "truncate": False},
+    )),
     "llama4_scout": ("Llama4", sizes(
         5120, 8192, 48, 40, 8, 202048, 10485760, rms_norm_eps=1e-5, rope_theta=500000.0, head_dim=128,
         intermediate_size_mlp=16384, num_local_experts=16, num_experts_per_tok=1, interleave_moe_layer_step=1,

@@ -2,12 +2,51 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from zoo.interop.family import Rule, Theirs
+from zoo.interop.family import Form, Rule, Theirs, concatenated
 from zoo.interop.keys import Keys
 from zoo.interop.llama_like import LlamaLike
 from zoo.interop.spelling import spell
+
+
+@dataclass(frozen=True)
+class GateUp(Form):
+    """The gate and up maps of all experts in one tensor [E, C, 2F], or their biases [E, 2F]; ours has all gates first.
+
+    interleaved: whether column 2i is of the gate and 2i + 1 of the other map; else the gate's columns come first.
+    """
+
+    n_experts: int
+    bias: bool = False
+    interleaved: bool = True
+
+    def to_ours(self, tensor):
+        rows = tensor if self.bias else tensor.transpose(1, 2)
+        gate, up = (rows[:, ::2], rows[:, 1::2]) if self.interleaved else rows.chunk(2, 1)
+        return concatenated([gate, up] if self.bias else [gate.flatten(0, 1), up.flatten(0, 1)], 0)
+
+    def to_theirs(self, tensor):
+        gate, up = tensor.unflatten(0, (2, self.n_experts, *([] if self.bias else [-1])))
+        if self.interleaved:
+            rows = concatenated([gate.unsqueeze(2), up.unsqueeze(2)], 2).flatten(1, 2)
+        else:
+            rows = concatenated([gate, up], 1)
+        return rows if self.bias else rows.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class ByColumns(Form):
+    """A map of each expert, [E, inputs, outputs]; ours has the outputs as rows, those of all experts in turn."""
+
+    n_experts: int
+
+    def to_ours(self, tensor):
+        return tensor.transpose(1, 2).flatten(0, 1)
+
+    def to_theirs(self, tensor):
+        return tensor.unflatten(0, (self.n_experts, -1)).transpose(1, 2)
 
 
 class WithExperts(LlamaLike):

@@ -41,11 +41,11 @@ class Interleaved(Form):
 
     def to_ours(self, tensor):
         before, turned, after = self._parts(tensor)
-        return _cat([before, turned.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2), after]).flatten(0, 1)
+        return concatenated([before, turned.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2), after]).flatten(0, 1)
 
     def to_theirs(self, tensor):
         before, turned, after = self._parts(tensor)
-        return _cat([before, turned.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2), after]).flatten(0, 1)
+        return concatenated([before, turned.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2), after]).flatten(0, 1)
 
     def _parts(self, tensor):
         end = self.start + self.rotary_dim
@@ -61,11 +61,11 @@ class ByHead(Form):
 
     def to_ours(self, tensor):
         parts = tensor.unflatten(0, (self.n_heads, -1)).split(self.widths, 1)
-        return _cat([part.flatten(0, 1) for part in parts], 0)
+        return concatenated([part.flatten(0, 1) for part in parts], 0)
 
     def to_theirs(self, tensor):
         parts = tensor.split([self.n_heads * width for width in self.widths])
-        return _cat([part.unflatten(0, (self.n_heads, -1)) for part in parts]).flatten(0, 1)
+        return concatenated([part.unflatten(0, (self.n_heads, -1)) for part in parts]).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class OneLess(Form):
         return tensor - 1
 
 
-def _cat(parts, dim=1):
+def concatenated(parts: "list[torch.Tensor]", dim: int = 1) -> "torch.Tensor":
+    """torch.cat, imported when a weight is converted."""
     import torch
 
     return torch.cat(parts, dim)
@@ -90,11 +91,15 @@ SAME = Form()
 
 @dataclass(frozen=True)
 class Theirs:
-    """A tensor of theirs.  rows: its first size, needed only where several make up ours."""
+    """A tensor of theirs.
+
+    rows: its first size, needed only where several make up ours.  shape: its sizes where a form changes them.
+    """
 
     name: str
     rows: int | None = None
     form: Form = SAME
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

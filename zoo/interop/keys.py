@@ -100,9 +100,13 @@ class Keys:
             self.refuse(name, "must be true or false")
         return value
 
+    def has(self, name: str) -> bool:
+        """Whether the key is written."""
+        return name in self._values
+
     def mapping(self, name: str) -> dict[str, Any] | None:
-        """A mapping, or None where there is none or it is null."""
-        value = self.value(name, None)
+        """A mapping, or that of transformers' config class, or None where there is none or it is null."""
+        value = self.value(name, self._defaults.get(name))
         if value is not None and not isinstance(value, dict):
             self.refuse(name, "must be a mapping")
         return value

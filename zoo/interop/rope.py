@@ -24,7 +24,8 @@ def read_rope(
     layer_type: of a family whose `rope_parameters` may hold a mapping for each type of layer.  theta: the base of this
     type, which then has no `rope_scaling`, where there are no rope_parameters.
     """
-    parameters, scaling = keys.mapping("rope_parameters"), keys.mapping("rope_scaling")
+    parameters = keys.mapping("rope_parameters")
+    scaling = keys.mapping("rope_scaling") if parameters is None or keys.has("rope_scaling") else None
     if parameters is not None and layer_type is not None and isinstance(parameters.get(layer_type), dict):
         return _of_type(keys, parameters, layer_type, max_seq_len)
     if parameters is None:

@@ -39,6 +39,7 @@ def _wrong(rule: Rule, found: Mapping[str, Any], ours: Shapes) -> Iterator[str]:
     rest = list(ours[rule.ours[0]][1:])[-1:]
     for theirs in rule.theirs:
         place, wanted = found[theirs.name], [rows if theirs.rows is None else theirs.rows, *rest]
+        wanted = wanted if theirs.shape is None else list(theirs.shape)
         if list(place.shape) != wanted:
             yield f"{theirs.name} is {list(place.shape)}; config.json makes it {wanted}"
         elif place.dtype not in DTYPES:

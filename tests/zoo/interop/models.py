@@ -52,6 +52,14 @@ DEEPSEEK = {
     "num_experts_per_tok": 3,
     "first_k_dense_replace": 1,
 }
+GPT_OSS = {
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "head_dim": 8,
+    "sliding_window": 7,
+    "rope_theta": 500.0,
+    "rope_scaling": {**YARN, "truncate": False},
+}
 MSCALE = {**YARN, "mscale": 1.0, "mscale_all_dim": 0.8}
 # By name: the family, and the keys of its config that differ from SIZES.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -102,6 +110,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe, dense layers": ("Qwen3Moe", {**EXPERTS, "mlp_only_layers": [1], "norm_topk_prob": True}),
     "deepseek_v3": ("DeepseekV3", DEEPSEEK),
     "deepseek_v3, yarn and no query latent": ("DeepseekV3", {**DEEPSEEK, "q_lora_rank": None, "rope_scaling": MSCALE}),
+    "gpt_oss": ("GptOss", GPT_OSS),
+    "gpt_oss, layer types": ("GptOss", {**GPT_OSS, "layer_types": MIXED, "rope_scaling": None}),
     "phi3": ("Phi3", {"sliding_window": 7}),
     "phi3, half of a head rotates": ("Phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
 }

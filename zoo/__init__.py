@@ -1,8 +1,10 @@
 """attention-zoo: attention architectures as YAML recipes, trained and compared side by side.
 
-`load_recipe(path)`, `build_model(recipe)`, `load(run)`, `load_tokenizer(run)` and `generate(model, prompts)` are
-imported when first used, so that `import zoo` costs nothing and `zoo.kernels` works where only torch and triton are
-installed.
+    run = zoo.train("zoo:quickstart")
+    print(zoo.compare([run, "zoo:tiny/full"]))
+
+Every function is imported when it is first used, so that `import zoo` costs nothing and `zoo.kernels` works where only
+torch and triton are installed.
 """
 
 from importlib import import_module
@@ -11,12 +13,18 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "load_recipe": "zoo.recipe",
+    "Recipe": "zoo.recipe",
+    "describe": "zoo.api",
+    "train": "zoo.api",
+    "compare": "zoo.api",
+    "evaluate": "zoo.evaluation.run",
+    "Run": "zoo.run_handle",
     "build_model": "zoo.model",
     "load": "zoo.runs.weights",
     "load_tokenizer": "zoo.runs.weights",
     "generate": "zoo.inference.generate",
 }
-__all__ = ["build_model", "generate", "load", "load_recipe", "load_tokenizer"]
+__all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str):
@@ -25,3 +33,7 @@ def __getattr__(name: str):
         globals()[name] = function
         return function
     raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

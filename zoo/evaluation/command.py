@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zoo.errors import ZooError, shorten
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.registry import GROUPS, make_tasks, names, task_class
 from zoo.evaluation.results import FILE, Result, ResultFile
+from zoo.evaluation.screen import Screen
 from zoo.evaluation.table import as_table, list_table
-from zoo.terminal import clean
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def _evaluate(model: str, tasks: list, request: Request) -> list[Result]:
     subject = load_subject(model, request.device, request.dtype)
     if request.data is not None:
         with_data(subject, request.data, model)
-    screen = _Screen(model)
+    screen = Screen(model)
     try:
         results = evaluate_subject(
             subject, tasks, kept, again=request.again, begin=screen.begin, advance=screen.advance, end=screen.end
@@ -140,41 +138,3 @@ def _evaluate(model: str, tasks: list, request: Request) -> list[Result]:
         raise ZooError(f"{kept.path}: cannot be written: {error.strerror}; name another file with --output") from error
     finally:
         screen.close()
-
-
-class _Screen:
-    """Progress on standard error: a bar on a terminal, a line a task elsewhere."""
-
-    def __init__(self, model: str):
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._model = model
-        self._bar: Progress | None = None
-
-    def begin(self, task, rows: int) -> None:
-        self.close()
-        if self.console.is_terminal:
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, console=self.console, transient=True)
-            self._task = self._bar.add_task(clean(f"{self._model}: {task.label}"), total=rows)
-            self._bar.start()
-
-    def advance(self, rows: int) -> None:
-        if self._bar is not None:
-            self._bar.advance(self._task, rows)
-
-    def end(self, task, result: Result, found: bool) -> None:
-        self.close()
-        name, numbers = result.primary
-        how = "kept from before" if found else f"{result.rows:,} rows in {result.time_s:.1f} s"
-        said = f"{self._model}: {task.label}: {name} {numbers['value']:.4f} ({how})"
-        self.console.print(clean(said), markup=False)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None

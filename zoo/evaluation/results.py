@@ -40,6 +40,11 @@ class Result:
     model: dict[str, Any] = field(default_factory=dict)
     time_s: float = 0.0
 
+    def __repr__(self) -> str:
+        name, numbers = self.primary
+        interval = "" if numbers.get("low") is None else f" ({numbers['low']:.4g} to {numbers['high']:.4g})"
+        return f"<Result {self.label}: {name} {numbers['value']:.4g}{interval}, {self.rows:,} rows>"
+
     @property
     def primary(self) -> tuple[str, dict[str, Any]]:
         """(name, numbers) of the metric that a table shows first."""

@@ -1,7 +1,8 @@
 """An evaluation from beginning to end: tasks, models, answers, scores, and the file that keeps them."""
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +11,47 @@ from zoo.evaluation.asking import answer
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.registry import make_tasks
 from zoo.evaluation.results import FILE, Result, ResultFile, hash_examples, summarise
+from zoo.evaluation.screen import Screen
 from zoo.evaluation.subject import Subject
-from zoo.evaluation.subjects import load_subject
+from zoo.evaluation.subjects import load_subject, with_data
 from zoo.evaluation.task import Chosen, Task
 
 
 def evaluate(
-    model: Subject | str | Path,
-    tasks: Sequence[Any],
+    model: Subject | str | os.PathLike,
+    tasks: str | Mapping[str, Any] | Sequence[Any],
     *,
+    data: str | os.PathLike | None = None,
     device: str = "auto",
     dtype: str = "auto",
     again: bool = False,
-    output: str | Path | None = None,
+    output: str | os.PathLike | None = None,
+    progress: bool = False,
     **settings: Any,
 ) -> list[Result]:
     """Score a model on tasks, and keep the results in eval.json of its folder.
 
-    model: a run folder, a local transformers folder, or a `Subject`.  tasks: names, groups, and mappings
-    {"task": NAME, field: value}.  again: score what eval.json has a result for already.  output: another file than
-    the folder's eval.json.  settings: values for every task that has such a field, e.g. rows=100, lengths=[1024].
+    model: a run folder or `Run`, a local transformers folder, or a `Subject`.
+    tasks: a name, a group, a mapping {"task": NAME, field: value}, or a list of these; `zoo eval --list` names them.
+    data: a YAML file with a data section, whose text the model is scored on.  again: score what eval.json has already.
+    output: another file than the folder's eval.json.  progress: show a bar or lines on standard error.
+    settings: values for every task that has such a field, such as rows=100, lengths=[1024].
     Raises EvaluationError for a task or a setting, LoadError for the folder.
     """
-    made = make_tasks(tasks, **settings)
-    subject = model if isinstance(model, Subject) else load_subject(model, device, dtype)
+    made = make_tasks([tasks] if isinstance(tasks, str | Mapping) else list(tasks), **settings)
+    subject = model if isinstance(model, Subject) else load_subject(os.fspath(model), device, dtype)
+    if data is not None:
+        with_data(subject, Path(data), subject.name)
     where = Path(output) if output else None if isinstance(model, Subject) else Path(model) / FILE
-    return evaluate_subject(subject, made, ResultFile(where) if where else None, again=again)
+    kept = ResultFile(where) if where else None
+    if not progress:
+        return evaluate_subject(subject, made, kept, again=again)
+    screen = Screen(subject.name)
+    follow = {"begin": screen.begin, "advance": screen.advance, "end": screen.end}
+    try:
+        return evaluate_subject(subject, made, kept, again=again, **follow)
+    finally:
+        screen.close()
 
 
 def evaluate_subject(

@@ -317,6 +317,14 @@ class Recipe(Section):
         """Tokens of a row of the data: `data.seq_len`, by default the longest that the model takes."""
         return self.data.seq_len or self.model.max_seq_len
 
+    def __repr__(self) -> str:
+        model = self.model
+        depth = f"{len(model.expanded())} layers"
+        layers = schedule.format_schedule(model.layers)
+        return f"<Recipe {self.name}: {layers}, {depth}, d_model {model.d_model}, context {model.max_seq_len:,}>"
+
+    __str__ = __repr__
+
     def dump(self) -> str:
         """The resolved recipe as YAML that loads to an equal one, without `extends`."""
         return yaml.dump(

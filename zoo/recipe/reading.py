@@ -4,7 +4,7 @@ import copy
 import functools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,6 +15,7 @@ from zoo.recipe import schema
 from zoo.recipe.checking import Found, locate, translate
 from zoo.recipe.config import Recipe, read_block, read_ffn, read_schedule, section_problems, sections
 from zoo.recipe.layer_fields import around_problems
+from zoo.recipe.plain import plain
 from zoo.recipe.schedule import Where
 from zoo.recipe.schedule_checks import ffn_problems, model_problems
 from zoo.recipe.seal import in_run_folder
@@ -23,7 +24,7 @@ from zoo.training.config import TrainConfig
 
 
 def load_recipe(
-    path: str | os.PathLike,
+    path: str | os.PathLike | Mapping[str, Any] | Recipe,
     overrides: Iterable[str] = (),
     *,
     of_run: bool = False,
@@ -31,7 +32,8 @@ def load_recipe(
 ) -> Recipe:
     """Read and check a recipe.
 
-    path: of a YAML file, or the name of a recipe of the package, `zoo:tiny/full`.
+    path: of a YAML file; or the name of a recipe of the package, `zoo:tiny/full`; or the recipe's content as a mapping
+    of plain values, `{"name": "mine", "extends": "zoo:tiny/full", "train": {"duration": "50ba"}}`; or a Recipe.
     overrides: `key.path=value`, as after `--set`.
     settings: (key.path, value) of another file, such as a study, laid over the recipe as `extends` does it.
     of_run: the file is a run folder's, perhaps of somebody else: its plugins are imported only if they are installed
@@ -39,7 +41,7 @@ def load_recipe(
     because it is older have the values of its time.
     Raises RecipeError with every mistake found, each with its place.
     """
-    root = read_recipe(path, overrides)
+    root = read_recipe(plain(path) if isinstance(path, Recipe) else path, overrides)
     for key, value in settings:
         put(root, key.split("."), value, merging=True)
     data = root.plain()
@@ -47,7 +49,7 @@ def load_recipe(
     if of_run:
         _add_earlier_defaults(data)
     try:
-        context = {"of_run": _of_run(root.value.get("plugins"), path, of_run)}
+        context = {"of_run": _of_run(root.value.get("plugins"), root.place.file, of_run)}
         return Recipe.model_validate_json(json.dumps(data), strict=True, context=context)
     except ValidationError as error:
         definitions = functools.cache(schema.schema_definitions)

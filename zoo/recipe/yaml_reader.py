@@ -7,7 +7,7 @@ YAML 1.2 (true and false are the booleans; yes and no are text), and `1e-3` is a
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -92,13 +92,17 @@ def scalar(text: str) -> Any:
     return text
 
 
-def read_recipe(path: str | os.PathLike, overrides: Iterable[str] = (), *, shape: str = _SHAPE) -> Node:
+def read_recipe(path: str | os.PathLike | Mapping, overrides: Iterable[str] = (), *, shape: str = _SHAPE) -> Node:
     """Read a file, all it extends, and the `key.path=value` overrides, into one tree.
 
-    path: of a file, or a name of the package's recipes, `zoo:tiny/full`.
+    path: of a file, or a name of the package's recipes, `zoo:tiny/full`, or the content as a mapping of plain values;
+    what a mapping extends is relative to the working directory.
     shape: what the top of the file must be, for the message.  Raises RecipeError with the places of the mistakes.
     """
-    root = _read_chain(os.fspath(path), [], shape=shape)
+    if isinstance(path, Mapping):
+        root = _over_base(tree(path), "", [], shape)
+    else:
+        root = _read_chain(os.fspath(path), [], shape=shape)
     problems: list[Problem] = []
     for override in overrides:
         try:
@@ -127,7 +131,11 @@ def _read_chain(path: str, below: list[str], extends: Node | None = None, shape:
         refuse(f"more than {MAX_EXTENDS} files extend each other")
     if in_run_folder(path) and (why := seal_problem(text, required=must_be_sealed(path))):
         refuse(why if extends is None else f"{path}: {why}")
-    root = read_text(text, path, shape=shape)
+    return _over_base(read_text(text, path, shape=shape), path, below, shape)
+
+
+def _over_base(root: Node, path: str, below: list[str], shape: str) -> Node:
+    """The tree of the file at `path`, merged over what it extends."""
     base = root.value.pop("extends", None)
     if base is None:
         return root
@@ -136,6 +144,31 @@ def _read_chain(path: str, below: list[str], extends: Node | None = None, shape:
             [_problem(base.place, f"must be the path of a recipe; found {shorten(base.plain())}", "extends")]
         )
     return merge(_read_chain(beside(path, base.value), [*below, path], base, shape), root)
+
+
+def tree(values: Any, file: str = "recipe", depth: int = 0) -> Node:
+    """Plain Python values as a tree without lines.  file: what messages call it.
+
+    Raises RecipeError for what no recipe can hold: other types, keys that are no text, and nesting without an end.
+    """
+    place = Place(file)
+    if depth > MAX_DEPTH:
+        raise RecipeError([Problem(f"nested deeper than {MAX_DEPTH}", file)])
+    if isinstance(values, Mapping):
+        for key in values:
+            if not isinstance(key, str):
+                raise RecipeError([Problem(f"a key must be text; found {shorten(key)}", file)])
+        return Node({key: tree(value, file, depth + 1) for key, value in values.items()}, place, place)
+    if isinstance(values, list | tuple):
+        return Node([tree(value, file, depth + 1) for value in values], place, place)
+    if isinstance(values, os.PathLike):
+        values = os.fspath(values)
+    if values is not None and not isinstance(values, bool | int | float | str):
+        found = type(values).__name__
+        raise RecipeError(
+            [Problem(f"must hold mappings, lists, text, numbers, true, false and null; found {found}", file)]
+        )
+    return Node(values, place, place)
 
 
 def beside(path: str | os.PathLike, name: str) -> str:

@@ -36,6 +36,15 @@ def compare(request: Request) -> str:
 
     Raises RecipeError if there are not 2 to 10 columns. A column that fails has its reason and leaves the others.
     """
+    columns, found = find(request)
+    write(request, columns, found)
+    if request.json:
+        return as_json(found)
+    return as_text(found) + (f"page: {request.html}\n" if request.html else "")
+
+
+def find(request: Request) -> tuple[list[Column], dict[str, Any]]:
+    """The columns, trained and measured if asked, and everything that is known of them; raises as `compare`."""
     if not FEWEST <= len(request.sources) <= MOST:
         found = f"must name {FEWEST} to {MOST} recipes or runs; found {len(request.sources)}"
         raise RecipeError([Problem(found, key="zoo compare")])
@@ -53,11 +62,13 @@ def compare(request: Request) -> str:
     facts = comparison(columns, request.seq_lens, measured)
     if not any("parameters" in known for known in facts["columns"]):
         raise RecipeError([Problem(f"{known['label']}: {known['error']}") for known in facts["columns"]])
+    return columns, facts
+
+
+def write(request: Request, columns: Sequence[Column], found: dict[str, Any]) -> None:
+    """Write the page if it was asked for."""
     if request.html is not None:
-        write_page(request.html, columns, facts, request.maps)
-    if request.json:
-        return as_json(facts)
-    return as_text(facts) + (f"page: {request.html}\n" if request.html else "")
+        write_page(request.html, columns, found, request.maps)
 
 
 def shortest(columns: Sequence[Column]) -> int:

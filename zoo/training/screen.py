@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from zoo.files import open_text_to_append
 from zoo.terminal import CleanFormatter, clean
+from zoo.training.notebook import Cell
 from zoo.training.plan import Plan
 
 log = logging.getLogger("zoo.training")
@@ -43,6 +44,7 @@ class Screen:
     def __init__(self, rank: int = 0, console: Console | None = None):
         self.console = console or _Console(highlight=False, soft_wrap=True, quiet=rank != 0)
         self._bar: Progress | None = None
+        self._cell: Cell | None = None  # of a notebook
 
     def say(self, text: str) -> None:
         """Print a line, and log it."""
@@ -52,7 +54,9 @@ class Screen:
     def start(self, plan: Plan, from_batch: int) -> None:
         """Begin to show progress."""
         self.plan, self._every = plan, max(1, plan.total // 20)
-        if self.console.is_terminal:
+        if self.console.is_jupyter:
+            self._cell = Cell.shown(plan.total)
+        elif self.console.is_terminal:
             columns = (
                 TextColumn("training"),
                 BarColumn(bar_width=None),
@@ -75,7 +79,9 @@ class Screen:
             self._say_scores(record)
             return
         loss, speed = f"{record['loss']:.4f}", f"{record['tokens_per_s']:,.0f}"
-        if self._bar is not None:
+        if self._cell is not None:
+            self._cell.update(record["batch"], record["loss"], record["tokens_per_s"])
+        elif self._bar is not None:
             self._bar.update(self._task, completed=record["batch"], loss=loss, speed=speed)
         elif record["batch"] % self._every == 0 or record["batch"] == self.plan.total:
             mfu = f"  mfu {record['mfu']:.1%}" if "mfu" in record else ""
@@ -100,6 +106,9 @@ class Screen:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        if self._cell is not None:
+            self._cell.close()
+            self._cell = None
 
 
 class _LogFile(logging.FileHandler):

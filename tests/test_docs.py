@@ -18,7 +18,7 @@ from zoo.recipe import load_recipe
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)(?: title=.*)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-OWN_TESTS = ["own_block.md", "own_part.md"]  # their files are tested in tests/zoo/docs
+OWN_TESTS = ["own_block.md", "own_part.md", "tutorial.md"]  # tested in tests/zoo/docs
 QUICK = ["show", "recipes", "blocks", "parts", "schema", "cost", "compare"]  # need no run
 
 

@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "load_recipe": "zoo.recipe",
     "Recipe": "zoo.recipe",
+    "RecipeError": "zoo.errors",
+    "ZooError": "zoo.errors",
     "describe": "zoo.api",
     "train": "zoo.api",
     "compare": "zoo.api",

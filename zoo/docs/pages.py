@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from zoo.docs import benchmarks, commands_page, keys_page, models_page, python_page
+from zoo.docs import benchmarks, commands_page, keys_page, models_page, notebook, python_page
 from zoo.docs.families import FOLDER as PARTS
 from zoo.docs.families import family_pages
 from zoo.docs.kinds import FOLDER as BLOCKS
@@ -52,6 +52,7 @@ def generated(root: Path, app: typer.Typer) -> dict[str, str]:
         commands_page.PATH: commands_page.commands_page(app),
         python_page.PATH: python_page.python_page(),
         benchmarks.PATH: benchmarks.benchmarks_page(root / "docs"),
+        notebook.PATH: notebook.as_notebook((root / "docs" / notebook.PAGE).read_text(encoding="utf-8")),
     }
 
 

@@ -16,6 +16,7 @@ _FURTHER = {
     "zoo.blocks.about": ("What its page says beyond its fields.", ["About", "Paper"]),
     "zoo.blocks.base": ("The module of every kind made of a projection and patterns.", ["Attention", "Context"]),
     "zoo.recipe.schedule": ("Layer schedules.", ["parse", "expand", "format_schedule"]),
+    "zoo.api": ("What `zoo.compare` returns.", ["Comparison"]),
     "zoo.counting.model_cost": ("What a model costs, counted from its recipe.", ["model_cost", "ModelCost"]),
     "zoo.inference.generate": ("What `zoo.generate` returns.", ["Generation", "Result"]),
     "zoo.inference.rows": ("What a generation yields.", ["Piece"]),

@@ -47,9 +47,10 @@ def evaluate(
     if not progress:
         return evaluate_subject(subject, made, kept, again=again)
     screen = Screen(subject.name)
-    follow = {"begin": screen.begin, "advance": screen.advance, "end": screen.end}
     try:
-        return evaluate_subject(subject, made, kept, again=again, **follow)
+        return evaluate_subject(
+            subject, made, kept, again=again, begin=screen.begin, advance=screen.advance, end=screen.end
+        )
     finally:
         screen.close()
 

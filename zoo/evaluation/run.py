@@ -12,8 +12,8 @@ from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.registry import make_tasks
 from zoo.evaluation.results import FILE, Result, ResultFile, hash_examples, summarise
 from zoo.evaluation.screen import Screen
-from zoo.evaluation.subject import Subject
-from zoo.evaluation.subjects import load_subject, with_data
+from zoo.evaluation.subject import Subject, with_data
+from zoo.evaluation.subjects import load_subject
 from zoo.evaluation.task import Chosen, Task
 
 

@@ -20,7 +20,7 @@ _EXPORTS = {
     "train": "zoo.api",
     "compare": "zoo.api",
     "evaluate": "zoo.evaluation.run",
-    "Run": "zoo.run_handle",
+    "Run": "zoo.runs.handle",
     "build_model": "zoo.model",
     "load": "zoo.runs.weights",
     "load_tokenizer": "zoo.runs.weights",

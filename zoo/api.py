@@ -14,7 +14,7 @@ from typing import Any
 
 from zoo.files import write_text
 from zoo.recipe import Recipe, load_recipe
-from zoo.run_handle import Run
+from zoo.runs.handle import Run
 
 RecipeLike = str | os.PathLike | Mapping[str, Any] | Recipe
 
@@ -80,8 +80,8 @@ def describe(source: RecipeLike | Run, overrides: Sequence[str] = ()) -> Shown:
 
     overrides: `key.path=value`, as after --set, for a recipe.
     """
-    from zoo.run_list import is_run, sentence
-    from zoo.show import as_text
+    from zoo.report.show import as_text
+    from zoo.runs.listing import is_run, sentence
 
     if not isinstance(source, Mapping | Recipe) and Path(source).is_dir():
         run = Run(source)

@@ -11,9 +11,9 @@ import zoo
 from zoo.errors import RecipeError, ZooError
 from zoo.evaluation.results import Result
 from zoo.recipe import load_recipe
+from zoo.runs.folder import RunFolder
 from zoo.sparkline import sparkline
 from zoo.training.notebook import Cell
-from zoo.training.run_folder import RunFolder
 from zoo.training.screen import Screen
 
 MINE = {

@@ -9,10 +9,10 @@ from typing import Any
 from zoo.errors import ZooError
 from zoo.files import present
 from zoo.recipe import Recipe, load_recipe
-from zoo.run_list import sentence
+from zoo.runs.listing import sentence
 from zoo.sparkline import sparkline
 from zoo.training.loggers import read_metrics
-from zoo.training.run_folder import RunFolder
+from zoo.runs.folder import RunFolder
 
 
 class Run(os.PathLike):
@@ -46,7 +46,7 @@ class Run(os.PathLike):
 
     def load(self, device: str = "cpu"):
         """The trained model, as `zoo.load`."""
-        from zoo.loading import load
+        from zoo.runs.weights import load
 
         return load(self.path, device=device)
 

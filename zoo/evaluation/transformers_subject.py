@@ -12,7 +12,7 @@ from zoo.data.tokenizers import library_errors
 from zoo.errors import shorten
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.subject import Subject
-from zoo.files import present, sha256
+from zoo.files import parse_object, present, read_text, sha256
 from zoo.interop.folder import CONFIG, SourceFolder, names
 
 NO_LIMIT = 1 << 20  # what tokenizers without a limit state is larger
@@ -88,6 +88,16 @@ def _until_end(tokens: list[int], end: int | None) -> list[int]:
     return tokens[: tokens.index(end) + 1] if end is not None and end in tokens else tokens
 
 
+def _tokenizer_files(source: SourceFolder) -> str:
+    """The files that the tokenizer is read from.  Raises EvaluationError that names one that is no JSON mapping."""
+    found = [name for name in TOKENIZER_FILES if present(source.path / name, EvaluationError)]
+    for name in found:
+        if name.endswith(".json"):
+            path = source.path / name
+            parse_object(read_text(path, error=EvaluationError), path, error=EvaluationError)
+    return ", ".join(found) or f"it has no {TOKENIZER_FILES[0]}"
+
+
 def _load(folder: Path, dtype: torch.dtype) -> tuple:
     """(model, config of its text, tokenizer).  Raises ZooError that names the folder or the file.
 
@@ -109,7 +119,7 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EvaluationError(f"{folder}: transformers cannot load it: {reason}") from error
     _check_loaded(folder, model, found)
-    with library_errors(f"{folder}: transformers cannot load its tokenizer"):
+    with library_errors(f"{folder}: transformers cannot load its tokenizer ({_tokenizer_files(source)})"):
         tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     text = config.get_text_config()
     if len(tokenizer) > text.vocab_size:

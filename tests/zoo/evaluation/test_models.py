@@ -197,8 +197,17 @@ HOSTILE = {
     ),
     "a damaged tokenizer": (
         lambda folder: (folder / "tokenizer.json").write_text("{}"),
-        "transformers cannot load its tokenizer: ",
+        r"transformers cannot load its tokenizer \(tokenizer.json",
     ),
+    "no tokenizer": (
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        "has no tokenizer.json|tokenizer_config.json",
+    ),
+    **{
+        f"{name} is {what}": (lambda folder, name=name, text=text: (folder / name).write_text(text), f"{name}: ")
+        for name in ("tokenizer.json", "tokenizer_config.json")
+        for what, text in {"a list": "[1]", "null": "null", "empty": "", "NaN": '{"a": NaN}'}.items()
+    },
     **{f"{name} is a FIFO": (fifo(name), f"{name}: must be a file; found a FIFO") for name in FILES},
     **{f"{name} leads to nothing": (dangling(name), f"{name}: a symbolic link to nowhere") for name in FILES},
 }

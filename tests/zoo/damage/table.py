@@ -66,13 +66,34 @@ COMMANDS: dict[str, list[str]] = {
     "export": ["export", "run", "out"],
     "cost": ["cost", "run/recipe.yaml"],
     "data show": ["data", "show", "r.yaml", "--rows", "1"],
+    "eval": ["eval", "run", "--tasks", "copy,loss_by_position", "--rows", "4", "--json"],
+    "eval llama": ["eval", "llama", "--data", "d.yaml", "--json"],
+    "import": ["import", "llama", "out"],
+    "convert": ["convert", "run", "out", "--blocks", "blocks.yaml", "--layers", "wide full"],
+    "start from": ["train", "r.yaml", "--run-dir", "new", "--set", "train.init_from=run"],
+    "study report": ["study", "report", "study.yaml"],
 }
+LATER = ("eval", "eval llama", "import", "convert", "start from", "study report")  # given only the files that they read
 # What the result of a command is, where it is not what it prints.
 RESULTS = {
     "show --pattern": ["p.svg"],
     "complete": ["run/model.safetensors"],
     "resume": ["run/model.safetensors", "run/metrics.jsonl"],
     "export": ["out/model.safetensors", "out/config.json", "out/tokenizer.json", "out/modeling_zoo.py"],
+    "eval": ["run/eval.json"],
+    "eval llama": ["llama/eval.json"],
+    "import": ["out/model.safetensors", "out/model.yaml", "out/tokenizer.json"],
+    "convert": ["out/model.safetensors", "out/model.yaml", "out/tokenizer.json"],
+    "start from": ["new/model.safetensors"],
+    "study report": ["study/results.json"],
+}
+READ_LATER = {  # what a command of LATER reads: beginnings of names
+    "eval": ("run/",),
+    "eval llama": ("llama/", "d.yaml"),
+    "import": ("llama/",),
+    "convert": ("run/", "blocks.yaml"),
+    "start from": ("run/", "r.yaml", "base.yaml"),
+    "study report": ("study", "r.yaml", "base.yaml"),
 }
 FILES = (
     *("r.yaml", "base.yaml"),
@@ -83,6 +104,27 @@ FILES = (
     *("cache/text-*/train/*/*.zstd", "cache/text-*/train/*/*.mds"),
     *("cache/bpe-*/tokenizer.json", "cache/bpe-*/tokenizer_config.json", "cache/bpe-*/checksums.json"),
 )
+FILES_LATER = (
+    *("run/eval.json", "blocks.yaml", "d.yaml", "study.yaml", "study/outcomes/a-seed1.json", "study/threads.json"),
+    *("llama/config.json", "llama/model.safetensors", "llama/tokenizer.json", "llama/tokenizer_config.json"),
+)
+BLOCKS = "wide: {kind: window, n_heads: 2, window: 16}\n"
+DATA = """\
+data:
+  source: {kind: text, paths: [text]}
+  tokenizer: {kind: bpe, vocab_size: 300}
+  validation_fraction: 0.3
+  cache_dir: cache
+"""
+STUDY = """\
+name: s
+recipes:
+  - {recipe: r.yaml, name: a}
+  - {recipe: r.yaml, name: b, set: {model.layers: full*2}}
+seeds: [1, 2]
+jobs: 1
+out: study
+"""
 
 
 def _write(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
@@ -181,6 +223,24 @@ def make_template(folder: Path, run: Run) -> None:
     shutil.copytree(folder / "run", folder / "other")
 
 
+def make_more(folder: Path) -> None:
+    """Add what the commands of LATER read: a score, a study that is done, a folder of transformers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    for name, text in (("blocks.yaml", BLOCKS), ("d.yaml", DATA), ("study.yaml", STUDY)):
+        (folder / name).write_text(text)
+    sizes = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32}
+    LlamaForCausalLM(LlamaConfig(**sizes, **heads)).save_pretrained(folder / "llama")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / "run" / name, folder / "llama" / name)
+    for arguments in (["eval", "run", "--tasks", "copy", "--rows", "4"], ["study", "run", "study.yaml"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "zoo", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
 def run_here(folder: Path, command: str) -> Outcome:
     """Run one command in `folder`, in this process: quick if it has imported the engine, but nothing ends a hang."""
     from zoo.cli import run
@@ -232,10 +292,14 @@ def serve() -> None:
 
     import zoo.cli
     import zoo.data.loaders
+    import zoo.evaluation.run
     import zoo.export.writing
     import zoo.inference.generate
+    import zoo.interop.converting
+    import zoo.interop.importing
     import zoo.report.maps
     import zoo.report.training
+    import zoo.study.report
     import zoo.training.engine  # noqa: F401
 
     torch.set_num_threads(1)
@@ -301,6 +365,8 @@ def _result(folder: Path, command: str, said: str) -> str:
         content = path.read_bytes() if path.is_file() else b"missing"
         if name.endswith("metrics.jsonl"):
             content = b"\n".join(re.findall(rb'"(?:batch|loss|validation_loss)": [^,}]+', content))
+        elif name.endswith("eval.json"):  # which also holds times
+            content = b"\n".join(re.findall(rb'"value": [^,}]+', content))
         digest.update(content)
     return digest.hexdigest()
 
@@ -325,10 +391,10 @@ def cells(chosen: Callable[[str, str, str], bool] = lambda file, damage, command
     """The chosen (file, damage, command), in an order whose beginning is a sample of the whole."""
     found = [
         (file, damage, command)
-        for file in FILES
+        for file in (*FILES, *FILES_LATER)
         for damage in DAMAGES
         for command in COMMANDS
-        if chosen(file, damage, command) and not _meaningless(file, damage)
+        if _reads(command, file) and chosen(file, damage, command) and not _meaningless(file, damage)
     ]
     random.Random(0).shuffle(found)
     return found
@@ -353,9 +419,14 @@ def tries(
     shutil.rmtree(work, ignore_errors=True)
 
 
+def _reads(command: str, file: str) -> bool:
+    """The first commands are tried with all of the first files, the later ones with what they read."""
+    return file.startswith(READ_LATER[command]) if command in LATER else file in FILES
+
+
 def _meaningless(file: str, damage: str) -> bool:
-    """A digit changed in a recipe that the user wrote is another recipe, not a damaged one."""
-    return file in ("r.yaml", "base.yaml") and damage == "one character"
+    """A digit changed in a file that the user wrote is another recipe, not a damaged one."""
+    return file in ("r.yaml", "base.yaml", "blocks.yaml", "d.yaml", "study.yaml") and damage == "one character"
 
 
 def summary(found: list[Try]) -> str:

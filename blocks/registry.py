@@ -267,6 +267,7 @@ PATTERNS = Family(
         "compression": "zoo.blocks.patterns.compression_config:Compression",
         "selection": "zoo.blocks.patterns.selection_config:Selection",
         "dilated": "zoo.blocks.patterns.dilated_config:Dilated",
+        "moba": "zoo.blocks.patterns.moba_config:MoBA",
         "chunked": "zoo.blocks.patterns.chunked_config:Chunked",
     },
     "Which keys a query sees: `patterns` of a block of kind attention.",

@@ -63,6 +63,10 @@ class ResolvedProjection(ABC):
         """Elements that are cached for one token."""
         return sum(prod(shape) for shape in self.entries().values())
 
+    def key_entries(self) -> dict[str, tuple[int, ...]]:
+        """The entries that keys are made of."""
+        return self.entries()
+
     @property
     @abstractmethod
     def rotated_entry(self) -> str | None:

@@ -63,6 +63,9 @@ class ResolvedGQA(ResolvedProjection):
     def entries(self) -> dict[str, tuple[int, ...]]:
         return {"key": (self.n_kv_heads, self.head_dim), "value": (self.n_kv_heads, self.v_head_dim)}
 
+    def key_entries(self) -> dict[str, tuple[int, ...]]:
+        return {"key": (self.n_kv_heads, self.head_dim)}
+
     @property
     def rotated_entry(self) -> str | None:
         return "key" if self.rope else None

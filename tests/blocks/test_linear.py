@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.blocks import build, config_class
 from zoo.blocks.base import Context, Step
-from zoo.kernels import use_implementation
+from zoo.kernels import Documents, use_implementation
 from zoo.recipe import ModelConfig
 
 KINDS = ("gated_linear", "gated_deltanet", "kda", "mamba2")
@@ -294,3 +294,42 @@ def test_mamba2_is_the_module_of_transformers(make):
     x = torch.randn(2, 40, 24, generator=torch.Generator().manual_seed(0))
     found = ours(x, Context.for_tokens(2, 40))
     torch.testing.assert_close(found, theirs.torch_forward(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_kernels_on_a_gpu(kind, packed):
+    """In bf16 autocast as in training: forward, gradients, and a cache in pieces and by one, beside float64."""
+    pytest.importorskip("fla")
+    config = config_class(kind)(n_heads=4, conv_size=4, v_head_dim=64)
+    exact = build(config, 256)
+    with torch.no_grad():
+        exact.initialise(torch.Generator().manual_seed(0), 0.06, 0.06)
+    exact = exact.double()
+    single = build(config, 256)
+    single.load_state_dict({name: x.float() for name, x in exact.state_dict().items()})
+    single = single.cuda()
+    x = torch.randn(2, 300, 256, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    starts_BT = torch.zeros(2, 300, dtype=torch.bool)
+    starts_BT[0, [0, 1, 64, 200]] = True
+    documents = Documents.from_starts(starts_BT) if packed else None
+    on_gpu = None if documents is None else documents.to("cuda")
+    expected = exact(x, Context.for_tokens(2, 300, documents=documents))
+    with torch.autocast("cuda", torch.bfloat16):
+        found = single(x.float().cuda(), Context.for_tokens(2, 300, device="cuda", documents=on_gpu))
+    assert (found.double().cpu() - expected).norm() < 0.02 * expected.norm()
+    expected.square().sum().backward()
+    found.float().square().sum().backward()
+    for (name, ours), theirs in zip(single.named_parameters(), exact.parameters(), strict=True):
+        error = (ours.grad.double().cpu() - theirs.grad).norm() / theirs.grad.norm()
+        assert error < 0.06, f"{name}: {error:.3f}"
+    if packed:
+        return
+    cache, parts = single.new_cache(2, 300, device="cuda", dtype=torch.bfloat16), []
+    start_B = torch.zeros(2, dtype=torch.int64, device="cuda")
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        for part in x.float().cuda().split([130, 1, 1, 100, 68], 1):
+            parts.append(single(part, Step.after(start_B, part.shape[1], None, not parts), cache))
+            start_B = start_B + part.shape[1]
+    assert (torch.cat(parts, 1).double().cpu() - expected).norm() < 0.02 * expected.norm()

@@ -201,10 +201,26 @@ class Loops:
         tokens = range(t + 1) if kind == "full" else self.reached(kind, t)
         if kind == "window":
             tokens = range(max(0, t - self.config.pattern(kind).window + 1), t + 1)
+        if kind == "moba":
+            size = self.config.pattern(kind).selection_block
+            tokens = [s for m in self.liked(t, g) for s in range(m * size, (m + 1) * size) if s <= t]
         if kind == "selection":
             size = self.config.pattern(kind).selection_block
             tokens = [s for m in self.chosen(t, g) for s in range(m * size, (m + 1) * size) if s <= t]
         return self.attend(self.query(t, h), [self.token(s, g, which) for s in tokens], h)[0]
+
+    def liked(self, t, g):
+        """The query's own block, and the past ones whose mean keys have the largest share of the group's softmax."""
+        pattern, which = self.config.pattern("moba"), self.set_of("moba")
+        size, heads = pattern.selection_block, self.projection.n_heads // self.projection.n_kv_heads
+        own, whole = t // size, (t + 1) // size
+        means = [sum(self.token(s, g, which)[0] for s in range(m * size, (m + 1) * size)) / size for m in range(whole)]
+        importance = [0.0] * whole
+        for h in range(g * heads, (g + 1) * heads):
+            for m, weight in enumerate(self.attend(self.query(t, h), [(k, k[: len(k)]) for k in means])[1]):
+                importance[m] += weight
+        past = sorted(range(min(own, whole)), key=lambda m: (-importance[m], m))
+        return sorted([*past[: pattern.n_selected - 1], own])
 
     def reached(self, kind, t):
         """The tokens that a query sees, by the config's `reach`; the pattern's own test compares that with a mask."""

@@ -27,6 +27,16 @@ BLOCKS = {
     "nsa, paper": {"kind": "nsa", **HEADS, "pooling": "mlp", "separate_kv": True, "window": 48, "n_selected": 3},
     "ansa.local": {"kind": "ansa", **HEADS, "n_kv_heads": 2, "rope_dim": 8, "window": 70},
     "ansa.global": {"kind": "ansa", **HEADS, "n_kv_heads": 2, "rope_dim": 8, "n_selected": 5},
+    "moba": {
+        "kind": "attention",
+        "projection": {"kind": "gqa", **HEADS, "n_kv_heads": 2},
+        "patterns": [{"kind": "moba", "selection_block": 32, "n_selected": 3}],
+    },
+    "moba, latent": {
+        "kind": "attention",
+        "projection": {"kind": "gla", **HEADS, "n_kv_heads": 2, "n_latent_heads": 2, "kv_rank": 32, "rope_dim": 8},
+        "patterns": [{"kind": "moba", "selection_block": 16, "n_selected": 4}],
+    },
     "attention": {
         "kind": "attention",
         "projection": {"kind": "gla", **HEADS, "n_kv_heads": 2, "n_latent_heads": 2, "kv_rank": 32, "rope_dim": 8},

@@ -16,6 +16,7 @@ PINNED = {
     "gated_deltanet": (780024, "c78f8b3d0317e6bb"),
     "gla": (784704, "3ad1f01660f478b8"),
     "mla": (772416, "cfe57f9fdc08b119"),
+    "moba": (772224, "03f0afc5e30f94ed"),
     "nsa": (778368, "e207dbdc55d49f4c"),
     "window": (772224, "03f0afc5e30f94ed"),
 }

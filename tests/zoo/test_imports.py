@@ -37,16 +37,89 @@ LIGHT += [
 ]
 
 
-def imported(path: Path) -> set[str]:
-    """Every module that a file imports, at the top or inside a function."""
+# The floors of zoo/, the lowest first: a module imports from its own floor and from those below. The longest name that
+# fits a module counts, so that what a recipe says of data and training (no torch) lies below what carries it out.
+FLOORS = [
+    ("errors", "terminal", "tables", "sparkline", "files", "new_folder", "processes", "child", "extras", "parts",
+     "address_space"),
+    ("recipe", "feed_forward", "data.config", "training.config", "training.duration", "training.schedules",
+     "training.optimizers", "evaluation.registry", "evaluation.task", "evaluation.errors"),
+    ("counting",),
+    ("model", "data", "feed_forward.dense", "feed_forward.moe", "training.names", "counting.run_cost"),
+    ("runs",),
+    ("inference",),
+    ("evaluation", "interop.folder", "interop.errors"),
+    ("training", "training.optimizers.adamw"),
+    ("export", "interop"),
+    ("report",),
+    ("bench", "study"),
+    ("docs",),
+    ("cli", "api", "runs.handle"),
+    ("docs.hooks", "__main__"),
+]  # fmt: skip
+
+
+def imported(path: Path, running: bool = False) -> set[str]:
+    """Every module that a file imports, at the top or inside a function; running: without those for types alone."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    for_types = {
+        id(inner)
+        for node in nodes
+        if running and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in nodes:
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute here"
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
+
+
+@pytest.fixture(scope="module")
+def calls() -> dict[str, set[str]]:
+    """Module of zoo/ (without blocks and kernels) -> those of zoo/ that it imports. A name from a package is the
+    package's, unless it is that of a module."""
+    files = {}
+    for path in sorted((ROOT / "zoo").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[1] not in ("blocks", "kernels", "recipes"):
+            files[".".join(parts).removesuffix(".__init__")] = path
+    found = {}
+    for module, path in files.items():
+        names = imported(path, running=True) & set(files)
+        found[module] = {name for name in names if not any(other.startswith(f"{name}.") for other in names)} - {module}
+    return found
+
+
+def floor(module: str) -> int:
+    """The floor of a module, by the longest name that fits it."""
+    names = {f"zoo.{name}": number for number, room in enumerate(FLOORS) for name in room}
+    while module not in names:
+        assert "." in module, "a new module or room: enter it in FLOORS"
+        module = module.rpartition(".")[0]
+    return names[module]
+
+
+def test_rooms_import_from_their_own_floor_and_below(calls):
+    wrong = [
+        f"{module} imports {name}, of a higher floor"
+        for module, names in calls.items()
+        for name in names - {"zoo"}
+        if floor(name) > floor(module)
+    ]
+    assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle(calls):
+    left = dict(calls)
+    while free := [module for module, names in left.items() if not names & set(left)]:
+        left = {module: names for module, names in left.items() if module not in free}
+    assert sorted(left) == [], "these modules are part of a circle, or import one that is"
 
 
 @pytest.mark.parametrize(("room", "may"), [("kernels", ("zoo.kernels",)), ("blocks", ("zoo.kernels", "zoo.blocks"))])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zoo.blocks.base import Context
-from zoo.cost import model_cost
+from zoo.counting.model_cost import model_cost
 from zoo.interop.architecture import write_config
 from zoo.interop.errors import InteropError
 from zoo.interop.retrofit import retrofit

@@ -9,7 +9,7 @@ from zoo.counting.run_cost import GPUS, USABLE, Gpu, StepSize, step_size
 from zoo.errors import Problem, RecipeError, unknown
 from zoo.recipe import Recipe
 from zoo.report.rows import binary
-from zoo.report.show import plain_table, rendered
+from zoo.tables import plain_table, rendered
 
 
 def size(recipe: Recipe, gpu_name: str, seq_len: int | None, rows: int) -> tuple[Gpu, int, StepSize, StepSize]:

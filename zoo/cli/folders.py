@@ -20,7 +20,7 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented recipe to begin with, and the schema that editors check it against."""
-    from zoo.starter import write_starter
+    from zoo.recipe.starter import write_starter
 
     out(write_starter(where, source))
 

@@ -10,7 +10,7 @@ from zoo.errors import Problem, RecipeError
 from zoo.parts import FAMILIES
 from zoo.recipe import keys as recipe_keys
 from zoo.recipe.keys import Key
-from zoo.report.show import plain_table, rendered
+from zoo.tables import plain_table, rendered
 
 
 def as_json(asked: Sequence[str]) -> str:

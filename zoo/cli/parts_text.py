@@ -9,7 +9,8 @@ from rich.text import Text
 from zoo.errors import Problem, RecipeError, unknown
 from zoo.parts import FAMILIES, Family
 from zoo.recipe.field_rows import field_rows
-from zoo.report.show import first_line, plain_table, rendered
+from zoo.report.show import first_line
+from zoo.tables import plain_table, rendered
 
 
 def family_named(name: str) -> Family:

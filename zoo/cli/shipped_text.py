@@ -8,7 +8,7 @@ from rich.text import Text
 
 from zoo.recipe import shipped
 from zoo.recipe.yaml_reader import read_recipe
-from zoo.report.show import plain_table, rendered
+from zoo.tables import plain_table, rendered
 
 HEADINGS = {
     "recipe": "Recipes: zoo show NAME, zoo train NAME",

@@ -111,10 +111,10 @@ def status(study: StudyFile, overrides: Override = None, json: AsJson = False, p
 
     from rich.text import Text
 
-    from zoo.report.show import rendered
     from zoo.study.runner import Runner
     from zoo.study.screen import Progress
     from zoo.study.slots import Slots
+    from zoo.tables import rendered
 
     runs, folder = _load(study, overrides)
     progress = Progress(Runner(runs, folder, Slots(_jobs(runs))), folder.now_running())

@@ -20,7 +20,7 @@ def cells(markdown: str) -> list[tuple[str, str]]:
 
 def as_notebook(markdown: str) -> str:
     """The page as a notebook (nbformat 4.5), without outputs."""
-    made = []
+    made: list[dict] = []
     for number, (kind, text) in enumerate(cells(markdown)):
         cell = {"id": f"cell-{number}", "cell_type": kind, "metadata": {}, "source": text.splitlines(keepends=True)}
         made.append(cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}))

@@ -14,12 +14,13 @@ forcing, `Prompt` by greedy generation.
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from zoo.data.packing import Tokenizer
+if TYPE_CHECKING:
+    from zoo.data.packing import Tokenizer
 
 IGNORED = -100
 
@@ -34,7 +35,7 @@ class ModelFacts(Protocol):
     """
 
     name: str
-    tokenizer: Tokenizer | None
+    tokenizer: "Tokenizer | None"
     vocab_size: int
     max_len: int
     longest: int | None

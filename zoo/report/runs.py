@@ -8,7 +8,7 @@ from zoo.errors import ZooError
 from zoo.files import present, read_json, sha256
 from zoo.report.columns import Column
 from zoo.runs.folder import RunFolder
-from zoo.training.loggers import read_metrics
+from zoo.runs.metrics import read_metrics
 
 
 def facts(column: Column) -> dict[str, Any]:

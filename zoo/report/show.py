@@ -1,12 +1,10 @@
 """What `zoo show` prints, as text for people and as JSON for programs. No torch."""
 
-import io
 import json
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
-from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +13,7 @@ from zoo.counting.cache_sizes import cache_sizes
 from zoo.counting.model_cost import model_cost
 from zoo.recipe import ModelConfig, Recipe
 from zoo.recipe.layer_fields import describe
-from zoo.terminal import cleaned
+from zoo.tables import plain_table, rendered
 from zoo.training.names import frozen_parameters
 
 CONTEXTS = (8192, 32768)
@@ -181,38 +179,6 @@ def _cache_table(cache: dict) -> Table:
 def first_line(config: type) -> str:
     """The first sentence of what a config's docstring says."""
     return (config.__doc__ or "").strip().split("\n")[0]
-
-
-def plain_table(*headings: str) -> Table:
-    """A table without lines, with a column for each heading."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for heading in headings:
-        table.add_column(heading)
-    return table
-
-
-def width_of() -> int:
-    """Characters of a line of the terminal at hand; 100 where there is none."""
-    terminal = Console()
-    return terminal.width if terminal.is_terminal else 100
-
-
-def rendered(parts: Iterable, width: int | None) -> str:
-    """Text for the terminal at hand: colours only if it shows them; 100 columns where there is no terminal."""
-    terminal = Console()
-    buffer = io.StringIO()
-    console = Console(
-        file=buffer,
-        width=width or width_of(),
-        force_terminal=terminal.is_terminal,
-        color_system=cast(Any, terminal.color_system),
-        no_color=terminal.no_color,
-        markup=False,
-        emoji=False,
-        highlight=False,
-    )
-    console.print(cleaned(Group(*parts), console), end="")
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
 def _whole(number: float) -> int | float:

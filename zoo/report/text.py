@@ -7,7 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo.report.rows import Row, Value, rows
-from zoo.report.show import MAX_ROWS, attentions, plain_table, rendered, strip_cell, width_of
+from zoo.report.show import MAX_ROWS, attentions, strip_cell
+from zoo.tables import plain_table, rendered, width_of
 
 MOST_CELL = 20  # characters of a cell; a longer one is folded, and a table with more columns than fit comes in parts
 

@@ -21,11 +21,11 @@ from zoo.errors import ZooError
 from zoo.recipe import Recipe
 from zoo.recipe.differences import differences, in_words
 from zoo.report.columns import Column, data_read
-from zoo.report.show import plain_table
 from zoo.runs.folder import RunFolder
+from zoo.runs.metrics import read_metrics
+from zoo.tables import plain_table
 from zoo.terminal import clean
 from zoo.training.interrupts import Interrupted
-from zoo.training.loggers import read_metrics
 
 POLL_S = 0.5
 MOST_LINES = 12  # of a refusal, which has a line for each key or source

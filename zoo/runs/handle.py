@@ -11,7 +11,7 @@ from zoo.files import present
 from zoo.recipe import Recipe, load_recipe
 from zoo.runs.listing import sentence
 from zoo.sparkline import sparkline
-from zoo.training.loggers import read_metrics
+from zoo.runs.metrics import read_metrics
 from zoo.runs.folder import RunFolder
 
 

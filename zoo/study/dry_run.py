@@ -4,7 +4,6 @@ from rich.text import Text
 
 from zoo.counting.run_cost import GPUS
 from zoo.report.rows import decimal
-from zoo.report.show import plain_table, rendered
 from zoo.study.equality import unequal
 from zoo.study.estimate import all_runs, estimate, flops_per_token, length
 from zoo.study.expand import Runs
@@ -12,6 +11,7 @@ from zoo.study.gpus import visible_gpus
 from zoo.study.matching import described, parameters_of
 from zoo.study.slots import Slots
 from zoo.study.state import StudyFolder
+from zoo.tables import plain_table, rendered
 from zoo.training.summary import as_time
 
 MOST_ROWS = 200

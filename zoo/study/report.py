@@ -6,13 +6,13 @@ from typing import Any
 from rich.text import Text
 
 from zoo.files import write_json, write_text
-from zoo.report.show import plain_table, rendered
 from zoo.study.expand import Runs
 from zoo.study.findings import findings
 from zoo.study.runner import Runner
 from zoo.study.slots import Slots
 from zoo.study.state import StudyFolder, refuse_other_settings
 from zoo.study.tables import tables
+from zoo.tables import plain_table, rendered
 
 STYLES = {"better": "green", "worse": "red", "undecided": "yellow", "missing": "yellow"}
 

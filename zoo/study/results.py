@@ -12,10 +12,10 @@ from zoo.counting.model_cost import model_cost
 from zoo.files import present, read_json
 from zoo.recipe import Recipe
 from zoo.report.runs import check_metrics
+from zoo.runs.metrics import read_metrics
 from zoo.study.expand import Run
 from zoo.study.kept import read_summary
 from zoo.study.state import DONE, StudyFolder
-from zoo.training.loggers import read_metrics
 
 MOST_POINTS = 200
 

@@ -9,11 +9,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from zoo.report.show import plain_table
 from zoo.study.estimate import length
 from zoo.study.expand import Run
 from zoo.study.runner import Runner
 from zoo.study.state import DIVERGED, DONE, FAILED, latest
+from zoo.tables import plain_table
 from zoo.terminal import clean, cleaned
 from zoo.training.summary import as_time
 

@@ -17,6 +17,7 @@ from zoo.files import sha256
 from zoo.kernels.dispatch import use_implementation
 from zoo.model import build_model
 from zoo.runs.folder import RunFolder
+from zoo.runs.metrics import read_metrics
 from zoo.training import checkpoints
 from zoo.training.ahead import Ahead
 from zoo.training.callbacks import Beats, ClipGradients, LearningRate, Metrics, refuse_non_finite
@@ -35,7 +36,7 @@ from zoo.training.device import peak_flops, why_no_graph
 from zoo.training.final_weights import export, full_state_dict
 from zoo.training.graphs import BatchStep, StepTrainer
 from zoo.training.interrupts import Interrupted, StopRequests
-from zoo.training.loggers import JsonLines, TensorBoard, composer_loggers, read_metrics
+from zoo.training.loggers import JsonLines, TensorBoard, composer_loggers
 from zoo.training.optimizer import freeze, make_optimizer
 from zoo.training.scores import StopAtAccuracy, TaskScores, TrainingSubject
 from zoo.training.screen import Screen

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from zoo.errors import ZooError
-from zoo.training.loggers import read_metrics
+from zoo.runs.metrics import read_metrics
 
 PATIENCE_S = 400.0  # of a machine that is shared with others
 SIGNALS = ("SIGKILL", "SIGKILL", "SIGTERM", "SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")

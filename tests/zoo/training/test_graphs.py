@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 import zoo
 from zoo.errors import RecipeError, ZooError
+from zoo.runs.metrics import read_metrics
 from zoo.training import engine, graphs, train
 from zoo.training.config import TrainConfig
 from zoo.training.device import resolve_workers, why_no_graph
-from zoo.training.loggers import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")
 RECIPES = Path(__file__).parents[3] / "recipes" / "tiny"

@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from zoo.errors import RecipeError, ZooError
+from zoo.runs.metrics import read_metrics
 from zoo.training import loggers
 from zoo.training.config import EvalConfig, TrainConfig
-from zoo.training.loggers import JsonLines, TensorBoard, read_metrics
+from zoo.training.loggers import JsonLines, TensorBoard
 from zoo.training.plan import Plan
 from zoo.training.screen import Screen
 from zoo.training.summary import as_time

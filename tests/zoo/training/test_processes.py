@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from zoo import load_recipe
 from zoo.model import build_model
+from zoo.runs.metrics import read_metrics
 from zoo.training import train
 from zoo.training.checkpoints import listed
-from zoo.training.loggers import read_metrics
 
 pytestmark = pytest.mark.slow
 QUICKSTART = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"

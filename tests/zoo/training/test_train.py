@@ -16,9 +16,9 @@ import zoo
 from zoo.errors import RecipeError, ZooError
 from zoo.kernels.documents import Documents
 from zoo.runs.folder import RunFolder
+from zoo.runs.metrics import read_metrics
 from zoo.training import composer_model, engine, setup, train
 from zoo.training.checkpoints import listed
-from zoo.training.loggers import read_metrics
 from zoo.training.screen import Screen, log_to, stop_log
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from zoo.runs.metrics import read_metrics
 from zoo.training import watchdog
-from zoo.training.loggers import read_metrics
 from zoo.training.watchdog import Watchdog
 
 HANGS = """

@@ -91,23 +91,21 @@ class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis, in float32 (arXiv 1910.07467), for latents and for QK-norm.
 
     With n_heads, x [..., n_heads, width] is scaled per head and channel; the weight is kept flat, [n_heads * width].
-    learned: whether there are scales; without, the weight is a buffer of ones.
+    learned: whether there are scales; without, `weight` is None. A buffer of ones would not be in a state_dict, and a
+    model that is made on the meta device and then loaded would never get it.
     """
 
     def __init__(self, width: int, eps: float, n_heads: int = 1, learned: bool = True):
         super().__init__()
-        ones = torch.ones(n_heads * width)
-        if learned:
-            self.weight = nn.Parameter(ones)
-        else:
-            self.register_buffer("weight", ones, persistent=False)
+        self.weight = nn.Parameter(torch.ones(n_heads * width)) if learned else None
         self.shape = (n_heads, width) if n_heads > 1 else (width,)
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled():
             x = x.contiguous()  # kept for the backward pass, where a view would hold the whole product it is a piece of
-        return rms_norm(x, self.weight.view(self.shape), eps=self.eps)
+        weight = x.new_ones(self.shape) if self.weight is None else self.weight.view(self.shape)
+        return rms_norm(x, weight, eps=self.eps)
 
 
 class WidthNorm(RMSNorm):

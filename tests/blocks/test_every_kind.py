@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from zoo.blocks import build, config_class
 from zoo.blocks.base import Context
 from zoo.kernels import Documents
 
@@ -64,6 +65,17 @@ def test_gradients_match_differences(case, make, noise):
 
     x = noise(1, 20, 24).requires_grad_()
     torch.autograd.gradcheck(run, (x, *parameters), fast_mode=True, atol=1e-5)
+
+
+def test_a_block_made_without_memory_is_whole_once_its_weights_are_loaded(case, make, noise):
+    """As models are loaded: made on the meta device, their tensors then assigned."""
+    fields, part = case
+    block = make(*case)
+    with torch.device("meta"):
+        loaded = build(config_class(fields["kind"]).model_validate(fields), 24, part)
+    loaded.load_state_dict(block.state_dict(), assign=True)
+    x, context = noise(1, 20, 24), Context.for_tokens(1, 20)
+    assert torch.equal(loaded(x, context), block(x, context))
 
 
 def test_every_parameter_is_used(case, make, noise):

@@ -232,7 +232,7 @@ class LlamaLike(Family):
             parts = zip("qkv", rows, forms, strict=True)
             each = tuple(Theirs(f"{theirs}{name}_proj.{part}", size, form) for name, size, form in parts)
             yield Rule((f"{ours}projection.input.{part}",), each)
-        if projection.qk_norm:
+        if projection.qk_norm and projection.qk_norm_scale:
             yield Rule.same(f"{ours}projection.query_norm.weight", f"{theirs}q_norm.weight", self.norm_form)
             yield Rule.same(f"{ours}projection.key_norms.0.weight", f"{theirs}k_norm.weight", self.norm_form)
         yield Rule.same(f"{ours}output.weight", f"{theirs}o_proj.weight")

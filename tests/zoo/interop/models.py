@@ -60,6 +60,16 @@ GPT_OSS = {
     "rope_theta": 500.0,
     "rope_scaling": {**YARN, "truncate": False},
 }
+LLAMA4 = {
+    "num_local_experts": 5,
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "intermediate_size_mlp": 40,
+    "attention_chunk_size": 7,
+    "no_rope_layer_interval": 2,
+    "floor_scale": 6,
+    "attn_scale": 0.7,
+}
 MSCALE = {**YARN, "mscale": 1.0, "mscale_all_dim": 0.8}
 # By name: the family, and the keys of its config that differ from SIZES.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -112,6 +122,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3, yarn and no query latent": ("DeepseekV3", {**DEEPSEEK, "q_lora_rank": None, "rope_scaling": MSCALE}),
     "gpt_oss": ("GptOss", GPT_OSS),
     "gpt_oss, layer types": ("GptOss", {**GPT_OSS, "layer_types": MIXED, "rope_scaling": None}),
+    "llama4_text": ("Llama4", LLAMA4),
+    "llama4_text, dense layers and no norms": (
+        "Llama4",
+        {**LLAMA4, "num_hidden_layers": 3, "moe_layers": [1], "use_qk_norm": False, "attn_temperature_tuning": False}
+        | {"no_rope_layers": [0, 1, 1], "layer_types": ["chunked_attention", "full_attention", "chunked_attention"]},
+    ),
+    "llama4_text, two experts of a token": (
+        "Llama4",
+        {**LLAMA4, "num_experts_per_tok": 2, "interleave_moe_layer_step": 2, "rope_scaling": LLAMA3},
+    ),
     "phi3": ("Phi3", {"sliding_window": 7}),
     "phi3, half of a head rotates": ("Phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
 }
@@ -122,7 +142,7 @@ WINDOWED = ("qwen2, layer types", "qwen3, wide heads and windows", "smollm3, win
 EACH_FAMILY = [
     pytest.param(name, marks=() if "," not in name or name in WINDOWED else pytest.mark.slow) for name in CASES
 ]
-CONFIGS = {"Gemma3": "Gemma3TextConfig"}
+CONFIGS = {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}
 
 
 def config_of(name: str, more: dict[str, Any] | None = None) -> transformers.PretrainedConfig:

@@ -39,6 +39,7 @@ SMALL = {
     "documents": Case(rows=((90, 1, 49), (140,)), H=4, K=2, block=8, stride=4, selection_block=8, query_group=4),
     "short documents": Case(rows=((1, 1, 5, 3, 17, 1, 9), (30, 1, 6)), block=4, stride=4, selection_block=8),
 }
+IN_CI = ("sums of sixteen", "documents, overlap", "overlap of more than a block and one")  # the others are long
 LONG = {
     "blocks of one size": Case(rows=((250,),), block=4, stride=4, selection_block=4, query_group=4, n_selected=5),
     "overlap": Case(rows=((330,),), block=8, stride=4, selection_block=8, query_group=8, n_selected=4),
@@ -112,7 +113,10 @@ def test_small(case, poisoned):
 
 @pytest.mark.slow
 @pytest.mark.interp
-@pytest.mark.parametrize("case", LONG.values(), ids=LONG.keys())
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name, marks=[] if name in IN_CI else pytest.mark.long) for name, case in LONG.items()],
+)
 def test_long_rows_by_chunks_in_several_runs(case, monkeypatch, poisoned):
     from zoo.kernels.choice import kernel
 

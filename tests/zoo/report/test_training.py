@@ -60,6 +60,7 @@ def plain() -> Console:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_trains_each_on_the_same_rows_and_goes_on_where_it_stopped(recipe, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     sources = [recipe("a", "full"), recipe("b", "window"), recipe("c", "full", seed=4)]

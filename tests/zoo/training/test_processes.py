@@ -36,6 +36,7 @@ def losses(run):
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_a_killed_run_of_the_quickstart_goes_on_to_the_same_bits(tmp_path, environment):
     """SIGKILL after a checkpoint, and the same command again: bit-identical to a run in one go."""
     settings = ["train.duration=20ba", "train.schedule.warmup=2ba", "train.checkpoint.every=4ba", "eval.batches=1"]

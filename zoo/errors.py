@@ -7,8 +7,23 @@ with the error's `exit_code`.
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from zoo.terminal import one_line
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+def first_mistake(error: "ValidationError", *above: str | int, found: bool = False) -> str:
+    """The first mistake that pydantic found, as `key: why`; with `found` also what stands there.
+
+    above: the keys that lead to what was validated.
+    """
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, (*above, *first["loc"])))
+    text = f"{key}: {first['msg']}" if key else first["msg"]
+    return f"{text}; found {shorten(first['input'])}" if found else text
 
 
 class ZooError(Exception):

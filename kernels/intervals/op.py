@@ -33,7 +33,7 @@ def interval_attention(
     return _attention(*tensors, sinks, start_BT, scale, softcap or 0.0, stride, block, window)
 
 
-class Problem:
+class Call:
     """One call as the kernels see it: counts, strides, compile-time constants, and a pointer for every tensor."""
 
     def __init__(self, q, k, v, q_rope, k_rope, start, do, softcap, stride, block, window):
@@ -84,14 +84,14 @@ def _forward(
     block: int,
     window: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    problem = Problem(q, k, v, q_rope, k_rope, start, None, softcap, stride, block, window)
+    call = Call(q, k, v, q_rope, k_rope, start, None, softcap, stride, block, window)
     o, lse = _outputs(q, v)
 
-    pointers = *problem.tensors, o, lse, problem.start, q if sinks is None else sinks
-    arguments = *pointers, scale, softcap, window, *problem.counts, *problem.strides
-    constants = {**problem.constants, "SINKS": sinks is not None}
-    tiles = fwd_tiles(q.dtype, problem.width, window > 0)
-    launch(kernel._fwd_kernel, problem.query_grid, arguments, constants, tiles, q.device)
+    pointers = *call.tensors, o, lse, call.start, q if sinks is None else sinks
+    arguments = *pointers, scale, softcap, window, *call.counts, *call.strides
+    constants = {**call.constants, "SINKS": sinks is not None}
+    tiles = fwd_tiles(q.dtype, call.width, window > 0)
+    launch(kernel._fwd_kernel, call.query_grid, arguments, constants, tiles, q.device)
     return o, lse.transpose(1, 2)
 
 
@@ -119,18 +119,18 @@ def _backward(
     window: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     do = do.contiguous() if 0 in do.stride() else dense_rows(do)  # a sum's gradient is one number, expanded
-    problem = Problem(q, k, v, q_rope, k_rope, start, do, softcap, stride, block, window)
+    call = Call(q, k, v, q_rope, k_rope, start, do, softcap, stride, block, window)
     grads = _gradients(q, k, v, q_rope, k_rope)
     lse = lse.transpose(1, 2).contiguous()  # as the forward kernel laid it out, unless it was moved since
     delta = torch.empty_like(lse)
     dlse_BHT = delta if dlse is None else dlse.transpose(1, 2).contiguous()
 
-    results = o, lse, problem.start, do, dlse_BHT, delta, grads[0], grads[3]
-    arguments = *problem.tensors, *results, scale, softcap, window, *problem.counts, *problem.strides
-    constants = {**problem.constants, "HAS_DLSE": dlse is not None}
-    tiles = dq_tiles(q.dtype, problem.width)
-    launch(kernel._dq_kernel, problem.query_grid, arguments, constants, tiles, q.device)
-    _launch_dkv(problem, do, lse, delta, grads, scale)
+    results = o, lse, call.start, do, dlse_BHT, delta, grads[0], grads[3]
+    arguments = *call.tensors, *results, scale, softcap, window, *call.counts, *call.strides
+    constants = {**call.constants, "HAS_DLSE": dlse is not None}
+    tiles = dq_tiles(q.dtype, call.width)
+    launch(kernel._dq_kernel, call.query_grid, arguments, constants, tiles, q.device)
+    _launch_dkv(call, do, lse, delta, grads, scale)
     return *grads, q.new_empty(0) if sinks is None else _gradient_of_sinks(sinks, lse, delta)
 
 
@@ -143,40 +143,40 @@ def _backward_fake(do, dlse, q, k, v, q_rope, k_rope, sinks, start, o, lse, scal
     return *_gradients(q, k, v, q_rope, k_rope), q.new_empty(0) if sinks is None else torch.empty_like(sinks)
 
 
-def _launch_dkv(problem: Problem, do, lse, delta, grads: tuple, scale: float) -> None:
+def _launch_dkv(call: Call, do, lse, delta, grads: tuple, scale: float) -> None:
     """dk, dv, dk_rope: as parts, then added, where programs share a block of keys or heads share k_rope."""
     _, dk, dv, _, dk_rope = grads
-    tiles = dkv_tiles(problem.dtype, problem.width, problem.long)
-    parts = n_parts(problem, tiles[0])
+    tiles = dkv_tiles(call.dtype, call.width, call.long)
+    parts = n_parts(call, tiles[0])
     part_dk = dk if parts == 1 else dk.new_empty(parts, *dk.shape, dtype=torch.float32)
     part_dv = dv if parts == 1 else dv.new_empty(parts, *dv.shape, dtype=torch.float32)
-    rope_parts = parts * problem.K if problem.R else 1
+    rope_parts = parts * call.K if call.R else 1
     part_dkr = dk_rope if rope_parts == 1 else dk.new_empty(rope_parts, *dk_rope.shape, dtype=torch.float32)
 
-    results = lse, problem.start, do, delta, part_dk, part_dkr, part_dv
-    numbers = scale, problem.softcap, problem.window, *problem.counts, parts
-    arguments = *problem.tensors, *results, *numbers, *problem.strides
+    results = lse, call.start, do, delta, part_dk, part_dkr, part_dv
+    numbers = scale, call.softcap, call.window, *call.counts, parts
+    arguments = *call.tensors, *results, *numbers, *call.strides
 
     def grid(tile: Tile) -> tuple[int]:
-        return (problem.key_blocks(tile) * parts,)
+        return (call.key_blocks(tile) * parts,)
 
-    launch(kernel._dkv_kernel, grid, arguments, problem.constants, tiles, problem.device)
+    launch(kernel._dkv_kernel, grid, arguments, call.constants, tiles, call.device)
     if parts > 1 or rope_parts > 1:
         n_k, n_v = (dk.numel(), dv.numel()) if parts > 1 else (0, 0)
         n_kr = dk_rope.numel() if rope_parts > 1 else 0
         sums = part_dk, part_dkr, part_dv, dk, dk_rope, dv, n_k, n_kr, n_v, parts, rope_parts
         n_programs = sum(cdiv(n, _SUM_TILES[0]["SIZE"]) for n in (n_k, n_kr, n_v))
-        launch(kernel._sum_parts_kernel, lambda tile: (n_programs,), sums, {}, _SUM_TILES, problem.device)
+        launch(kernel._sum_parts_kernel, lambda tile: (n_programs,), sums, {}, _SUM_TILES, call.device)
 
 
-def n_parts(problem: Problem, tile: Tile) -> int:
+def n_parts(call: Call, tile: Tile) -> int:
     """Programs that share a block of keys: enough for 8 on each processor, but each with 4 tiles of queries or more.
 
     Whole heads to a program, or a whole number of programs to a head.
     """
-    wanted = cdiv(8 * n_processors(problem.device), problem.key_blocks(tile))
-    group = problem.H // problem.K
-    queries = min(problem.T, problem.window + tile["BN"]) if problem.window else cdiv(problem.T, 2)
+    wanted = cdiv(8 * n_processors(call.device), call.key_blocks(tile))
+    group = call.H // call.K
+    queries = min(call.T, call.window + tile["BN"]) if call.window else cdiv(call.T, 2)
     most = group * queries // (4 * tile["BM"])
     divisors = [parts for parts in range(1, group + 1) if group % parts == 0 and parts >= wanted]
     return max(1, min(divisors[0] if divisors else cdiv(wanted, group) * group, most))

@@ -27,6 +27,7 @@ from zoo.data.progress import Progress
 from zoo.data.shards import merge_indexes, write_shards
 from zoo.data.sources import Piece, Texts, pieces
 from zoo.data.synthetic import make_rows
+from zoo.errors import first_mistake
 from zoo.files import make_folder, present, read_json, sync, write_sealed_json
 from zoo.processes import sheltered, stay_with_parent
 
@@ -95,8 +96,7 @@ def read_counts(path: Path) -> dict[str, Counts]:
     try:
         found = _CountsFile.model_validate(value, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        why = first_mistake(error)
         raise DataError(f"{path}: damaged, or of another version of the zoo: {why}; {remedy}") from error
     return {split: Counts(**getattr(found, split).model_dump()) for split in SPLITS}
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from zoo.blocks.about import About
+from zoo.blocks.checked import Problem
 from zoo.parts import SOURCES, TOKENIZERS, PartOf
 
 END_OF_DOCUMENT_BYTE = 256
 BYTE_VOCAB_SIZE = 257
-
-Problem = tuple[tuple[str | int, ...], str]
 Text = Annotated[str, Field(min_length=1)]
 
 

@@ -34,7 +34,7 @@ from zoo.data.preparing import FORMAT, digest
 from zoo.data.shards import read_index
 from zoo.data.sources import fingerprint
 from zoo.data.tokenizers import Subwords, load_huggingface
-from zoo.errors import Problem, shorten
+from zoo.errors import Problem, first_mistake, shorten
 from zoo.files import FileError, open_file, read_json
 
 SPLIT_NAMES = {"train": "training", "validation": "validation"}
@@ -129,11 +129,8 @@ class DataRecord(_Record):
         try:
             return cls.model_validate_json(json.dumps(read_json(path, "bring it back")), strict=True)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
             raise FileError(
-                f"{path}: damaged, or written by another version than {zoo.__version__}: "
-                f"{where + ': ' if where else ''}{first['msg']}"
+                f"{path}: damaged, or written by another version than {zoo.__version__}: {first_mistake(error)}"
             ) from error
 
     @property

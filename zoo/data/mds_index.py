@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from zoo.data.errors import DataError
-from zoo.errors import shorten
+from zoo.errors import first_mistake, shorten
 from zoo.files import inside, read_json
 
 MOST_INDEX_BYTES = 1 << 30
@@ -95,9 +95,7 @@ def _shard(path: Path, number: int, value: Any) -> dict[str, Any]:
     try:
         shard = Shard.model_validate(value, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, (f"shards[{number}]", *first["loc"])))
-        why = f"{key}: {first['msg']}; found {shorten(first['input'])}"
+        why = first_mistake(error, f"shards[{number}]", found=True)
         raise DataError(f"{path}: not the index of an MDS dataset: {why}") from error
     for key, why in shard.problems(path.parent):
         raise DataError(f"{path}: not the index of an MDS dataset: shards[{number}].{key}: {why}")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, first_mistake
 from zoo.evaluation.statistics import bootstrap
 from zoo.evaluation.task import Example, Row, Task
 from zoo.files import present, read_json, write_sealed_json
@@ -164,9 +164,7 @@ def read_results(path: Path) -> list[Result]:
     try:
         return [_read_result(each) for each in content["results"]]
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ZooError(f"{path}: damaged: {where}: {first['msg']}. Remove it to evaluate again") from error
+        raise ZooError(f"{path}: damaged: {first_mistake(error)}. Remove it to evaluate again") from error
 
 
 def _read_result(value: Any) -> Result:

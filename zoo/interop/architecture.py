@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from zoo.errors import shorten
+from zoo.errors import first_mistake, shorten
 from zoo.interop.errors import InteropError
 from zoo.interop.family import Family
 from zoo.interop.keys import Keys
@@ -43,10 +43,10 @@ def read_config(config: Mapping[str, Any], place: str, ignored: Iterable[str] = 
     try:
         return family, ModelConfig.model_validate_json(json.dumps(section), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, ("model", *first["loc"])))
-        found = shorten(first["input"]) if not isinstance(first["input"], BaseModel) else "this config"
-        raise InteropError(f"{place}: no recipe can have this model: {key}: {first['msg']}; found {found}") from error
+        value = error.errors(include_url=False)[0]["input"]
+        found = "this config" if isinstance(value, BaseModel) else shorten(value)
+        why = first_mistake(error, "model")
+        raise InteropError(f"{place}: no recipe can have this model: {why}; found {found}") from error
 
 
 def write_config(name: str, model: ModelConfig) -> tuple[Family, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from zoo.blocks.rope_fields import LinearScaling, Llama3Scaling, YarnScaling
-from zoo.errors import shorten
+from zoo.errors import first_mistake
 from zoo.interop.errors import InteropError
 from zoo.interop.keys import Keys
 
@@ -76,9 +76,7 @@ def _scaling(keys: Keys, name: str, written: dict[str, Any], max_seq_len: int) -
     try:
         SCALINGS[kind].model_validate(found, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InteropError(f"{keys.place}: {name}.{where}: {first['msg']}; found {shorten(first['input'])}") from error
+        raise InteropError(f"{keys.place}: {first_mistake(error, name, found=True)}") from error
     return found
 
 

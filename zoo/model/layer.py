@@ -12,7 +12,7 @@ from zoo.model import fused
 from zoo.recipe import LayerConfig, ModelConfig
 
 
-class RMSNorm(nn.Module):
+class AddRMSNorm(nn.Module):
     """The addition to the residual stream and the norm after it, with a learned scale; statistics in float32."""
 
     def __init__(self, width: int, eps: float):
@@ -25,8 +25,8 @@ class RMSNorm(nn.Module):
         return fused.add_norm(x, delta, self.weight, self.eps)
 
 
-class LayerNorm(nn.Module):
-    """As RMSNorm, with the mean subtracted (Ba 2016, arXiv 1607.06450) and, if asked, a learned bias."""
+class AddLayerNorm(nn.Module):
+    """As AddRMSNorm, with the mean subtracted (Ba 2016, arXiv 1607.06450) and, if asked, a learned bias."""
 
     def __init__(self, width: int, eps: float, bias: bool):
         super().__init__()
@@ -35,15 +35,15 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """As of RMSNorm."""
+        """As of AddRMSNorm."""
         return fused.add_layer_norm(x, delta, self.weight, self.bias, self.eps)
 
 
 def make_norm(model: ModelConfig) -> nn.Module:
     """A norm of the residual stream, as the recipe says."""
     if model.norm == "layer":
-        return LayerNorm(model.d_model, model.norm_eps, model.norm_bias)
-    return RMSNorm(model.d_model, model.norm_eps)
+        return AddLayerNorm(model.d_model, model.norm_eps, model.norm_bias)
+    return AddRMSNorm(model.d_model, model.norm_eps)
 
 
 class Layer(nn.Module):

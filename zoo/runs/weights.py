@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import RecipeError, ZooError, shorten
+from zoo.errors import RecipeError, ZooError, shorten, first_mistake
 
 
 class LoadError(ZooError):
@@ -171,9 +171,7 @@ def _model_config(folder: Path, description: dict):
     try:
         return ModelConfig.model_validate_json(json.dumps(description["model"]), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in ("model", *first["loc"]))
-        raise LoadError(f"{path}: {key}: {first['msg']}; found {shorten(first['input'])}") from error
+        raise LoadError(f"{path}: {first_mistake(error, 'model', found=True)}") from error
 
 
 def _import_plugins(path: Path, plugins: Any) -> None:

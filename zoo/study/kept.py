@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from zoo.errors import first_mistake
 from zoo.files import read_json
 from zoo.runs.folder import RunFolder
 from zoo.study.config import StudyError
@@ -117,6 +118,4 @@ def _check(kind: type[BaseModel], found: dict[str, Any], path: Path) -> None:
     try:
         kind.model_validate(found)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise StudyError(f"{path}: damaged, or of another version: {where}: {first['msg']}") from error
+        raise StudyError(f"{path}: damaged, or of another version: {first_mistake(error)}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 import zoo
+from zoo.errors import first_mistake
 from zoo.files import FileError
 from zoo.runs.folder import RunFolder
 from zoo.terminal import called_as
@@ -45,10 +46,9 @@ class Summary:
         try:
             return TypeAdapter(cls).validate_python({**values, "run_dir": folder.path})
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
             version = f"version {values['version']}" if values.get("version") else "an unknown version"
             raise FileError(
-                f"{folder.summary}: {'.'.join(map(str, first['loc']))}: {first['msg']}; written by {version} of the "
+                f"{folder.summary}: {first_mistake(error)}; written by {version} of the "
                 f"zoo, this is {zoo.__version__}. Remove it, and the same command writes it anew from the checkpoint"
             ) from error
 

@@ -9,10 +9,10 @@ from typing import Any
 from zoo.errors import ZooError
 from zoo.files import present
 from zoo.recipe import Recipe, load_recipe
-from zoo.runs.listing import sentence
-from zoo.sparkline import sparkline
-from zoo.runs.metrics import read_metrics
 from zoo.runs.folder import RunFolder
+from zoo.runs.listing import sentence
+from zoo.runs.metrics import read_metrics
+from zoo.sparkline import sparkline
 
 
 class Run(os.PathLike):

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import ZooError
+from zoo.runs.folder import RunFolder
+from zoo.runs.metrics import read_metrics
 from zoo.tables import plain_table, rendered
 from zoo.terminal import one_line
-from zoo.runs.metrics import read_metrics
-from zoo.runs.folder import RunFolder
 
 MOST_DEPTH = 5  # folders below the one that is named; runs of a study lie three deep
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import RecipeError, ZooError, shorten, first_mistake
+from zoo.errors import RecipeError, ZooError, first_mistake, shorten
 
 
 class LoadError(ZooError):

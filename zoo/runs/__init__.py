@@ -1,0 +1,1 @@
+"""Run folders: what lies in them, which there are, and the weights that a training left there."""

@@ -125,7 +125,7 @@ def build_text(
     """Make `folder` from a source of text; `fraction` of the documents goes to validation; `notes` are kept in it."""
     tokens = f"ndarray:{token_type(tokenizer.vocab_size).__name__}"
     builder = Builder(folder, {"tokens": tokens, "starts": "ndarray:uint32"})
-    todo = _unfinished(builder, pieces(source, piece_bytes), progress)
+    todo = _unfinished(builder, pieces(source, piece_bytes, fraction), progress)
     for part, packed in _pack_all(todo, tokenizer, fraction, workers, builder.scratch):
         counts = {split: replace(p.counts, max_documents=p.max_documents(seq_len)) for split, p in packed.items()}
         builder.write(part, {split: p.rows(seq_len) for split, p in packed.items()}, counts)

@@ -68,13 +68,28 @@ class Files(Source):
 
 
 class TextFiles(Files):
-    """UTF-8 text, plain or .gz .zst .bz2 .lz4; one document a file, or several with `separator`."""
+    """UTF-8 text, plain or .gz .zst .bz2 .lz4 .xz; one document a file, or several with `separator`.
+
+    Of a folder the files with these extensions are read: .txt .text .md .rst .py .html .htm, or those of `extensions`.
+    HTML is read as its text, without tags, scripts and styles.
+    """
 
     kind: Literal["text"]
     separator: Text | None = Field(
         None,
         description=r'Text that stands between documents of one file, such as "\n\n" or "<|endoftext|>"; '
         "absent: each file is one document.",
+    )
+    extensions: list[Annotated[str, Field(pattern=r"^\.[^./\s]+$")]] | None = Field(
+        None,
+        min_length=1,
+        description="Extensions that are read of a folder, such as [.txt, .tex]. Default: .txt .text .md .rst .py "
+        ".html .htm.",
+    )
+    on_error: Literal["fail", "skip"] = Field(
+        "fail",
+        description="skip: leave out files that are empty, not UTF-8 or cannot be decompressed, and list them; fail: "
+        "stop at the first.",
     )
 
 

@@ -16,7 +16,12 @@ from zoo.errors import shorten
 from zoo.files import open_file
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".lz4", ".xz")
-SUFFIXES = {"text": (".txt", ".text", ".md"), "jsonl": (".jsonl", ".ndjson", ".json"), "parquet": (".parquet",)}
+HTML = (".html", ".htm")
+SUFFIXES = {
+    "text": (".txt", ".text", ".md", ".rst", ".py", *HTML),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "parquet": (".parquet",),
+}
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".br", ".lzma", ".z")
 NOT_CONTENT = ("__MACOSX", "__pycache__")  # folders that a program left beside the data
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -36,6 +41,12 @@ class Found:
         if not self.left_out:
             return None
         return "not read: " + ", ".join(f"{n:,} {why}" for why, n in sorted(self.left_out.items()))
+
+
+def suffixes_of(source: Files) -> tuple[str, ...]:
+    """The extensions that a source reads of a folder."""
+    own = getattr(source, "extensions", None)
+    return tuple(own) if own else SUFFIXES[source.kind]
 
 
 def is_hidden(relative: Path) -> bool:
@@ -71,30 +82,34 @@ def survey(source: Files) -> Found:
     seen: set[str] = set()
     for pattern in source.paths:
         try:
-            matches = _named(local_path(pattern), source.kind)
+            matches = _named(local_path(pattern), source)
         except OSError as error:  # a folder on the way that may not be entered, a name that is too long
             raise DataError(f"source {source.kind}: {pattern}: cannot be read: {error.strerror}") from error
         found.left_out += matches.left_out
-        if not matches.files:
-            raise DataError(f"source {source.kind}: {pattern}: {_nothing_there(pattern, source.kind, matches)}")
+        if not matches.files and not local_path(pattern).is_file():  # such a file is empty, and skipped
+            raise DataError(f"source {source.kind}: {pattern}: {_nothing_there(pattern, source, matches)}")
         for file in matches.files:
             real = _real(file)
             if real not in seen:
                 seen.add(real)
                 found.files.append(file)
+    if not found.files:
+        raise DataError(f"source {source.kind}: no file with content ({found.note})")
     return found
 
 
-def _named(path: Path, kind: str) -> Found:
+def _named(path: Path, source: Files) -> Found:
     """What one of the `paths` names."""
     found = Found()
     if path.is_file():
-        _check_named(path, kind)
-        found.files.append(path)
+        if _check_named(path, skip_empty=getattr(source, "on_error", "fail") == "skip"):
+            found.files.append(path)
+        else:
+            found.left_out["empty files"] += 1
     elif path.is_dir():
-        _walk(path, kind, found)
+        _walk(path, source, found)
     else:
-        _glob(path, kind, found)
+        _glob(path, source, found)
     return found
 
 
@@ -108,11 +123,11 @@ def _real_folder(folder: Path) -> str:
     return os.path.realpath(folder)
 
 
-def _walk(top: Path, kind: str, found: Found) -> None:
-    """Collect the files below a folder that its kind reads, without hidden ones."""
+def _walk(top: Path, source: Files, found: Found) -> None:
+    """Collect the files below a folder that the source reads, without hidden ones."""
     for folder, names in _folders(top, found):
         for name in names:
-            _sort_out(folder / name, kind, found)
+            _sort_out(folder / name, source, found)
     found.files.sort()
     found.left_out += Counter()  # drops zeros
 
@@ -137,7 +152,7 @@ def _folders(top: Path, found: Found, hidden_too: bool = False) -> Iterator[tupl
         yield Path(folder), names
 
 
-def _glob(pattern: Path, kind: str, found: Found) -> None:
+def _glob(pattern: Path, source: Files, found: Found) -> None:
     if "**" not in pattern.parts:
         matches = [Path(name) for name in glob.glob(str(pattern))]
     else:  # glob.glob goes round in linked folders
@@ -149,7 +164,7 @@ def _glob(pattern: Path, kind: str, found: Found) -> None:
         matches = [file for file in files if _fits(file.parts[at:] if at else file.parts, wanted)]
     for path in sorted(matches):
         if not path.is_dir() and not set(NOT_CONTENT) & set(path.parts[:-1]):
-            _sort_out(path, kind, found, any_suffix=True)
+            _sort_out(path, source, found, any_suffix=True)
 
 
 def _fits(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
@@ -164,9 +179,9 @@ def _fits(parts: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
     return fnmatch.fnmatchcase(parts[0], wanted[0]) and _fits(parts[1:], wanted[1:])
 
 
-def _sort_out(path: Path, kind: str, found: Found, any_suffix: bool = False) -> None:
+def _sort_out(path: Path, source: Files, found: Found, any_suffix: bool = False) -> None:
     """Enter a file that a folder or glob holds: among the files, or among those left out."""
-    why = _reason_against(path, kind, any_suffix)
+    why = _reason_against(path, suffixes_of(source), any_suffix)
     if why:
         found.left_out[why] += 1
         return
@@ -174,17 +189,17 @@ def _sort_out(path: Path, kind: str, found: Found, any_suffix: bool = False) -> 
     found.files.append(path)
 
 
-def _reason_against(path: Path, kind: str, any_suffix: bool) -> str | None:
+def _reason_against(path: Path, suffixes: tuple[str, ...], any_suffix: bool) -> str | None:
     name, suffix = path.name, _bare_suffix(path)
     if name.startswith(".") and not any_suffix:
         return "hidden files"
     if name.endswith("~") or name.startswith("~$") or (name.startswith("#") and name.endswith("#")):
         return "backup files of an editor"
     if path.is_symlink() and not path.exists():
-        if suffix not in SUFFIXES[kind] and not any_suffix:
+        if suffix not in suffixes and not any_suffix:
             return "broken links"
         raise DataError(f"{path}: a broken link (to {os.readlink(path)}); restore what it names, or remove it")
-    if suffix not in SUFFIXES[kind] and not (any_suffix and suffix not in ARCHIVES):
+    if suffix not in suffixes and not (any_suffix and suffix not in ARCHIVES):
         return f"{suffix} files" if suffix else "files without an extension"
     try:
         about = path.stat()
@@ -200,11 +215,11 @@ def _bare_suffix(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 
-def _nothing_there(pattern: str, kind: str, found: Found) -> str:
+def _nothing_there(pattern: str, source: Files, found: Found) -> str:
     also = f" ({found.note})" if found.note else ""
     path = local_path(pattern)
     if path.is_dir():
-        return f"the folder holds no {', '.join(SUFFIXES[kind])} files{also}"
+        return f"the folder holds no {', '.join(suffixes_of(source))} files{also}"
     if path.is_symlink():
         return f"a broken link (to {os.readlink(path)})"
     if path.exists():
@@ -214,13 +229,17 @@ def _nothing_there(pattern: str, kind: str, found: Found) -> str:
     return f"no such file or folder (relative to {Path.cwd()})"
 
 
-def _check_named(path: Path, kind: str) -> None:
+def _check_named(path: Path, skip_empty: bool) -> bool:
+    """Whether a file that is named has content.  Raises DataError for one that cannot be read, or may not be empty."""
     if path.suffix.lower() in ARCHIVES:
         raise DataError(
             f"{path}: an archive or a compression that is not read; unpack it (read are plain, {', '.join(COMPRESSED)})"
         )
-    if not check_head(path):
-        raise DataError(f"{path}: the file is empty")
+    if check_head(path):
+        return True
+    if skip_empty:
+        return False
+    raise DataError(f"{path}: the file is empty; on_error: skip leaves out such files")
 
 
 def check_head(path: Path) -> bytes:

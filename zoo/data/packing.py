@@ -18,7 +18,7 @@ import xxhash
 from pydantic import Field
 
 from zoo.data.errors import DataError
-from zoo.data.sources import Part, Piece
+from zoo.data.sources import Part, Piece, share_held_out
 from zoo.data.tokenizers import Bytes, Subwords
 
 SPLITS = ("train", "validation")
@@ -180,7 +180,7 @@ def pack(piece: Piece, tokenizer: Tokenizer, fraction: float, folder: Path) -> d
     Tokens are written to files in `folder`: memory does not grow with the piece, nor with its largest document.
     Raises DataError for a document of more than UNCUT_CHARACTERS that the tokenizer gives no place to cut.
     """
-    kind = token_type(tokenizer.vocab_size)
+    kind, fraction = token_type(tokenizer.vocab_size), share_held_out(piece, fraction)
     end: np.ndarray = np.array([tokenizer.end_of_document], kind)
     folder.mkdir(parents=True, exist_ok=True)
     splits = {name: _Split(folder / f"{name}.tokens", kind) for name in SPLITS}
@@ -212,19 +212,20 @@ def training_documents(all_pieces: Iterable[Piece], fraction: float, cutter: Cut
     A document of several parts is kept in a file until its end is known, and with it whether it is held out.
     """
     for piece in all_pieces:
+        share = share_held_out(piece, fraction)
         with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as file:
             lengths: list[int] = []
             hash_ = xxhash.xxh64()
             for part, begins in cut(piece, cutter):
                 if begins and part.last:
-                    if not held_out(part.text, fraction):
+                    if not held_out(part.text, share):
                         yield (part.text,)
                     continue
                 lengths.append(len(part.text))
                 hash_.update(part.text.encode())
                 file.write(part.text)
                 if part.last:
-                    if not _below(hash_.intdigest(), fraction):
+                    if not _below(hash_.intdigest(), share):
                         file.seek(0)
                         yield map(file.read, lengths)
                     file.seek(0)

@@ -25,7 +25,7 @@ from zoo.data.mds import open_mds
 from zoo.data.packing import SPLITS, Tokenizer, training_documents
 from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.progress import Progress
-from zoo.data.sources import fingerprint, notes, pieces, separator_notes, total_bytes
+from zoo.data.sources import cut_notes, fingerprint, notes, pieces, separator_notes, total_bytes, validation_cut
 from zoo.data.tokenizers import GPT2_CUTTER, Bytes, Subwords, check_files, load_huggingface, train_bpe
 from zoo.files import make_folder, present, read_json, write_sealed_json
 from zoo.processes import cores
@@ -148,7 +148,9 @@ class _Preparation:
         weights = [source.proportion or 1.0 for source in sources]
         for source, weight in zip(sources, weights, strict=True):
             left = config.training_bytes * weight / sum(weights)
-            for document in training_documents(pieces(source, self.piece_bytes), self.fraction, GPT2_CUTTER):
+            for document in training_documents(
+                pieces(source, self.piece_bytes, self.fraction), self.fraction, GPT2_CUTTER
+            ):
                 for text in document:
                     left -= len(text.encode())
                     yield text
@@ -180,7 +182,8 @@ class _Preparation:
             return digest([FORMAT, _settings(source), self._seed(source), source.length or self.seq_len])
         assert tokenizer is not None
         inputs = [_settings(source), fingerprint(source), tokenizer.identity, self.seq_len, fraction, self.piece_bytes]
-        return digest([FORMAT, *inputs])
+        cut = validation_cut(source, fraction)
+        return digest([FORMAT, *inputs, *(["cut", cut[1]] if cut else [])])
 
     def _seed(self, source: Synthetic) -> int:
         return self.seed if source.seed is None else source.seed
@@ -192,7 +195,7 @@ class _Preparation:
             return
         assert tokenizer is not None
         remarks = self.check_separators(source)
-        for note in (*notes(source), *remarks):
+        for note in (*notes(source), *remarks, *cut_notes(source, fraction)):
             self.say(note)
         total = total_bytes(source)
         self.say(f"preparing {source.kind}" + (f" ({total / 1e6:,.1f} MB)" if total else ""))
@@ -277,7 +280,10 @@ def _refuse_links(*folders: Path) -> None:
 
 
 def _settings(source: Source) -> dict[str, Any]:
-    return source.model_dump(mode="json", exclude={"proportion"})
+    """What names the rows of a source. Later fields are left out at their defaults, so that rows made before stay."""
+    later = {"extensions": None, "on_error": "fail"}
+    found = source.model_dump(mode="json", exclude={"proportion"})
+    return {name: value for name, value in found.items() if name not in later or value != later[name]}
 
 
 def digest(value: Any) -> str:

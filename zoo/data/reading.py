@@ -88,8 +88,8 @@ def decoded(path: Path, data: Iterator[tuple[int, bytes]]) -> Iterator[str]:
     """Decode the blocks of a document in UTF-8."""
     held, at = b"", 0
     for offset, block in data:
-        at = offset - len(held)
-        text, held = decode(path, held + block, at, last=False)
+        text, held = decode(path, held + block, offset - len(held), last=False)
+        at = offset + len(block) - len(held)
         yield text
     yield decode(path, held, at, last=True)[0]
 

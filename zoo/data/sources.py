@@ -46,6 +46,7 @@ from zoo.data.reading import (
     separated,
     separator_pattern,
 )
+from zoo.data.text_files import content_bytes, cut_place, html_text, is_html, sliced, unreadable
 from zoo.files import open_file
 
 # What load_dataset takes for a reader of whatever lies in the working directory, and not for a dataset's name.
@@ -57,6 +58,8 @@ STDLIB_TESTS = {"test", "tests", "idle_test"}
 LINE_END = re.compile(rb"\n")
 NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 SHOWN_FILES = 3
+MOST_SKIPPED = 20  # files that on_error: skip lists
+FEW_FILES = 32  # up to so many, their hashes may put all of them on one side of training and validation
 SAMPLES, SAMPLE_BYTES = 4, 1 << 16
 
 
@@ -78,7 +81,9 @@ class WholeFiles:
     def parts(self) -> Iterator[Part]:
         """Yield the text of each file."""
         for i, path in enumerate(self.paths):
-            if self.strict:
+            if self.strict and is_html(path):
+                yield Part(html_text(path), True, i)
+            elif self.strict:
                 yield from _last_marked(decoded(path, blocks(path)), i)
             else:
                 try:
@@ -91,6 +96,24 @@ class WholeFiles:
     def place(self, where: int) -> str:
         """Where a part came from."""
         return str(self.paths[where])
+
+
+@dataclass(frozen=True)
+class FileSlice:
+    """Bytes start..end (None: all) of one document; `held`: whether the slice is for validation."""
+
+    path: Path
+    start: int
+    end: int | None
+    held: bool
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the text of the slice."""
+        yield from _last_marked(decoded(self.path, sliced(self.path, self.start, self.end)), 0)
+
+    def place(self, where: int) -> str:
+        """Where a part came from."""
+        return str(self.path)
 
 
 @dataclass(frozen=True)
@@ -206,19 +229,39 @@ class WrittenTexts:
         return f"dataset {self.dataset}: document {self.first + where}"
 
 
-Piece = WholeFiles | TextRange | JsonRange | ParquetGroups | Texts | WrittenTexts
+Piece = WholeFiles | FileSlice | TextRange | JsonRange | ParquetGroups | Texts | WrittenTexts
 
 
-def pieces(source: Source, piece_bytes: int) -> Iterator[Piece]:
-    """Cut a source of text into pieces of about `piece_bytes`, in a fixed order."""
+def share_held_out(piece: Piece, fraction: float) -> float:
+    """The share of a piece's documents that is held out: `fraction`, or all or nothing of a file cut in two."""
+    return float(piece.held) if isinstance(piece, FileSlice) else fraction
+
+
+def pieces(source: Source, piece_bytes: int, fraction: float = 0.0) -> Iterator[Piece]:
+    """Cut a source of text into pieces of about `piece_bytes`, in a fixed order.
+
+    fraction: the share that is held out for validation. Documents so few that their hashes would hold out all of them
+    or none are held out as the end of the largest file.
+    """
     match source:
         case PythonStdlib():
             yield from (WholeFiles(group, strict=False) for group in _grouped(stdlib_files(source), piece_bytes))
         case TextFiles(separator=None):
-            yield from (WholeFiles(group) for group in _grouped(find_files(source), piece_bytes))
+            files = text_files(source)
+            if (cut := validation_cut(source, fraction)) is not None:
+                path, place = cut
+                files = [file for file in files if file != path]
+                yield FileSlice(path, 0, place, held=False)
+                yield FileSlice(path, place, None, held=True)
+                yield from (FileSlice(file, 0, None, held=False) for file in files if not is_html(file))
+                files = [file for file in files if is_html(file)]
+            yield from (WholeFiles(group) for group in _grouped(files, piece_bytes))
         case TextFiles(separator=str(separator)):
             pattern, longest = separator_pattern(separator), 2 * len(separator.encode())
-            for path in find_files(source):
+            for path in text_files(source):
+                if is_html(path):
+                    yield WholeFiles((path,))
+                    continue
                 yield from (TextRange(path, separator, a, b) for a, b in ranges(path, pattern, longest, piece_bytes))
         case JsonLines():
             for path in find_files(source):
@@ -235,6 +278,49 @@ def pieces(source: Source, piece_bytes: int) -> Iterator[Piece]:
             yield from _read_pieces(texts_read, describe(source), describe(source), piece_bytes)
         case _:
             source_files(source)  # which refuses it
+
+
+def text_files(source: TextFiles) -> list[Path]:
+    """The files of a source of text, with `on_error: skip` only those that can be read."""
+    files = find_files(source)
+    return files if source.on_error == "fail" else [path for path in files if unreadable(path) is None]
+
+
+def skipped(source: Source) -> list[str]:
+    """`path: why` of each file that `on_error: skip` leaves out."""
+    if not isinstance(source, TextFiles) or source.on_error == "fail":
+        return []
+    return [f"{path}: {why}" for path in find_files(source) if (why := unreadable(path)) is not None]
+
+
+def validation_cut(source: Source, fraction: float) -> tuple[Path, int] | None:
+    """(file, byte) from which on the validation text is the end of a file; None where documents are held out by hash.
+
+    That is so for one file, and for a few whose hashes put all on one side.
+    """
+    if not isinstance(source, TextFiles) or source.separator is not None or not 0 < fraction < 1:
+        return None
+    files = text_files(source)
+    plain = [path for path in files if not is_html(path)]
+    if not plain or len(files) > FEW_FILES or (len(files) > 1 and _on_both_sides(files, fraction)):
+        return None
+    sizes = {path: content_bytes(path) for path in plain}
+    largest = max(plain, key=lambda path: sizes[path])
+    held = min(round(fraction * sum(sizes.values())), sizes[largest] // 2)
+    return (largest, cut_place(largest, sizes[largest] - held)) if held else None
+
+
+def _on_both_sides(files: list[Path], fraction: float) -> bool:
+    """Whether the hashes of whole files hold some of them out, and not all."""
+    sides = set()
+    for path in files:
+        hasher = xxhash.xxh64()
+        for part in WholeFiles((path,)).parts():
+            hasher.update(part.text.encode())
+        sides.add(hasher.intdigest() < fraction * 2**64)
+        if len(sides) == 2:
+            return True
+    return False
 
 
 def documents(source: Source, piece_bytes: int) -> Iterator[str]:
@@ -282,6 +368,7 @@ def fingerprint(source: Source) -> list:
     if isinstance(source, TextFiles):
         # Rows that an earlier version made of such files held the mark, and whole files with CRLF line ends.
         found += ["without its byte-order mark" for path in files if begins_with_mark(path)]
+        found += ["as the text of HTML" for path in files if is_html(path)]
         found += ["CRLF separates too"] if "\n" in (source.separator or "") else []
     return found
 
@@ -311,7 +398,22 @@ def notes(source: Source) -> list[str]:
         source_files(source)
         return []
     note = survey(source).note
-    return [f"source {source.kind}: {note}"] if note else []
+    found = [f"source {source.kind}: {note}"] if note else []
+    if left := skipped(source):
+        found += [f"source {source.kind}: skipped {len(left):,} files that cannot be read (on_error: skip):"]
+        found += [f"  {line}" for line in left[:MOST_SKIPPED]]
+        found += [f"  and {len(left) - MOST_SKIPPED:,} more"] if len(left) > MOST_SKIPPED else []
+    return found
+
+
+def cut_notes(source: Source, fraction: float) -> list[str]:
+    """Say so where the validation text is the end of a file."""
+    cut = validation_cut(source, fraction)
+    if cut is None:
+        return []
+    path, place = cut
+    what = f"{path}: its text from byte {place:,} on is for validation"
+    return [f"source {source.kind}: {what}, because so few files cannot be held out as wholes"]
 
 
 def separator_notes(source: Source) -> list[str]:
@@ -321,12 +423,12 @@ def separator_notes(source: Source) -> list[str]:
     """
     if not isinstance(source, TextFiles) or source.separator is None:
         return []
-    files = find_files(source)
+    files = [path for path in text_files(source) if not is_html(path)]
     without = [path for path in files if not occurs(path, source.separator)]
     if not without:
         return []
     place = f"source text: separator {source.separator!r}"
-    if len(without) == len(files):
+    if files and len(without) == len(files):
         escaped = "\\" in source.separator
         hint = (
             "in YAML an escape such as \\n needs double quotes" if escaped else "leave it out to read each file whole"

@@ -46,7 +46,7 @@ EXAMPLES = {
     "global: {kind: full, n_heads: 4}\n  layers: (local*3 global)*2",
     "model.layers": "model: {layers: full*8}",
     "data.seq_len": "data: {seq_len: 128}",
-    "data.source": "data: {source: {kind: text, paths: [my_texts]}}",
+    "data.source": "data: {source: {kind: text, paths: [my_texts], on_error: skip}}",
     "data.sources": "data:\n  source: null\n  sources:\n    - {kind: python-stdlib, proportion: 3}\n    "
     "- {kind: jsonl, paths: [notes.jsonl], proportion: 1}",
     "data.tokenizer": "model: {vocab_size: 4096}\ndata: {tokenizer: {kind: bpe, vocab_size: 4096}}",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from zoo.data.places import with_absolute_paths
 from zoo.errors import ZooError
 from zoo.files import present
 from zoo.recipe import Recipe, load_recipe
@@ -97,7 +98,7 @@ def data_read(recipe: Recipe) -> dict[str, Any]:
 
     Without what decides only how (workers, cache_dir) and without the length of the rows.
     """
-    data = recipe.data
+    data = with_absolute_paths(recipe.data)  # that of a run has them already
     found = data.model_dump(mode="json", exclude={"workers", "cache_dir", "seq_len", "sources"})
     streams = [stream.model_dump(mode="json") for stream in data.streams()]
     tokenizer = data.resolved_tokenizer()

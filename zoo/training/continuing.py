@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.data import places
 from zoo.data.config import HuggingFaceTokenizer
 from zoo.data.errors import DataError
 from zoo.data.identity import DataRecord, tokenizer_record
@@ -116,8 +117,14 @@ def changes(folder: RunFolder, recipe) -> list[Change]:
     except RecipeError as error:
         way_out = f"bring recipe.yaml back, use another --run-dir, or remove {folder.path} to start over"
         raise RecipeError([*error.problems, Problem(f"the run's own recipe cannot be used; {way_out}")]) from error
-    found = differences(kept.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    sides = (with_absolute_paths(each).model_dump(mode="json") for each in (kept, recipe))
+    found = differences(*sides)
     return [Change(*difference) for difference in found]
+
+
+def with_absolute_paths(recipe):
+    """The recipe with paths of data that mean the same in every working directory, as a run folder keeps it."""
+    return recipe.model_copy(update={"data": places.with_absolute_paths(recipe.data)})
 
 
 def check_continues(folder: RunFolder, recipe) -> list[Change]:

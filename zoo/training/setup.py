@@ -25,7 +25,14 @@ from zoo.training.checkpoint_content import read_state, refuse_code, refuse_othe
 from zoo.training.checkpoints import Checkpoint
 from zoo.training.composer_fixes import name_node_rank
 from zoo.training.composer_model import count_tokens
-from zoo.training.continuing import Change, check_data, prepare_again, refuse_untrained, write_record
+from zoo.training.continuing import (
+    Change,
+    check_data,
+    prepare_again,
+    refuse_untrained,
+    with_absolute_paths,
+    write_record,
+)
 from zoo.training.device import resolve_micro_batch, resolve_precision, resolve_workers, rows_per_device, why_no_graph
 from zoo.training.environment import record_environment
 from zoo.training.initial import Initial
@@ -178,7 +185,7 @@ class Setup:
         """Recipe, environment and the record of the data into the run folder; what happens next onto the screen."""
         self._say_if_last_is_missing()
         self.folder.summary.unlink(missing_ok=True)  # no longer complete
-        write_text(self.folder.recipe, sealed(self.recipe.dump()))
+        write_text(self.folder.recipe, sealed(with_absolute_paths(self.recipe).dump()))
         write_record(self.folder.data, record)
         record_environment(
             self.folder.environment,

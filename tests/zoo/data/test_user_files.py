@@ -1,0 +1,168 @@
+"""Text as users have it: many kinds of file, HTML, files that cannot be read, one file as the whole corpus."""
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+
+from zoo.data import prepare
+from zoo.data.config import DataConfig
+from zoo.data.errors import DataError
+from zoo.data.places import with_absolute_paths
+from zoo.data.sources import documents, notes, validation_cut
+from zoo.data.stored import stored_rows
+from zoo.data.text_files import html_text
+from zoo.recipe import load_recipe
+from zoo.report.columns import data_read
+
+PAGE = """<!doctype html><html><head><title>A page</title><style>p { color: red }</style>
+<script>if (1 < 2) { alert("no") }</script></head><body><h1>Head &amp; tail</h1><p>One
+   two <b>three</b>&nbsp;four.<p>Five<pre>a
+  b</pre><ul><li>x<li>y</ul><!-- hidden --></body></html>"""
+
+
+def source_of(**fields):
+    return DataConfig.model_validate({"source": {"kind": "text", **fields}}).source
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.txt", "b.text", "c.md", "d.rst", "e.py", "f/g.md"):
+        write(tmp_path / "mine" / name, f"text of {name}")
+    write(tmp_path / "mine" / "h.html", PAGE)
+    write(tmp_path / "mine" / "i.tex", "text of i.tex")
+    write(tmp_path / "mine" / "j.pdf", b"%PDF")
+    return tmp_path / "mine"
+
+
+def test_a_folder_is_read_with_every_kind_of_text_and_the_rest_is_counted(folder):
+    source = source_of(paths=[str(folder)])
+    found = list(documents(source, 1 << 20))
+    assert [text for text in found if text.startswith("text of ")] == [
+        f"text of {name}" for name in ("a.txt", "b.text", "c.md", "d.rst", "e.py", "f/g.md")
+    ]
+    assert len(found) == 7
+    assert notes(source) == ["source text: not read: 1 .pdf files, 1 .tex files"]
+
+
+def test_extensions_choose_what_is_read_of_a_folder(folder):
+    source = source_of(paths=[str(folder)], extensions=[".tex", ".md"])
+    assert list(documents(source, 1 << 20)) == ["text of c.md", "text of f/g.md", "text of i.tex"]
+    with pytest.raises(DataError, match=r"the folder holds no \.doc files \(not read: "):
+        list(documents(source_of(paths=[str(folder)], extensions=[".doc"]), 1 << 20))
+    with pytest.raises(ValueError, match="extensions"):
+        source_of(paths=["x"], extensions=["tex"])
+
+
+def test_html_is_read_as_what_a_reader_sees(tmp_path):
+    expected = "A page\n\nHead & tail\n\nOne two three\xa0four.\nFive\na\n  b\n\nx\n\ny"
+    found = html_text(write(tmp_path / "page.html", PAGE))
+    assert found.split() == expected.split()
+    assert "\na\n  b\n" in found
+    for word in ("alert", "color", "hidden", "<"):
+        assert word not in found
+    packed = tmp_path / "page.html.gz"
+    packed.write_bytes(gzip.compress(PAGE.encode()))
+    assert html_text(packed) == found
+    assert list(documents(source_of(paths=[str(packed)], separator="\n\n"), 1 << 20)) == [found]
+
+
+@pytest.fixture
+def damaged(folder):
+    write(folder / "k.txt", b"caf\xe9")
+    write(folder / "l.txt", "x".encode("utf-16"))
+    write(folder / "m.txt.gz", b"no gzip")
+    write(folder / "n.txt", "")
+    return folder
+
+
+def test_on_error_skip_leaves_out_and_lists_what_cannot_be_read(damaged):
+    with pytest.raises(DataError, match=r"k\.txt: line 1: byte 3 is not UTF-8 text"):
+        list(documents(source_of(paths=[str(damaged)], extensions=[".txt"]), 1 << 20))
+    source = source_of(
+        paths=[str(damaged), str(damaged / "n.txt"), str(damaged / "c.md")], extensions=[".txt"], on_error="skip"
+    )
+    assert list(documents(source, 1 << 20)) == ["text of a.txt", "text of c.md"]
+    first, second, *listed = notes(source)
+    assert "2 empty files" in first
+    assert second == "source text: skipped 3 files that cannot be read (on_error: skip):"
+    assert [line.split(": ")[0].rsplit("/", 1)[-1] for line in listed] == ["k.txt", "l.txt", "m.txt.gz"]
+    assert "byte 3 is not UTF-8 text" in listed[0]
+    assert "UTF-16" in listed[1]
+
+
+def test_with_separator_too(damaged):
+    source = source_of(paths=[str(damaged)], extensions=[".txt"], separator=" of ", on_error="skip")
+    assert list(documents(source, 1 << 20)) == ["text", "a.txt"]
+
+
+def texts_of(prepared, split):
+    """The text of a split, from its rows: each target once."""
+    rows = (row.inputs.tolist() for row in stored_rows(prepared, split))
+    return b"".join(bytes(number for number in row if number < 256) for row in rows).decode(errors="replace")
+
+
+def prepared_of(tmp_path, paths, **fields):
+    data = DataConfig.model_validate({"source": {"kind": "text", "paths": paths}, "seq_len": 16, **fields})
+    return prepare(data, max_seq_len=16, vocab_size=264, seed=0, cache_dir=tmp_path / "cache", quiet=True)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
+@pytest.mark.parametrize("line", ["line {}\n", "wörd {} "])
+def test_one_file_is_a_whole_corpus(tmp_path, suffix, line):
+    text = "".join(line.format(i) for i in range(2000))
+    packing = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[suffix]
+    path = write(tmp_path / f"one.txt{suffix}", packing(text.encode()))
+    prepared = prepared_of(tmp_path, [str(path)], validation_fraction=0.1)
+    train, held = (texts_of(prepared, split) for split in ("train", "validation"))
+    assert abs(len(held.encode()) / len(text.encode()) - 0.1) < 0.02
+    assert text.startswith(train[:-20])
+    assert held[:-20] in text
+    assert text.index(held[:200]) >= len(train) - 20
+    _, place = validation_cut(prepared.config.source, 0.1)
+    text.encode()[place:].decode()  # between two characters
+    assert not line.endswith("\n") or text.encode()[place - 1 : place] == b"\n"
+
+
+def test_a_few_files_that_are_all_on_one_side_are_cut_too(tmp_path):
+    paths = [str(write(tmp_path / f"{i}.txt", f"file {i} " * 300)) for i in range(3)]
+    source = source_of(paths=paths)
+    assert validation_cut(source, 0.01) is not None
+    prepared = prepared_of(tmp_path, paths, validation_fraction=0.01)
+    assert prepared.rows("validation") > 0
+    assert prepared.rows("train") > 100
+    assert validation_cut(source, 0.0) is None
+    assert validation_cut(source_of(paths=paths, separator=" "), 0.01) is None
+
+
+def test_many_files_are_held_out_as_wholes(tmp_path):
+    for i in range(40):
+        write(tmp_path / "many" / f"{i}.txt", f"text {i}")
+    assert validation_cut(source_of(paths=[str(tmp_path / "many")]), 0.1) is None
+
+
+def test_paths_of_a_resolved_recipe_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "tokenizer.json", "{}")
+    data = {
+        "source": {"kind": "text", "paths": ["texts/**/*.txt", "~/mine", "/abs/x.txt"]},
+        "validation_source": {"kind": "huggingface", "path": "owner/name"},
+        "tokenizer": {"kind": "huggingface", "path": "tokenizer.json"},
+        "cache_dir": "rows",
+    }
+    found = with_absolute_paths(DataConfig.model_validate(data))
+    assert found.source.paths == [f"{tmp_path}/texts/**/*.txt", "~/mine", "/abs/x.txt"]
+    assert found.validation_source.path == "owner/name"
+    assert found.tokenizer.path == f"{tmp_path}/tokenizer.json"
+    assert found.cache_dir == f"{tmp_path}/rows"
+    assert with_absolute_paths(found) == found
+    recipe = load_recipe({"name": "x", "extends": "zoo:tiny/full", "data": {"source": data["source"]}})
+    assert json.loads(json.dumps(data_read(recipe)))["source"]["paths"][0] == f"{tmp_path}/texts/**/*.txt"

@@ -123,7 +123,7 @@ class GQAFields(Checked):
         for name in ("qk_norm_over", "qk_norm_place", "qk_norm_scale"):
             value = getattr(self, name)
             if not self.qk_norm and value != type(self).model_fields[name].default:
-                found.append(((name,), f"needs qk_norm: true; found {value!r} without it"))
+                found.append(((name,), f"needs qk_norm: true; found {repr(value).lower()} without it"))
         if self.qk_norm_place == "after" and not _rotates(self):
             found.append((("qk_norm_place",), "needs rope: true; found 'after' without rotation"))
         return found

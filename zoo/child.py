@@ -13,9 +13,27 @@ def python_module(module: str, arguments: Sequence[str]) -> list[str]:
     `python -m` puts the working directory, which may be somebody else's, before all other modules: it does so in the
     new process only if it did in this one.
     """
-    here = os.path.realpath(os.getcwd())
-    safe = [] if any(os.path.realpath(path or ".") == here for path in sys.path) else ["-P"]
+    safe = [] if _imports_from_here() else ["-P"]
     return [sys.executable, *safe, "-m", module, *arguments]
+
+
+def import_nothing_from_here() -> None:
+    """Keep the working directory out of the import path of every Python that this process starts, and of theirs.
+
+    `python -c`, by which multiprocessing starts its processes, puts it first as `-m` does: a socket.py beside somebody
+    else's data would run.  Nothing is changed if this process itself looks for modules there.
+    """
+    if not _imports_from_here():
+        os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def _imports_from_here() -> bool:
+    """Whether this process looks for modules in the working directory."""
+    try:
+        here = os.path.realpath(os.curdir)
+    except OSError:  # it was removed, so it holds no modules
+        return False
+    return any(os.path.realpath(path or os.curdir) == here for path in sys.path)
 
 
 def plugin_options() -> list[str]:

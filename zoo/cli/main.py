@@ -16,6 +16,7 @@ import typer
 
 import zoo
 from zoo.address_space import watch_imports
+from zoo.child import import_nothing_from_here
 from zoo.cli import bench, docs, folders, study
 from zoo.cli.options import AsJson, Kind, Override, Plugins, RecipeFile, RunFolder, load, load_run
 from zoo.errors import RecipeError, ZooError
@@ -439,6 +440,7 @@ def _tell(message: str) -> None:
 def main() -> None:
     """The `zoo` command."""
     tolerate_encoding()
+    import_nothing_from_here()
     watch_imports()
     code = run()
     for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # what was to be done is done; its exit code must stay

@@ -49,6 +49,7 @@ def _fetched(remote: str, folder: Path) -> Path:
     temporary = folder / "index.json.tmp"
     make_folder(folder, DataError)
     temporary.unlink(missing_ok=True)
+    remove_links(temporary)
     check_local(f"{remote}/index.json")
     try:
         CloudDownloader.direct_download(f"{remote}/index.json", str(temporary), FETCH_SECONDS)
@@ -91,6 +92,16 @@ def _changed(path: Path) -> int | None:
         return os.stat(path).st_mtime_ns
     except OSError:
         return None
+
+
+def remove_links(path: Path) -> None:
+    """Remove the links that fetching a file to `path` would write through.
+
+    Streaming fetches to PATH.tmp, and takes a link to nothing for no file.
+    """
+    for place in (path, path.with_name(f"{path.name}.tmp")):
+        if place.is_symlink() and not (place == path and place.exists()):
+            place.unlink()
 
 
 def check_local(remote: str) -> None:

@@ -11,7 +11,7 @@ from streaming.base.format import reader_from_json
 
 from zoo.data.errors import DataError
 from zoo.data.mds_index import read_index
-from zoo.data.remote import check_local
+from zoo.data.remote import check_local, remove_links
 from zoo.data.shard_reader import made_quick
 from zoo.data.shards import expand, file_problem
 from zoo.files import create
@@ -37,6 +37,7 @@ class CheckedStream(Stream):
     def _download_file(self, from_basename: str, to_basename: str | None = None) -> str:
         if self.remote is not None:
             check_local(os.path.join(self.remote, self.split, from_basename))
+            remove_links(Path(self.local, self.split, to_basename or from_basename))
         return super()._download_file(from_basename, to_basename)
 
     def _decompress_shard_part(self, zip_info, zip_filename: str, raw_filename: str, compression: str | None) -> None:

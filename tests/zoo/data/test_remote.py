@@ -92,3 +92,18 @@ def test_without_the_remote_the_copies_are_used_and_it_is_said(prep, data, tmp_p
     shutil.rmtree(tmp_path / "kept")
     with pytest.raises(DataError, match=r"remote/index\.json: no such file"):
         prep(data)
+
+
+@pytest.mark.parametrize("settings", [PLAIN, PACKED])
+def test_nothing_is_written_through_links_among_the_copies(prep, data, tmp_path, settings):
+    """Streaming fetches to NAME.tmp; the folder of copies may be somebody else's."""
+    write(tmp_path / "remote", 11, **settings)
+    kept, outside = tmp_path / "kept", tmp_path / "outside"
+    kept.mkdir()
+    outside.mkdir()
+    for path in (tmp_path / "remote").iterdir():
+        for name in (path.name, f"{path.name}.tmp", f"{path.name}.tmp.tmp"):
+            if name != "index.json":  # which is refused by name
+                (kept / name).symlink_to(outside / name)
+    assert firsts(prep(data)) == [11] * 30
+    assert not list(outside.iterdir())

@@ -116,8 +116,9 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple:
     except EvaluationError:
         raise
     except Exception as error:  # the library's errors have no common base
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EvaluationError(f"{folder}: transformers cannot load it: {reason}") from error
+        lines = str(error).split("\n") if str(error).strip() else [type(error).__name__]
+        reason = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+        raise EvaluationError(f"{folder}: transformers cannot load what config.json describes: {reason}") from error
     _check_loaded(folder, model, found)
     with library_errors(f"{folder}: transformers cannot load its tokenizer ({_tokenizer_files(source)})"):
         tokenizer = AutoTokenizer.from_pretrained(folder, **local)

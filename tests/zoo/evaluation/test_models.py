@@ -184,11 +184,15 @@ HOSTILE = {
     "fewer layers": (keys(num_hidden_layers=1), "the model does not, model.layers.1"),
     "more layers": (keys(num_hidden_layers=3), "they lack model.layers.2"),
     "a million layers": (keys(num_hidden_layers=10**6), "config.json: num_hidden_layers: must be at most 4,096"),
+    "a wider layer": (keys(intermediate_size=60), "cannot load what config.json describes: .* size mismatch for "),
     "a huge vocabulary": (keys(vocab_size=10**9), "config.json: describes a model of 64,000,0"),
     "a negative length": (keys(max_position_embeddings=-5), "max_position_embeddings: must be an integer of at least"),
     "a length that is text": (keys(max_position_embeddings="x"), "max_position_embeddings: must be .* found 'x'"),
-    "a negative width": (keys(hidden_size=-4), "transformers cannot load it: "),
-    "code of its own": (keys(model_type="strange", auto_map={"AutoConfig": "a.B"}), "transformers cannot load it: "),
+    "a negative width": (keys(hidden_size=-4), "transformers cannot load what config.json describes: "),
+    "code of its own": (
+        keys(model_type="strange", auto_map={"AutoConfig": "a.B"}),
+        "transformers cannot load what config.json describes: ",
+    ),
     "NaN": (tensors(lambda state: state["model.norm.weight"].fill_(float("nan"))), "norm.weight holds NaN or infinity"),
     "weights elsewhere": (outside, r"model.safetensors.index.json: weight_map: must be a path inside .*'\.\.'"),
     "half of the weights": (

@@ -21,7 +21,6 @@ from zoo.kernels import OPERATIONS, registration
 log = logging.getLogger("zoo.kernels")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # found, not imported
 MIN_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16 products and asynchronous copies
-_unfit_devices: dict[torch.device, str | None] = {}
 
 
 @dataclass(frozen=True)
@@ -29,37 +28,56 @@ class Implementation:
     """A function that serves an operation.
 
     target: "module:function", called exactly as the public function is, with scale resolved and without impl.
-    supports: called with the same arguments; returns None, or the reason why it cannot serve them.
+    why_not: called with the same arguments; returns the reason why it cannot serve them, None if it can.
     slow: it is plain torch, which a GPU runs only for want of a kernel.
     """
 
     name: str
     target: str
-    supports: Callable[..., str | None] = lambda *tensors, **options: None
+    why_not: Callable[..., str | None] = lambda *tensors, **options: None
     slow: bool = False
     loaded: list[Callable] = field(default_factory=list, init=False, repr=False, compare=False)  # once imported
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The implementation that serves a call, and the reason."""
+    """The implementation that serves a call, and the reason.
+
+    asked: it was asked for by name.  instead: a better one could not serve the call.
+    """
 
     impl: str
     why: str
+    asked: bool = False
+    instead: bool = False
 
 
-_registered: dict[str, tuple[Implementation, ...]] = {}
-_last: dict[str, Choice] = {}
-_told: set[tuple[str, str]] = set()
-_failed: dict[tuple[str, str], str] = {}  # implementations that did not run on this machine, and why
-_pending: dict[tuple[str, str], str] = {}  # those that a backward pass found out about, until it is over
-_forced: tuple[str, str] | None = None  # a name, and who asked for it
-_plan: list[tuple[str, Choice]] | None = None
+@dataclass
+class Dispatcher:
+    """What is known of the implementations in this process; the functions below read and write the one of them.
+
+    registered: of each operation, best first.  last: what `auto` took last.  told: of which choices the log has said.
+    failed: those that did not run on this machine, and why; pending: those that a backward pass found out about, until
+    it is over.  forced: a name that stands for `auto`, and who asked for it.  plan: where `plan` notes calls.
+    unfit: devices, with the reason why Triton kernels cannot run on them, None if they can.
+    """
+
+    registered: dict[str, tuple[Implementation, ...]] = field(default_factory=dict)
+    last: dict[str, Choice] = field(default_factory=dict)
+    told: set[tuple[str, str]] = field(default_factory=set)
+    failed: dict[tuple[str, str], str] = field(default_factory=dict)
+    pending: dict[tuple[str, str], str] = field(default_factory=dict)
+    forced: tuple[str, str] | None = None
+    plan: list[tuple[str, Choice]] | None = None
+    unfit: dict[torch.device, str | None] = field(default_factory=dict)
+
+
+dispatcher = Dispatcher()
 
 
 def register(op: str, *implementations: Implementation) -> None:
     """State the implementations of an operation, best first."""
-    _registered[op] = implementations
+    dispatcher.registered[op] = implementations
 
 
 def call(op: str, impl: str, *tensors, **options):
@@ -69,8 +87,8 @@ def call(op: str, impl: str, *tensors, **options):
     """
     choice = choose(op, impl, *tensors, **options)
     device = _first(tensors).device.type
-    if _plan is not None:
-        _plan.append((op, choice))
+    if dispatcher.plan is not None:
+        dispatcher.plan.append((op, choice))
         choice = Choice("reference", "")  # for the shapes: it runs on tensors that hold no data
     elif impl == "auto":
         _note(op, choice, device)
@@ -85,7 +103,7 @@ def call(op: str, impl: str, *tensors, **options):
 def _run(op: str, impl: str, choice: Choice, *tensors, **options):
     """Run the choice; if it asks for more than this GPU has, and was not asked for, the next one."""
     function = _find(op, choice.impl).loaded[0]
-    if torch.compiler.is_compiling() or impl != "auto" or choice.why.startswith("asked for"):
+    if torch.compiler.is_compiling() or impl != "auto" or choice.asked:
         return function(*tensors, **options)
     registration.serving = op
     try:
@@ -99,21 +117,21 @@ def _run(op: str, impl: str, choice: Choice, *tensors, **options):
 
 def choose(op: str, impl: str, *tensors, **options) -> Choice:
     """The implementation for these arguments; ValueError, with the reason, if the one asked for cannot serve them."""
-    wanted, asked_by = (impl, "impl=") if impl != "auto" else _wanted()
-    if wanted != "auto":
-        reason = _find(op, wanted).supports(*tensors, **options)
+    name, asked_by = (impl, "impl=") if impl != "auto" else wanted()
+    if name != "auto":
+        reason = _find(op, name).why_not(*tensors, **options)
         if reason:
-            raise ValueError(f"{op}: {wanted!r} (asked for by {asked_by}) cannot serve this call: {reason}.")
-        return Choice(wanted, f"asked for by {asked_by}")
-    if _pending and not _in_backward():
-        _failed.update(_pending)
-        _pending.clear()
+            raise ValueError(f"{op}: {name!r} (asked for by {asked_by}) cannot serve this call: {reason}.")
+        return Choice(name, f"asked for by {asked_by}", asked=True)
+    if dispatcher.pending and not _in_backward():
+        dispatcher.failed.update(dispatcher.pending)
+        dispatcher.pending.clear()
     passed_over: list[str] = []
-    for candidate in _registered[op]:
-        reason = _failed.get((op, candidate.name)) or _too_slow(candidate, *tensors)
-        reason = reason or candidate.supports(*tensors, **options)
+    for candidate in dispatcher.registered[op]:
+        reason = dispatcher.failed.get((op, candidate.name)) or _too_slow(candidate, *tensors)
+        reason = reason or candidate.why_not(*tensors, **options)
         if reason is None:
-            return Choice(candidate.name, "; ".join(passed_over) or "the best there is")
+            return Choice(candidate.name, "; ".join(passed_over) or "the best there is", instead=bool(passed_over))
         passed_over.append(f"not {candidate.name}: {reason}")
     raise ValueError(f"{op}: no implementation serves this call: {'; '.join(passed_over)}.")
 
@@ -126,16 +144,14 @@ class use_implementation:
     """
 
     def __init__(self, name: str, by: str = "use_implementation()"):
-        global _forced
-        self.before = _forced
-        _forced = name, by
+        self.before = dispatcher.forced
+        dispatcher.forced = name, by
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, *exception) -> None:
-        global _forced
-        _forced = self.before
+        dispatcher.forced = self.before
 
 
 def plan(function: Callable[[], object]) -> list[tuple[str, Choice]]:
@@ -143,13 +159,12 @@ def plan(function: Callable[[], object]) -> list[tuple[str, Choice]]:
 
     Nothing but references runs; make the tensors under torch's FakeTensorMode, and they compute nothing either.
     """
-    global _plan
-    before, _plan = _plan, []
+    before, dispatcher.plan = dispatcher.plan, []
     try:
         function()
-        return _plan
+        return dispatcher.plan
     finally:
-        _plan = before
+        dispatcher.plan = before
 
 
 def explain(function: Callable[[], object] | None = None) -> str:
@@ -159,19 +174,18 @@ def explain(function: Callable[[], object] | None = None) -> str:
     """
     if function is not None:
         return "\n".join(f"{op:<26} {choice.impl:<10} {choice.why}" for op, choice in plan(function))
-    wanted, asked_by = _wanted()
-    lines = [
-        f"auto means {wanted!r}, by {asked_by}" if wanted != "auto" else "auto takes the first that supports a call"
-    ]
+    name, asked_by = wanted()
+    lines = [f"auto means {name!r}, by {asked_by}" if name != "auto" else "auto takes the first that supports a call"]
     for op, module in OPERATIONS.items():
         import_module(module)
-        names = ", ".join(implementation.name for implementation in _registered[op])
-        last = f"last: {_last[op].impl} ({_last[op].why})" if op in _last else "not called yet"
+        names = ", ".join(implementation.name for implementation in dispatcher.registered[op])
+        taken = dispatcher.last.get(op)
+        last = f"last: {taken.impl} ({taken.why})" if taken is not None else "not called yet"
         lines.append(f"{op:<26} {names:<24} {last}")
     return "\n".join(lines)
 
 
-def triton_supports(*tensors, **options) -> str | None:
+def why_not_triton(*tensors, **options) -> str | None:
     """A reason why Triton kernels cannot run on these tensors here, or None."""
     first = _first(tensors)
     if not _HAS_TRITON:
@@ -183,17 +197,18 @@ def triton_supports(*tensors, **options) -> str | None:
     return _unfit(first.device)
 
 
-def _wanted() -> tuple[str, str]:
-    if _forced is not None:
-        return _forced
+def wanted() -> tuple[str, str]:
+    """(the implementation that stands for `auto`, who asked for it); "auto" if nobody did."""
+    if dispatcher.forced is not None:
+        return dispatcher.forced
     return os.environ.get("ZOO_KERNELS") or "auto", "ZOO_KERNELS"
 
 
 def _find(op: str, name: str) -> Implementation:
-    for implementation in _registered[op]:
+    for implementation in dispatcher.registered[op]:
         if implementation.name == name:
             return implementation
-    known = ", ".join(implementation.name for implementation in _registered[op])
+    known = ", ".join(implementation.name for implementation in dispatcher.registered[op])
     raise ValueError(f"{op}: unknown implementation {name!r}; known: auto, {known}.")
 
 
@@ -208,7 +223,7 @@ def _too_slow(candidate: Implementation, *tensors) -> str | None:
 
 
 def _unfit(device: torch.device) -> str | None:
-    if device not in _unfit_devices:
+    if device not in dispatcher.unfit:
         reason = None
         if device.type == "cuda" and torch.version.hip is not None:
             reason = "this is an AMD GPU, and the kernels are for NVIDIA's"  # so are their launch options
@@ -216,8 +231,8 @@ def _unfit(device: torch.device) -> str | None:
             capability = torch.cuda.get_device_capability(device)
             if capability < MIN_CAPABILITY:
                 reason = f"this GPU has compute capability {capability[0]}.{capability[1]}, and the kernels need 8.0"
-        _unfit_devices[device] = reason
-    return _unfit_devices[device]
+        dispatcher.unfit[device] = reason
+    return dispatcher.unfit[device]
 
 
 _unfit._dynamo_marked_constant = True  # type: ignore[attr-defined] # as _load below
@@ -230,9 +245,10 @@ def give_up(op: str, name: str, error: Exception) -> None:
     """
     if type(error).__name__ != "OutOfResources" or name == "reference":
         raise error
-    if (op, name) not in _failed and (op, name) not in _pending:
+    if (op, name) not in dispatcher.failed and (op, name) not in dispatcher.pending:
         log.warning("%s no longer runs as %s: this GPU has too little for it (%s)", op, name, error)
-    (_pending if _in_backward() else _failed)[op, name] = f"this GPU has too little for it ({error})"
+    known = dispatcher.pending if _in_backward() else dispatcher.failed
+    known[op, name] = f"this GPU has too little for it ({error})"
 
 
 def _in_backward() -> bool:
@@ -241,11 +257,11 @@ def _in_backward() -> bool:
 
 def _note(op: str, choice: Choice, device: str) -> None:
     """Say once what `auto` takes: as a warning where a GPU gets the slow reference though there are kernels."""
-    _last[op] = choice
-    if (op, choice.impl) not in _told and not torch.compiler.is_compiling():
-        _told.add((op, choice.impl))
+    dispatcher.last[op] = choice
+    if (op, choice.impl) not in dispatcher.told and not torch.compiler.is_compiling():
+        dispatcher.told.add((op, choice.impl))
         plain = choice.impl == "reference" or _find(op, choice.impl).slow
-        slow = device == "cuda" and plain and choice.why.startswith("not ")
+        slow = device == "cuda" and plain and choice.instead
         log.log(logging.WARNING if slow else logging.INFO, "%s runs as %s (%s)", op, choice.impl, choice.why)
 
 

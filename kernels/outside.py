@@ -13,13 +13,13 @@ _HAS_FLA = importlib.util.find_spec("fla") is not None  # found, not imported
 _ends: WeakKeyDictionary[Documents, torch.Tensor] = WeakKeyDictionary()
 
 
-def fla_supports(first: torch.Tensor) -> str | None:
+def why_not_fla(first: torch.Tensor) -> str | None:
     """A reason why its kernels cannot run on this tensor here, or None."""
     if first.device.type != "cuda":  # in Triton's interpreter they are not tested
         return f"the tensors are on {first.device.type}, not on a CUDA device"
     if not _HAS_FLA:
         return f"flash-linear-attention is not installed; {INSTALL}"
-    return dispatch.triton_supports(first)
+    return dispatch.why_not_triton(first)
 
 
 def laid_end_to_end(x_BT: torch.Tensor) -> torch.Tensor:

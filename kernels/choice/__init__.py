@@ -6,18 +6,18 @@ from zoo.kernels import checks, dispatch
 from zoo.kernels.documents import Documents
 
 
-def _triton_supports(q, *others, compression_stride, selection_block, n_selected, q_rope=None, **options) -> str | None:
+def _why_not_triton(q, *others, compression_stride, selection_block, n_selected, q_rope=None, **options) -> str | None:
     pieces = selection_block // compression_stride
     if pieces & (pieces - 1):
         return f"a selection block must be a power of two of strides, not {pieces}"
     if n_selected > 128 or max(x.shape[-1] for x in (q, q_rope) if x is not None) > 256:
         return "it chooses up to 128 blocks, by heads up to 256 wide"
-    return dispatch.triton_supports(q)
+    return dispatch.why_not_triton(q)
 
 
 dispatch.register(
     "choose_blocks",
-    dispatch.Implementation("triton", "zoo.kernels.choice.kernel:choose_blocks", _triton_supports),
+    dispatch.Implementation("triton", "zoo.kernels.choice.kernel:choose_blocks", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.choice.reference:choose_blocks"),
 )
 

@@ -7,15 +7,15 @@ import torch
 from zoo.kernels import checks, dispatch
 
 
-def _triton_supports(outputs, gate_logits) -> str | None:
+def _why_not_triton(outputs, gate_logits) -> str | None:
     if len(outputs) > 4:
         return f"it sums up to 4 outputs, not {len(outputs)}"
-    return dispatch.triton_supports(outputs[0])
+    return dispatch.why_not_triton(outputs[0])
 
 
 dispatch.register(
     "gated_sum",
-    dispatch.Implementation("triton", "zoo.kernels.combine.kernel:gated_sum", _triton_supports),
+    dispatch.Implementation("triton", "zoo.kernels.combine.kernel:gated_sum", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.combine.reference:gated_sum"),
 )
 

@@ -11,7 +11,7 @@ from zoo.kernels.documents import Documents
 
 def _triton_pools(xs, **options) -> str | None:
     for x in xs:
-        reason = dispatch.triton_supports(x)
+        reason = dispatch.why_not_triton(x)
         if reason:
             return reason
     return None
@@ -27,7 +27,7 @@ dispatch.register(
 )
 dispatch.register(
     "compression_attention",
-    dispatch.Implementation("triton", "zoo.kernels.compression.kernel:compression_attention", intervals.supports),
+    dispatch.Implementation("triton", "zoo.kernels.compression.kernel:compression_attention", intervals.why_not),
     dispatch.Implementation("reference", "zoo.kernels.compression.reference:compression_attention"),
 )
 

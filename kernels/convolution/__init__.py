@@ -4,12 +4,12 @@ import torch
 
 from zoo.kernels import checks, dispatch
 from zoo.kernels.documents import Documents
-from zoo.kernels.outside import fla_supports
+from zoo.kernels.outside import why_not_fla
 
 dispatch.register(
     "short_convolution",
     dispatch.Implementation(
-        "fla", "zoo.kernels.convolution.fla:short_convolution", lambda x_BTC, *_, **options: fla_supports(x_BTC)
+        "fla", "zoo.kernels.convolution.fla:short_convolution", lambda x_BTC, *_, **options: why_not_fla(x_BTC)
     ),
     dispatch.Implementation("reference", "zoo.kernels.convolution.reference:short_convolution", slow=True),
 )

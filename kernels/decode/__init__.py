@@ -13,31 +13,31 @@ import torch
 from zoo.kernels import checks, dispatch
 
 
-def _triton_supports(q, k, v, *others, q_rope=None, **options) -> str | None:
+def _why_not_triton(q, k, v, *others, q_rope=None, **options) -> str | None:
     if max(x.shape[-1] for x in (q, v) if x is not None) > 512 or (q_rope is not None and q_rope.shape[-1] > 128):
         return "its heads are up to 512 wide, their rotary parts up to 128"
-    return dispatch.triton_supports(q)
+    return dispatch.why_not_triton(q)
 
 
 def _triton_selects(q, k, v, chosen, position, *, selection_block, **options) -> str | None:
     if selection_block not in (16, 32, 64, 128):
         return f"its blocks are of 16, 32, 64 or 128 tokens, not {selection_block}"
-    return _triton_supports(q, k, v, **options)
+    return _why_not_triton(q, k, v, **options)
 
 
 def _triton_chooses(q, k, lse, position, previous, **options) -> str | None:
-    return _triton_supports(q, k, None, **options)
+    return _why_not_triton(q, k, None, **options)
 
 
-_SUPPORTS: dict[str, Callable[..., str | None]] = {
-    "cached_attention": _triton_supports,
+_WHY_NOT: dict[str, Callable[..., str | None]] = {
+    "cached_attention": _why_not_triton,
     "cached_choose_blocks": _triton_chooses,
     "cached_selection_attention": _triton_selects,
 }
-for _op, _supports in _SUPPORTS.items():
+for _op, _why_not in _WHY_NOT.items():
     dispatch.register(
         _op,
-        dispatch.Implementation("triton", f"zoo.kernels.decode.kernel:{_op}", _supports),
+        dispatch.Implementation("triton", f"zoo.kernels.decode.kernel:{_op}", _why_not),
         dispatch.Implementation("reference", f"zoo.kernels.decode.reference:{_op}"),
     )
 

@@ -15,7 +15,7 @@ def _triton_writes(kept, *others, **options) -> str | None:
         return f"it writes one or two tensors, not {len(kept)}"
     if not all(map(is_flat, kept)):
         return "the channels of an entry must lie side by side in the cache"
-    return dispatch.triton_supports(kept)
+    return dispatch.why_not_triton(kept)
 
 
 def _triton_pools(kept, pooled, *others, **options) -> str | None:

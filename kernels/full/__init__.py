@@ -6,7 +6,7 @@ from zoo.kernels import checks, dispatch, intervals
 from zoo.kernels.documents import Documents
 
 
-def _sdpa_supports(*tensors, documents, sinks, softcap, **options) -> str | None:
+def _why_not_sdpa(*tensors, documents, sinks, softcap, **options) -> str | None:
     lacks = {"packed documents": documents, "attention sinks": sinks, "cap of scores": softcap}
     lacking = [name for name, given in lacks.items() if given is not None]
     return f"it knows no {' and no '.join(lacking)}" if lacking else None
@@ -14,8 +14,8 @@ def _sdpa_supports(*tensors, documents, sinks, softcap, **options) -> str | None
 
 dispatch.register(
     "full_attention",
-    dispatch.Implementation("sdpa", "zoo.kernels.full.sdpa:full_attention", _sdpa_supports),
-    dispatch.Implementation("triton", "zoo.kernels.full.kernel:full_attention", intervals.supports),
+    dispatch.Implementation("sdpa", "zoo.kernels.full.sdpa:full_attention", _why_not_sdpa),
+    dispatch.Implementation("triton", "zoo.kernels.full.kernel:full_attention", intervals.why_not),
     dispatch.Implementation("reference", "zoo.kernels.full.reference:full_attention"),
 )
 

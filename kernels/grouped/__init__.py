@@ -7,7 +7,7 @@ from zoo.kernels import dispatch
 CAPABILITY = (9, 0)  # Hopper: on older GPUs torch multiplies group by group, and waits for the device
 
 
-def _grouped_mm_supports(x_SC: torch.Tensor, weight_EFC: torch.Tensor, ends_E: torch.Tensor) -> str | None:
+def _why_not_grouped_mm(x_SC: torch.Tensor, weight_EFC: torch.Tensor, ends_E: torch.Tensor) -> str | None:
     from zoo.kernels.grouped.op import grouped_mm
 
     if grouped_mm is None:
@@ -25,7 +25,7 @@ def _grouped_mm_supports(x_SC: torch.Tensor, weight_EFC: torch.Tensor, ends_E: t
 
 dispatch.register(
     "grouped_linear",
-    dispatch.Implementation("grouped_mm", "zoo.kernels.grouped.op:grouped_linear", _grouped_mm_supports),
+    dispatch.Implementation("grouped_mm", "zoo.kernels.grouped.op:grouped_linear", _why_not_grouped_mm),
     dispatch.Implementation("reference", "zoo.kernels.grouped.reference:grouped_linear"),
 )
 

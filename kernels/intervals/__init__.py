@@ -5,7 +5,7 @@ import torch
 from zoo.kernels import dispatch
 
 
-def supports(
+def why_not(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float, q_rope: torch.Tensor | None = None, **options
 ) -> str | None:
     """A reason why the kernels cannot serve the call, or None; imports no Triton."""
@@ -14,4 +14,4 @@ def supports(
         return f"its heads are up to 256 wide, not {widest}"
     if not scale > 0:
         return f"its scale is positive, not {scale}: it takes maxima before the scale"
-    return dispatch.triton_supports(q)
+    return dispatch.why_not_triton(q)

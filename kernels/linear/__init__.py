@@ -4,20 +4,20 @@ import torch
 
 from zoo.kernels import checks, dispatch
 from zoo.kernels.documents import Documents
-from zoo.kernels.outside import fla_supports
+from zoo.kernels.outside import why_not_fla
 
 MAX_KEY = 256  # channels of a key that the kernels of flash-linear-attention take
 
 
-def _fla_supports(q, k, *others, **options) -> str | None:
+def _why_not_fla(q, k, *others, **options) -> str | None:
     if k.shape[-1] > MAX_KEY:
         return f"its kernels take keys of up to {MAX_KEY} channels, not {k.shape[-1]}"
-    return fla_supports(q)
+    return why_not_fla(q)
 
 
 dispatch.register(
     "linear_attention",
-    dispatch.Implementation("fla", "zoo.kernels.linear.fla:linear_attention", _fla_supports),
+    dispatch.Implementation("fla", "zoo.kernels.linear.fla:linear_attention", _why_not_fla),
     dispatch.Implementation("chunked", "zoo.kernels.linear.chunked:linear_attention", slow=True),
     dispatch.Implementation("reference", "zoo.kernels.linear.reference:linear_attention", slow=True),
 )

@@ -5,15 +5,15 @@ import torch
 from zoo.kernels import dispatch
 
 
-def _triton_supports(x, weight, *, eps) -> str | None:
+def _why_not_triton(x, weight, *, eps) -> str | None:
     if x.shape[-1] > 4096:
         return f"it takes rows of up to 4,096 numbers, not {x.shape[-1]}"
-    return dispatch.triton_supports(x)
+    return dispatch.why_not_triton(x)
 
 
 dispatch.register(
     "rms_norm",
-    dispatch.Implementation("triton", "zoo.kernels.norm.kernel:rms_norm", _triton_supports),
+    dispatch.Implementation("triton", "zoo.kernels.norm.kernel:rms_norm", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.norm.reference:rms_norm"),
 )
 

@@ -7,17 +7,17 @@ from zoo.kernels import dispatch
 MAX_WIDTH = 16_384  # a row lies in the registers of one program
 
 
-def _triton_supports(x, delta, weight, *, eps, dtype) -> str | None:
+def _why_not_triton(x, delta, weight, *, eps, dtype) -> str | None:
     if x.shape[-1] > MAX_WIDTH:
         return f"it takes rows of up to {MAX_WIDTH:,} numbers, not {x.shape[-1]}"
-    if delta is not None and (reason := dispatch.triton_supports(delta)):
+    if delta is not None and (reason := dispatch.why_not_triton(delta)):
         return reason
-    return dispatch.triton_supports(x)
+    return dispatch.why_not_triton(x)
 
 
 dispatch.register(
     "add_rms_norm",
-    dispatch.Implementation("triton", "zoo.kernels.residual.kernel:add_rms_norm", _triton_supports),
+    dispatch.Implementation("triton", "zoo.kernels.residual.kernel:add_rms_norm", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.residual.reference:add_rms_norm"),
 )
 

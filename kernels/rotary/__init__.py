@@ -5,15 +5,15 @@ import torch
 from zoo.kernels import dispatch
 
 
-def _triton_supports(x, cos, sin) -> str | None:
+def _why_not_triton(x, cos, sin) -> str | None:
     if cos.dtype != torch.float32:
         return f"its tables are float32, not {cos.dtype}"
-    return dispatch.triton_supports(x)
+    return dispatch.why_not_triton(x)
 
 
 dispatch.register(
     "rotate",
-    dispatch.Implementation("triton", "zoo.kernels.rotary.kernel:rotate", _triton_supports),
+    dispatch.Implementation("triton", "zoo.kernels.rotary.kernel:rotate", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.rotary.reference:rotate"),
 )
 

@@ -6,7 +6,7 @@ from zoo.kernels import checks, dispatch
 from zoo.kernels.documents import Documents
 
 
-def _sdpa_supports(q, k, v, chosen, *, selection_block, query_group, documents, **options) -> str | None:
+def _why_not_sdpa(q, k, v, chosen, *, selection_block, query_group, documents, **options) -> str | None:
     """A dense mask wastes T / (S b) times the work; gathering keys costs about 8 / sqrt(q) times (measured)."""
     if documents is not None:
         return "it knows no packed documents"
@@ -14,20 +14,20 @@ def _sdpa_supports(q, k, v, chosen, *, selection_block, query_group, documents, 
     return f"a dense mask pays for rows of up to {longest} tokens here" if q.shape[1] > longest else None
 
 
-def _triton_supports(q, k, v, chosen, *, selection_block, query_group, q_rope=None, **options) -> str | None:
+def _why_not_triton(q, k, v, chosen, *, selection_block, query_group, q_rope=None, **options) -> str | None:
     if selection_block not in (16, 32, 64, 128):
         return f"its blocks are of 16, 32, 64 or 128 tokens, not {selection_block}"
     if query_group > 16 or chosen.shape[3] > 128:
         return f"it takes groups of up to 16 queries and 128 blocks, not {query_group} and {chosen.shape[3]}"
     if max(x.shape[-1] for x in (q, v, q_rope) if x is not None) > 256:
         return "its heads are up to 256 wide"
-    return dispatch.triton_supports(q)
+    return dispatch.why_not_triton(q)
 
 
 dispatch.register(
     "selection_attention",
-    dispatch.Implementation("triton", "zoo.kernels.selection.kernel:selection_attention", _triton_supports),
-    dispatch.Implementation("sdpa", "zoo.kernels.selection.sdpa:selection_attention", _sdpa_supports),
+    dispatch.Implementation("triton", "zoo.kernels.selection.kernel:selection_attention", _why_not_triton),
+    dispatch.Implementation("sdpa", "zoo.kernels.selection.sdpa:selection_attention", _why_not_sdpa),
     dispatch.Implementation("reference", "zoo.kernels.selection.reference:selection_attention"),
 )
 

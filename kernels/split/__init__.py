@@ -30,17 +30,17 @@ class Heads(NamedTuple):
         return self.n * sum(piece.width for piece in self.pieces)
 
 
-def _triton_supports(y, cos, sin, *, groups) -> str | None:
+def _why_not_triton(y, cos, sin, *, groups) -> str | None:
     if torch.compiler.is_compiling():
         return "under torch.compile the reference becomes one kernel as well"
     if cos is not None and cos.dtype != torch.float32:
         return f"its tables are float32, not {cos.dtype}"
-    return dispatch.triton_supports(y)
+    return dispatch.why_not_triton(y)
 
 
 dispatch.register(
     "split_heads",
-    dispatch.Implementation("triton", "zoo.kernels.split.kernel:split_heads", _triton_supports),
+    dispatch.Implementation("triton", "zoo.kernels.split.kernel:split_heads", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.split.reference:split_heads"),
 )
 

@@ -5,15 +5,15 @@ import torch
 from zoo.kernels import dispatch
 
 
-def _triton_supports(x, w_gate, w_up, w_down) -> str | None:
+def _why_not_triton(x, w_gate, w_up, w_down) -> str | None:
     if not x.dtype == w_gate.dtype == w_up.dtype == w_down.dtype:
         return f"input and weights must have one dtype, not {x.dtype} and {w_gate.dtype}"
-    return dispatch.triton_supports(x)
+    return dispatch.why_not_triton(x)
 
 
 dispatch.register(
     "swiglu_mlp",
-    dispatch.Implementation("triton", "zoo.kernels.swiglu.kernel:swiglu_mlp", _triton_supports),
+    dispatch.Implementation("triton", "zoo.kernels.swiglu.kernel:swiglu_mlp", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.swiglu.reference:swiglu_mlp"),
 )
 

@@ -7,7 +7,7 @@ from zoo.kernels.documents import Documents
 
 dispatch.register(
     "window_attention",
-    dispatch.Implementation("triton", "zoo.kernels.window.kernel:window_attention", intervals.supports),
+    dispatch.Implementation("triton", "zoo.kernels.window.kernel:window_attention", intervals.why_not),
     dispatch.Implementation("reference", "zoo.kernels.window.reference:window_attention"),
 )
 

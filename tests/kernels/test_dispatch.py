@@ -44,18 +44,18 @@ def operation(monkeypatch):
         dispatch.Implementation("fast", "toy:fast", lambda x: "x is longer than 2" if x.numel() > 2 else None),
         dispatch.Implementation("slow", "toy:slow"),
     )
-    monkeypatch.setitem(dispatch._registered, "toy", rows)
-    monkeypatch.setattr(dispatch, "_told", set())
-    monkeypatch.setattr(dispatch, "_last", {})
+    monkeypatch.setitem(dispatch.dispatcher.registered, "toy", rows)
+    monkeypatch.setattr(dispatch.dispatcher, "told", set())
+    monkeypatch.setattr(dispatch.dispatcher, "last", {})
     monkeypatch.delenv("ZOO_KERNELS", raising=False)
 
 
 short, long = torch.zeros(2), torch.zeros(3)
 
 
-def test_auto_takes_the_first_that_supports_the_call(operation):
+def test_auto_takes_the_first_that_can_serve_the_call(operation):
     assert dispatch.choose("toy", "auto", short).impl == "fast"
-    assert dispatch.choose("toy", "auto", long) == dispatch.Choice("slow", "not fast: x is longer than 2")
+    assert dispatch.choose("toy", "auto", long) == dispatch.Choice("slow", "not fast: x is longer than 2", instead=True)
     assert dispatch.call("toy", "auto", long).tolist() == [2, 2, 2]
 
 
@@ -71,7 +71,7 @@ def test_a_named_implementation_works_or_raises(operation):
 
 def test_environment_takes_the_place_of_auto(operation, monkeypatch):
     monkeypatch.setenv("ZOO_KERNELS", "slow")
-    assert dispatch.choose("toy", "auto", short) == dispatch.Choice("slow", "asked for by ZOO_KERNELS")
+    assert dispatch.choose("toy", "auto", short) == dispatch.Choice("slow", "asked for by ZOO_KERNELS", asked=True)
     assert dispatch.choose("toy", "fast", short).impl == "fast"
     monkeypatch.setenv("ZOO_KERNELS", "slwo")
     with pytest.raises(ValueError, match="unknown implementation 'slwo'"):
@@ -80,7 +80,7 @@ def test_environment_takes_the_place_of_auto(operation, monkeypatch):
 
 def test_use_implementation_as_context_and_as_setting(operation, monkeypatch):
     monkeypatch.setenv("ZOO_KERNELS", "fast")
-    monkeypatch.setattr(dispatch, "_forced", None)
+    monkeypatch.setattr(dispatch.dispatcher, "forced", None)
     with use_implementation("slow"):
         assert dispatch.choose("toy", "auto", short).impl == "slow"
         with use_implementation("auto"):
@@ -107,7 +107,7 @@ def test_an_implementation_that_does_not_fit_the_gpu_is_left_alone(operation, mo
         raise out_of_resources("out of resource: shared memory")
 
     monkeypatch.setattr(sys.modules["toy"], "fast", fails)
-    monkeypatch.setattr(dispatch, "_failed", {})
+    monkeypatch.setattr(dispatch.dispatcher, "failed", {})
     with pytest.raises(out_of_resources, match="shared memory"):
         dispatch.call("toy", "fast", short)
     assert dispatch.call("toy", "auto", short).tolist() == [2, 2]
@@ -124,7 +124,7 @@ def test_other_errors_pass_through(operation, monkeypatch):
 
 
 def test_no_implementation(operation, monkeypatch):
-    monkeypatch.setitem(dispatch._registered, "toy", dispatch._registered["toy"][:1])
+    monkeypatch.setitem(dispatch.dispatcher.registered, "toy", dispatch.dispatcher.registered["toy"][:1])
     with pytest.raises(ValueError, match="toy: no implementation serves this call: not fast: x is longer than 2"):
         dispatch.call("toy", "auto", long)
 
@@ -150,8 +150,9 @@ def test_auto_never_takes_tritons_interpreter(randn, monkeypatch):
     """TRITON_INTERPRET=1 lets a named kernel run on the CPU, for tests; `auto` stays with the reference."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.delenv("ZOO_KERNELS", raising=False)
-    row = dispatch.Implementation("triton", "nowhere:at_all", dispatch.triton_supports)
-    monkeypatch.setitem(dispatch._registered, "toy", (row, dispatch.Implementation("reference", "nowhere:either")))
+    row = dispatch.Implementation("triton", "nowhere:at_all", dispatch.why_not_triton)
+    rows = row, dispatch.Implementation("reference", "nowhere:either")
+    monkeypatch.setitem(dispatch.dispatcher.registered, "toy", rows)
     assert dispatch.choose("toy", "auto", short).impl == "reference"
 
 
@@ -172,6 +173,6 @@ def test_the_examples_of_the_page_run():
 
 def test_an_amd_gpu_is_left_to_pytorch(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    monkeypatch.setattr(dispatch, "_unfit_devices", {})
+    monkeypatch.setattr(dispatch.dispatcher, "unfit", {})
     assert dispatch._unfit(torch.device("cuda")) == "this is an AMD GPU, and the kernels are for NVIDIA's"
     assert dispatch._unfit(torch.device("cpu")) is None

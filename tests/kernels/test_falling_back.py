@@ -41,9 +41,9 @@ def too_little(monkeypatch):
     monkeypatch.setattr(op, "_launch_dkv", fails)
     monkeypatch.setattr(kernel_by_key, "launch", fails)
     monkeypatch.setattr(dispatch, "_too_slow", lambda *tensors: None)
-    monkeypatch.setattr(dispatch, "_failed", {})
-    monkeypatch.setattr(dispatch, "_pending", {})
-    monkeypatch.setattr(dispatch, "_told", set())
+    monkeypatch.setattr(dispatch.dispatcher, "failed", {})
+    monkeypatch.setattr(dispatch.dispatcher, "pending", {})
+    monkeypatch.setattr(dispatch.dispatcher, "told", set())
     monkeypatch.delenv("ZOO_KERNELS", raising=False)
 
 
@@ -65,7 +65,8 @@ def test_gradients_are_those_of_the_reference(name, documents, randn, too_little
         return torch.autograd.grad(o, leaves, torch.linspace(-1, 1, o.numel()).view_as(o))
 
     op = f"{name}_attention"
-    monkeypatch.setitem(dispatch._registered, op, [i for i in dispatch._registered[op] if i.name != "sdpa"])
+    registered = dispatch.dispatcher.registered
+    monkeypatch.setitem(registered, op, [i for i in registered[op] if i.name != "sdpa"])
     expected = gradients(impl="reference")
     with caplog.at_level(logging.INFO, "zoo.kernels"):
         torch.testing.assert_close(gradients(), expected, atol=1e-5, rtol=1e-5)
@@ -131,4 +132,4 @@ def test_a_named_implementation_raises(name, randn, too_little):
     o = CALLS[name](q, k, v, q_rope=q_rope, k_rope=k_rope, impl="triton")
     with pytest.raises(OutOfResources, match="shared memory"):
         o.sum().backward()
-    assert dispatch._failed == {}
+    assert dispatch.dispatcher.failed == {}

@@ -11,7 +11,7 @@ and statistics are float32, and each sum is rounded once.
 import torch
 import torch.nn.functional as F
 
-from zoo.kernels import add_rms_norm, swiglu_mlp
+from zoo.kernels import add_rms_norm, dispatch, swiglu_mlp
 
 IGNORED = -100  # label of a position that has no target
 LOGITS_AT_ONCE = 2**28  # elements of the logits that exist at a time
@@ -78,7 +78,7 @@ def linear_cross_entropy(
     Returns a scalar, float32 (float64 for float64).
     On CUDA the logits are never held whole: N x V at 8K context and 32K words is half a gigabyte a row.
     """
-    if x_NC.is_cuda and x_NC.dtype != torch.float64:
+    if x_NC.is_cuda and x_NC.dtype != torch.float64 and dispatch.wanted()[0] != "reference":
         dtype = compute_dtype(x_NC)
         keeps = torch.is_grad_enabled() and (x_NC.requires_grad or weight_VC.requires_grad)
         head_VC = weight_VC if scale == 1 else weight_VC * scale  # rounded once, where a scaled logit would be twice

@@ -16,15 +16,25 @@ KINDS = {
     "gla": {},
     "nsa": {**SELECTION, "window": 8},
     "ansa": {"n_kv_heads": 2, "rope_dim": 4, "window": 8, "n_selected": 3},
+    "mla, shared": {"kind": "mla", "share_kv": 2},
+    "moba": {
+        "kind": "attention",
+        "projection": {"kind": "gqa", "n_heads": 4},
+        "patterns": [{"kind": "moba", "selection_block": 8}],
+    },
+    "gated_linear": {},
+    "gated_deltanet": {},
+    "kda": {},
+    "mamba2": {"v_head_dim": 8, "state_dim": 8},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_graph(kind):
     """functools.cached_property of Python 3.11 takes a lock, which Dynamo cannot enter; that of 3.12 has none."""
-    block = {"kind": kind, "n_heads": 4, **KINDS[kind]}
+    block = {"kind": kind, **({} if kind == "moba" else {"n_heads": 4}), **KINDS[kind]}
     sizes = {"d_model": 32, "vocab_size": 64, "max_seq_len": 64, "ffn": {"d_ff": 32}}
-    text = json.dumps({**sizes, "blocks": {"a": block}, "layers": "a" if kind != "ansa" else "a*2"})
+    text = json.dumps({**sizes, "blocks": {"a": block}, "layers": "a*2" if kind in ("ansa", "mla, shared") else "a"})
     model = zoo.build_model(ModelConfig.model_validate_json(text, strict=True))
     tokens = torch.randint(0, 64, (1, 24), generator=torch.Generator().manual_seed(0))
     torch._dynamo.reset()

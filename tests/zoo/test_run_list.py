@@ -2,10 +2,12 @@
 
 import fcntl
 import json
+import threading
 
 import pytest
 
 from zoo import cli
+from zoo.errors import ZooError
 from zoo.recipe import load_recipe
 from zoo.runs.folder import RunFolder
 
@@ -67,6 +69,37 @@ def test_a_run_that_another_process_holds_is_training(zoo, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert json.loads(zoo("runs", "--json")[1])[0]["state"] == "training"
     assert json.loads(zoo("runs", "--json")[1])[0]["state"] == "stopped"
+
+
+def test_a_run_that_is_a_link_is_found_once_and_a_circle_ends(zoo, tmp_path):
+    make_run(tmp_path / "elsewhere" / "far", finished=True)
+    make_run(tmp_path / "runs" / "near")
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere" / "far")
+    (tmp_path / "runs" / "again").symlink_to(tmp_path / "runs")
+    found = json.loads(zoo("runs", "--json")[1])
+    assert [one["run"] for one in found] == ["runs/linked", "runs/near"]
+
+
+def test_a_count_that_is_none_is_a_damaged_run(zoo, tmp_path):
+    make_run(tmp_path / "runs" / "strange", finished=True).write_summary({"parameters": "many"})
+    code, out, err = zoo("runs")
+    assert (code, err) == (0, "")
+    assert "summary.json: parameters: must be a whole number; found 'many'" in out.replace("\n", " ")
+    assert "damaged: runs/strange/summary.json: parameters" in zoo("show", "runs/strange")[1]
+
+
+def test_looking_does_not_keep_a_training_from_beginning(tmp_path):
+    """`zoo runs` tries the lock for an instant; a process that trains keeps it."""
+    folder = make_run(tmp_path / "now")
+    with (folder.path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        timer = threading.Timer(0.15, fcntl.flock, (lock, fcntl.LOCK_UN))
+        timer.start()
+        with folder.locked():
+            timer.join()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ZooError, match="now: another process is training into this folder"), folder.locked():
+            pass
 
 
 @pytest.mark.parametrize("folder", ["runs", "empty"])

@@ -1,6 +1,7 @@
 """`zoo init`: every starter is a recipe that loads, checked by the schema beside it; nothing is overwritten."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_from_a_kind_of_block(init, kind):
     assert init("mine.yaml", "--from", kind)[0] == 0
     recipe = load_recipe("mine.yaml")
     assert recipe.name == "mine"
-    assert {layer.kind for layer in recipe.model.expanded()} == {kind}
+    assert kind in {layer.kind for layer in recipe.model.expanded()}
 
 
 @pytest.mark.parametrize("name", ["zoo:340m/nsa", "340m/nsa", "340m/nsa.yaml"])
@@ -83,6 +84,18 @@ def test_what_cannot_be_written_is_one_line(init, tmp_path, arguments, message):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
     assert (tmp_path / "taken.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["2026", "1e3", "null", "true", "a b"])
+def test_a_folder_may_have_any_name(init, name):
+    assert init(name)[0] == 0
+    assert load_recipe(f"{name}/recipe.yaml").name == name.replace(" ", "_")
+
+
+def test_a_fifo_of_the_schemas_name_is_kept(init, tmp_path):
+    os.mkfifo(tmp_path / "recipe.schema.json")
+    assert "recipe.schema.json is kept as it was" in init()[1]
+    assert (tmp_path / "recipe.schema.json").is_fifo()
 
 
 def test_another_file_of_the_schemas_name_is_kept(init, tmp_path):

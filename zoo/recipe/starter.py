@@ -10,10 +10,10 @@ import yaml
 
 from zoo.blocks import registry
 from zoo.errors import RecipeError, ZooError, did_you_mean, shorten
-from zoo.files import make_folder, write_text
+from zoo.files import FileError, make_folder, read_json, write_text
 from zoo.recipe import shipped
 from zoo.recipe.schema import TITLE, recipe_schema
-from zoo.recipe.yaml_reader import read_recipe
+from zoo.recipe.yaml_reader import read_recipe, scalar
 from zoo.terminal import called_as, clean
 
 SCHEMA_FILE = "recipe.schema.json"
@@ -28,7 +28,7 @@ _HEAD = """\
 # yaml-language-server: $schema={schema}
 # zoo show {file}: layers, parameters, FLOPs, cache
 # zoo train {file}: train it, or continue where it stopped
-name: {name}  # also the name of the run's folder, runs/{name}
+name: {name}  # also the name of the run's folder in runs/
 summary: {summary}
 """
 _WHOLE = """\
@@ -98,7 +98,8 @@ def write_starter(where: Path, source: str | None = None) -> str:
 def _text(path: Path, source: str | None) -> str:
     stem = path.parent.absolute().name if path.stem == "recipe" else path.stem
     name = re.sub("[^A-Za-z0-9._-]+", "_", stem).lstrip("._-")[:100] or "mine"
-    head = {"schema": SCHEMA_FILE, "file": clean(path.name), "name": name}
+    written = name if isinstance(scalar(name), str) else f"'{name}'"  # a folder may be called 2026, or null
+    head = {"schema": SCHEMA_FILE, "file": clean(path.name), "name": written}
     if source is None:
         about = "Three layers of windows to one of full attention"
         return _filled(_HEAD + _WHOLE, **head, summary=about, **_model(BLOCKS, LAYERS, FEED_FORWARD))
@@ -143,8 +144,8 @@ def _write_schema(path: Path) -> bool:
     """Write the schema unless the file is there and is not one of ours; return whether it was written."""
     if os.path.lexists(path):
         try:
-            ours = json.loads(path.read_text(encoding="utf-8")).get("title") == TITLE
-        except (OSError, ValueError, AttributeError):
+            ours = read_json(path).get("title") == TITLE
+        except FileError:
             ours = False
         if not ours:
             return False

@@ -5,12 +5,16 @@ continuing.py says whether a recipe may continue it.
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from zoo.errors import ZooError
 from zoo.files import make_folder, open_to_append, present, read_json, write_sealed_json
+
+LOCK_TRIES, LOCK_WAIT_S = 5, 0.1
 
 
 class RunFolderError(ZooError):
@@ -75,8 +79,17 @@ class RunFolder:
         """Make the folder and hold it: a second process that trains into it is refused instead of mixing files."""
         self._make()
         with open_to_append(self.path / ".lock", RunFolderError) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ZooError(f"{self.path}: another process is training into this folder") from None
+            if not _taken(file):
+                raise ZooError(f"{self.path}: another process is training into this folder")
             yield
+
+
+def _taken(lock: BinaryIO) -> bool:
+    """Whether this process has taken a lock.  `zoo runs`, which tries it, may hold it for an instant."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(LOCK_WAIT_S)
+    return False

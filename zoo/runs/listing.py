@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import ZooError
-from zoo.runs.folder import RunFolder
+from zoo.errors import ZooError, shorten
+from zoo.runs.folder import RunFolder, RunFolderError
 from zoo.runs.metrics import read_metrics
 from zoo.tables import plain_table, rendered
 from zoo.terminal import one_line
@@ -57,6 +57,7 @@ def run_state(path: Path) -> RunState:
     try:
         summary = folder.read_summary()
         records = read_metrics(folder.metrics)
+        parameters = _parameters(folder, summary)
     except (ZooError, OSError) as error:
         return RunState(name, "damaged", why=one_line(error))
     latest = records[-1] if records else {}
@@ -66,11 +67,19 @@ def run_state(path: Path) -> RunState:
         "complete" if summary else "training" if _is_held(path / ".lock") else "stopped",
         latest.get("batch", 0),
         latest.get("tokens", 0),
-        summary.get("parameters") if summary else None,
+        parameters,
         validation.get("validation_loss"),
         validation.get("validation_bits_per_byte"),
         _changed(folder.metrics),
     )
+
+
+def _parameters(folder: RunFolder, summary: dict | None) -> int | None:
+    """What summary.json says; None while the run is not complete, and where an earlier version did not say."""
+    found = None if summary is None else summary.get("parameters")
+    if found is not None and type(found) is not int:
+        raise RunFolderError(f"{folder.summary}: parameters: must be a whole number; found {shorten(found)}")
+    return found
 
 
 def _is_held(lock: Path) -> bool:
@@ -106,8 +115,13 @@ def find_runs(top: Path) -> list[Path]:
 
 
 def _walk(top: Path) -> Iterator[Path]:
-    for folder, inner, _ in os.walk(top):
-        path = Path(folder)
+    been: set[str] = set()
+    for folder, inner, _ in os.walk(top, followlinks=True):  # a run on another disk is often a link here
+        path, real = Path(folder), os.path.realpath(folder)
+        if real in been:
+            inner.clear()
+            continue
+        been.add(real)
         if is_run(path):
             yield path
             inner.clear()

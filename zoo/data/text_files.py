@@ -11,6 +11,9 @@ from zoo.data.files import COMPRESSED, HTML
 from zoo.data.reading import BLOCK_BYTES, LINE_BYTES, blocks, decoded
 
 UNSEEN = {"script", "style", "template", "noscript"}  # elements whose content no reader sees
+UNSEEN_BEGINS = re.compile(r"<(?:(?P<comment>!--)|[!?]|(?P<element>script|style)(?=[\t\n\r\f />]))", re.IGNORECASE)
+CLOSES = {name: re.compile(f"</{name}", re.IGNORECASE) for name in ("script", "style")}
+MOST_OPEN = 16  # tags that may begin before one ends
 BLOCKS = {  # elements that begin a line
     *(
         "address",
@@ -83,17 +86,62 @@ class _Text(HTMLParser):
 def html_text(path: Path) -> str:
     """The text of an HTML file, blocks on lines of their own, without scripts and styles.
 
-    Raises DataError for a file of more than 32 MiB, which would be parsed whole.
+    Raises DataError for a file of more than 32 MiB, which would be parsed whole, and for one that cannot be parsed.
     """
-    parser, size = _Text(), 0
+    parts, size = [], 0
     for text in decoded(path, blocks(path)):
         size += len(text)
         if size > LINE_BYTES:
             raise DataError(f"{path}: longer than {LINE_BYTES >> 20} MiB, and HTML is parsed whole; convert it to text")
-        parser.feed(text)
-    parser.close()
+        parts.append(text)
+    parser = _Text()
+    try:
+        parser.feed(_without_stray_signs(_without_unseen("".join(parts))))
+        parser.close()
+    except (ValueError, AssertionError) as error:  # a character reference of thousands of digits, for one
+        raise DataError(f"{path}: HTML that cannot be parsed: {error}; convert it to text") from error
     lines = (re.sub("^ (?! )", "", line).rstrip(" ") for line in "".join(parser.found).split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+
+
+# Python's parser takes hours for 100 kB of `<a <a <a`, and fails at `<![x[`: what it is given is made harmless first.
+
+
+def _without_unseen(html: str) -> str:
+    """HTML without comments, declarations, scripts and styles; one without an end takes the rest along."""
+    found: list[str] = []
+    at = 0
+    while (begin := UNSEEN_BEGINS.search(html, at)) is not None:
+        found.append(html[at : begin.start()])
+        if html.endswith("<", at, begin.start()):
+            found.append(" ")  # so that what is left makes no new declaration
+        end = _unseen_end(html, begin)
+        if end == 0:
+            return "".join(found)
+        at = end
+    return "".join([*found, html[at:]])
+
+
+def _unseen_end(html: str, begin: re.Match[str]) -> int:
+    """Where what begins there ends; 0 if it does not."""
+    if begin["comment"]:
+        end = html.find("-->", begin.start() + 2)
+        return 0 if end < 0 else end + 3
+    end = html.find(">", begin.end()) + 1
+    if not begin["element"] or not end or html[end - 2] == "/":  # `<script src="x" />` is an element of its own
+        return end
+    closes = CLOSES[begin["element"].lower()].search(html, end)
+    return html.find(">", closes.end()) + 1 if closes else 0
+
+
+def _without_stray_signs(html: str) -> str:
+    """HTML in which few `<` stand before each `>`; of more, the first ones are text."""
+    parts = html.split(">")
+    for i, part in enumerate(parts):
+        if part.count("<") > MOST_OPEN:
+            text, *tags = part.rsplit("<", MOST_OPEN)
+            parts[i] = "<".join([text.replace("<", "&lt;"), *tags])
+    return ">".join(parts)
 
 
 def unreadable(path: Path) -> str | None:

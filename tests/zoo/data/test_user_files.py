@@ -62,6 +62,40 @@ def test_extensions_choose_what_is_read_of_a_folder(folder):
         source_of(paths=["x"], extensions=["tex"])
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "text",
+    [*("<", "<!", "<!--", "<a ", "</", "<a b='", "<?", "<![CDATA[", "</a ", "<a b='>", "<!-->", "<?>", "<![CDATA[>"),
+     *("<![if>", "<![x[ ]>", "<script>", "<script></scrip>", "<script", "<a/", "<a =", "<!DOCTYPE [>", "<pre>", "&#"),
+     *("<script></script ", "<<!-->!--", "<div><template>", "<!--></script>")],
+)  # fmt: skip
+def test_no_html_takes_long_or_fails(tmp_path, text):
+    """Python's parser alone takes 8 s for 12 kB of `<a <a <a`, four times that for twice as much, and so on."""
+    html_text(write(tmp_path / "page.html", text * 20_000))
+
+
+def test_html_that_cannot_be_parsed_names_its_file(tmp_path):
+    with pytest.raises(DataError, match=r"page\.html: HTML that cannot be parsed: .*convert it to text"):
+        html_text(write(tmp_path / "page.html", f"<p>&#{'9' * 5000};"))
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("a<!-- <b> -->b<!-->c<!--->d", "abcd"),
+        ("a<script>x < y; '<!--'</script >b<SCRIPT>z</SCRIPT>c", "abc"),
+        ('a<script src="x" />b<script-like>c', "abc"),
+        ("a<!doctype x><?php y ?><![CDATA[z]]>b", "ab"),
+        ("a<!-- without an end b", "a"),
+        ("a<style>without an end b", "a"),
+        (f"<p>a{'< ' * 30}<b>b", f"a{'< ' * 30}b"),
+        ("1 < 2 &amp; 3 > 2", "1 < 2 & 3 > 2"),
+    ],
+)
+def test_what_is_seen_of_html_in_disorder(tmp_path, html, text):
+    assert html_text(write(tmp_path / "page.html", html)) == text
+
+
 def test_html_is_read_as_what_a_reader_sees(tmp_path):
     expected = "A page\n\nHead & tail\n\nOne two three\xa0four.\nFive\na\n  b\n\nx\n\ny"
     found = html_text(write(tmp_path / "page.html", PAGE))

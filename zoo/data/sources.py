@@ -311,7 +311,16 @@ def validation_cut(source: Source, fraction: float) -> tuple[Path, int] | None:
 
 
 def _on_both_sides(files: list[Path], fraction: float) -> bool:
-    """Whether the hashes of whole files hold some of them out, and not all."""
+    """Whether the hashes of whole files hold some of them out, and not all; reads them, once for each of their states.
+
+    A preparation asks several times.
+    """
+    stats = [path.stat() for path in files]
+    return _read_on_both_sides(tuple(files), fraction, *((s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats))
+
+
+@lru_cache
+def _read_on_both_sides(files: tuple[Path, ...], fraction: float, *states: tuple[int, ...]) -> bool:
     sides = set()
     for path in files:
         hasher = xxhash.xxh64()

@@ -64,8 +64,12 @@ WATCHING = (
     "train.checkpoint",
     "train.loggers",
 )
-# Where data and tokenizer lie: may differ if the run folder records their content, which is compared then.
-PLACE = re.compile(r"data\.(source|sources\[\d+\]|validation_source|tokenizer)\.(paths|path|local|remote)(\[\d+\])?")
+# Where data and tokenizer lie, and which files of a folder are read: may differ if the run folder records their
+# content, which is compared then.  A run of a version that read fewer kinds of file goes on with `extensions`.
+PLACE = re.compile(
+    r"data\.(source|sources\[\d+\]|validation_source|tokenizer)"
+    r"\.(paths|path|local|remote|extensions|on_error)(\[\d+\])?"
+)
 Say = Callable[[str], None]
 
 
@@ -87,7 +91,7 @@ class Change:
 
     @property
     def of_place(self) -> bool:
-        """Whether the key says where data or tokenizer lie."""
+        """Whether the key says where data or tokenizer lie, or which files are read there."""
         return PLACE.fullmatch(self.key) is not None
 
     def problem(self, then: str) -> Problem:

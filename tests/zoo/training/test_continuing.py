@@ -107,6 +107,17 @@ def test_moved_text_goes_on_and_other_text_at_another_place_is_refused(recipe, t
         train(recipe(source, LONGER), run)
 
 
+def test_text_of_which_more_is_read_now_goes_on_with_the_kinds_of_file_of_before(recipe, tmp_path, other_text):
+    """As for a run of a version that did not read *.py of a folder."""
+    folder, source = other_text(recipe)
+    run = tmp_path / "run"
+    train(recipe(source, SHORT), run)
+    (folder / "more.py").write_text("print(1)\n" * 500)
+    with pytest.raises(RecipeError, match=r"data\.source: text .*not the data that .* was trained on"):
+        train(recipe(source, LONGER), run)
+    assert train(recipe(source, LONGER, "data.source.extensions=[.txt]"), run).batches == 3
+
+
 def test_a_process_that_found_other_rows_ends_the_run(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("zoo.training.setup.dist.all_gather_object", lambda digest: [digest, digest, "another"])
     with pytest.raises(DataError, match=r"data: process 2 has other rows than process 0; every machine must read"):

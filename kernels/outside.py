@@ -8,7 +8,7 @@ import torch
 from zoo.kernels import dispatch
 from zoo.kernels.documents import Documents
 
-INSTALL = "pip install 'attention-zoo[linear]'"
+INSTALL = "pip install 'fla-core>=0.6,<0.7'"  # the extra `linear`; by its name pip would resolve torch anew
 _HAS_FLA = importlib.util.find_spec("fla") is not None  # found, not imported
 _ends: WeakKeyDictionary[Documents, torch.Tensor] = WeakKeyDictionary()
 

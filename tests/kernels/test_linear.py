@@ -5,8 +5,9 @@ import warnings
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from zoo.kernels import Documents, linear_attention, short_convolution
+from zoo.kernels import Documents, dispatch, linear_attention, outside, short_convolution
 
 B, K, H, D, V = 2, 2, 4, 6, 5
 LENGTHS = (1, 17, 3, 40, 9)
@@ -201,6 +202,26 @@ def test_what_cannot_be_is_refused():
         short_convolution(torch.zeros(1, 3, 5), torch.zeros(6, 2))
     with pytest.raises(ValueError, match="rows of several documents have no tail"):
         short_convolution(torch.zeros(2, 8, 5), torch.zeros(5, 2), documents=documents, tail_BNC=torch.zeros(2, 1, 5))
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_a_gpu_without_the_extra_says_what_it_does_without(monkeypatch, caplog):
+    """As a warning that names the command, not silently."""
+    monkeypatch.setattr(outside, "_HAS_FLA", False)
+    monkeypatch.setattr(dispatch.dispatcher, "told", set())
+    monkeypatch.setattr(dispatch.dispatcher, "last", {})
+    with FakeTensorMode(), torch.device("cuda"):
+        q, v = torch.empty(1, 9, 2, 16), torch.empty(1, 9, 4, 8)
+        for call, served in (
+            (lambda: linear_attention(q, q, v, v[..., 0]), "chunked"),
+            (lambda: short_convolution(v.flatten(2), torch.empty(32, 4)), "reference"),
+        ):
+            ((op, choice),) = dispatch.plan(call)
+            assert choice.impl == served
+            assert "flash-linear-attention is not installed; pip install 'fla-core" in choice.why
+            dispatch._note(op, choice, "cuda")
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "linear_attention runs as chunked (not fla: flash-linear-attention is not installed" in caplog.text
 
 
 @pytest.mark.gpu

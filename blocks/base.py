@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: AttentionConfig | ResolvedAttention, d_model: int):
         super().__init__()
-        point = config.resolve(d_model)
+        point = config.point(d_model)
         projection, n_patterns = point.projection, len(point.patterns)
         self.config = point
         self.projection = load(projection.module)(projection, d_model, point.n_kv_sets)

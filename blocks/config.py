@@ -65,7 +65,7 @@ class BlockConfig(Kinded):
         Raises ValueError if the block cannot be built for d_model, or has no such part.
         """
         on_grid = self.states("grid_point") or not self.states("cost")
-        point = self.grid_point(d_model, part).resolve(d_model, seq_len) if on_grid else None
+        point = self.grid_point(d_model, part).point(d_model, seq_len) if on_grid else None
         if point is not None and not self.states("cost") and not self.states("build"):
             return point
         return StatedMixer(self, d_model, part, point)
@@ -179,7 +179,14 @@ class AttentionConfig(GateFields, SharingFields, OutputFields, BlockConfig):
             **self.of_output,
         )
 
-    def resolve(self, d_model: int, seq_len: int = DEFAULT_SEQ_LEN, part: str | None = None) -> ResolvedAttention:
+    def resolve(self, d_model: int, seq_len: int = DEFAULT_SEQ_LEN, part: str | None = None) -> ResolvedMixer:
+        point = self.point(d_model, seq_len, part)
+        if self.states("cost") or self.states("build"):  # a kind that subclasses this one
+            return StatedMixer(self, d_model, part, point)
+        return point
+
+    def point(self, d_model: int, seq_len: int = DEFAULT_SEQ_LEN, part: str | None = None) -> ResolvedAttention:
+        """Projection and patterns with every number known."""
         self.check(d_model, part)
         projection = self.projection.resolve(d_model, seq_len)
         patterns = tuple(pattern.resolve(d_model, seq_len) for pattern in self.patterns)

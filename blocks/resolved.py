@@ -111,6 +111,10 @@ class ResolvedAttention(ResolvedMixer):
     def attention(self) -> "ResolvedAttention":
         return self
 
+    def point(self, d_model: int, seq_len: int = 0) -> "ResolvedAttention":
+        """Itself, as of an `AttentionConfig`."""
+        return self
+
     def build(self) -> Any:
         from zoo.blocks.base import Attention
 

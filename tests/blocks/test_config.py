@@ -1,5 +1,7 @@
 """What a recipe may say of a block: defaults, refusals with the key they belong to, fields that all count."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from zoo.blocks import block_kinds, build, config_class
-from zoo.blocks.base import Context
+from zoo.blocks.base import Attention, Context
+from zoo.blocks.config import AttentionConfig
 
 GQA, MLA, GLA = ({"kind": kind} for kind in ("gqa", "mla", "gla"))
 FULL, COMPRESSION, SELECTION, WINDOW = ({"kind": kind} for kind in ("full", "compression", "selection", "window"))
@@ -315,3 +318,26 @@ def test_what_has_no_problems_can_be_built(kind, sizes, d_model):
         with torch.device("meta"):
             module = build(config, d_model, part)
         assert config.cost(d_model, 9, part).total_parameters == sum(p.numel() for p in module.parameters())
+
+
+class Wider(AttentionConfig):
+    """A kind that subclasses the generic one and builds a module of its own."""
+
+    def build(self, d_model, part=None):
+        module = Attention(self, d_model)
+        module.extra = torch.nn.Parameter(torch.zeros(7))
+        return module
+
+
+class Counted(Wider):
+    def cost(self, d_model, seq_len, part=None):
+        point = self.point(d_model, seq_len).cost(seq_len)
+        return replace(point, parameters={**point.parameters, "extra": 7})
+
+
+def test_what_a_kind_that_subclasses_attention_builds_and_counts_is_what_the_model_has():
+    fields = {"projection": {"kind": "gqa", "n_heads": 2}, "patterns": [{"kind": "full"}]}
+    plain, wider, counted = (kind(**fields).resolve(64, 128) for kind in (AttentionConfig, Wider, Counted))
+    numbers = [sum(p.numel() for p in mixer.build().parameters()) for mixer in (plain, wider, counted)]
+    assert numbers == [numbers[0], numbers[0] + 7, numbers[0] + 7]
+    assert [mixer.cost(128).total_parameters for mixer in (plain, wider, counted)] == [numbers[0], *numbers[::2]]

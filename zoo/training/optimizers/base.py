@@ -17,6 +17,7 @@ class OptimizerConfig(Kinded):
 
     Every optimiser has a peak learning rate `lr`. Parameter groups may have peaks of their own: the learning rate that
     a group has when the optimiser is made is its peak, and the schedule scales each by the same ratio.
+    The optimiser's `step(closure)` calls the closure, as those of torch do: Composer computes loss and gradients in it.
     """
 
     module: ClassVar[str]  # "package.module:function"; called as function(model, config), returns a torch optimiser

@@ -50,7 +50,8 @@ class _Positions:
         Tables are made at first use and kept for the layers that follow.
         """
         dtype = dtype if dtype == torch.float64 else torch.float32
-        key = (dim, rope.rope_theta, rope.rope_scaling, dtype, blocks)
+        scaling = None if rope.rope_scaling is None else rope.rope_scaling.values
+        key = (dim, rope.rope_theta, scaling, dtype, blocks)
         if key not in self._tables:
             with torch.no_grad(), torch.autocast(self.positions_BT.device.type, enabled=False):
                 positions_BT = self.positions_BT.to(dtype)
@@ -63,7 +64,7 @@ class _Positions:
     def query_factor(self, temperature: PositionTemperature, dtype: torch.dtype) -> torch.Tensor:
         """What the queries of each token are multiplied by, [B or 1, T, 1, 1], float32 or float64."""
         dtype = dtype if dtype == torch.float64 else torch.float32
-        key = (temperature, dtype)
+        key = (*temperature.values, dtype)
         if key not in self._tables:
             times_BT = (self.positions_BT + 1) // temperature.every
             self._tables[key] = (times_BT.to(dtype).log1p() * temperature.scale + 1)[..., None, None]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-from zoo.blocks.registry import load
 from zoo.blocks.rope_fields import LinearScaling, Llama3Scaling, YarnScaling
 from zoo.kernels import rotate
 
@@ -41,7 +40,7 @@ def inverse_frequencies(
 ) -> torch.Tensor:
     """Radians a token of each of the dim / 2 channel pairs, in the order of operations of transformers."""
     wavelengths = theta ** (torch.arange(0, dim, 2, device=device).to(dtype) / dim)
-    return 1.0 / wavelengths if scaling is None else load(scaling.frequencies)(scaling, wavelengths, theta)
+    return 1.0 / wavelengths if scaling is None else FREQUENCIES[scaling.rope_type](scaling, wavelengths, theta)
 
 
 def linear_frequencies(scaling: LinearScaling, wavelengths: torch.Tensor, theta: float) -> torch.Tensor:
@@ -88,3 +87,6 @@ def _yarn_ramp(scaling: YarnScaling, dim: int, theta: float, device: torch.devic
     low, high = max(low, 0), min(high, dim - 1)
     width = high - low or 0.001  # transformers' way round a division by zero
     return ((torch.arange(dim // 2, dtype=torch.float32, device=device) - low) / width).clamp(0, 1)
+
+
+FREQUENCIES = {"linear": linear_frequencies, "yarn": yarn_frequencies, "llama3": llama3_frequencies}  # by rope_type

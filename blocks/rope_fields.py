@@ -1,7 +1,7 @@
 """The fields about positions: rotation, what scales its frequencies, temperature. No torch; tables: blocks/rope.py."""
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -9,15 +9,15 @@ from zoo.blocks.checked import Checked, Factor, Flag, Length, Positive, Problem,
 
 
 class LinearScaling(Checked):
-    """Position interpolation (Chen 2023, arXiv 2306.15595): every rotary frequency divided by `factor`.
-
-    frequencies: of every scaling, "module:function" that makes the radians a token of each channel pair.
-    """
-
-    frequencies: ClassVar[str] = "zoo.blocks.rope:linear_frequencies"
+    """Position interpolation (Chen 2023, arXiv 2306.15595): every rotary frequency divided by `factor`."""
 
     rope_type: Literal["linear"] = Field(description="Linear position interpolation.")
     factor: Factor = Field(description="How many times longer the context becomes.")
+
+    @property
+    def values(self) -> tuple:
+        """All fields, as plain numbers: torch.compile cannot hash a config."""
+        return self.rope_type, self.factor
 
     @property
     def attention_factor_value(self) -> float:
@@ -30,8 +30,6 @@ class LinearScaling(Checked):
 
 class YarnScaling(Checked):
     """YaRN (Peng 2023, arXiv 2309.00071); names and meaning of the fields as in Hugging Face transformers."""
-
-    frequencies: ClassVar[str] = "zoo.blocks.rope:yarn_frequencies"
 
     rope_type: Literal["yarn"] = Field(description="YaRN interpolation by parts.")
     factor: Factor = Field(description="How many times longer the context becomes.")
@@ -63,6 +61,13 @@ class YarnScaling(Checked):
         """What the softmax scale of a latent projection is multiplied by, as DeepSeek's own code does."""
         return self._mscale(self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
 
+    @property
+    def values(self) -> tuple:
+        """As `LinearScaling.values`."""
+        scales = self.attention_factor, self.mscale, self.mscale_all_dim
+        bounds = self.beta_fast, self.beta_slow, self.truncate
+        return self.rope_type, self.factor, self.original_max_position_embeddings, *scales, *bounds
+
     def _mscale(self, weight: float) -> float:
         return 0.1 * weight * math.log(self.factor) + 1.0
 
@@ -76,8 +81,6 @@ class YarnScaling(Checked):
 class Llama3Scaling(Checked):
     """The scaling of Llama 3.1 (arXiv 2407.21783); names and meaning of the fields as in Hugging Face transformers."""
 
-    frequencies: ClassVar[str] = "zoo.blocks.rope:llama3_frequencies"
-
     rope_type: Literal["llama3"] = Field(description="Interpolation of the channels that turn slowly, as Llama 3.1.")
     factor: Factor = Field(description="How many times longer the context becomes.")
     original_max_position_embeddings: Length = Field(description="Context length before the extension, in tokens.")
@@ -87,6 +90,12 @@ class Llama3Scaling(Checked):
     high_freq_factor: Positive = Field(
         4.0, description="Channels that turn more often than this in it are left alone; between, they are blended."
     )
+
+    @property
+    def values(self) -> tuple:
+        """As `LinearScaling.values`."""
+        bounds = self.low_freq_factor, self.high_freq_factor
+        return self.rope_type, self.factor, self.original_max_position_embeddings, *bounds
 
     @property
     def attention_factor_value(self) -> float:
@@ -114,6 +123,11 @@ class PositionTemperature(Checked):
         8192, description="Tokens after which queries grow for the first time; transformers: floor_scale."
     )
     scale: Positive = Field(0.1, le=100, description="How much they grow; transformers: attn_scale.")
+
+    @property
+    def values(self) -> tuple:
+        """As `LinearScaling.values`."""
+        return self.every, self.scale
 
 
 class RopeFields(Checked):

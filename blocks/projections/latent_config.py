@@ -108,7 +108,7 @@ class ResolvedLatent(ResolvedProjection):
     @property
     def scale(self) -> float:
         """With YaRN's mscale_all_dim the default grows by mscale^2, as in DeepSeek's code."""
-        factor = self.rope_scaling.score_factor if self.rope_scaling else 1.0
+        factor = 1.0 if self.rope_scaling is None else self.rope_scaling.score_factor
         return self.qk_dim**-0.5 * factor if self.score_scale is None else self.score_scale
 
     @property

@@ -8,7 +8,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from zoo.blocks import config_class
 from zoo.blocks.base import Context
-from zoo.blocks.fields import LinearScaling, RopeFields, YarnScaling
+from zoo.blocks.fields import LinearScaling, Llama3Scaling, PositionTemperature, RopeFields, YarnScaling
 from zoo.blocks.rope import inverse_frequencies
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
@@ -101,3 +101,10 @@ def test_yarn_scales_the_scores_of_latent_projections(make, noise):
     queries, _ = block.projection(noise(1, 3, 24), Context.for_tokens(1, 3))
     width = config_class("mla")(n_heads=4).resolve(24).projection.qk_dim
     assert queries.scale == pytest.approx(width**-0.5 * YarnScaling(**scaling).score_factor)
+
+
+@pytest.mark.parametrize("scaling", [LinearScaling, YarnScaling, Llama3Scaling, PositionTemperature])
+def test_a_table_is_known_by_every_field_of_its_scaling(scaling):
+    fields = {"rope_type": "x", "factor": 2.0, "original_max_position_embeddings": 7, "every": 5, "scale": 0.5}
+    made = scaling.model_construct(**{n: fields.get(n, f"value of {n}") for n in scaling.model_fields})
+    assert sorted(map(str, made.values)) == sorted(str(getattr(made, name)) for name in scaling.model_fields)

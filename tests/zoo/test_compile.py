@@ -11,7 +11,11 @@ from zoo.recipe import ModelConfig
 SELECTION = {"n_kv_heads": 2, "compression_block": 8, "compression_stride": 8, "selection_block": 8, "n_selected": 3}
 KINDS = {
     "full": {},
+    "full, yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+    "mla, llama3": {"rope_scaling": {"rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 32}},
+    "full, every option of scores": {"sinks": True, "score_softcap": 3.0, "position_temperature": {"every": 4}},
     "window": {"window": 8},
+    "chunked": {"chunk": 5, "sinks": True},
     "mla": {},
     "gla": {},
     "nsa": {**SELECTION, "window": 8},
@@ -32,7 +36,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_graph(kind):
     """functools.cached_property of Python 3.11 takes a lock, which Dynamo cannot enter; that of 3.12 has none."""
-    block = {"kind": kind, **({} if kind == "moba" else {"n_heads": 4}), **KINDS[kind]}
+    own = {} if kind == "moba" else {"n_heads": 4}
+    block = {"kind": kind.partition(",")[0], **own, **KINDS[kind]}
     sizes = {"d_model": 32, "vocab_size": 64, "max_seq_len": 64, "ffn": {"d_ff": 32}}
     text = json.dumps({**sizes, "blocks": {"a": block}, "layers": "a*2" if kind in ("ansa", "mla, shared") else "a"})
     model = zoo.build_model(ModelConfig.model_validate_json(text, strict=True))

@@ -54,7 +54,14 @@ def test_show_prints_the_layers_the_parts_and_both_caches(zoo):
     code, out, err = zoo("show", ANSA, "--set", "model.layers=(ansa.local*2 ansa.global)*8")
     assert (code, err) == (0, "")
     assert "24 layers   A  A  B  A  A  B" in out
-    for text in ("MLA, window 512", "GLA, compression 16/16, selection 64 x 16", "embedding", "ffn", "nominal", "held"):
+    for text in (
+        "MLA, window 512",
+        "GLA, compression 16/16, selection 64 x 16",
+        "embedding",
+        "ffn",
+        "nominal",
+        "allocated",
+    ):
         assert text in out
     assert f"{load_recipe(ANSA).model.d_model * 32000:,}" in out
     assert "\x1b" not in out, "no colour codes where nothing shows them"

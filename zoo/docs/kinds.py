@@ -189,10 +189,11 @@ def _cost_note(config: BlockConfig) -> str:
     used = formulas.names_in(f for part in _parts(config) for f in _formulas(config, part).values())
     rows = "\n".join(f"| ${formulas.symbol(name)}$ | `{name}` | {values[name]:,} |" for name in used)
     note = (
-        "Of one layer on one row; each formula was held to the kind's own `cost` when this page was built. The numbers "
-        "are those of the minimal recipe's block. A multiplication and an addition are two FLOPs; norms, rotations and "
-        "softmax count nothing. *Nominal* is what every token leaves behind, as papers count; *held* is what the cache "
-        "tensors occupy. An element is two bytes in bf16; numbers of a *state* are held beside them, in float32."
+        "Of one layer on one row; each formula was compared with the kind's own `cost` when this page was built. The "
+        "numbers are those of the minimal recipe's block. A multiplication and an addition are two FLOPs; norms, "
+        "rotations and softmax count nothing. *Nominal* is what every token leaves behind, as papers count; "
+        "*allocated* is the size of the cache tensors. An element is two bytes in bf16; numbers of a *state* are "
+        "kept beside them, in float32."
     )
     return f"{note}\n\n| symbol | field | here |\n|---|---|---:|\n{rows}" if rows else note
 
@@ -219,7 +220,8 @@ def _costs(kind: str, config: BlockConfig, part: str | None) -> str:
         lines += [f"| {title} | formula | |", "|---|---|---:|"]
         for name in rows:
             formula = f"${formulas.latex(known[name])}$" if name in known else ""
-            lines.append(f"| {name.partition('.')[2].replace('_', ' ')} | {formula} | {counted[name]:,.0f} |")
+            shown = "allocated" if name == "cache.held" else name.partition(".")[2].replace("_", " ")
+            lines.append(f"| {shown} | {formula} | {counted[name]:,.0f} |")
         if group != "cache":
             lines.append(f"| **total** | | **{sum(counted[name] for name in rows):,.0f}** |")
         lines.append("")

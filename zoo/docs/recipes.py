@@ -68,10 +68,10 @@ def _caches(found: dict[str, Any]) -> str:
     cache = found["cache"]
     heads = " | ".join(f"{length:,} tokens" for length in CONTEXTS)
     lines = [f"| cache of one row, bf16 | {heads} | per token |", f"|---|{'---:|' * (len(CONTEXTS) + 1)}"]
-    for name in ("nominal", "held"):
+    for name, shown in (("nominal", "nominal"), ("held", "allocated")):
         sizes = " | ".join(binary(cache[f"{name}_bytes"][str(length)]) for length in CONTEXTS)
-        lines.append(f"| {name} | {sizes} | {binary(cache['nominal_bytes_per_token']) if name == 'nominal' else ''} |")
-    about = "*Nominal* counts every layer at every token; *held* is what the cache tensors occupy."
+        lines.append(f"| {shown} | {sizes} | {binary(cache['nominal_bytes_per_token']) if name == 'nominal' else ''} |")
+    about = "*Nominal* counts every layer at every token; *allocated* is the size of the cache tensors."
     return "\n".join(lines) + f"\n\n{about}"
 
 
@@ -94,7 +94,7 @@ def _index(loaded: dict[Path, Recipe]) -> str:
     lines = [
         "# Recipes",
         "Every recipe in `recipes/`. FLOPs are those of a forward pass at the recipe's own length; the cache is that "
-        f"of one row of {CONTEXTS[-1]:,} tokens in bf16, as it is held.",
+        f"of one row of {CONTEXTS[-1]:,} tokens in bf16, as it is allocated.",
         "| recipe | | parameters | FLOPs per token | cache |\n|---|---|---:|---:|---:|",
     ]
     rows = []

@@ -75,7 +75,7 @@ class Stats:
         total = CacheBytes(sum(kind.layers for kind in self.cache.values()), self.nominal_bytes, self.held_bytes)
         for name, kind in {**self.cache, "all": total}.items():
             nominal, held = (self._size(value) for value in (kind.nominal, kind.held))
-            lines.append(f"  {name:14} {kind.layers:3} layers   nominal {nominal}   held {held}")
+            lines.append(f"  {name:14} {kind.layers:3} layers   nominal {nominal}   allocated {held}")
         return "\n".join(lines)
 
     def _size(self, n_bytes: int) -> str:

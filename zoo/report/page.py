@@ -28,7 +28,7 @@ MARKERS = {
 _LENGTHS = (
     "Attention's FLOPs, the caches and the reach are arithmetic: beyond a recipe's max_seq_len they say what it would "
     "cost, not that the model works there. Nominal counts keys and values of every layer at every token, as papers do; "
-    "held is what the cache tensors occupy, with ring buffers and pooled entries. Ratios are against the first column."
+    "allocated is the size of the cache tensors, with ring buffers and pooled entries. Ratios are to the first column."
 )
 
 

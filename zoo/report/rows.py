@@ -58,10 +58,10 @@ def _specs(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[An
     for length in map(str, found["seq_lens"]):
         yield "attention's share of them", _at(length), _of("attention_share", length), percent, False
     yield "cache of one row, bf16", "nominal, a token", lambda c: c["cache"]["nominal_bytes_per_token"], binary, True
-    for name in ("nominal", "held"):
+    for name, shown in (("nominal", "nominal"), ("held", "allocated")):
         for length in map(str, found["seq_lens"]):
             read = _of("cache", f"{name}_bytes", length)
-            yield "cache of one row, bf16", f"{name}, {_at(length)}", read, binary, True
+            yield "cache of one row, bf16", f"{shown}, {_at(length)}", read, binary, True
     yield from _cache_by_kind(found)
     for length in map(str, found["seq_lens"]):
         yield "layers to cross the row", _at(length), _of("receptive_field", length), _reach, False
@@ -77,7 +77,7 @@ def _cache_by_kind(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Call
     for kind in dict.fromkeys(kind for by_kind in caches for kind in by_kind):
         yield group, f"{kind}, nominal", _part("cache", "by_kind", kind, "nominal_bytes_per_token"), binary, True
         held = _part("cache", "by_kind", kind, "held_bytes_per_token", length)
-        yield group, f"{kind}, held {_at(length)}", held, binary, True
+        yield group, f"{kind}, allocated {_at(length).removesuffix(' tokens')}", held, binary, True
 
 
 def _evaluated(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[Any], str], bool]]:
@@ -210,7 +210,7 @@ def _measured(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[
 
 _MEASURED = [
     ("prefill, tokens/s", "prefill_tokens_per_s", _plain),
-    ("cache held, prefill", "cache_bytes", binary),
+    ("cache allocated, prefill", "cache_bytes", binary),
     ("training, tokens/s", "training_tokens_per_s", _plain),
     ("peak memory, prefill", "prefill_peak_bytes", binary),
     ("peak memory, training", "training_peak_bytes", binary),

@@ -161,15 +161,15 @@ def _size_table(found: dict) -> Table:
 
 
 def _cache_table(cache: dict) -> Table:
-    """Nominal and held, in all and by kind of layer where there are several."""
+    """Nominal and allocated, in all and by kind of layer where there are several."""
     headings = [f"{seq_len:,} tokens" for seq_len in CONTEXTS], [f"bytes/token at {n:,}" for n in CONTEXTS]
     table = plain_table("cache of one row, bf16", *headings[0], *headings[1])
     for column in table.columns[1:]:
         column.justify = "right"
     kinds = cache["by_kind"] if len(cache["by_kind"]) > 1 else {}
-    for name in ("nominal", "held"):
+    for name, shown in (("nominal", "nominal"), ("held", "allocated")):
         of_kinds = {f"  {found['layers']} x {kind}": found for kind, found in kinds.items()}
-        for label, found in {name: cache, **of_kinds}.items():
+        for label, found in {shown: cache, **of_kinds}.items():
             sizes = {seq_len: found[f"{name}_bytes"][str(seq_len)] for seq_len in CONTEXTS}
             per_token = (f"{size / seq_len:,.0f}" for seq_len, size in sizes.items())
             table.add_row(label, *(f"{size / 2**20:,.1f} MiB" for size in sizes.values()), *per_token)

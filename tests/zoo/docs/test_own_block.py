@@ -56,7 +56,7 @@ def test_a_page_is_generated_for_each_kind(folder):
     pages = json.loads(_run(folder, "-c", code))
     decay, nearby = pages["reference/blocks/decay.md"], pages["reference/blocks/nearby.md"]
     assert r"h_t = \lambda\, h_{t-1}" in decay
-    assert "| held | $\\text{width}$ | 128 |" in decay
+    assert "| allocated | $\\text{width}$ | 128 |" in decay
     assert "| window | $2 \\, H \\, (d_n + d_v)" in nearby
 
 

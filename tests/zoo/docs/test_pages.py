@@ -190,7 +190,7 @@ def test_a_kind_of_another_package_gets_a_page_the_same_way(shout):
     assert r"| `width` | whole number | >= 1 | `8` | Width \| of it. |" in page
     assert r"| map | $D \, \text{width}$ | 2,048 |" in page
     assert "| other |  | 3 |" in page
-    assert "| held |  | 7 |" in page
+    assert "| allocated |  | 7 |" in page
     assert not any("shout" in path for path in kinds.kind_maps())
 
 

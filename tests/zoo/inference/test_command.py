@@ -82,7 +82,7 @@ def test_stats_go_to_standard_error(generate):
     code, out, err = generate("--prompt", "a", "--max-tokens", "4", "--stats")
     assert code == 0
     assert "tokens/s" not in out
-    for text in ("prefill:", "decode:", "first token after", "ansa.local", "ansa.global", "nominal", "held"):
+    for text in ("prefill:", "decode:", "first token after", "ansa.local", "ansa.global", "nominal", "allocated"):
         assert text in err
 
 

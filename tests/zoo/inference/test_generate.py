@@ -164,7 +164,7 @@ def test_stats(model):
     assert [kind.held for kind in stats.cache.values()] == cache.layer_nbytes
     point = model.layers[0].attention.config.projection
     assert stats.nominal_bytes == 3 * stats.room * 2 * 4 * (point.kv_rank + point.rope_dim)
-    for text in ("prefill:", "decode:", "first token after", "ansa.local", "nominal", "held"):
+    for text in ("prefill:", "decode:", "first token after", "ansa.local", "nominal", "allocated"):
         assert text in stats.text()
     assert stats.as_dict()["held_bytes"] == cache.nbytes
 

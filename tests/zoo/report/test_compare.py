@@ -43,12 +43,10 @@ def test_numbers_are_those_of_the_cost_model_and_ratios_those_to_the_first(tiny)
     assert table["attention's share of them", "at 256 tokens"]["ratios"] == [None, None]
     by_kind = {label: row["values"] for (group, label), row in table.items() if group.endswith("by kind of layer")}
     assert list(by_kind) == [
-        f"{kind}, {what}"
-        for kind in ("full", "ansa.local", "ansa.global")
-        for what in ("nominal", "held at 256 tokens")
+        f"{kind}, {what}" for kind in ("full", "ansa.local", "ansa.global") for what in ("nominal", "allocated at 256")
     ]
     assert by_kind["full, nominal"] == [data["columns"][0]["cache"]["nominal_bytes_per_token"], None]
-    held = sum(by_kind[f"ansa.{part}, held at 256 tokens"][1] for part in ("local", "global"))
+    held = sum(by_kind[f"ansa.{part}, allocated at 256"][1] for part in ("local", "global"))
     assert held == data["columns"][1]["cache"]["held_bytes"]["256"] / 256
 
 
@@ -331,7 +329,7 @@ def test_a_narrow_terminal_gets_the_table_in_parts(tiny):
         assert parts.count("tiny_full") == 1 + tables, "one strip, and the first column of each table"
         assert all(len(line) <= width for line in parts.splitlines())
     lines = as_text(columns, 80).splitlines()
-    assert any(line.startswith("  nsa, held at 256 tokens   ") for line in lines), "no label is folded"
+    assert any(line.startswith("  nsa, allocated at 256 ") for line in lines), "no label is folded"
     assert [line.split(",")[0].strip() for line in lines if ", nominal  " in line] == ["full", "mla", "gla"] + [
         "full", "nsa"], "a part has the rows of its own columns"  # fmt: skip
 

@@ -61,7 +61,7 @@ def _specs(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[An
     for name, shown in (("nominal", "nominal"), ("held", "allocated")):
         for length in map(str, found["seq_lens"]):
             read = _of("cache", f"{name}_bytes", length)
-            yield "cache of one row, bf16", f"{shown}, {_at(length)}", read, binary, True
+            yield "cache of one row, bf16", f"{shown}, {int(length):,} tokens", read, binary, True
     yield from _cache_by_kind(found)
     for length in map(str, found["seq_lens"]):
         yield "layers to cross the row", _at(length), _of("receptive_field", length), _reach, False

@@ -37,7 +37,7 @@ def test_numbers_are_those_of_the_cost_model_and_ratios_those_to_the_first(tiny)
         assert column["cache"]["held_bytes"]["1000"] == cost.cache_held_bytes
         assert column["cache"]["nominal_bytes"]["1000"] == cost.cache_nominal_bytes
     table = {(row["group"], row["label"]): row for row in data["rows"]}
-    cache = table["cache of one row, bf16", "nominal, at 1,000 tokens"]
+    cache = table["cache of one row, bf16", "nominal, 1,000 tokens"]
     assert cache["ratios"] == [1.0, 0.5]
     assert cache["values"] == [column["cache"]["nominal_bytes"]["1000"] for column in data["columns"]]
     assert table["attention's share of them", "at 256 tokens"]["ratios"] == [None, None]

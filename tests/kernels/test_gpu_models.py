@@ -7,6 +7,7 @@ import torch
 
 import zoo
 from zoo.kernels import use_implementation
+from zoo.recipe import ModelConfig
 
 pytestmark = [
     pytest.mark.gpu,
@@ -16,6 +17,21 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"),
 ]
 RECIPES = Path(__file__).parents[2] / "recipes"
+HEADS = {"n_heads": 4, "n_kv_heads": 2, "sinks": True}
+OPTIONS = {  # what changes scores, in every pattern that can have it
+    "d_model": 128,
+    "vocab_size": 264,
+    "max_seq_len": 512,
+    "ffn": {"kind": "moe", "n_experts": 4, "d_ff": 64, "expert_bias": True, "router_bias": True, "clamp": 2.0},
+    "blocks": {
+        "full": {"kind": "full", **HEADS, "score_softcap": 3.0},
+        "near": {"kind": "window", **HEADS, "window": 50},
+        "chunks": {"kind": "chunked", **HEADS, "chunk": 64, "score_softcap": 2.0},
+        "growing": {"kind": "full", "n_heads": 4, "rope": False, "position_temperature": {"every": 20, "scale": 0.5}},
+        "latent": {"kind": "mla", "n_heads": 4, "sinks": True, "score_softcap": 3.0, "window": 70},
+    },
+    "layers": "full near chunks growing latent",
+}
 SHALLOW = {"nsa": "nsa*2", "ansa": "ansa.local ansa.global"}
 
 
@@ -23,6 +39,17 @@ def build(name: str, layers: str | None = None):
     overrides = [f"model.layers={layers}"] if layers else []
     recipe = zoo.load_recipe(RECIPES / "tiny" / f"{name}.yaml", overrides=overrides)
     return zoo.build_model(recipe, device="cuda", seed=3)
+
+
+def build_options(dense: bool = False):
+    """The model of OPTIONS, its sinks drawn.  dense: with a feed-forward that has no experts to choose."""
+    section = {**OPTIONS, **({"ffn": {"d_ff": 64}} if dense else {})}
+    model = zoo.build_model(ModelConfig.model_validate(section), device="cuda", seed=3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                parameter.normal_(generator=torch.Generator("cuda").manual_seed(4))
+    return model
 
 
 def tokens(batch: int, seq_len: int, seed: int = 5) -> torch.Tensor:
@@ -58,6 +85,32 @@ def test_compiles_as_one_graph(name, packed):
     torch._dynamo.reset()
     compiled = torch.compile(model.hidden, fullgraph=True, backend="aot_eager")
     near(gradients(model, compiled, tokens(2, 200), starts_BT), expected, 1e-2)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_options_of_scores_compile_and_agree_with_the_reference(packed):
+    """Forward and backward, in rows of one document and of several; a choice of experts could differ by rounding."""
+    model = build_options(dense=True)
+    starts_BT = (tokens(2, 300, seed=9) < 4) if packed else None
+    model.config = model.config.model_copy(update={"document_mask": packed})
+    found = gradients(model, model.hidden, tokens(2, 300), starts_BT)
+    with use_implementation("reference"):
+        expected = gradients(model, model.hidden, tokens(2, 300), starts_BT)
+    near(found, expected, 5e-2)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.hidden, fullgraph=True, backend="aot_eager")
+    near(gradients(model, compiled, tokens(2, 300), starts_BT), found, 1e-2)
+
+
+def test_options_of_scores_decode_as_whole_rows():
+    """In float32, by kernels: a prompt, single tokens, a long piece over the ends of chunks and windows."""
+    model, tokens_BT = build_options().eval(), tokens(2, 300)
+    cache, found = model.new_cache(2, 300), []
+    with torch.no_grad():
+        for part in tokens_BT.split([60, 1, 1, 2, 100, 1, 130, 5], 1):
+            found.append(model(part, cache=cache))
+        expected = model(tokens_BT)
+    near({"logits": torch.cat(found, 1)}, {"logits": expected}, 1e-3)
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ KEY = "train.init_from"
 MOST_PROBLEMS = 100  # tensors that a message names
 # What a projection makes of its tensors: with another number of heads equal shapes would mean other things.
 MEANING = ("n_heads", "n_kv_heads", "head_dim", "v_head_dim", "rope_dim", "n_latent_heads")
+# The same of mixers with a state.
+STATE_MEANING = ("n_heads", "n_key_heads", "n_groups", "head_dim", "state_dim", "v_head_dim")
 
 
 @dataclass(frozen=True)
@@ -169,15 +171,22 @@ def _other_meanings(now, before) -> Iterator[str]:
         if one is None or other is None:
             if layer.kind != source.kind:
                 found[f"model.blocks.{layer.name}.kind is {layer.kind}; the weights are of {source.kind}"] = None
+            else:
+                mixers = (getattr(each.mixer, "config", each.config) for each in (layer, source))
+                found |= dict.fromkeys(_other_numbers(layer.name, STATE_MEANING, *mixers))
             continue
-        for name in MEANING:
-            values = [getattr(point.projection, name, None) for point in (one, other)]
-            if values[0] != values[1]:
-                found[f"model.blocks.{layer.name}: {name} is {values[0]}; the weights are of {values[1]}"] = None
+        found |= dict.fromkeys(_other_numbers(layer.name, MEANING, one.projection, other.projection))
         kinds = [[pattern.kind for pattern in point.patterns] for point in (one, other)]
         if kinds[0] != kinds[1] and one.n_kv_sets * len(kinds[0]) > 1:
             found[f"model.blocks.{layer.name}: gates are of {kinds[0]}; those of the weights of {kinds[1]}"] = None
     yield from found
+
+
+def _other_numbers(block: str, names: tuple[str, ...], now, before) -> Iterator[str]:
+    for name in names:
+        values = [getattr(each, name, None) for each in (now, before)]
+        if values[0] != values[1]:
+            yield f"model.blocks.{block}: {name} is {values[0]}; the weights are of {values[1]}"
 
 
 def _record(tokenizer: Tokenizer) -> TokenizerRecord:

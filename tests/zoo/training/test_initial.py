@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from safetensors.torch import load_file
 import zoo
 from zoo.errors import RecipeError
 from zoo.files import sha256
+from zoo.model import build_model
+from zoo.recipe import ModelConfig
 from zoo.training import engine, train
 from zoo.training.initial import Initial
 
@@ -146,6 +149,39 @@ def test_equal_shapes_of_other_heads_are_refused(recipe, tmp_path):
     train(recipe(blocks.format(2, 2, 8), "model.layers=a*2", SHORT), tmp_path / "first")
     with pytest.raises(RecipeError, match=r"model\.blocks\.a: n_heads is 4; the weights are of 2"):
         train(recipe(from_(tmp_path / "first"), blocks.format(4, 4, 4), "model.layers=a*2", SHORT), tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "why"),
+    [
+        (
+            {"kind": "gated_deltanet", "n_heads": 4, "n_key_heads": 2, "head_dim": 8, "v_head_dim": 8},
+            {"kind": "gated_deltanet", "n_heads": 4, "n_key_heads": 4, "head_dim": 4, "v_head_dim": 8},
+            "n_key_heads is 4; the weights are of 2",
+        ),
+        (
+            {"kind": "mamba2", "n_heads": 4, "n_groups": 1, "state_dim": 8, "v_head_dim": 8},
+            {"kind": "mamba2", "n_heads": 4, "n_groups": 2, "state_dim": 4, "v_head_dim": 8},
+            "n_groups is 2; the weights are of 1",
+        ),
+        (
+            {"kind": "gated_linear", "n_heads": 2, "head_dim": 8, "v_head_dim": 8},
+            {"kind": "gated_linear", "n_heads": 2, "head_dim": 8, "v_head_dim": 8, "decay_temperature": 4.0},
+            None,
+        ),
+    ],
+)
+def test_equal_shapes_of_other_states_are_refused(first, second, why):
+    """What has no weights, such as a temperature, may differ."""
+    sizes = {"d_model": 16, "vocab_size": 40, "max_seq_len": 32, "ffn": {"kind": "swiglu", "d_ff": 32}}
+    of, to = (ModelConfig.model_validate({**sizes, "blocks": {"a": block}, "layers": "a"}) for block in (first, second))
+    shapes = {name: list(x.shape) for name, x in build_model(of, device="meta").state_dict().items()}
+    initial = Initial("runs/first", Path("model.safetensors"), of, None, "", shapes)
+    if why is None:
+        initial.check_model(to)
+        return
+    with pytest.raises(RecipeError, match=rf"train\.init_from: model\.blocks\.a: {why}"):
+        initial.check_model(to)
 
 
 def test_another_tokenizer_is_refused_and_that_of_the_run_is_named(recipe, tmp_path, other_text):

@@ -290,7 +290,10 @@ class Engine:
         if setup.device.rank != 0:
             return []
         folder, start = setup.folder, setup.from_batch
-        return [setup.screen, JsonLines(folder.metrics, start), TensorBoard(folder.tensorboard, start)]
+        lines = JsonLines(folder.metrics, start)
+        if lines.missing:
+            setup.screen.say(f"{folder.metrics}: the records of {lines.missing:,} of {start:,} batches are missing")
+        return [setup.screen, lines, TensorBoard(folder.tensorboard, start)]
 
     def _saver(self) -> Saver:
         setup, stopper, stop_at = self.setup, self.stopper, self.stop_at

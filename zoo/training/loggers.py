@@ -19,12 +19,15 @@ class JsonLines:
     """metrics.jsonl: one JSON object a line.
 
     from_batch: the batch a run starts at. Lines of later batches, which a killed run wrote after its last checkpoint,
-    are dropped, so that every batch is there once.
+    are dropped, so that every batch is there once.  missing: how many batches before have no line, as in a file that
+    was emptied or removed.
     """
 
     def __init__(self, path: Path, from_batch: int):
-        kept = [line for line, record in read_lines(path) if record["batch"] <= from_batch] if from_batch else []
-        write_text(path, "".join(kept))
+        before = read_lines(path) if from_batch else []
+        kept = [(line, record) for line, record in before if record["batch"] <= from_batch]
+        self.missing = from_batch - len({record["batch"] for _, record in kept if "loss" in record})
+        write_text(path, "".join(line for line, _ in kept))
         self._file = open_text_to_append(path)
 
     def __call__(self, record: dict) -> None:

@@ -139,14 +139,16 @@ def test_the_whole_table(server, template, tmp_path):
 
 
 def test_a_verdict_of_each_kind():
-    right = table.Outcome(0, "fine", "a")
+    right = table.Outcome(0, "fine\nlook at run/x.json", "a")
     for outcome, expected in [
         (table.Outcome(None, "", ""), "hang"),
         (table.Outcome(70, "Traceback (most recent call last):\n run/x.json", ""), "traceback"),
         (table.Outcome(0, "fine", "a"), "harmless"),
         (table.Outcome(0, "fine", "b"), "silent"),
+        (table.Outcome(0, "fine\nlook at run/x.json", "b"), "silent"),
         (table.Outcome(0, "x.json was damaged", "b"), "named"),
         (table.Outcome(2, "x.json: damaged", "b"), "named"),
         (table.Outcome(2, "something is damaged", "b"), "unnamed"),
+        (table.Outcome(2, "look at run/x.json\nsomething is damaged", "b"), "unnamed"),
     ]:
         assert table.verdict("run/x.json", outcome, right) == expected

@@ -36,6 +36,21 @@ def test_a_resumed_run_has_every_batch_once(tmp_path):
     assert [json.loads(line)["batch"] for line in path.read_text().splitlines()] == [1]
 
 
+def test_lost_records_are_counted(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, [1, 2, 3, 4])
+    with path.open("a") as file:
+        file.write('{"batch": 4, "validation_loss": 2.0}\n')
+    for start, missing in ((4, 0), (3, 0), (6, 3)):  # those after the start are dropped, one after another
+        log = JsonLines(path, start)
+        log.close()
+        assert log.missing == missing
+    path.unlink()
+    log = JsonLines(path, 3)
+    log.close()
+    assert log.missing == 3
+
+
 @pytest.mark.parametrize("line", ["\0\0\0", '{"loss": 1.0}', "[]", "{"])
 def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"

@@ -46,14 +46,14 @@ def test_the_base_of_a_mapping_is_relative_to_the_working_directory(tmp_path, mo
 
 
 def test_every_mistake_of_a_mapping_is_told_with_its_key():
-    wrong = {**MINE, "model": {**MINE["model"], "d_model": 0, "layers": "local gloabl"}, "trian": {}}
+    wrong = {**MINE, "model": {**MINE["model"], "d_model": 0, "layers": "local gloabl"}, "traing": {}}
     with pytest.raises(RecipeError) as refused:
         load_recipe(wrong)
     lines = str(refused.value).splitlines()
     assert len(lines) == 3
     assert any(line.startswith("recipe: model.d_model: must be at least 1; found 0.") for line in lines)
     assert any("unknown block 'gloabl'" in line for line in lines)
-    assert any("unknown key 'trian'" in line and "Did you mean 'train'?" in line for line in lines)
+    assert any("unknown key 'traing'" in line and "Did you mean 'train'?" in line for line in lines)
 
 
 def test_what_no_recipe_can_hold_is_refused():

@@ -149,7 +149,8 @@ def _bytes(text, labels: np.ndarray) -> float | None:
 def _held_out(model: ModelFacts):
     if model.held_out is None:
         raise EvaluationError(
-            f"{model.name} has no held-out text; name some with --data FILE (a recipe's data section)"
+            f"{model.name} has no held-out text, which the recipe.yaml of a run names; name some with --data FILE "
+            "(a recipe's data section)"
         )
     return model.held_out
 

@@ -132,7 +132,14 @@ def _evaluate(model: str, tasks: list, request: Request) -> list[Result]:
         if request.harness is not None:
             from zoo.evaluation.harness import run_harness
 
-            results += run_harness(subject, request.harness, kept, rows=request.rows, again=request.again)
+            results += run_harness(
+                subject,
+                request.harness,
+                kept,
+                rows=request.rows,
+                lengths=parse_lengths(request.seq_len),
+                again=request.again,
+            )
         return results
     except OSError as error:
         raise ZooError(f"{kept.path}: cannot be written: {error.strerror}; name another file with --output") from error

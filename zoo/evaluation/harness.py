@@ -5,9 +5,11 @@ Import this module only where the package lm-eval is installed; `run_harness` sa
 
 import contextlib
 import io
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,33 +112,47 @@ class HarnessModel(TemplateLM):
 
 
 def run_harness(
-    subject: Subject, names: str, kept: ResultFile | None = None, *, rows: int | None = None, again: bool = False
+    subject: Subject,
+    names: str,
+    kept: ResultFile | None = None,
+    *,
+    rows: int | None = None,
+    lengths: Sequence[int] | None = None,
+    again: bool = False,
 ) -> list[Result]:
     """Score a subject on tasks of lm-eval.  names: separated by commas.  rows: the first so many of each task.
 
+    lengths: tokens of a prompt, for tasks that make their rows (ruler, niah_single_1 ...); default the model's context.
     Results are kept under the label lm-eval:NAME. Raises EvaluationError for an unknown task, and if its data cannot
     be had: lm-eval loads them from the Hub.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted:
         raise EvaluationError("--harness: name at least one task, e.g. --harness hellaswag,lambada_openai")
+    for length in lengths or ():
+        if length > subject.max_len:
+            raise EvaluationError(f"--seq-len: {length} tokens, and the model takes {subject.max_len}")
     model, results = HarnessModel(subject), []
+    given = {"rows": rows, "lengths": list(lengths) if lengths else None}
+    settings = ", ".join(f"{key}={value}" for key, value in given.items() if value)
     for name in wanted:
-        label = f"{PREFIX}{name}" + (f"(rows={rows})" if rows else "")
+        label = f"{PREFIX}{name}" + (f"({settings})" if settings else "")
         found = None if again or kept is None else kept.find_label(label, model_facts(subject))
         if found is None:
-            found = _run(model, name, label, rows)
+            found = _run(model, name, label, rows, lengths)
             if kept is not None:
                 kept.add(found)
         results.append(found)
     return results
 
 
-def _run(model: HarnessModel, name: str, label: str, rows: int | None) -> Result:
+def _run(model: HarnessModel, name: str, label: str, rows: int | None, lengths: Sequence[int] | None) -> Result:
     start = time.perf_counter()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            found = simple_evaluate(model=model, tasks=[name], limit=rows, log_samples=False, bootstrap_iters=0)
+        with contextlib.redirect_stdout(io.StringIO()), _row_making(model.subject, lengths) as metadata:
+            found = simple_evaluate(
+                model=model, tasks=[name], limit=rows, log_samples=False, bootstrap_iters=0, metadata=metadata
+            )
     except EvaluationError:
         raise
     except KeyError as error:
@@ -147,6 +163,20 @@ def _run(model: HarnessModel, name: str, label: str, rows: int | None) -> Result
     return as_result(found, name, label, model, time.perf_counter() - start)
 
 
+@contextlib.contextmanager
+def _row_making(subject: Subject, lengths: Sequence[int] | None) -> Iterator[dict[str, Any]]:
+    """What lm-eval's tasks that make their rows want to know: a folder with the tokenizer, and the lengths.
+
+    The folder is a copy: lm-eval would run code that a tokenizer's folder brings along.
+    """
+    metadata: dict[str, Any] = {"max_seq_lengths": list(lengths or [subject.max_len])}
+    with tempfile.TemporaryDirectory() as folder:
+        if save := getattr(subject.tokenizer, "save", None):  # not that of bytes: lm-eval then says that it needs one
+            save(Path(folder))
+            metadata["tokenizer"] = folder
+        yield metadata
+
+
 def as_result(found: dict[str, Any], name: str, label: str, model: HarnessModel, seconds: float) -> Result:
     """What lm-eval returned for one task or group, as a `Result`: its first filter, with its own standard errors."""
     numbers = found["results"].get(name) or found.get("groups", {}).get(name) or {}
@@ -155,7 +185,9 @@ def as_result(found: dict[str, Any], name: str, label: str, model: HarnessModel,
     metrics = {}
     for key, value in numbers.items():
         metric, _, _filter = key.partition(",")
-        if metric.endswith("_stderr") or not isinstance(value, int | float) or metric in metrics:
+        if metric.endswith("_stderr") or metric == "sample_len" or metric in metrics or not _number(value):
+            continue
+        if metric.isdecimal() and value == -1:  # a length of ruler without rows
             continue
         stderr = numbers.get(f"{metric}_stderr,{_filter}")
         metrics[metric] = _metric(float(value), stderr, n, better.get(metric, True), metric.startswith("acc"))
@@ -173,6 +205,10 @@ def as_result(found: dict[str, Any], name: str, label: str, model: HarnessModel,
         model=model_facts(model.subject),
         time_s=round(seconds, 3),
     )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _metric(value: float, stderr: Any, rows: int, higher: bool, share: bool) -> dict[str, Any]:

@@ -34,6 +34,10 @@ class TransformersTokenizer:
     def encode(self, text: str) -> np.ndarray:
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False), np.int64)
 
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files, without code."""
+        self._tokenizer.save_pretrained(folder)
+
     def decode(self, numbers: Sequence[int]) -> str:
         kept = [int(n) for n in numbers if n != self.end_of_document]
         return self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -2,19 +2,24 @@
 
 import json
 import os
+import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.zoo.evaluation.subjects import Guesser
 from zoo.errors import ZooError
 from zoo.evaluation.asking import answer
 from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.results import ResultFile
 from zoo.evaluation.run import evaluate, model_facts
 from zoo.evaluation.subject import ZooSubject, with_data
 from zoo.evaluation.subjects import load_subject
-from zoo.evaluation.task import Choice
+from zoo.evaluation.task import Choice, Generated, Prompt
+from zoo.evaluation.tasks.needles import NiahSingle1
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 PAIRS = [
@@ -133,6 +138,45 @@ def test_an_unknown_folder_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ZooError, match=r"neither model.safetensors nor model.safetensors.index.json"):
         load_subject(tmp_path)
+
+
+class NeedleReader(Guesser):
+    """Finds the value of the key that lm-eval's needle tasks ask for, in every second row."""
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer.vocab_size, 1024, tokenizer)
+        self.asked = []
+
+    def greedy(self, prompts, max_tokens):
+        text = self.tokenizer.decode(prompts[0])
+        key = re.search(r"magic number for (\S+) mentioned in the provided text is$", text)[1]
+        value = re.search(rf"magic numbers for {re.escape(key)} is: (\d+)", text)[1]
+        self.asked.append((text, value))
+        return [self.encode(f" {value}." if len(self.asked) % 2 else " 12.")]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_needles_of_the_harness_run_and_its_score_is_ours(llama, tmp_path):
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("wonderwords")
+    from zoo.evaluation.harness import run_harness
+
+    reader = NeedleReader(load_subject(llama, device="cpu").tokenizer)
+    kept = ResultFile(tmp_path / "eval.json")
+    [found] = run_harness(reader, "niah_single_1", kept, rows=4, lengths=[1024])
+    assert found.label == "lm-eval:niah_single_1(rows=4, lengths=[1024])"
+    assert {name: metric["value"] for name, metric in found.metrics.items()} == {"1024": 0.5}
+    task, rows = NiahSingle1(), []
+    for n, (text, value) in enumerate(reader.asked):  # the same rows and texts, scored by our task
+        facets = {"length": 1024, "depth": 0.0, "length_depth": ""}
+        example = Prompt(tuple(reader.encode(text)), 16, (value,), ((1,), (2,)), facets=facets)
+        given = Generated(" 12." if n % 2 else f" {value}.", (0.0, -1.0))
+        rows.append(task.score(example, given).values["accuracy"])
+    assert np.mean(rows) == found.metrics["1024"]["value"]
+    assert 512 < max(len(reader.encode(text)) for text, _ in reader.asked) <= 1024
+    with pytest.raises(EvaluationError, match="--seq-len: 2048 tokens, and the model takes 1024"):
+        run_harness(reader, "niah_single_1", lengths=[2048])
 
 
 def keys(**changed):

@@ -99,7 +99,7 @@ def _tokenizer_files(source: SourceFolder) -> str:
         if name.endswith(".json"):
             path = source.path / name
             parse_object(read_text(path, error=EvaluationError), path, error=EvaluationError)
-    return ", ".join(found) or f"it has no {TOKENIZER_FILES[0]}"
+    return ", ".join([*found, *([] if TOKENIZER_FILES[0] in found else [f"without a {TOKENIZER_FILES[0]}"])])
 
 
 def _load(folder: Path, dtype: torch.dtype) -> tuple:

@@ -35,7 +35,8 @@ def explain(error: BaseException) -> str | None:
         return _killed_reader(killed[1].strip(), killed[2])
     if _SHARED.search(text) and (number == errno.ENOSPC or "No space left" in text or "unable to" in text):
         return f"{_first_line(text)}; {_shared_memory()}"
-    if isinstance(error, ImportError) and (limit := address_space.limit()) is not None:
+    absent = isinstance(error, ModuleNotFoundError)  # which no limit is the reason of
+    if isinstance(error, ImportError) and not absent and (limit := address_space.limit()) is not None:
         return (
             f"{_first_line(str(error))}; this shell limits the address space of a process to {limit / 1e9:,.1f} GB: "
             "raise the limit (ulimit -v unlimited)"
@@ -55,7 +56,7 @@ def explain(error: BaseException) -> str | None:
     if number in (errno.ENOSPC, errno.EDQUOT):
         return f"{_os_error(error)}; make room on that disk"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"{_os_error(error)}; this user must be able to write there"
+        return f"{_os_error(error)}; this user must be able to read and write there"
     if isinstance(error, RuntimeError) and _PEER.search(text):
         lost = "the connection to another process of this run, whose own output says why, was lost"
         return f"{lost}: {_first_line(text)}"

@@ -75,6 +75,12 @@ def test_a_bug_is_not_explained_away(error):
     assert explain(error) is None
 
 
+def test_a_limit_on_address_space_is_not_why_a_module_is_absent(monkeypatch):
+    monkeypatch.setattr("zoo.address_space.limit", lambda: 4_000_000_000)
+    assert "raise the limit (ulimit -v" in explain(ImportError("libtorch.so: failed to map segment"))
+    assert explain(ModuleNotFoundError("No module named 'strange'")) is None
+
+
 def test_an_error_of_the_zoo_in_a_reader_is_told_without_its_traceback():
     text = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File\n"
     assert in_reader(DataError(f"{text}zoo.data.errors.DataError: s.mds: this shard is missing\n")) == (

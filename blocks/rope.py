@@ -5,6 +5,7 @@ Half split: channel i of a head turns with channel i + d/2, as in transformers' 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -89,4 +90,8 @@ def _yarn_ramp(scaling: YarnScaling, dim: int, theta: float, device: torch.devic
     return ((torch.arange(dim // 2, dtype=torch.float32, device=device) - low) / width).clamp(0, 1)
 
 
-FREQUENCIES = {"linear": linear_frequencies, "yarn": yarn_frequencies, "llama3": llama3_frequencies}  # by rope_type
+FREQUENCIES: dict[str, Callable[..., torch.Tensor]] = {
+    "linear": linear_frequencies,
+    "yarn": yarn_frequencies,
+    "llama3": llama3_frequencies,
+}  # by type

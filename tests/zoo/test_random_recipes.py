@@ -105,7 +105,7 @@ class Drawer:
             if name == "kind" or name in schema.get("required", ()) or self.rng.random() < share:
                 made[name] = self.value(inner, share)
         if self.rng.random() < 0.004:
-            made["unknwon"] = 1
+            made["unknown"] = 1
         return made
 
     def likely_part(self, family: Any, d_model: int) -> dict:

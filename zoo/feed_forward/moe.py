@@ -44,7 +44,7 @@ class MoEModule(nn.Module):
             bias = nn.Parameter(torch.zeros(experts, size)) if config.expert_bias else None
             self.register_parameter(name, bias)
             if bias is not None:
-                bias.weight_decay = False  # as all biases, though it is a matrix
+                bias.weight_decay = False  # type: ignore[attr-defined] # as all biases, though it is a matrix
         shared = SwiGLU(d_ff=config.shared_width) if config.n_shared else None
         self.shared = None if shared is None else SwiGLUModule(shared, d_model)
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None

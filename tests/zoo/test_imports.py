@@ -1,6 +1,7 @@
 """Calls go one way, kernels <- blocks <- zoo, and what answers at once imports nothing heavy."""
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,3 +163,17 @@ def test_what_answers_at_once_imports_nothing_heavy():
 def test_commands_that_answer_at_once_import_nothing_heavy(command):
     assert heavy_after(f"from zoo.cli import run; import io, sys; sys.stderr = io.StringIO(); run({command}); "
                        "sys.stderr = sys.__stderr__") == []  # fmt: skip
+
+
+def test_no_module_is_left_out_of_the_repository():
+    """A pattern of .gitignore may match a room: runs/ once kept new files of zoo/runs out of every commit."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    folders = ("zoo", "blocks", "kernels", "recipes", "tests")
+    modules = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    names = "\n".join(str(path.relative_to(ROOT)) for path in modules if path.resolve().is_relative_to(ROOT.resolve()))
+    command = ["git", "-C", str(ROOT), "check-ignore", "--no-index", "--stdin"]
+    done = subprocess.run(command, input=names, capture_output=True, text=True, check=False)
+    if done.returncode == 128:
+        pytest.skip("not a git repository, as in an unpacked sdist")
+    assert done.stdout == ""

@@ -70,7 +70,10 @@ def is_installed(module: str) -> bool:
 
 def distributions() -> list[metadata.Distribution]:
     """The installed packages, without what the working directory says is one."""
-    here = os.path.realpath(os.getcwd())
+    try:
+        here = os.path.realpath(os.getcwd())
+    except OSError:  # it was removed
+        here = None
     return list(metadata.distributions(path=[path for path in sys.path if os.path.realpath(path or ".") != here]))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo import child
+from zoo import child, cli
 
 # `zoo`, whose command starts a process as tokenising does; {before}: a change of ours.
 COMMAND = """
@@ -66,7 +66,7 @@ def test_who_imports_from_the_working_directory_goes_on_to(monkeypatch, tmp_path
     assert child.python_module("zoo", [])[1] == "-m"
 
 
-def test_a_working_directory_that_was_removed_is_no_traceback(monkeypatch, tmp_path):
+def test_a_working_directory_that_was_removed_is_no_traceback(monkeypatch, tmp_path, capsys):
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.setenv("PYTHONSAFEPATH", "")
@@ -74,3 +74,6 @@ def test_a_working_directory_that_was_removed_is_no_traceback(monkeypatch, tmp_p
     gone.rmdir()
     child.import_nothing_from_here()
     assert os.environ["PYTHONSAFEPATH"] == "1"
+    assert cli.run(["init"]) == 1
+    assert capsys.readouterr().err == "the working directory was removed; change to a folder that is there\n"
+    assert cli.run(["show", "zoo:quickstart"]) == 0

@@ -91,3 +91,11 @@ def test_the_list_has_every_name_with_its_line(capsys):
     assert cli.run(["recipes"]) == 0
     shown = capsys.readouterr().out
     assert [name for name in found if name not in shown] == []
+
+
+def test_a_working_directory_that_was_removed_is_no_traceback(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert load_recipe("zoo:quickstart").name == "quickstart"

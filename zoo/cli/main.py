@@ -417,6 +417,9 @@ def run(arguments: list[str] | None = None) -> int:
             _tell("interrupted")
         return end.code if isinstance(end.code, int) else 0
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not _has_working_directory():
+            _tell("the working directory was removed; change to a folder that is there")
+            return 1
         if error.errno not in REFUSALS:
             raise
         _tell(f"{error.filename or 'standard output'}: {REFUSALS[error.errno]}: {error.strerror}")
@@ -431,6 +434,14 @@ def run(arguments: list[str] | None = None) -> int:
         _tell(told)
         return 1
     return 0
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _tell(message: str) -> None:

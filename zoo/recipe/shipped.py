@@ -35,7 +35,10 @@ def find(name: str) -> str | None:
     if found is None:
         return None
     path = os.path.realpath(found)
-    relative = os.path.relpath(path)
+    try:
+        relative = os.path.relpath(path)
+    except OSError:  # the working directory was removed
+        return path
     return path if relative.startswith(os.pardir) else relative
 
 

@@ -146,7 +146,7 @@ def test_a_run_folder_is_one_run_of_mlflow(tmp_path, monkeypatch):
 def test_a_logger_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     loggers.check_installed(["jsonl", "tensorboard"])
-    with pytest.raises(RecipeError, match=r"train\.loggers: wandb is not installed.*attention-zoo\[wandb\]"):
+    with pytest.raises(RecipeError, match=r"train\.loggers: wandb is not installed; to install it: .* .wandb>="):
         loggers.check_installed(["wandb"])
 
 

@@ -44,7 +44,7 @@ def test_memory_that_runs_out_in_any_command_is_one_line(monkeypatch, capsys, er
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(sys.modules["zoo.cli.main"], "app", fail)
     assert cli.run(["show"]) == 1
     assert capsys.readouterr().err.startswith("out of memory: ")
 
@@ -53,7 +53,7 @@ def test_other_errors_stay_as_they_are(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(sys.modules["zoo.cli.main"], "app", fail)
     with pytest.raises(RuntimeError, match="shapes differ"):
         cli.run(["show"])
     assert out_of_memory(RuntimeError("shapes differ")) is None

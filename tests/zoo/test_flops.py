@@ -56,10 +56,10 @@ class Masked:
         self._visible_slots, self._choose = choice.visible_slots, choice.choose_blocks
         monkeypatch.setattr(choice, "visible_slots", self.visible_slots)
 
-    def attend(self, q, k, v, visible, scale):
+    def attend(self, q, k, v, visible, scale, **options):
         """Both products of attention are over the pairs of one mask."""
         with FlopCounterMode(display=False) as counter:
-            result = attend.attend(q, k, v, visible, scale)
+            result = attend.attend(q, k, v, visible, scale, **options)
         self.calls += 1
         self.flops += counter.get_total_flops() * (1 - float(visible.float().mean()))
         return result

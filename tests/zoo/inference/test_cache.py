@@ -42,11 +42,12 @@ def model(request):
 @pytest.mark.parametrize("piece", [1, 7, 64, 1000])
 def test_prompts_in_pieces_give_the_logits_of_training(model, piece):
     model, tokens_BT, expected = model
+    length = 90 if piece == 1 else 200  # past every window and block of the recipes, and not for a minute
     cache = model.new_cache(2, 200)
     with torch.no_grad():
-        found = torch.cat([model(part, cache=cache) for part in tokens_BT.split(piece, 1)], 1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-    assert cache.length_B.tolist() == [200, 200]
+        found = torch.cat([model(part, cache=cache) for part in tokens_BT[:, :length].split(piece, 1)], 1)
+    torch.testing.assert_close(found, expected[:, :length], rtol=0, atol=1e-9)
+    assert cache.length_B.tolist() == [length, length]
 
 
 def test_prompts_of_different_lengths_go_on_as_if_alone(model):

@@ -250,6 +250,7 @@ def test_choice_of_several_tiles_interpreted(randn, poisoned, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.interp
 @pytest.mark.parametrize(("shape", "n", "i_grid"), [(LONG[0], 45, 0), ((33, 2, 1, 16, 0, 0), 50, 2)])
 def test_choice_of_long_pieces_interpreted(shape, n, i_grid, randn, poisoned, monkeypatch):

@@ -156,6 +156,7 @@ class NeedleReader(Guesser):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_the_needles_of_the_harness_run_and_its_score_is_ours(llama, tmp_path):
     pytest.importorskip("lm_eval")

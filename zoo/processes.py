@@ -1,7 +1,7 @@
 """Processes that a run starts to read rows or to tokenise: they outlive a signal to the group, and never the run.
 
 Slurm, systemd, `timeout` and a terminal's Ctrl-C signal every process of a run at once.  The run itself decides what
-that means (zoo/interrupts.py); a helper process that died of it would take the unsaved work along.
+that means (zoo/training/interrupts.py); a helper process that died of it would take the unsaved work along.
 
     with sheltered():               # in the run: children are born with the stop signals blocked
         start the processes

@@ -51,7 +51,7 @@ $S_t = \{\, m \lfloor t / m \rfloor, \dots, t \,\}$.
         return found
 
     def _after(self, tokens: int, seq_len: int) -> int:
-        """Bits of the positions that have so many tokens of their chunk before them."""
+        """Bits of the positions before which at least `tokens` tokens of their chunk stand."""
         bits, width = (1 << self.chunk) - (1 << tokens), self.chunk
         while width < seq_len:
             bits |= bits << width

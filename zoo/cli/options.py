@@ -49,6 +49,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 
 
 def load(path: Path, overrides: list[str] | None):
+    """Read a recipe for a command; its notes go to standard error."""
     from zoo.recipe import load_recipe
 
     recipe = load_recipe(path, overrides=overrides or [])

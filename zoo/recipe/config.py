@@ -81,6 +81,7 @@ def read_ffn(value: Any) -> FeedForwardConfig:
 
 
 def read_schedule(value: Any) -> Schedule:
+    """Parse a schedule of layers.  Raises a validation error with every place that is wrong."""
     if isinstance(value, Schedule):
         return value
     try:
@@ -341,6 +342,7 @@ class Recipe(Section):
 def section_problems(
     vocab_size: int, max_seq_len: int, data: DataConfig | None, train: TrainConfig | None
 ) -> Iterator[Found]:
+    """What does not fit together in `data` and `train`, for a vocabulary and rows of `max_seq_len` tokens."""
     if data is None:
         return
     for path, why in data.problems(vocab_size=vocab_size, max_seq_len=max_seq_len):

@@ -110,4 +110,5 @@ def room_for(head: Sequence[int], sentences: Sequence[Sequence[int]], tail: Sequ
 
 
 def joined(parts: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens of all parts in a row."""
     return list(chain.from_iterable(parts))

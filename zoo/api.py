@@ -44,6 +44,11 @@ class Comparison:
         return self.facts["columns"]
 
     @property
+    def verdict(self) -> list[str]:
+        """What the comparison shows, in sentences: losses, parameters, caches, FLOPs."""
+        return self.facts["verdict"]
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the table: `group`, `label`, and the number of each column under its label; None for none."""
         from zoo.report.rows import rows
@@ -72,7 +77,8 @@ class Comparison:
             + "</tr>"
             for row in rows(self.facts)
         )
-        return f"<table><thead><tr><th></th><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+        said = "".join(f"<p><b>{escape(line)}</b></p>" for line in self.verdict)
+        return f"{said}<table><thead><tr><th></th><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def describe(source: RecipeLike | Run, overrides: Sequence[str] = ()) -> Shown:

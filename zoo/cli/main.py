@@ -146,12 +146,15 @@ def compare(
     ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where --train keeps its run folders.")] = Path("runs/compare"),
     measure: Annotated[bool, typer.Option("--measure", help="Measure speed and memory on this machine.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="Print one line for each instead of the whole table.")] = False,
     plugins: Plugins = None,
 ) -> None:
     """Compare 2 to 10 architectures: layers, parameters, FLOPs, caches, reach; of runs also losses and speed."""
+    if short and json:
+        raise typer.BadParameter("is for the table; --json prints everything.", param_hint="--short")
     from zoo.report.compare import Request, compare
 
-    request = Request(sources, overrides or [], seq_len or [], html, json, maps, train, runs_dir, measure)
+    request = Request(sources, overrides or [], seq_len or [], html, json, maps, train, runs_dir, measure, short)
     out_styled(compare(request), end="")
 
 

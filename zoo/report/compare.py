@@ -29,6 +29,7 @@ class Request:
     train: str | None = None
     runs_dir: Path = Path("runs/compare")
     measure: bool = False
+    short: bool = False
 
 
 def compare(request: Request) -> str:
@@ -40,7 +41,7 @@ def compare(request: Request) -> str:
     write(request, columns, found)
     if request.json:
         return as_json(found)
-    return as_text(found) + (f"page: {request.html}\n" if request.html else "")
+    return as_text(found, short=request.short) + (f"page: {request.html}\n" if request.html else "")
 
 
 def find(request: Request) -> tuple[list[Column], dict[str, Any]]:
@@ -115,6 +116,7 @@ def as_json(found: dict[str, Any]) -> str:
             "label": row.label,
             "values": [None if value is None else value.number for value in row.values],
             "ratios": [None if value is None else value.ratio for value in row.values],
+            "texts": [None if value is None else value.text for value in row.values],
         }
         for row in rows(found)
     ]

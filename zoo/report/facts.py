@@ -10,21 +10,30 @@ from zoo.recipe import ModelConfig
 from zoo.report import notes, runs, seeds
 from zoo.report.columns import Column, reason
 from zoo.report.reach import reach
+from zoo.report.settings import settings
 from zoo.report.show import cache_by_kind, description
+from zoo.report.verdict import verdict
 
-LENGTHS = (1, 4, 16)  # times the longest max_seq_len: where costs are stated unless the user names lengths
+FAR = 131_072  # tokens; beyond it costs are stated up to a model's own max_seq_len only
 
 
 def default_seq_lens(columns: Sequence[Column]) -> list[int]:
-    """Lengths, in tokens, at which to compare: the longest `max_seq_len`, and 4 and 16 times as much."""
-    longest = max((column.known_recipe.model.max_seq_len for column in columns if column.recipe), default=8192)
-    return [times * longest for times in LENGTHS]
+    """Lengths, in tokens, at which to compare, ascending: every shortest and longest `max_seq_len`, and around it.
+
+    Around the longest one are 4 and 16 times as much, as far as this is at most FAR tokens; else a quarter and a
+    sixteenth take their places, so that there are three.
+    """
+    own = [column.known_recipe.model.max_seq_len for column in columns if column.recipe] or [8192]
+    longest = max(own)
+    beyond = [times * longest for times in (4, 16) if times * longest <= FAR]
+    below = [longest // times for times in (4, 16)][: 2 - len(beyond)]
+    return sorted({min(own), longest, *beyond, *below})
 
 
 def comparison(
     columns: Sequence[Column], seq_lens: Sequence[int] = (), measured: Sequence[dict | None] = ()
 ) -> dict[str, Any]:
-    """The facts of each column and the notes on what is not comparable.
+    """The facts of each column, the verdict, and the notes on what is not comparable.
 
     seq_lens: lengths at which costs are stated, default `default_seq_lens`.  Bytes are those of a bf16 cache, FLOPs
     of a forward pass, averaged over the row.  measured: what `measure.measure` found for each column, or None.
@@ -33,7 +42,8 @@ def comparison(
     found = [_column(column, lengths) for column in columns]
     for facts, numbers in zip(found, measured, strict=False):
         facts["measured"] = numbers
-    return {"seq_lens": lengths, "notes": notes.notes(columns, found), "columns": found}
+    said = verdict(columns, found, lengths)
+    return {"seq_lens": lengths, "verdict": said, "notes": notes.notes(columns, found), "columns": found}
 
 
 def _column(column: Column, seq_lens: list[int]) -> dict[str, Any]:
@@ -45,6 +55,7 @@ def _column(column: Column, seq_lens: list[int]) -> dict[str, Any]:
     try:
         costs = {seq_len: model_cost(model, seq_len) for seq_len in seq_lens}
         facts |= {"layers": _layers(model), "max_seq_len": model.max_seq_len, **_costs(costs)}
+        facts["settings"] = settings(model)
         facts["cache"]["by_kind"] = cache_by_kind(model, seq_lens)
         facts["receptive_field"] = {str(length): _reach(model, length) for length in seq_lens}
     except Exception as error:  # a block of another package can raise anything; its column says what

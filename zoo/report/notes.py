@@ -6,6 +6,7 @@ from typing import Any
 from zoo.report.columns import Column, data_read
 
 MOST_PARAMETERS_APART = 0.03
+TOKENIZER = ("Other tokenizer:", "Other contents of the same tokenizer:")  # bits per byte compare all the same
 
 
 def notes(columns: Sequence[Column], facts: Sequence[dict[str, Any]]) -> list[str]:
@@ -26,6 +27,21 @@ def notes(columns: Sequence[Column], facts: Sequence[dict[str, Any]]) -> list[st
         if trained:
             found += _runs(trained)
     return found
+
+
+def comparable_score(columns: Sequence[Column], facts: Sequence[dict[str, Any]]) -> str | None:
+    """`loss`, or `bits_per_byte` between tokenizers: what the runs with a validation compare by; None if by neither."""
+    trained = [
+        (column, known)
+        for column, known in zip(columns, facts, strict=True)
+        if known.get("run") and known["run"]["final"]
+    ]
+    if not trained:
+        return None
+    found = [*_recipes(trained), *_what_is_scored([column for column, _ in trained]), *_contents(trained)]
+    if not found:
+        return "loss"
+    return "bits_per_byte" if all(note.startswith(TOKENIZER) for note in found) else None
 
 
 def _parameters(pairs) -> Iterator[str]:

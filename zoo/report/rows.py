@@ -6,6 +6,10 @@ from functools import reduce
 from operator import getitem
 from typing import Any
 
+from zoo.report.settings import differing
+
+SETTINGS = "settings that differ"
+
 
 @dataclass(frozen=True)
 class Value:
@@ -49,6 +53,10 @@ def _of(*path: str) -> Read:
 
 def _specs(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[Any], str], bool]]:
     """(group, label, value of a column, its text, whether ratios make sense) of each row."""
+    yield from _TRAINED
+    yield from _evaluated(found)
+    for name in differing(found["columns"]):
+        yield SETTINGS, name, _of("settings", name), str, False
     for part in ("embedding", "attention", "ffn", "norms", "head", "total"):
         yield "parameters", part, _of("parameters", part), decimal, True
     if any(c["active_parameters"] != c["parameters"]["total"] for c in found["columns"] if "parameters" in c):
@@ -66,8 +74,6 @@ def _specs(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[An
     for length in map(str, found["seq_lens"]):
         yield "layers to cross the row", _at(length), _of("receptive_field", length), _reach, False
     yield from _measured(found)
-    yield from _TRAINED
-    yield from _evaluated(found)
 
 
 def _cache_by_kind(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[Any], str], bool]]:
@@ -129,7 +135,9 @@ def _row(columns: list[dict], group: str, label: str, read: Read, text, compared
 
 
 def _number(value: Any) -> float | None:
-    """What a value is sorted by: of a reach the layers, of a score its value."""
+    """What a value is sorted by: of a reach the layers, of a score its value; None of text."""
+    if isinstance(value, str):
+        return None
     if isinstance(value, dict):
         return value["layers"] if "layers" in value else value["value"]
     return value
@@ -216,12 +224,12 @@ _MEASURED = [
     ("peak memory, training", "training_peak_bytes", binary),
 ]
 _TRAINED = [
-    ("trained", "tokens", _part("run", "tokens"), decimal, True),
-    ("trained", "FLOPs", _part("run", "flops"), decimal, True),
-    ("trained", "wall time", _part("run", "time_s"), _seconds, True),
-    ("trained", "tokens/s at the end", _part("run", "tokens_per_s"), _plain, True),
     ("trained", "validation loss, final", _validated("final", "loss"), _loss, True),
     ("trained", "validation loss, best", _validated("best", "loss"), _loss, True),
     ("trained", "bits per byte, final", _validated("final", "bits_per_byte"), _loss, True),
     ("trained", "bits per byte, best", _validated("best", "bits_per_byte"), _loss, True),
+    ("trained", "tokens", _part("run", "tokens"), decimal, True),
+    ("trained", "FLOPs", _part("run", "flops"), decimal, True),
+    ("trained", "wall time", _part("run", "time_s"), _seconds, True),
+    ("trained", "tokens/s at the end", _part("run", "tokens_per_s"), _plain, True),
 ]

@@ -1,4 +1,4 @@
-"""A comparison for a terminal: notes, strips of layers, one table. No torch."""
+"""A comparison for a terminal: verdict, notes, strips of layers, one table. No torch."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,27 +6,33 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from zoo.report.rows import Row, Value, rows
-from zoo.report.show import MAX_ROWS, attentions, strip_cell
+from zoo.report.rows import SETTINGS, Row, Value, rows
+from zoo.report.show import attentions, strip_cell
+from zoo.report.strips import strip
 from zoo.tables import plain_table, rendered, width_of
 
 MOST_CELL = 20  # characters of a cell; a longer one is folded, and a table with more columns than fit comes in parts
 
 
-def as_text(found: dict[str, Any], width: int | None = None) -> str:
-    """The comparison as text for the terminal at hand; `width` in characters overrides its own."""
+def as_text(found: dict[str, Any], width: int | None = None, short: bool = False) -> str:
+    """The comparison as text for the terminal at hand; `width` in characters overrides its own.
+
+    short: a table of a line for each column instead of the whole one.
+    """
     columns = found["columns"]
-    parts: list = [Text(f"note: {line}") for line in found["notes"]]
+    parts: list = [Text(line, style="bold") for line in found["verdict"]]
+    parts += [Text(f"note: {line}") for line in found["notes"]]
     parts += [Text(f"failed: {column['label']}: {column['error']}") for column in columns if column["error"]]
     parts += [Text(), *_strips(columns), Text()]
-    parts += _tables(columns, rows(found), width or width_of())
+    made, room = rows(found), width or width_of()
+    parts += [_short_table(columns, made, found["seq_lens"])] if short else _tables(columns, made, room)
     return rendered(parts, width).lstrip("\n")
 
 
 def _tables(columns: list[dict], made: list[Row], width: int) -> Iterable[Table]:
     """The table in as many parts as the terminal needs, each with the first column, which the ratios refer to.
 
-    A part leaves out the rows that none of its columns has.
+    A part leaves out the rows that none of its columns has, and settings that its columns share.
     """
     labels = max((len(row.label) + 2 for row in made), default=0) + 2
     for shown in _parts([_width(column, index, made) for index, column in enumerate(columns)], width - labels):
@@ -37,13 +43,37 @@ def _tables(columns: list[dict], made: list[Row], width: int) -> Iterable[Table]
         group = None
         for row in made:
             cells = [row.values[index] for index in shown]
-            if all(value is None for value in cells):
+            if all(value is None for value in cells) or (row.group == SETTINGS and len({*map(_cell, cells)}) == 1):
                 continue
             if row.group != group:
                 group = row.group
                 part.add_row(Text(group, style="bold"))
             part.add_row(f"  {row.label}", *map(_cell, cells))
         yield part
+
+
+def _short_table(columns: list[dict], made: list[Row], seq_lens: list[int]) -> Table:
+    """A line for each column: the loss if there is one, parameters, and the costs at the first and the last length.
+
+    Ratios stand in the verdict; without them ten lines fit 80 characters.
+    """
+    by_name = {(row.group, row.label): row for row in made}
+    ends = list(dict.fromkeys((seq_lens[0], seq_lens[-1])))
+    wanted = {
+        "loss": ("trained", "validation loss, final"),
+        "parameters": ("parameters", "total"),
+        **{f"FLOPs/token\nat {n:,}": ("forward FLOPs per token", f"at {n:,} tokens") for n in ends},
+        **{f"cache\nat {n:,}": ("cache of one row, bf16", f"allocated, {n:,} tokens") for n in ends},
+    }
+    shown = {heading: by_name[name] for heading, name in wanted.items() if name in by_name}
+    table = plain_table("", *shown)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for index, column in enumerate(columns):
+        values = [row.values[index] for row in shown.values()]
+        cells = ["" if value is None else value.text for value in values]
+        table.add_row(column["label"], *(cells if any(cells) else ["failed", *cells[1:]]))
+    return table
 
 
 def _cell(value: Value | None) -> str:
@@ -72,11 +102,9 @@ def _strips(columns: list[dict]) -> list[Text]:
     widest = max(len(column["label"]) for column in columns)
     lines = []
     for column in columns:
-        line = Text(f"{column['label']:{widest}}  ")
-        for layer in column.get("layers", ())[:MAX_ROWS]:
-            line.append(*strip_cell(seen.index(layer["attention"])))
-        line.append(" ..." if len(column.get("layers", ())) > MAX_ROWS else "")
-        lines.append(line if "layers" in column else line.append("failed", style="red"))
+        title = f"{column['label']:{widest}}  "
+        numbers = [seen.index(layer["attention"]) for layer in column.get("layers", ())]
+        lines.append(strip(numbers, title) if numbers else Text(title).append("failed", style="red"))
     legend = [
         Text(" " * (widest + 2)).append(*strip_cell(number)).append(f" {attention}")
         for number, attention in enumerate(seen)

@@ -1,6 +1,8 @@
 """`zoo compare` on the terminal and as JSON: numbers, ratios, reach, notes, columns that fail."""
 
 import json
+import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,9 +16,10 @@ from zoo.errors import RecipeError
 from zoo.recipe import ModelConfig, load_recipe
 from zoo.report.columns import load_columns
 from zoo.report.compare import Request, compare
-from zoo.report.facts import comparison, distinct_blocks
+from zoo.report.facts import comparison, default_seq_lens, distinct_blocks
 from zoo.report.reach import reach
-from zoo.report.rows import Value, binary, decimal, rows
+from zoo.report.rows import SETTINGS, Value, binary, decimal, rows
+from zoo.report.strips import stretches, strip
 
 ROOT = Path(__file__).parents[3]
 
@@ -52,6 +55,95 @@ def test_numbers_are_those_of_the_cost_model_and_ratios_those_to_the_first(tiny)
 
 def test_lengths_default_to_the_longest_context_and_beyond(tiny):
     assert found([tiny("full"), tiny("nsa")])["seq_lens"] == [256, 1024, 4096]
+
+
+@pytest.mark.parametrize(
+    ("own", "lengths"),
+    [([8192], [8192, 32768, 131072]), ([32768], [8192, 32768, 131072]), ([131072], [8192, 32768, 131072]),
+     ([40960], [2560, 10240, 40960]), ([1048576], [65536, 262144, 1048576]), ([256, 8192], [256, 8192, 32768, 131072])],
+)  # fmt: skip
+def test_lengths_stay_near_the_models_own_contexts(tiny, own, lengths):
+    columns = [load_columns([tiny("full")], [f"model.max_seq_len={length}"])[0] for length in own]
+    assert default_seq_lens(columns) == lengths
+
+
+def test_the_verdict_stands_first_with_losses_before_costs(tiny, run):
+    sources = [run("full", [4.0, 3.0]), run("ansa", [4.0, 2.5]), tiny("window")]
+    data = found(sources)
+    losses, parameters, cache, flops = data["verdict"]
+    assert losses == (
+        "Validation loss, lowest first: ansa 2.6000, full 3.1000 (+0.5000). "
+        "Without several seeds of each, a small difference can be chance."
+    )
+    assert parameters.startswith("Parameters: 772.2K (full) to ")
+    assert cache.startswith("Smallest cache: ")
+    assert flops.startswith("Fewest forward FLOPs per token: ")
+    held = {column["label"]: column["cache"]["held_bytes"]["4096"] for column in data["columns"]}
+    smallest = min(held, key=held.get)
+    assert f"{binary(held[smallest])} at 4,096 tokens (×{held[smallest] / held['full']:.2g} of full)" in cache
+    assert compare(Request(sources)).startswith("Validation loss, lowest first: ansa")
+
+
+def test_losses_that_do_not_compare_are_not_ranked(run):
+    other = run("nsa", [4.0, 3.0], "other", ("data.validation_fraction=0.2",))
+    assert found([run("full", [4.0, 3.1]), other])["verdict"][0] == (
+        "The validation losses cannot be compared: the notes say why."
+    )
+    words = run("nsa", [4.0, 3.0], "words", ("data.tokenizer={kind: bpe, vocab_size: 264}",))
+    assert found([run("full", [4.0, 3.1]), words])["verdict"][0].startswith(
+        "Bits per byte of validation, lowest first: words 4.4727, full 4.6169 (+0.1443)."
+    )
+    shorter = run("nsa", [4.0, 3.0], "shorter")
+    said = found([run("full", [4.0, 3.1, 3.0, 2.0]), shorter])["verdict"]
+    assert said[1] == "The runs did not train on the same number of tokens."
+
+
+def test_what_the_strips_do_not_show_is_a_row_where_it_differs(tiny, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(
+        f"extends: {tiny('full')}\nname: other\nmodel: {{blocks: {{full: {{rope_theta: 1e6, qk_norm: true}}}}}}\n"
+    )
+    data = found([tiny("full"), str(other), tiny("gated_deltanet")])
+    settings = {row.label: [value.text for value in row.values] for row in rows(data) if row.group == SETTINGS}
+    assert settings["rope_theta"] == ["10,000", "1,000,000", "10,000"]
+    assert settings["qk_norm"] == ["no", "yes", "no"]
+    assert "d_model" not in settings
+    assert not any(row.group == SETTINGS for row in rows(found([tiny("full"), tiny("full")])))
+
+
+def test_short_is_a_line_for_each_with_the_costs_at_both_ends(tiny, run):
+    lines = compare(Request([run("full", [4.0, 3.0]), tiny("nsa"), "nope.yaml"], short=True)).splitlines()
+    table = lines[next(n for n, line in enumerate(lines) if "at 4,096" in line and "parameters" in line) + 1 :]
+    assert [line.split()[0] for line in table] == ["full", "tiny_nsa", "nope"]
+    assert table[0].split()[1] == "3.1000"
+    assert table[2].split() == ["nope", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("ABABABABAB", "0-9 ABAB ..."),
+        ("AAABAAABAAABAA", "0-11 AAABAAAB ... 12-13 AA"),
+        ("CCCAAAAAAAAA", "0-2 CCC 3-11 AA ..."),
+        ("ABCDEFGHIJ", "0-9 ABCDEFGHIJ"),
+        ("ABAB", "ABAB"),
+        ("AAAAAAAAAB", "0-8 AA ... 9 B"),
+    ],
+)
+def test_repeats_of_a_schedule_are_folded(schedule, expected):
+    text = strip([ord(letter) - 65 for letter in schedule]).plain
+    squeezed = re.sub(r"(?<=[A-Z]) +(?=[A-Z])", "", " ".join(text.split()))
+    assert squeezed == expected
+
+
+def test_every_layer_is_in_one_stretch():
+    generator = random.Random(0)
+    for _ in range(200):
+        numbers = [generator.randrange(3) for _ in range(generator.randrange(1, 30))]
+        numbers = numbers * generator.randrange(1, 4)
+        rebuilt = [one.unit[(n - one.first) % len(one.unit)] for one in stretches(numbers)
+                   for n in range(one.first, one.last + 1)]  # fmt: skip
+        assert rebuilt == numbers
 
 
 def test_a_failing_column_keeps_its_place_and_leaves_the_others(tiny, tmp_path):
@@ -326,7 +418,8 @@ def test_a_narrow_terminal_gets_the_table_in_parts(tiny):
 
     for width, tables in ((80, 2), (60, 3), (40, 3), (200, 1)):
         parts = as_text(columns, width)
-        assert parts.count("tiny_full") == 1 + tables, "one strip, and the first column of each table"
+        table = parts[parts.index("parameters\n") :]
+        assert table.count("tiny_full") == tables - 1, "the first column of each table after the first"
         assert all(len(line) <= width for line in parts.splitlines())
     lines = as_text(columns, 80).splitlines()
     assert any(line.startswith("  nsa, allocated at 256 ") for line in lines), "no label is folded"
@@ -340,7 +433,8 @@ def test_a_letter_means_the_same_in_every_column(tiny):
     columns += load_columns([tiny("full"), tiny("ansa"), tiny("window")])
     from zoo.report.text import as_text
 
-    lines = as_text(comparison(columns), 200).splitlines()
+    text = as_text(comparison(columns), 200)
+    lines = text[text.index("\n\n") + 2 :].splitlines()  # after the verdict and the notes
     assert [line.split()[1:] for line in lines[:5]] == [
         list("AAAA"),
         list("BBBB"),
@@ -375,7 +469,7 @@ def test_a_schedule_of_thousands_of_layers_is_cut_in_the_strips(tiny, tmp_path):
     request = Request([tiny("full"), tiny("full")], changes, html=tmp_path / "page.html", maps=False)
     text = compare(request)
     assert text.endswith(f"page: {tmp_path / 'page.html'}\n")
-    assert " ...\n" in text
+    assert text.count(" 0-4999  A  A  ...\n") == 2
     page = (tmp_path / "page.html").read_text()
     assert page.count("and 4,744 more") == 2
     assert page.count("class=cell ") == 2 * 256 + 1

@@ -61,7 +61,7 @@ class PatternConfig(Kinded):
         False  # True if it reads keys and values of tokens alone, so that layers may share them
     )
     reads_tokens: ClassVar[bool] = True  # False if it attends only to keys of its own
-    colour: ClassVar[int] = 0  # place in the palette of attention maps
+    colour: ClassVar[int] = 7  # place in the palette of strips and maps (zoo/report/colours.py); 7 is grey
 
     def resolve(self, d_model: int, seq_len: int) -> Self:
         """The same pattern with every number known.

@@ -17,6 +17,7 @@ class Full(PatternConfig):
 
     module: ClassVar[str] = "zoo.blocks.patterns.full:FullPattern"
     reads_shared: ClassVar[bool] = True
+    colour: ClassVar[int] = 6
     score_options: ClassVar[tuple[str, ...]] = SCORE_OPTIONS
     about: ClassVar[About] = About(
         r"""

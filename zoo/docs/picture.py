@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.docs.pages import checkout
-from zoo.docs.strip import COLOURS, LETTERS
-from zoo.recipe import load_recipe
+from zoo.recipe import LayerConfig, load_recipe
+from zoo.report.colours import RUN_COLOURS, Look, looks, patterns_of
 
 PATH = "assets/overview.svg"
 RECIPES = {
@@ -46,33 +46,50 @@ def picture(root: Path) -> str:
     return "\n".join([head, about, *parts, "</svg>"]) + "\n"
 
 
-def colours(root: Path) -> dict[str, str]:
-    """What the layers attend to -> colour, over all strips, in order of appearance."""
-    seen = dict.fromkeys(
-        layer.mixer.describe()
-        for name in RECIPES.values()
-        for layer in load_recipe(root / "recipes" / f"{name}.yaml").model.expanded()
-    )
-    return {what: COLOURS[number % len(COLOURS)] for number, what in enumerate(seen)}
+def colours(root: Path) -> dict[str, Look]:
+    """What the layers attend to -> how it is shown, over all strips, in order of appearance."""
+    layers = [layer for name in RECIPES.values() for layer in _expanded(root, name)]
+    return looks({"attention": layer.mixer.describe(), "patterns": patterns_of(layer.mixer)} for layer in layers)
+
+
+def _expanded(root: Path, name: str) -> list[LayerConfig]:
+    return load_recipe(root / "recipes" / f"{name}.yaml").model.expanded()
 
 
 def _strips(root: Path) -> list[str]:
-    known, parts = colours(root), []
+    known = colours(root)
+    parts = [f"<defs>{''.join(map(_stripes, known.values()))}</defs>"]
     for line, (label, name) in enumerate(RECIPES.items()):
         y = 10 + line * 26
         parts.append(_text(176, y + 16, label, anchor="end"))
-        for index, layer in enumerate(load_recipe(root / "recipes" / f"{name}.yaml").model.expanded()):
-            what = layer.mixer.describe()
-            number = list(known).index(what)
-            x = 190 + index * 24
-            parts.append(f'<rect x="{x}" y="{y}" width="21" height="21" rx="3" fill="{known[what]}"/>')
-            parts.append(_text(x + 10.5, y + 15, LETTERS[number], anchor="middle", fill="#000", size=13))
-    for number, (what, colour) in enumerate(known.items()):
+        for index, layer in enumerate(_expanded(root, name)):
+            parts += _cell(known[layer.mixer.describe()], 190 + index * 24, y, 21)
+    for number, (what, look) in enumerate(known.items()):
         y = 10 + number * 21
-        parts.append(f'<rect x="800" y="{y}" width="16" height="16" rx="3" fill="{colour}"/>')
-        parts.append(_text(808, y + 13, LETTERS[number], anchor="middle", fill="#000", size=11))
+        parts += _cell(look, 800, y, 16)
         parts.append(_text(824, y + 13, what, size=14))
     return parts
+
+
+def _cell(look: Look, x: float, y: float, size: float) -> list[str]:
+    """A square in the colours of the patterns, and the letter."""
+    fill = look.colours[0] if len(look.colours) == 1 else f"url(#stripes-{look.letter})"
+    square = f'<rect x="{x:g}" y="{y:g}" width="{size:g}" height="{size:g}" rx="3" fill="{fill}"/>'
+    letter = _text(x + size / 2, y + size * 0.74, look.letter, anchor="middle", fill="#000", size=round(size * 0.64))
+    return [square, letter]
+
+
+def _stripes(look: Look) -> str:
+    """Equal stripes as a gradient without transitions, for looks of several colours."""
+    if len(look.colours) == 1:
+        return ""
+    size = 1 / len(look.colours)
+    stops = "".join(
+        f'<stop offset="{end:.4g}" stop-color="{colour}"/>'
+        for n, colour in enumerate(look.colours)
+        for end in (n * size, (n + 1) * size)
+    )
+    return f'<linearGradient id="stripes-{look.letter}">{stops}</linearGradient>'
 
 
 def _panel(number: int, title: str, rows: Sequence[dict[str, Any]], value) -> list[str]:
@@ -97,7 +114,7 @@ def _panel(number: int, title: str, rows: Sequence[dict[str, Any]], value) -> li
     for index, (recipe, label) in enumerate(CURVES.items()):
         points = sorted((row["context"], value(row)) for row in rows if row["recipe"] == recipe)
         path = " ".join(f"{x(c):.1f},{y(v):.1f}" for c, v in points)
-        colour = ("#0072B2", "#D55E00", "#009E73")[index]
+        colour = RUN_COLOURS[index]
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="3"/>')
         parts += [f'<circle cx="{x(c):.1f}" cy="{y(v):.1f}" r="4.5" fill="{colour}"/>' for c, v in points]
         parts.append(_text(left + index * 140, top + height + 50, label, fill=colour, weight="bold"))

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from html import escape
 
 from zoo.recipe import LayerConfig
-from zoo.report.show import COLOURS, LETTERS, MAX_ROWS, description
+from zoo.report.colours import LETTERS, Look, of_patterns, patterns_of
+from zoo.report.show import MAX_ROWS, description
 
 
 def strip(layers: Sequence[LayerConfig], d_model: int) -> str:
@@ -12,14 +13,17 @@ def strip(layers: Sequence[LayerConfig], d_model: int) -> str:
 
     Occurrences of a block that differ in their patterns (`with`) have letters of their own.
     """
-    looks = [(layer.block, description(layer.config, layer.part, d_model)) for layer in layers]
-    known = list(dict.fromkeys(looks))
-    shown = enumerate(looks[:MAX_ROWS])
-    cells = "".join(_cell(known.index(look), f"layer {index}: {', '.join(look)}") for index, look in shown)
+    pairs = [(layer.block, description(layer.config, layer.part, d_model)) for layer in layers]
+    known: dict[tuple[str, str], Look] = {}
+    for layer, pair in zip(layers, pairs, strict=True):
+        if pair not in known:
+            colours = of_patterns(patterns_of(layer.config.resolve(d_model, part=layer.part)))
+            known[pair] = Look(LETTERS[len(known) % len(LETTERS)], colours)
+    shown = enumerate(pairs[:MAX_ROWS])
+    cells = "".join(_cell(known[pair], f"layer {index}: {', '.join(pair)}") for index, pair in shown)
     more = f"<span>and {len(layers) - MAX_ROWS:,} more</span>" if len(layers) > MAX_ROWS else ""
     legend = "".join(
-        f"<li>{_cell(number)} <b>{escape(block)}</b> {escape(about)}</li>"
-        for number, (block, about) in enumerate(known)
+        f"<li>{_cell(look)} <b>{escape(block)}</b> {escape(about)}</li>" for (block, about), look in known.items()
     )
     return (
         f'<div class="zoo-strip" role="img" aria-label="{escape(spoken(layers))}">{cells}{more}</div>\n'
@@ -33,7 +37,6 @@ def spoken(layers: Sequence[LayerConfig]) -> str:
     return f"{len(layers):,} layer{'s' * (len(layers) != 1)}: {shown}{', ...' * (len(layers) > MAX_ROWS)}"
 
 
-def _cell(number: int, title: str = "") -> str:
-    colour, letter = COLOURS[number % len(COLOURS)], LETTERS[number % len(LETTERS)]
+def _cell(look: Look, title: str = "") -> str:
     hint = f' title="{escape(title)}"' if title else ""
-    return f'<span class="zoo-cell" style="background:{colour}"{hint}>{letter}</span>'
+    return f'<span class="zoo-cell" style="background:{look.background}"{hint}>{look.letter}</span>'

@@ -8,11 +8,9 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from zoo.report.page import MARKERS
-from zoo.report.show import COLOURS
+from zoo.report.colours import DASHES, MARKERS, RUN_COLOURS
 
 AXES = {"tokens": "tokens", "time": "wall time, s", "flops": "training FLOPs"}
-DASHES = ("-", "--", ":", "-.")  # with the marker (page.MARKERS), what tells curves apart in grey
 MOST_POINTS = 600
 _STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.right": False}
 
@@ -37,7 +35,10 @@ def _figure(axis: str, label: str, runs: list[tuple[int, dict]]) -> str:
         axes = figure.add_subplot(xlabel=label, ylabel="loss, nats a token")
         axes.grid(alpha=0.25)
         for index, run in runs:
-            look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
+            look: dict[str, Any] = {
+                "color": RUN_COLOURS[index % len(RUN_COLOURS)],
+                "linestyle": DASHES[index % len(DASHES)],
+            }
             x, y = _points(axis, run, smoothed(run["training"]))
             axes.plot(x, y, linewidth=1.2, **look)[0].set_gid(f"{axis}-curve-{index}-train")
             x, y = _points(axis, run, run["validation"])

@@ -8,6 +8,7 @@ from zoo.blocks.config import BlockConfig
 from zoo.counting.model_cost import ModelCost, model_cost
 from zoo.recipe import ModelConfig
 from zoo.report import notes, runs, seeds
+from zoo.report.colours import patterns_of
 from zoo.report.columns import Column, reason
 from zoo.report.reach import reach
 from zoo.report.settings import settings
@@ -75,12 +76,13 @@ def _reach(model: ModelConfig, seq_len: int) -> dict[str, Any]:
     return {**asdict(found), "text": str(found)}
 
 
-def _layers(model: ModelConfig) -> list[dict[str, str]]:
+def _layers(model: ModelConfig) -> list[dict[str, Any]]:
     return [
         {
             "block": layer.block,
             "kind": f"{layer.kind}.{layer.part}" if layer.part else layer.kind,
             "attention": layer.mixer.describe(),
+            "patterns": patterns_of(layer.mixer),
             "feed_forward": layer.feed_forward.describe(),
         }
         for layer in model.expanded()

@@ -21,12 +21,11 @@ from torch import nn
 from zoo.blocks.base import Attention, Context
 from zoo.blocks.config import BlockConfig
 from zoo.blocks.parts import Source
-from zoo.blocks.registry import PATTERNS
 from zoo.blocks.resolved import ResolvedMixer
 from zoo.errors import ZooError
 from zoo.kernels.dispatch import use_implementation
+from zoo.report.colours import of_patterns
 from zoo.report.curves import as_svg
-from zoo.report.show import COLOURS
 
 THUMBNAIL = 2048  # its most tokens: NSA with the defaults of its paper selects 1,024
 
@@ -123,10 +122,6 @@ def random_visibility(
     return visibility(block, x_BTC, Context.for_tokens(1, seq_len), tile)
 
 
-def _colours() -> dict[str, str]:
-    return {kind: COLOURS[pattern.colour % len(COLOURS)] for kind, pattern in PATTERNS.classes()}
-
-
 def draw(found: dict[str, torch.Tensor], title: str, panel_inches: float = 3.2, step: int = 1) -> Figure:
     """One panel a pattern: queries downwards, keys to the right; darker where more heads see the key.
 
@@ -136,9 +131,8 @@ def draw(found: dict[str, torch.Tensor], title: str, panel_inches: float = 3.2, 
         figure = Figure(figsize=(panel_inches * len(found), panel_inches + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize=10)
-        colours_of = _colours()
         for panel, (kind, seen_TT) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
-            colours = LinearSegmentedColormap.from_list(kind, ["#ffffff", colours_of[kind]])
+            colours = LinearSegmentedColormap.from_list(kind, ["#ffffff", *of_patterns([kind])])
             end = len(seen_TT) - 0.5
             look = {"cmap": colours, "vmin": 0, "vmax": 1, "interpolation": "nearest", "resample": False}
             panel.imshow(seen_TT[::step, ::step].numpy(), extent=(-0.5, end, end, -0.5), **look)

@@ -6,25 +6,13 @@ from importlib import resources
 from typing import Any
 
 from zoo import __version__
+from zoo.report.colours import MARKERS, RUN_COLOURS, Look
 from zoo.report.rows import Row, Value, rows
-from zoo.report.show import COLOURS, LETTERS, MAX_ROWS
-from zoo.report.text import attentions_of
+from zoo.report.show import MAX_ROWS
+from zoo.report.text import looks_of
 from zoo.terminal import clean
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-# matplotlib's marker of each curve in turn -> its shape in the legend; ten, for colours and dashes come round before.
-MARKERS = {
-    "o": "M14 4a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
-    "s": "M14.5 .5h7v7h-7z",
-    "^": "M18 0l4 8h-8z",
-    "D": "M18 0l4 4l-4 4l-4 -4z",
-    "v": "M18 8l4 -8h-8z",
-    "<": "M14 4l8 -4v8z",
-    ">": "M22 4l-8 -4v8z",
-    "P": "M16.5 0h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z",
-    "h": "M18 0l3.5 2v4l-3.5 2l-3.5 -2v-4z",
-    "x": "M15 0l3 3l3 -3l1 1l-3 3l3 3l-1 1l-3 -3l-3 3l-1 -1l3 -3l-3 -3z",
-}
 _LENGTHS = (
     "Attention's FLOPs, the caches and the reach are arithmetic: beyond a recipe's max_seq_len they say what it would "
     "cost, not that the model works there. Nominal counts keys and values of every layer at every token, as papers do; "
@@ -81,24 +69,23 @@ def notes(lines: list[str], heading: str) -> str:
     return f'<div class=notes role="note"><b>{heading}</b><ul>{items}</ul></div>'
 
 
-def _cell(number: int, title: str = "") -> str:
-    colour, letter = COLOURS[number % len(COLOURS)], LETTERS[number % len(LETTERS)]
-    return f'<span class=cell style="background:{colour}" title="{escape(title)}">{letter}</span>'
+def _cell(look: Look, title: str = "") -> str:
+    return f'<span class=cell style="background:{look.background}" title="{escape(title)}">{look.letter}</span>'
 
 
 def _strips(columns: list[dict]) -> str:
-    seen = attentions_of(columns)
+    seen = looks_of(columns)
     parts = []
     for column in columns:
         layers = column.get("layers", [])
         cells = [
-            _cell(seen.index(layer["attention"]), f"layer {index}: {layer['block']}, {layer['attention']}")
+            _cell(seen[layer["attention"]], f"layer {index}: {layer['block']}, {layer['attention']}")
             for index, layer in enumerate(layers[:MAX_ROWS])
         ]
         more = f"<span>and {len(layers) - MAX_ROWS:,} more</span>" if len(layers) > MAX_ROWS else ""
         shown = f"<div class=cells>{''.join(cells)}{more}</div>" if layers else "<span class=failed>failed</span>"
         parts.append(f"<b>{escape(column['label'])}</b>{shown}")
-    legend = "".join(f"<li>{_cell(number)} {escape(attention)}</li>" for number, attention in enumerate(seen))
+    legend = "".join(f"<li>{_cell(look)} {escape(attention)}</li>" for attention, look in seen.items())
     return f"<div class=strip>{''.join(parts)}</div><ul class=legend>{legend}</ul>"
 
 
@@ -168,7 +155,7 @@ def _curves(columns: list[dict], curves: dict[str, str]) -> str:
 def sample(number: int) -> str:
     """The line and the mark of a curve, for its entry in the legend; dashes as curves.DASHES draws them."""
     dash = ("", "7 3", "2 3", "7 3 2 3")[number % 4]
-    colour = COLOURS[number % len(COLOURS)]
+    colour = RUN_COLOURS[number % len(RUN_COLOURS)]
     stroke = f'stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dash}"'
     mark = f'<path d="{[*MARKERS.values()][number % len(MARKERS)]}" fill="{colour}"/>'
     return f'<svg viewBox="0 0 36 8" aria-hidden="true"><path d="M0 4H36" {stroke}/>{mark}</svg>'

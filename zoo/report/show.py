@@ -13,14 +13,12 @@ from zoo.counting.cache_sizes import cache_sizes
 from zoo.counting.model_cost import model_cost
 from zoo.recipe import ModelConfig, Recipe
 from zoo.recipe.layer_fields import describe
+from zoo.report.colours import Look, looks, patterns_of
 from zoo.tables import plain_table, rendered
 from zoo.training.names import frozen_parameters
 
 CONTEXTS = (8192, 32768)
 MAX_ROWS = 256  # of the table of layers
-# Okabe and Ito's colours, told apart by colour-blind readers; the letter on each cell serves everyone else.
-COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#BBBBBB")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 def description(config: BlockConfig, part: str | None, d_model: int) -> str:
@@ -39,6 +37,7 @@ def facts(recipe: Recipe) -> dict[str, Any]:
             "block": layer.block,
             "kind": layer.kind,
             "attention": layer.mixer.describe(),
+            "patterns": patterns_of(layer.mixer),
             "kv_layer": layer.kv_layer,
             "ffn": layer.ffn_name,
             "feed_forward": layer.feed_forward.describe(),
@@ -91,7 +90,7 @@ def as_text(recipe: Recipe, width: int | None = None, run: str | None = None) ->
     run: a line on the recipe's run, if there is one.
     """
     found = facts(recipe)
-    seen = attentions(found["layers"])
+    seen = looks(found["layers"])
     title = Text(recipe.name, style="bold")
     if recipe.summary:
         title.append(f"  {recipe.summary}", style="not bold")
@@ -108,27 +107,14 @@ def as_text(recipe: Recipe, width: int | None = None, run: str | None = None) ->
     return rendered([*parts, Text(), _size_table(found), Text(), _cache_table(found["cache"])], width)
 
 
-def attentions(layers: Iterable[dict]) -> list[str]:
-    """What the layers attend to, each once, in the order of first use: one letter and one colour each.
-
-    Not the block's name, which means something else in every recipe, and not its kind: two windows may differ.
-    """
-    return list(dict.fromkeys(layer["attention"] for layer in layers))
-
-
-def _strip(layers: list[dict], seen: list[str]) -> Text:
+def _strip(layers: list[dict], seen: dict[str, Look]) -> Text:
     strip = Text(f"{len(layers)} layers  ")
     for layer in layers[:MAX_ROWS]:
-        strip.append(*strip_cell(seen.index(layer["attention"])))
+        strip.append_tokens(seen[layer["attention"]].cell())
     return strip.append(" ...") if len(layers) > MAX_ROWS else strip
 
 
-def strip_cell(number: int) -> tuple[str, str]:
-    """A cell of the strip of layers, and its style, for the kind of attention with this number."""
-    return f" {LETTERS[number % len(LETTERS)]} ", f"black on {COLOURS[number % len(COLOURS)]}"
-
-
-def _layer_table(recipe: Recipe, layers: list[dict], seen: list[str]) -> Table:
+def _layer_table(recipe: Recipe, layers: list[dict], seen: dict[str, Look]) -> Table:
     """A line for each layer; of feed-forwards only where layers have different ones."""
     several = ("ffn", "feed-forward", "parameters") if recipe.model.ffns else ()
     table = plain_table("layer", "", "block", "kind", "attention", "parameters", *several)
@@ -137,7 +123,7 @@ def _layer_table(recipe: Recipe, layers: list[dict], seen: list[str]) -> Table:
     count = cache(lambda mixer: mixer.cost(1).total_parameters)
     count_ffn = cache(lambda ffn: ffn.parameters(recipe.model.d_model))
     for layer, row in zip(recipe.model.expanded()[:MAX_ROWS], layers, strict=False):
-        cell = Text(*strip_cell(seen.index(row["attention"])))
+        cell = Text.assemble(*seen[row["attention"]].cell())
         cells = [row["block"], row["kind"], row["attention"], f"{count(layer.mixer):,}"]
         cells += [row["ffn"], row["feed_forward"], f"{count_ffn(layer.feed_forward):,}"] if several else []
         table.add_row(str(row["index"]), cell, *cells)

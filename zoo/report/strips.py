@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from zoo.report.show import strip_cell
+from zoo.report.colours import Look
 
 SHORT = 8  # layers; so few are shown one by one
 FEWEST_HIDDEN = 3
@@ -59,21 +59,22 @@ def _best_repeat(numbers: Sequence[int], start: int) -> tuple[int, int]:
     return best
 
 
-def strip(numbers: Sequence[int], title: str = "") -> Text:
+def strip(layers: Sequence[Look], title: str = "") -> Text:
     """One line: the letters of a schedule after `title`, each layer where there are few, else each stretch once.
 
-    numbers: of each layer the number of what it attends to, as `show.strip_cell` counts.
+    layers: how each layer is shown, as `colours.looks` says.
     """
     line = Text(title)
-    if len(numbers) <= SHORT:
-        return _cells(line, numbers)
-    shown = 0
+    if len(layers) <= SHORT:
+        return _cells(line, layers)
+    order = {look: number for number, look in enumerate(dict.fromkeys(layers))}
+    known, numbers, shown = list(order), [order[look] for look in layers], 0
     for stretch in stretches(numbers):
         if shown >= MOST_CELLS:
             return line.append(" ...")
         line.append("" if shown == 0 else "  ").append(_range(stretch), "dim").append(" ")
         cells = (stretch.unit * 2 if stretch.repeats else numbers[stretch.first : stretch.last + 1])[:MOST_CELLS]
-        _cells(line, cells)
+        _cells(line, [known[number] for number in cells])
         line.append(" ..." if stretch.repeats or len(cells) < stretch.last - stretch.first + 1 else "")
         shown += len(cells)
     return line
@@ -83,7 +84,5 @@ def _range(stretch: Stretch) -> str:
     return str(stretch.first) if stretch.first == stretch.last else f"{stretch.first}-{stretch.last}"
 
 
-def _cells(line: Text, numbers: Sequence[int]) -> Text:
-    for number in numbers:
-        line.append(*strip_cell(number))
-    return line
+def _cells(line: Text, layers: Sequence[Look]) -> Text:
+    return line.append_tokens(part for look in layers for part in look.cell())

@@ -6,8 +6,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from zoo.report.colours import Look, looks
 from zoo.report.rows import SETTINGS, Row, Value, rows
-from zoo.report.show import attentions, strip_cell
 from zoo.report.strips import strip
 from zoo.tables import plain_table, rendered, width_of
 
@@ -67,8 +67,8 @@ def _short_table(columns: list[dict], made: list[Row], seq_lens: list[int]) -> T
     }
     shown = {heading: by_name[name] for heading, name in wanted.items() if name in by_name}
     table = plain_table("", *shown)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    for one in table.columns[1:]:
+        one.justify = "right"
     for index, column in enumerate(columns):
         values = [row.values[index] for row in shown.values()]
         cells = ["" if value is None else value.text for value in values]
@@ -98,20 +98,19 @@ def _parts(widths: list[int], room: int) -> Iterable[list[int]]:
 
 
 def _strips(columns: list[dict]) -> list[Text]:
-    seen = attentions_of(columns)
+    seen = looks_of(columns)
     widest = max(len(column["label"]) for column in columns)
     lines = []
     for column in columns:
         title = f"{column['label']:{widest}}  "
-        numbers = [seen.index(layer["attention"]) for layer in column.get("layers", ())]
-        lines.append(strip(numbers, title) if numbers else Text(title).append("failed", style="red"))
+        layers = [seen[layer["attention"]] for layer in column.get("layers", ())]
+        lines.append(strip(layers, title) if layers else Text(title).append("failed", style="red"))
     legend = [
-        Text(" " * (widest + 2)).append(*strip_cell(number)).append(f" {attention}")
-        for number, attention in enumerate(seen)
+        Text(" " * (widest + 2)).append_tokens(look.cell()).append(f" {attention}") for attention, look in seen.items()
     ]
     return [*lines, *legend]
 
 
-def attentions_of(columns: list[dict]) -> list[str]:
-    """`attentions` of all columns together, so that a letter and a colour mean the same in each."""
-    return attentions(layer for column in columns for layer in column.get("layers", ()))
+def looks_of(columns: list[dict]) -> dict[str, Look]:
+    """`looks` of all columns together, so that a letter means the same in each."""
+    return looks(layer for column in columns for layer in column.get("layers", ()))

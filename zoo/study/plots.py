@@ -11,9 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from zoo.report.curves import DASHES, as_svg
-from zoo.report.page import MARKERS
-from zoo.report.show import COLOURS
+from zoo.report.colours import DASHES, MARKERS, RUN_COLOURS
+from zoo.report.curves import as_svg
 from zoo.study.findings import mean_curve
 from zoo.study.tables import tokens_per_s
 
@@ -58,7 +57,7 @@ def _draw(name: str, x: str, y: str, fill: Callable[[Axes], None], height: float
 
 
 def _look(index: int) -> dict[str, Any]:
-    return {"color": COLOURS[index % len(COLOURS)], "marker": [*MARKERS][index % len(MARKERS)], "markersize": 5}
+    return {"color": RUN_COLOURS[index % len(RUN_COLOURS)], "marker": [*MARKERS][index % len(MARKERS)], "markersize": 5}
 
 
 def _curves(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -86,7 +85,9 @@ def _curves(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _banded(axes: Axes, gid: str, index: int, curve: list[list[float]]) -> None:
     x, mean, low, high = zip(*curve, strict=True)
-    axes.fill_between(x, low, high, color=COLOURS[index % len(COLOURS)], alpha=0.25, linewidth=0).set_gid(f"{gid}-band")
+    axes.fill_between(x, low, high, color=RUN_COLOURS[index % len(RUN_COLOURS)], alpha=0.25, linewidth=0).set_gid(
+        f"{gid}-band"
+    )
     axes.plot(x, mean, linestyle=DASHES[index % len(DASHES)], linewidth=2, **_look(index))[0].set_gid(f"{gid}-mean")
 
 
@@ -108,7 +109,7 @@ def _grid(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 chosen = [point for point in best if point[0] == each["chosen_values"].get(key)]
                 if chosen:
                     ring: dict[str, Any] = {
-                        "color": COLOURS[index % len(COLOURS)],
+                        "color": RUN_COLOURS[index % len(RUN_COLOURS)],
                         "marker": "o",
                         "markersize": 13,
                         "fillstyle": "none",
@@ -156,7 +157,9 @@ def _points(axes: Axes, name: str, points: list[tuple[int, float, dict]]) -> Non
     """Means with their intervals."""
     for index, x, mean in points:
         if mean["low"] is not None:
-            line = axes.plot([x, x], [mean["low"], mean["high"]], color=COLOURS[index % len(COLOURS)], linewidth=1.5)
+            line = axes.plot(
+                [x, x], [mean["low"], mean["high"]], color=RUN_COLOURS[index % len(RUN_COLOURS)], linewidth=1.5
+            )
             line[0].set_gid(f"{name}-curve-{index}-interval")
         axes.plot(x, mean["value"], **(_look(index) | {"markersize": 9}))[0].set_gid(f"{name}-curve-{index}-mean")
     axes.set_xlim(left=0)
@@ -187,6 +190,8 @@ def _scores(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _score(axes: Axes, gid: str, index: int, mean: dict, unit: int) -> None:
     if mean["low"] is not None:
-        line = axes.plot([unit * mean["low"], unit * mean["high"]], [index, index], color=COLOURS[index % len(COLOURS)])
+        line = axes.plot(
+            [unit * mean["low"], unit * mean["high"]], [index, index], color=RUN_COLOURS[index % len(RUN_COLOURS)]
+        )
         line[0].set_gid(f"{gid}-interval")
     axes.plot(unit * mean["value"], index, **(_look(index) | {"markersize": 8}))[0].set_gid(f"{gid}-mean")

@@ -30,7 +30,7 @@ class Family:
 
     name: its plural, as in `zoo parts NAME`.  what: one part of it, as messages say it.  base: the class that every
     config of it subclasses, "module:Class".  own: kind -> "module:Class".  groups: of entry points.
-    default: the kind that stands for none.
+    default: the kind that stands for none.  tag: the field that names the kind, `kind` but for evaluation tasks.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Family:
     summary: str
     groups: tuple[str, ...] = ()
     default: str | None = None
+    tag: str = "kind"
     _offers: tuple[dict[str, str], dict[str, str]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -122,9 +123,10 @@ class Family:
         """Raise ValueError unless it is a config of this family that calls itself by the name it is offered under."""
         if not (isinstance(made, type) and issubclass(made, self.base_class)):
             raise ValueError(f"{self.what} {kind!r}: {target} must be a subclass of {self.base.replace(':', '.')}")
-        own = getattr(made, "model_fields")["kind"].default  # noqa: B009 - pydantic's; this file does without it
+        own = getattr(made, "model_fields")[self.tag].default  # noqa: B009 - pydantic's; this file does without it
         if own != kind and kind not in self.own:
-            raise ValueError(f"{self.what} {kind!r}: {target} must have the default kind {kind!r}; found {own!r}")
+            why = f"{target} must have the default {self.tag} {kind!r}; found {own!r}"
+            raise ValueError(f"{self.what} {kind!r}: {why}")
 
     def classes(self) -> Iterator[tuple[str, Any]]:
         """(kind, config class) of every known kind that loads; imports them all. `broken` says what is left out."""
@@ -153,26 +155,27 @@ class Family:
         if isinstance(value, self.base_class):
             return value
         if not isinstance(value, dict):
-            raise _refusal("dict_type", (), value)
-        kind = value.get("kind", self.default)
+            raise refusal("dict_type", (), value)
+        kind, tag = value.get(self.tag, self.default), f"'{self.tag}'"
         if kind is None:
-            raise _refusal("union_tag_not_found", (), value, discriminator="'kind'")
+            raise refusal("union_tag_not_found", (), value, discriminator=tag)
         if not isinstance(kind, str) or not self.knows(kind):
             if self.default is not None:
-                raise _refusal("literal_error", ("kind",), kind, expected=self.expected())
+                raise refusal("literal_error", (self.tag,), kind, expected=self.expected())
             known = ", ".join(repr(name) for name in self.kinds())
-            raise _refusal("union_tag_invalid", (), value, discriminator="'kind'", tag=str(kind), expected_tags=known)
+            raise refusal("union_tag_invalid", (), value, discriminator=tag, tag=str(kind), expected_tags=known)
         try:
             config = self.config_class(kind)
         except ValueError as error:
-            raise _refusal(PydanticCustomError("part", "{why}", {"why": str(error)}), ("kind",), value) from error
-        given = {"kind": kind, **value}
+            raise refusal(PydanticCustomError("part", "{why}", {"why": str(error)}), (self.tag,), value) from error
+        given = {self.tag: kind, **value}
         if as_json:
             return config.model_validate_json(json.dumps(given), strict=True)
         return config.model_validate(given)
 
 
-def _refusal(error: Any, path: tuple, value: Any, **context: Any) -> ValidationError:
+def refusal(error: Any, path: tuple, value: Any, **context: Any) -> ValidationError:
+    """An error of pydantic at a path inside the value that is read.  error: its type, or a PydanticCustomError."""
     details = InitErrorDetails(type=error, loc=path, input=value, ctx=context)
     return ValidationError.from_exception_data("part", [details])
 
@@ -192,8 +195,7 @@ class PartOf:
 
     def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: Any) -> dict[str, Any]:
         """The union of all parts that are known when it is asked for."""
-        choices = {kind: _named(config) for kind, config in self.family.classes()}
-        found = handler(core_schema.tagged_union_schema(choices, "kind"))
+        found = union_of(self.family, handler)
         return found if self.family.default is None else {**found, "default_kind": self.family.default}
 
 
@@ -211,12 +213,18 @@ class NameOf:
 
     def _check(self, name: Any) -> str:
         if not isinstance(name, str) or not self.family.knows(name):
-            raise _refusal("literal_error", (), name, expected=self.family.expected())
+            raise refusal("literal_error", (), name, expected=self.family.expected())
         try:
             self.family.config_class(name)
         except ValueError as error:
-            raise _refusal(PydanticCustomError("part", "{why}", {"why": str(error)}), (), name) from error
+            raise refusal(PydanticCustomError("part", "{why}", {"why": str(error)}), (), name) from error
         return name
+
+
+def union_of(family: Family, handler: Any) -> dict[str, Any]:
+    """The JSON Schema of any part of a family, by pydantic's handler of JSON Schemas."""
+    choices = {kind: _named(config) for kind, config in family.classes()}
+    return handler(core_schema.tagged_union_schema(choices, family.tag))
 
 
 def _named(config: Any) -> Any:

@@ -44,7 +44,7 @@ FLOORS = [
     ("errors", "terminal", "tables", "sparkline", "files", "new_folder", "processes", "child", "extras", "parts",
      "address_space"),
     ("recipe", "feed_forward", "data.config", "training.config", "training.duration", "training.schedules",
-     "training.optimizers", "evaluation.registry", "evaluation.task", "evaluation.errors"),
+     "training.optimizers", "evaluation.registry", "evaluation.groups", "evaluation.task", "evaluation.errors"),
     ("counting",),
     ("model", "data", "feed_forward.dense", "feed_forward.moe", "training.names", "counting.run_cost"),
     ("runs",),

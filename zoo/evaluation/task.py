@@ -1,25 +1,31 @@
-"""The interface of an evaluation task: a config with the facts about it, its examples, and how they are scored.
+"""The interface of an evaluation task: a config with the facts about it, and what makes its rows and scores them.
 
-    class Parity(Task):
+    class Parity(Task):                     # fields and facts; no numpy
+        module = "my_package.parity:ParityRows"
         task: Literal["parity"] = "parity"
-        ...
+
+    class ParityRows(TaskRows):             # imported when the task is evaluated
         def examples(self, model): ...      # rows, made by rule or read from files
         def score(self, example, answer): ...    # numbers of one row
 
-A task imports no torch: it sees the model as `ModelFacts` and answers as plain numbers. The three kinds of example say
-how the model is asked: `Choice` by the likelihood of continuations, `Labelled` by its predictions under teacher
-forcing, `Prompt` by greedy generation.
+A task sees the model as `ModelFacts` and answers as plain numbers. The three kinds of example say how the model is
+asked: `Choice` by the likelihood of continuations, `Labelled` by its predictions under teacher forcing, `Prompt` by
+greedy generation.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from zoo.blocks.about import About, Paper
+from zoo.blocks.registry import load
+
 if TYPE_CHECKING:
+    import numpy as np
+
     from zoo.data.packing import Tokenizer
 
 IGNORED = -100
@@ -66,9 +72,9 @@ class Labelled:
     starts: places where documents begin, for models that keep documents apart; None: the row is one document.
     """
 
-    tokens: np.ndarray
-    labels: np.ndarray
-    starts: np.ndarray | None = None
+    tokens: "np.ndarray"
+    labels: "np.ndarray"
+    starts: "np.ndarray | None" = None
     cluster: str | None = None
     facets: Mapping[str, Any] = field(default_factory=dict)
 
@@ -107,8 +113,8 @@ class Chosen:
 class Predicted:
     """The answer to a `Labelled`: at each place with a label, in order, the likeliest token and the label's nats."""
 
-    tokens: np.ndarray
-    nats: np.ndarray
+    tokens: "np.ndarray"
+    nats: "np.ndarray"
 
 
 @dataclass(frozen=True)
@@ -145,19 +151,38 @@ class Row:
     by: list[tuple[str, Any, str, float, float]] = field(default_factory=list)
 
 
+class _AboutTask:
+    """What the reference says of a task beyond its docstring and fields, put together from the facts it states."""
+
+    def __get__(self, instance: object, task: "type[Task]") -> About:
+        metrics = ", ".join(
+            f"`{each.name}` ({each.about})" if each.about else f"`{each.name}`" for each in task.metrics
+        )
+        facts = {
+            "Measures": task.measures,
+            "Rows": task.row_count(),
+            "Chance": task.chance_text(),
+            "Data": task.data_from,
+            "Metrics": metrics,
+        }
+        return About("\n".join(f"- {name}: {text}." for name, text in facts.items()), task.papers)
+
+
 class Task(BaseModel):
     """Base of every task: the fields that all have, and the facts that a task states about itself."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    module: ClassVar[str | None] = None  # "package.module:Class" of what runs; None: the task has the methods itself
     title: ClassVar[str]
     measures: ClassVar[str]
     data_from: ClassVar[str]
-    papers: ClassVar[tuple[str, ...]] = ()
+    papers: ClassVar[tuple[Paper, ...]] = ()
     metrics: ClassVar[tuple[Metric, ...]]
     facets: ClassVar[tuple[str, ...]] = ()  # the breakdowns that the task reports, from the facets of its examples
     version: ClassVar[int] = 1  # raised when examples or scores change, so that results of two versions are not mixed
     needs_text: ClassVar[bool] = True  # whether the model must have a tokenizer
+    about: ClassVar[_AboutTask] = _AboutTask()
 
     task: str
     rows: int | None = Field(None, ge=1, description="Examples to score; without it all, or the task's own number.")
@@ -180,24 +205,45 @@ class Task(BaseModel):
         """The chance level of the first metric, for the list of tasks."""
         return "none"
 
-    @abstractmethod
     def examples(self, model: ModelFacts) -> Sequence[Example]:
         """The rows for this model; the same seed gives the same rows on every machine.
 
         Raises EvaluationError, with what to change, if the model cannot be given them.
         """
+        return self._that_runs.examples(model)
 
-    @abstractmethod
     def score(self, example: Any, answer: Any) -> Row:
         """The numbers of one row: an `Example` of the one type that the task makes, and the `Answer` to it."""
+        return self._that_runs.score(example, answer)
 
     def chance(self, examples: Sequence[Any]) -> dict[str, float]:
         """The expected value of each metric for a model that guesses; metrics without one are left out."""
-        return {}
+        return self._that_runs.chance(examples) if self.module else {}
 
-    def check(self, max_len: int) -> str | None:
-        """Why the task cannot be given to a model of max_len tokens a row, if that is known before the examples."""
-        return None
+    @property
+    def _that_runs(self) -> "TaskRows":
+        if self.module is None:
+            raise NotImplementedError(f"{type(self).__name__} defines neither `module` nor examples and score")
+        return load(self.module)(self)
+
+
+class TaskRows(ABC):
+    """What runs of a task: makes its rows for a model and scores the answers. Built as Class(task)."""
+
+    def __init__(self, task: Any):
+        self.task = task
+
+    @abstractmethod
+    def examples(self, model: ModelFacts) -> Sequence[Example]:
+        """As `Task.examples`."""
+
+    @abstractmethod
+    def score(self, example: Any, answer: Any) -> Row:
+        """As `Task.score`."""
+
+    def chance(self, examples: Sequence[Any]) -> dict[str, float]:
+        """As `Task.chance`."""
+        return {}
 
 
 def _compact(value: object) -> str:

@@ -13,10 +13,7 @@ Path = tuple[str | int, ...]
 Found = tuple[Path, str | Where, str]  # path of the key, "key" | "value" | a place inside the value, what is wrong
 
 MOST_PROBLEMS = 100  # of one recipe that are listed; looking for near names takes time for each
-TAGS = ("kind", "rope_type")  # the fields that say which member of a union a mapping is
-UNION_TAGS = (
-    "rope_type",
-)  # of them, those of pydantic's unions; parts, which have a kind, are looked up by a registry
+UNION_TAGS = ("rope_type",)  # of pydantic's own unions; parts, which have a kind, are looked up by a registry
 
 _EXPECTED = {
     "int_type": "a whole number",

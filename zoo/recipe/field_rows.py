@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+TAGS = ("kind", "rope_type", "task")  # the fields that say which member of a union a mapping is
 _TYPES = {"integer": "whole number", "boolean": "true or false", "string": "text", "object": "mapping"}
 
 
@@ -24,7 +25,7 @@ def field_rows(schema: dict[str, Any], nested: dict[str, Any], literal: Callable
     """
     required, rows = schema.get("required", ()), []
     for name, field in schema["properties"].items():
-        if "const" in field and name in ("kind", "rope_type"):
+        if "const" in field and name in TAGS:
             continue
         types = " or ".join(dict.fromkeys(_types(field, nested, literal)))
         default = "required" if name in required else _default(field.get("default"), literal)
@@ -34,7 +35,7 @@ def field_rows(schema: dict[str, Any], nested: dict[str, Any], literal: Callable
 
 def title(name: str, schema: dict[str, Any], literal: Callable[[str], str] = str) -> str:
     """What a recipe writes to get this config: the value of its tag, or its name."""
-    tags = (schema["properties"].get(tag, {}).get("const") for tag in ("kind", "rope_type"))
+    tags = (schema["properties"].get(tag, {}).get("const") for tag in TAGS)
     return next((literal(tag) for tag in tags if tag), name)
 
 

@@ -94,7 +94,8 @@ def _spelt(field: dict, inner: dict, below: tuple[str, ...]) -> dict[str, Any]:
     if field.get("$ref", "").endswith("/Schedule"):
         what = "schedule, text or a list"
     elif "discriminator" in inner:
-        what = "mapping with a `kind`"
+        what = f"mapping with a `{inner['discriminator']['propertyName']}`"
+        what = f"name or {what}" if "names" in inner else what
     elif "properties" in inner:
         what = "mapping"
     else:

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from zoo.blocks import registry
-from zoo.recipe.checking import TAGS, Path
+from zoo.recipe.checking import Path
 from zoo.recipe.config import Recipe
 from zoo.recipe.schedule import NAME
 
@@ -83,7 +83,10 @@ def _for_schedules() -> dict[str, Any]:
 
 
 def _editable(node: Any) -> Any:
-    """Spell unions with a tag as if/then: editors then complete and check one member, and the tag may be inherited."""
+    """Spell unions with a tag as if/then: editors then complete and check one member, and the tag may be inherited.
+
+    `names` of a union: what may be written for a part, as text or as the tag of a mapping, by name.
+    """
     if isinstance(node, list):
         return [_editable(item) for item in node]
     if not isinstance(node, dict):
@@ -101,7 +104,9 @@ def _editable(node: Any) -> Any:
     if node.pop("default_kind", None):  # without a tag, which may also be inherited, the fields of any member
         members = {"anyOf": [{"$ref": reference} for reference in mapping.values()]}
         branches.append({"if": {"not": {"required": [tag]}}, "then": members})
-    return {**node, "type": "object", "properties": {tag: {"enum": list(mapping)}}, "allOf": branches}
+    names = node.pop("names", None)
+    part = {"type": "object", "properties": {tag: {"enum": list(names or mapping)}}, "allOf": branches}
+    return {**node, "anyOf": [{"type": "string", "enum": list(names)}, part]} if names else {**node, **part}
 
 
 def known_keys(path: Path, data: Any, definitions: dict[str, Any]) -> list[str]:
@@ -149,10 +154,10 @@ def _members(node: dict, definitions: dict, data: Any) -> list[dict]:
     if "$ref" in node:
         return _members(definitions[node["$ref"].rsplit("/", 1)[-1]], definitions, data)
     if "discriminator" in node and isinstance(data, dict):
-        mapping = node["discriminator"]["mapping"]
-        tagged = {"kind": node.get("default_kind"), **data}
-        named = [mapping[tagged[tag]] for tag in TAGS if isinstance(tagged.get(tag), str) and tagged[tag] in mapping]
-        if named:
-            return _members({"$ref": named[0]}, definitions, data)
+        tag, mapping = node["discriminator"]["propertyName"], node["discriminator"]["mapping"]
+        named = data.get(tag, node.get("default_kind"))
+        kinds = node.get("names", {}).get(named, (named,)) if isinstance(named, str) else ()
+        if found := [mapping[kind] for kind in kinds if kind in mapping]:
+            return [member for ref in found for member in _members({"$ref": ref}, definitions, data)]
     options = node.get("anyOf", node.get("oneOf"))
     return [member for option in options for member in _members(option, definitions, data)] if options else [node]

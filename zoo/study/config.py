@@ -10,9 +10,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator, model_validator
 
 from zoo.errors import Problem, RecipeError, ZooError, shorten
+from zoo.evaluation.groups import TaskEntry
 from zoo.recipe.checking import locate, translate
 from zoo.recipe.yaml_reader import Node, beside, read_recipe
-from zoo.training.config import CountOrAuto, Tasks
+from zoo.training.config import CountOrAuto
 
 NAME = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 SHAPE = "a study is a mapping with the keys name, recipes, seeds"
@@ -91,7 +92,7 @@ class StudyConfig(_Section):
     set: Settings = Field({}, description="Keys of every run, as after --set.")
     grid: dict[str, list[Any]] = Field({}, description="Key -> values to choose from, for each architecture.")
     match: MatchConfig | None = Field(None, description="What is made equal by adjusting model.ffn.d_ff.")
-    tasks: Tasks = Field([], description="Evaluation tasks of every run, as eval.tasks.")
+    tasks: list[TaskEntry] = Field([], description="Evaluation tasks of every run, as eval.tasks.")
     measure: MeasureConfig | None = Field(None, description="Decoding speed to measure at the end.")
     jobs: CountOrAuto = Field("auto", description="Runs at a time on this machine (on each GPU, where there are any).")
     out: str | None = Field(None, description="Folder of the study. Default: runs/studies/ and its name.")

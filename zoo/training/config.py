@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from zoo.errors import shorten
+from zoo.evaluation.groups import TaskEntry
 from zoo.parts import LOGGERS, OPTIMIZERS, SCHEDULES, NameOf, PartOf
 from zoo.training.duration import Duration, Interval, Span
 from zoo.training.optimizers.adamw_config import AdamW
@@ -181,21 +182,6 @@ class TrainConfig(_Section):
         return []
 
 
-def _known_tasks(value: list) -> list:
-    if value:
-        from zoo.evaluation.errors import EvaluationError
-        from zoo.evaluation.registry import make_tasks
-
-        try:
-            make_tasks(value)
-        except EvaluationError as error:
-            raise ValueError(str(error)) from error
-    return value
-
-
-Tasks = Annotated[list[str | dict[str, Any]], AfterValidator(_known_tasks)]
-
-
 class EvalConfig(_Section):
     """How often, and on how much held-out text, validation loss and bits per byte are measured."""
 
@@ -205,8 +191,8 @@ class EvalConfig(_Section):
     batches: CountOrAll = Field(
         64, description="Validation batches (of the training batch size) each time; all: the whole validation split."
     )
-    tasks: Tasks = Field(
+    tasks: list[TaskEntry] = Field(
         [],
         description="Evaluation tasks to score at each interval and at the end: names, groups, and mappings such as "
-        "{task: niah_single_1, lengths: [1024]}; `zoo eval --list` names them.",
+        "{task: niah_single_1, lengths: [1024]}; `zoo eval --list` names them, `zoo parts tasks NAME` the fields.",
     )

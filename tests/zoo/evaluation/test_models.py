@@ -19,7 +19,7 @@ from zoo.evaluation.run import evaluate, model_facts
 from zoo.evaluation.subject import ZooSubject, with_data
 from zoo.evaluation.subjects import load_subject
 from zoo.evaluation.task import Choice, Generated, Prompt
-from zoo.evaluation.tasks.needles import NiahSingle1
+from zoo.evaluation.tasks.needles_config import NiahSingle1
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 PAIRS = [

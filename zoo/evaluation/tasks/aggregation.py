@@ -3,37 +3,33 @@
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.task import ModelFacts, Prompt
 from zoo.evaluation.tasks import words
+from zoo.evaluation.tasks.aggregation_config import CommonWords, FrequentWords, VariableTracking
 from zoo.evaluation.tasks.haystack import encode, lay
-from zoo.evaluation.tasks.long_context import N_OPTIONS, LongContext, WithHaystack
+from zoo.evaluation.tasks.long_context import LongContextRows, WithHaystackRows
+from zoo.evaluation.tasks.long_context_config import N_OPTIONS
 
 COMMON, FREQUENT = 10, 3  # words that are asked for
 
 
-class VariableTracking(WithHaystack):
-    """A number is given to a variable, that one to the next, and so on: which variables hold the number?"""
+class VariableTrackingRows(WithHaystackRows):
+    """Chains of assignments laid into a filler."""
 
-    title: ClassVar[str] = "Variable tracking"
-    measures: ClassVar[str] = "following a chain of assignments through the text"
-    task: Literal["variable_tracking"] = "variable_tracking"
-    hops: int = Field(4, ge=1, description="Assignments after the first in a chain.")
-    chains: int = Field(2, ge=1, description="Chains in the text; the first one is asked for.")
+    task: VariableTracking
 
     def prompts(self, model: ModelFacts, length: int) -> Iterator[Prompt]:
         fill = self.filler(model, length)
         for row in range(self.n_rows):
             rng = self.row_rng(length, row)
-            n = self.hops + 1
-            names = words.names(rng, self.chains * n + N_OPTIONS)
-            values = words.numbers(rng, self.chains)
-            chains = [names[i * n : (i + 1) * n] for i in range(self.chains)]
+            n = self.task.hops + 1
+            names = words.names(rng, self.task.chains * n + N_OPTIONS)
+            values = words.numbers(rng, self.task.chains)
+            chains = [names[i * n : (i + 1) * n] for i in range(self.task.chains)]
             sentences: list[tuple[float, list[int]]] = []
             for chain, value in zip(chains, values, strict=True):
                 texts = [f"VAR {chain[0]} = {value}. "]
@@ -45,21 +41,16 @@ class VariableTracking(WithHaystack):
                 f"\nQuestion: Which variables have the value {values[0]} in the text above?\nAnswer: The variables are:"
             )
             most = self.to_generate(model, chains[0])
-            left = length - (most if self.generate else max(len(encode(model, f" {name}")) for name in names))
+            left = length - (most if self.task.generate else max(len(encode(model, f" {name}")) for name in names))
             laid = lay(encode(model, head), sentences, encode(model, tail), partial(fill.cut, rng=rng), left)
-            others = [name for chain in chains[1:] for name in chain] + names[self.chains * n :]
+            others = [name for chain in chains[1:] for name in chain] + names[self.task.chains * n :]
             yield self.make(model, laid.tokens, chains[0], others, most, length=length, starts=laid.starts)
 
 
-class CommonWords(LongContext):
-    """A numbered list in which ten words occur often and the others seldom: which are the ten?"""
+class CommonWordsRows(LongContextRows):
+    """Numbered lists of words."""
 
-    title: ClassVar[str] = "Common words"
-    measures: ClassVar[str] = "counting: the ten words of a list that occur often"
-    data_from: ClassVar[str] = "made by rule"
-    task: Literal["common_words"] = "common_words"
-    often: int = Field(30, ge=2, description="How many times each of the ten words occurs.")
-    seldom: int = Field(3, ge=1, description="How many times each of the others occurs.")
+    task: CommonWords
 
     def prompts(self, model: ModelFacts, length: int) -> Iterator[Prompt]:
         for row in range(self.n_rows):
@@ -71,7 +62,7 @@ class CommonWords(LongContext):
                 model, "\nQuestion: Which ten words of the list above occur most often?\nAnswer: The words are:"
             )
             most = self.to_generate(model, common)
-            left = length - len(head) - len(tail) - (most if self.generate else _longest(model, known))
+            left = length - len(head) - len(tail) - (most if self.task.generate else _longest(model, known))
             listed = self._list(model, rng, common, others, left)
             tokens = [*head, *listed, *tail]
             yield self.make(model, tokens, common, others, most, length=length)
@@ -90,19 +81,15 @@ class CommonWords(LongContext):
         return listed + (encode(model, "\n") * left)[: left - len(listed)]
 
     def _tokens(self, model, seed: int, common: list[str], others: list[str]) -> list[int]:
-        every = common * self.often + others * self.seldom
+        every = common * self.task.often + others * self.task.seldom
         order = np.random.default_rng(seed).permutation(len(every))
         return encode(model, " ".join(f"{n}. {every[i]}" for n, i in enumerate(order, start=1)))
 
 
-class FrequentWords(LongContext):
-    """Coded words whose frequencies fall as a power of their rank: which three occur most?"""
+class FrequentWordsRows(LongContextRows):
+    """Texts of coded words."""
 
-    title: ClassVar[str] = "Frequent words"
-    measures: ClassVar[str] = "counting: the three most frequent of coded words"
-    data_from: ClassVar[str] = "made by rule"
-    task: Literal["frequent_words"] = "frequent_words"
-    alpha: float = Field(2.0, gt=1, description="Word of rank r occurs in proportion to r^-alpha.")
+    task: FrequentWords
 
     def prompts(self, model: ModelFacts, length: int) -> Iterator[Prompt]:
         for row in range(self.n_rows):
@@ -111,14 +98,14 @@ class FrequentWords(LongContext):
             head = encode(model, "Below is a text of coded words. Remember which of them occur most often.\n")
             tail = encode(model, "\nQuestion: Which three coded words occur most often above?\nAnswer: The words are:")
             most = self.to_generate(model, coded[:FREQUENT])
-            left = length - len(head) - len(tail) - (most if self.generate else _longest(model, coded))
+            left = length - len(head) - len(tail) - (most if self.task.generate else _longest(model, coded))
             text = self._text(model, rng, coded, left)
             tokens = [*head, *text, *tail]
             yield self.make(model, tokens, coded[:FREQUENT], coded[FREQUENT:], most, length=length)
 
     def _text(self, model, rng, coded: list[str], left: int) -> list[int]:
         each = max(len(encode(model, f" {word}")) for word in coded)
-        share = np.arange(1, len(coded) + 1, dtype=np.float64) ** -self.alpha
+        share = np.arange(1, len(coded) + 1, dtype=np.float64) ** -self.task.alpha
         counts = np.floor(left / each * share / share.sum()).astype(int)
         # Ranks must differ where it matters, or the question has no one answer.
         if counts[FREQUENT - 1] <= counts[FREQUENT] or counts[FREQUENT] < 1:

@@ -3,58 +3,34 @@
 import math
 from collections.abc import Iterator
 from itertools import islice
-from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from zoo.evaluation.errors import EvaluationError
-from zoo.evaluation.task import IGNORED, Labelled, Metric, ModelFacts, Predicted, Row, Task
+from zoo.evaluation.task import IGNORED, Labelled, ModelFacts, Predicted, Row, TaskRows
+from zoo.evaluation.tasks.language_config import ROWS, LossByPosition, Perplexity
 
-ROWS = 64
 DOCUMENTS = 100  # that eval.json lists one by one
 BUCKETS = 16
 
 
-class LossByPosition(Task):
-    """Cross-entropy of held-out text in buckets of position, at the lengths asked for, also past the training length.
+class LossByPositionRows(TaskRows):
+    """Rows of held-out text, scored in buckets of position."""
 
-    The text is cut into rows of the longest length; a shorter length scores the beginning of the same rows, so that
-    lengths are compared on the same tokens.
-    """
-
-    title: ClassVar[str] = "Loss by position"
-    measures: ClassVar[str] = "how the loss falls with context, at and beyond the training length"
-    data_from: ClassVar[str] = "the run's held-out text, or --data"
-    metrics: ClassVar = (
-        Metric("nats", "lower", False, about="per token"),
-        Metric("bits_per_byte", "lower", False, about="of the text"),
-    )
-    facets: ClassVar[tuple[str, ...]] = ("length", "position")
-    needs_text: ClassVar[bool] = False
-
-    task: Literal["loss_by_position"] = "loss_by_position"
-    lengths: tuple[int, ...] | None = Field(
-        None, description="Tokens of a row, one set of rows for each. Default: the model's context."
-    )
-    bucket: int | None = Field(None, ge=1, description="Positions in a bucket. Default: a sixteenth of the longest.")
-
-    @classmethod
-    def row_count(cls) -> str:
-        return f"{ROWS} a length"
+    task: LossByPosition
 
     def examples(self, model: ModelFacts) -> list[Labelled]:
-        lengths = self.lengths or (model.max_len,)
+        lengths = self.task.lengths or (model.max_len,)
         longest = max(lengths)
         if model.longest is not None and longest > model.longest:
             raise EvaluationError(f"lengths: {longest} tokens, and the model takes {model.longest}")
         text = _held_out(model)
-        rows = list(islice(_windows(text.stream(), longest + 1), self.rows or ROWS))
+        rows = list(islice(_windows(text.stream(), longest + 1), self.task.rows or ROWS))
         if not rows:
             raise EvaluationError(
                 f"the held-out text has fewer than {longest + 1} tokens; give more, or a shorter length"
             )
-        bucket = self.bucket or max(1, longest // BUCKETS)
+        bucket = self.task.bucket or max(1, longest // BUCKETS)
         return [
             Labelled(
                 row[:n],
@@ -78,32 +54,17 @@ class LossByPosition(Task):
         return row
 
 
-class Perplexity(Task):
-    """Cross-entropy of a whole held-out split, in the rows of training: of all, by position and by document."""
+class PerplexityRows(TaskRows):
+    """The held-out split in the rows of training."""
 
-    title: ClassVar[str] = "Perplexity"
-    measures: ClassVar[str] = "loss and bits per byte of a text, by position and by document"
-    data_from: ClassVar[str] = "the run's held-out text, or --data"
-    metrics: ClassVar = (
-        Metric("nats", "lower", False, about="per token"),
-        Metric("bits_per_byte", "lower", False, about="of the text"),
-    )
-    facets: ClassVar[tuple[str, ...]] = ("position", "document")
-    needs_text: ClassVar[bool] = False
-
-    task: Literal["perplexity"] = "perplexity"
-    bucket: int | None = Field(None, ge=1, description="Positions in a bucket. Default: a sixteenth of the row.")
-
-    @classmethod
-    def row_count(cls) -> str:
-        return "the whole split"
+    task: Perplexity
 
     def examples(self, model: ModelFacts) -> list[Labelled]:
         text = _held_out(model)
         found, document = [], -1
-        for row in islice(text.rows(), self.rows):
+        for row in islice(text.rows(), self.task.rows):
             firsts = {int(start) for start in row.starts if start > 0 or document < 0}
-            facets = {"bytes": _bytes(text, row.labels), "first": document, "bucket": self.bucket}
+            facets = {"bytes": _bytes(text, row.labels), "first": document, "bucket": self.task.bucket}
             found.append(Labelled(row.inputs, row.labels, starts=row.starts, facets=facets))
             document += len(firsts)
         return found

@@ -2,69 +2,45 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from zoo.data.config import Synthetic
 from zoo.data.synthetic import CHUNK, MAKERS, split_of
 from zoo.evaluation.errors import EvaluationError
-from zoo.evaluation.task import IGNORED, Labelled, Metric, ModelFacts, Predicted, Row, Task
+from zoo.evaluation.task import IGNORED, Labelled, ModelFacts, Predicted, Row, TaskRows
+from zoo.evaluation.tasks.recall_config import ROWS, ForgettingMqar, Induction, Pairs, Recall, Repeat
 
 TEST_STREAM = 0x7E57  # keeps the rows of an evaluation apart from those that a training with the same seed draws
-ROWS = 500
-METRICS = (
-    Metric("accuracy", about="share of the answers that are the likeliest token"),
-    Metric("rows_right", about="share of the rows with every answer right"),
-    Metric("nats", better="lower", percent=False, about="cross-entropy of an answer, in nats"),
-)
 
 
-class _Recall(Task):
-    """What the recall tasks share: settings of `Synthetic`, one set of rows for each of them."""
+class RecallRows(TaskRows):
+    """Rows of each length and setting, and the share of the answers that are right, by distance."""
 
-    metrics: ClassVar = METRICS
-    needs_text: ClassVar[bool] = False
-    data_from: ClassVar[str] = "made by rule"
-    facets: ClassVar[tuple[str, ...]] = ("length", "distance")
-
-    lengths: tuple[int, ...] | None = Field(
-        None, description="Tokens of a row, one set of rows for each. Default: as the model was trained, else 256."
-    )
-    vocab_size: int | None = Field(
-        None, ge=8, description="Token numbers are below this. Default: as the model was trained, else at most 8192."
-    )
-
-    @classmethod
-    def row_count(cls) -> str:
-        return f"{ROWS} a setting"
-
-    @classmethod
-    def chance_text(cls) -> str:
-        return "1 / vocab_size"
+    task: Recall
 
     def sources(self, model: ModelFacts) -> Iterator[tuple[int, Synthetic]]:
         """(tokens of a row, what they are made by) of each setting."""
-        trained = _trained_on(model, self.task)
-        vocab_size = self.vocab_size or (trained.vocab_size if trained else min(8192, model.vocab_size))
+        trained = _trained_on(model, self.task.task)
+        vocab_size = self.task.vocab_size or (trained.vocab_size if trained else min(8192, model.vocab_size))
         default = trained.length if trained and trained.length else _even(min(256, model.max_len, vocab_size - 1))
-        lengths = self.lengths or (default,)
+        lengths = self.task.lengths or (default,)
         for length in lengths:
             if length > model.max_len:
                 raise EvaluationError(f"lengths: {length} tokens, and the model takes {model.max_len}")
             for settings in self.settings(trained, length):
-                yield length, _source(self.task, vocab_size, length, settings, model.vocab_size)
+                yield length, _source(self.task.task, vocab_size, length, settings, model.vocab_size)
 
     def settings(self, trained: Synthetic | None, length: int) -> Iterator[dict[str, Any]]:
         """Further fields of `Synthetic`, for each set of rows of a length."""
         raise NotImplementedError
 
     def examples(self, model: ModelFacts) -> list[Labelled]:
-        trained = _trained_on(model, self.task)
+        trained = _trained_on(model, self.task.task)
         found = []
         for length, source in self.sources(model):
-            rows = islice(_rows(source, length, self.seed, trained), self.rows or ROWS)
+            rows = islice(_rows(source, length, self.task.seed, trained), self.task.rows or ROWS)
             found += [Labelled(t, y, facets=self.row_facets(source, length)) for t, y in rows]
         return found
 
@@ -94,25 +70,18 @@ class _Recall(Task):
         return {"accuracy": float(np.mean([1 / example.facets["vocab_size"] for example in examples]))}
 
 
-class _Pairs(_Recall):
-    """Pairs of key and value, then each key once more as a query."""
+class PairsRows(RecallRows):
+    """Pairs of key and value, then the keys as queries."""
 
-    papers: ClassVar[tuple[str, ...]] = ("arXiv 2312.04927",)
-    facets: ClassVar[tuple[str, ...]] = ("length", "pairs", "distance")
-
-    pairs: tuple[int, ...] | None = Field(
-        None, description="Key-value pairs, one set of rows for each. Default: as trained, else 4, 8, 16 ... that fit."
-    )
-    power: float | None = Field(None, gt=0, le=1, description="As in the data source. Default: as trained, else 0.01.")
-    filler: Literal["zeros", "random"] | None = Field(None, description="As in the data source; default as trained.")
+    task: Pairs
 
     def settings(self, trained, length):
         fits = [pairs for pairs in (4, 8, 16, 32, 64) if 5 * pairs <= length]
-        for pairs in self.pairs or ((trained.pairs,) if trained else fits):
+        for pairs in self.task.pairs or ((trained.pairs,) if trained else fits):
             yield {
                 "pairs": pairs,
-                "power": self.power or (trained.power if trained else 0.01),
-                "filler": self.filler or (trained.filler if trained else "zeros"),
+                "power": self.task.power or (trained.power if trained else 0.01),
+                "filler": self.task.filler or (trained.filler if trained else "zeros"),
             }
 
     def row_facets(self, source, length):
@@ -125,32 +94,10 @@ class _Pairs(_Recall):
         return np.array([place - where[int(example.labels[place])] for place in places])
 
 
-class Mqar(_Pairs):
-    """Multi-query associative recall (zoology): pairs of key and value, then each key once more as a query."""
+class ForgettingMqarRows(PairsRows):
+    """As `PairsRows`, scored by whether a key was written once or twice."""
 
-    title: ClassVar[str] = "Multi-query associative recall"
-    measures: ClassVar[str] = "recall of a value by its key, by number of pairs and by distance"
-
-    task: Literal["mqar"] = "mqar"
-
-
-class CompositionalMqar(_Pairs):
-    """MQAR with keys of two tokens, neither of which alone determines the value."""
-
-    title: ClassVar[str] = "Compositional associative recall"
-    measures: ClassVar[str] = "recall by a key of two tokens, neither of which determines the value"
-
-    task: Literal["compositional_mqar"] = "compositional_mqar"
-
-
-class ForgettingMqar(_Pairs):
-    """MQAR with half of the keys written twice: the last value is right."""
-
-    title: ClassVar[str] = "Associative recall with overwriting"
-    measures: ClassVar[str] = "recall of the latest value of a key that was written twice"
-    facets: ClassVar[tuple[str, ...]] = ("length", "pairs", "distance", "written")
-
-    task: Literal["forgetting_mqar"] = "forgetting_mqar"
+    task: ForgettingMqar
 
     def score(self, example, answer):
         row = super().score(example, answer)
@@ -164,13 +111,13 @@ class ForgettingMqar(_Pairs):
         return row
 
 
-class _Repeat(_Recall):
-    span: int | None = Field(
-        None, ge=2, description="Tokens that are repeated. Default: as trained, else all that fit."
-    )
+class RepeatRows(RecallRows):
+    """A sequence that comes twice."""
+
+    task: Repeat
 
     def settings(self, trained, length):
-        yield {"span": self.span or (trained.span if trained else None)}
+        yield {"span": self.task.span or (trained.span if trained else None)}
 
     def distances(self, example, places):
         """To the token's first occurrence: the repetition is a shift by a fixed number of places."""
@@ -182,30 +129,16 @@ class _Repeat(_Recall):
         return super().row_facets(source, length) | {"shift": source.resolved_span(length) + between}
 
 
-class Copy(_Repeat):
-    """Random tokens, a separator, the same tokens again."""
+class InductionRows(RepeatRows):
+    """A sequence that comes again after a gap."""
 
-    title: ClassVar[str] = "Copy"
-    measures: ClassVar[str] = "exact repetition of a random sequence after a separator"
-
-    task: Literal["copy"] = "copy"
-
-
-class Induction(_Repeat):
-    """A random sequence that comes again after a gap: each token must be followed by what followed it before."""
-
-    title: ClassVar[str] = "Induction"
-    measures: ClassVar[str] = "continuation of a random sequence that occurred before, by gap"
-    papers: ClassVar[tuple[str, ...]] = ("arXiv 2209.11895",)
-
-    task: Literal["induction"] = "induction"
-    gaps: tuple[int, ...] | None = Field(None, description="Tokens before the repetition; default as trained, else 0.")
+    task: Induction
 
     def settings(self, trained, length):
-        for gap in self.gaps or ((trained.gap,) if trained else (0,)):
+        for gap in self.task.gaps or ((trained.gap,) if trained else (0,)):
             if gap + 4 > length:
                 raise EvaluationError(f"gaps: {gap} tokens do not fit into a row of {length}")
-            yield {"span": self.span or (trained.span if trained else None), "gap": gap}
+            yield {"span": self.task.span or (trained.span if trained else None), "gap": gap}
 
 
 def _trained_on(model: ModelFacts, task: str) -> Synthetic | None:

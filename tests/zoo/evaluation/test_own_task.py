@@ -1,0 +1,121 @@
+"""A task of another package: known like the zoo's own, in recipes, in `zoo parts`, in the schema and in the docs."""
+
+import sys
+import types
+from typing import ClassVar, Literal
+
+import jsonschema
+import pytest
+from pydantic import Field
+
+from zoo.blocks import register
+from zoo.cli import parts_text
+from zoo.docs.families import family_pages
+from zoo.errors import RecipeError
+from zoo.evaluation.groups import GROUPS, members
+from zoo.evaluation.registry import EvaluationError, make_tasks, task_class
+from zoo.evaluation.task import Metric, Task
+from zoo.parts import FAMILIES, TASKS
+from zoo.recipe import load_recipe
+from zoo.recipe.schema import recipe_schema
+
+RECIPE = "extends: zoo:tiny/full\nname: mine\nplugins: [zoo_parity]\neval: {tasks: [%s]}\n"
+
+
+class Parity(Task):
+    """Is the number of ones even?"""
+
+    title: ClassVar[str] = "Parity"
+    measures: ClassVar[str] = "counting modulo two"
+    data_from: ClassVar[str] = "made by rule"
+    metrics: ClassVar = (Metric("accuracy"),)
+    task: Literal["parity"] = "parity"
+    bits: int = Field(16, ge=2, description="Bits of a row.")
+
+    def examples(self, model):
+        return []
+
+    def score(self, example, answer):
+        raise NotImplementedError
+
+
+class Misnamed(Parity):
+    task: Literal["other"] = "other"
+
+
+@pytest.fixture
+def path(monkeypatch, tmp_path):
+    module = types.ModuleType("zoo_parity")
+    module.Parity, module.Misnamed, module.Thing = Parity, Misnamed, object
+    monkeypatch.setitem(sys.modules, "zoo_parity", module)
+    monkeypatch.setattr(TASKS, "own", dict(TASKS.own))
+    register("parity", "zoo_parity:Parity", family="tasks")
+    return tmp_path / "mine.yaml"
+
+
+def test_it_is_known_like_the_zoos_own(path):
+    path.write_text(RECIPE % "parity, {task: parity, bits: 8}, niah_single_1")
+    recipe = load_recipe(path)
+    assert [task.label for task in make_tasks(recipe.eval.tasks)] == ["parity", "parity(bits=8)", "niah_single_1"]
+    assert recipe.eval.tasks == ["parity", {"task": "parity", "bits": 8}, "niah_single_1"]  # kept as written
+    assert "Bits of a row." in parts_text.as_text("tasks", "parity", 100)
+    assert (
+        "## parity\n\nIs the number of ones even?\n\n- Measures: counting modulo two."
+        in (family_pages()["reference/parts/tasks.md"])
+    )
+    assert TASKS is FAMILIES["tasks"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ("partiy", "4:16: eval.tasks[0]: unknown task 'partiy'; known: "),
+        ("{task: parity, bit: 8}", "4:31: eval.tasks[0].bit: unknown key 'bit'; known: task, rows, seed, bits. Did"),
+        ("{task: parity, bits: 1}", "4:37: eval.tasks[0].bits: must be at least 2; found 1"),
+        (
+            "niah, {task: niah_single, length: [1]}",
+            "4:42: eval.tasks[1].length: unknown key 'length'; known: task, rows,",
+        ),
+        ("{bits: 3}", "4:16: eval.tasks[0].task: is required"),
+        ("7", "4:16: eval.tasks[0]: must be a name, or a mapping with the key task; found 7"),
+    ],
+)
+def test_mistakes_are_named_with_their_place(path, entry, why):
+    path.write_text(RECIPE % entry)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert f"{path}:{why}" in str(caught.value)
+
+
+def test_editors_check_it(path):
+    checker = jsonschema.Draft202012Validator(recipe_schema())
+
+    def wrong(*tasks) -> bool:
+        return bool(list(checker.iter_errors({"eval": {"tasks": list(tasks)}})))
+
+    assert not wrong("parity", "ruler", {"task": "parity", "bits": 8}, {"task": "ruler", "lengths": [64]})
+    assert wrong("partiy")
+    assert wrong({"task": "parity", "bit": 8})
+    assert wrong({"task": "parity", "bits": 1})
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("zoo_parity:Misnamed", "must have the default task 'mine'; found 'other'"),
+        ("zoo_parity:Thing", "must be a subclass of zoo.evaluation.task.Task"),
+        ("zoo_no_such_module:Thing", "cannot be loaded from zoo_no_such_module:Thing"),
+    ],
+)
+def test_one_that_cannot_be_used_says_why(path, monkeypatch, target, why):
+    monkeypatch.setattr(TASKS, "_offers", ({"mine": target}, {}))
+    with pytest.raises(EvaluationError, match=why):
+        task_class("mine")
+    path.write_text(RECIPE % "mine")
+    with pytest.raises(RecipeError, match=why):
+        load_recipe(path)
+
+
+def test_groups_are_of_known_tasks():
+    assert {name for tasks in GROUPS.values() for name in tasks} <= set(TASKS.kinds())
+    assert members("copy") == ("copy",)

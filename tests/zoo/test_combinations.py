@@ -29,6 +29,7 @@ AROUND = {
     "logit_scale": [1.0, 0.25],
     "logit_softcap": [None, 5.0],
     "tie_embeddings": [True, False],
+    "multi_token": [None, None, {}, {"depth": 2, "weight": 1.5}],
 }
 DENSE = {"kind": ["swiglu", "geglu", "gelu", "relu2"], "d_ff": [8, 20], "bias": [False, True]}
 MOE = {

@@ -146,8 +146,9 @@ def test_every_recipe_is_tested():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_parameters_are_those_of_the_published_model(name):
-    model = load_recipe(RECIPES / f"{name}.yaml").model
-    assert model_cost(model, 1).parameters["total"] == published_parameters(name)
+    parameters = model_cost(load_recipe(RECIPES / f"{name}.yaml").model, 1).parameters
+    further = parameters.get("multi_token", 0)  # modules that transformers leaves out
+    assert parameters["total"] - further == published_parameters(name)
 
 
 NOT_IMPORTED = {"qwen3_next_80b"}  # models that zoo import does not read
@@ -174,4 +175,4 @@ def test_the_gallery_shows_every_model():
         assert f"| [`{name}`]({name}.md) | `" in page
         assert f"\n## {name}\n" in page
     assert "| `local*5 global ... cut` | 3.88B | 3.88B |" in page
-    assert "| `mla*61` | 671.0B | 37.55B |" in page
+    assert "| `mla*61` | 682.6B | 37.55B |" in page

@@ -12,11 +12,13 @@ from zoo.docs import keys_page
 from zoo.parts import FAMILIES
 from zoo.recipe import ModelConfig, Recipe, load_recipe
 from zoo.recipe import keys as recipe_keys
+from zoo.recipe.multi_token import MultiToken
 from zoo.training.config import CheckpointConfig, EvalConfig, StopAtConfig, TrainConfig
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "": Recipe,
     "model.": ModelConfig,
+    "model.multi_token.": MultiToken,
     "data.": DataConfig,
     "train.": TrainConfig,
     "train.checkpoint.": CheckpointConfig,

@@ -12,7 +12,8 @@ from zoo.blocks.cost import BF16, FLOAT
 from zoo.counting.model_cost import model_cost
 from zoo.feed_forward.base import FeedForwardConfig
 from zoo.recipe import ModelConfig, Recipe
-from zoo.recipe.layer_fields import norm_bytes
+from zoo.recipe.layer_fields import norm_bytes, norm_bytes_of_one
+from zoo.recipe.multi_token import depth
 from zoo.training.names import frozen_parameters
 
 GIB = 2**30
@@ -93,7 +94,7 @@ def step_size(recipe: Recipe, seq_len: int, rows: int, gpu: Gpu, checkpointing: 
     activations, other = (again, kept) if checkpointing else (kept, again)
     # What the last norm keeps, and the gradients of its result, of the stream, of the last layer's output, of the head.
     scaled = 0 if model.logit_scale == 1 else FLOAT * head  # the head times logit_scale
-    loss = tokens * model.d_model * (3 * BF16 + stream) + FLOAT * head + scaled
+    loss = (1 + depth(model)) * (tokens * model.d_model * (3 * BF16 + stream) + FLOAT * head + scaled)
     weights, copies = FLOAT * parameters, BF16 * linear
     accumulates = recipe.train.rows(seq_len) > rows if _even(recipe, seq_len) else True
     state = recipe.train.optimizer.state_bytes(trained)
@@ -128,8 +129,10 @@ def _even(recipe: Recipe, seq_len: int) -> bool:
 
 def _layers(model: ModelConfig, seq_len: int) -> tuple[list[tuple[int, int]], tuple[str, ...]]:
     """((bytes of one layer on one row, how many such layers) ..., kinds whose attention is not counted)."""
-    counts = Counter((layer.kind, layer.mixer, layer.feed_forward) for layer in model.expanded())
-    layers: list[tuple[int, int]] = []
+    every = model.expanded() + model.multi_token_layers()
+    counts = Counter((layer.kind, layer.mixer, layer.feed_forward) for layer in every)
+    # Of each module of `multi_token`, apart from its layer: what two norms keep, and the input of the map after them.
+    layers = [(seq_len * (2 * norm_bytes_of_one(model) + 2 * BF16 * model.d_model), depth(model))]
     unknown: dict[str, None] = {}
     for (kind, mixer, ffn), times in counts.items():
         attention = mixer.activation_bytes(seq_len)

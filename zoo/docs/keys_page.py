@@ -9,6 +9,7 @@ PATH = "reference/keys.md"
 SECTIONS = {
     "": "The top of a recipe",
     "model": "model",
+    "model.multi_token": "model.multi_token",
     "data": "data",
     "train": "train",
     "train.stop_at": "train.stop_at",
@@ -40,6 +41,12 @@ EXAMPLES = {
     "model.embedding_scale": "model: {embedding_scale: 16.0}",
     "model.logit_scale": "model: {logit_scale: 0.25}",
     "model.logit_softcap": "model: {logit_softcap: 30.0}",
+    "model.multi_token": "model: {multi_token: {weight: 0.3}}",
+    "model.multi_token.weight": "model: {multi_token: {weight: 0.1}}",
+    "model.multi_token.depth": "model: {multi_token: {depth: 2}}",
+    "model.multi_token.block": "model: {multi_token: {block: full}}",
+    "model.multi_token.ffn": "model:\n  ffn: null\n  ffns: {narrow: {d_ff: 256}, wide: {d_ff: 512}}\n  "
+    "ffn_layers: narrow wide*3\n  multi_token: {ffn: narrow}",
     "model.init_std": "model: {init_std: 0.006}",
     "model.document_mask": "model: {document_mask: true}",
     "model.blocks": "model:\n  blocks:\n    local: {kind: window, n_heads: 4, window: 64}\n    "

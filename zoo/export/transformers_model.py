@@ -131,6 +131,7 @@ class ZooForCausalLM(PreTrainedModel, GenerationMixin):
                     "leave it out, or change the recipe and train"
                 )
         self.decoder = Decoder(ModelConfig.model_validate(config.zoo_model))
+        self.decoder.multi_token.requires_grad_(False)  # no part of the loss here, so it would get no gradient
         self.gradient_checkpointing = False
         self.post_init()
 

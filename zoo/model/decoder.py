@@ -20,6 +20,7 @@ from zoo.kernels.documents import Documents
 from zoo.model import fused
 from zoo.model.cache import ModelCache
 from zoo.model.layer import Layer, make_norm
+from zoo.model.multi_token import MultiTokenModule, further_labels
 from zoo.recipe import ModelConfig, Recipe
 
 
@@ -42,9 +43,12 @@ class Decoder(nn.Module):
         self.loaded_from: Path | None = None  # the folder of its weights, where `zoo.generate` finds the tokenizer
         self.layers = nn.ModuleList(Layer(config, layer) for layer in config.expanded())
         self.norm = make_norm(config)
-        # Of the batch so far: the sum of what layers added to the loss, times targets, and the targets.
-        self._added_2: torch.Tensor | None = None
+        # Sums over the batch so far: what was added to the loss, times targets, and the targets; and the summed loss of
+        # the modules of `multi_token`, and their targets.
+        self._sums: dict[str, torch.Tensor] = {}
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        modules = (MultiTokenModule(config, layer) for layer in config.multi_token_layers())
+        self.multi_token = nn.ModuleList(modules)  # last, so that the rest is drawn as without them
 
     @property
     def head_weight(self) -> torch.Tensor:
@@ -135,49 +139,75 @@ class Decoder(nn.Module):
         """Cross-entropy in nats of labels_BT (int64, already shifted; -100 = no target) under the model.
 
         reduction: "mean" over the targets, or "sum".  A batch without a single target has loss 0 and zero gradients.
-        In training mode what layers add (`Context.add_loss`) counts in the mean, and in the sum once for each target.
+        In training mode what layers add (`Context.add_loss`) counts in the mean, and in the sum once for each target;
+        so does the weighted loss of the modules of `multi_token`.
         """
         if reduction not in ("mean", "sum"):
             raise ValueError(f"loss: reduction must be 'mean' or 'sum'; found {reduction!r}")
         context = self._context(tokens_BT, document_starts_BT)
         hidden_BTC = self._hidden(tokens_BT, context)
-        total = fused.linear_cross_entropy(
-            hidden_BTC.flatten(0, 1),
-            self.head_weight,
-            labels_BT.flatten(),
-            self.config.logit_scale,
-            self.config.logit_softcap,
-        )
+        total = self._cross_entropy(hidden_BTC, labels_BT)
         n_targets = (labels_BT != fused.IGNORED).sum()
+        added = []
+        if self.training and self.multi_token:
+            added.append(self._further_loss(hidden_BTC, tokens_BT, labels_BT, context))
         if self.training and context.losses:
-            added = torch.stack([loss.float() for loss in context.losses]).sum() * n_targets
-            total = total + added
-            self._note_added(added.detach(), n_targets)
+            added.append(torch.stack([loss.float() for loss in context.losses]).sum() * n_targets)
+        if added:
+            extra = sum(added[1:], start=added[0])
+            total = total + extra
+            self._note("added_loss", extra, n_targets)
         return total if reduction == "sum" else total / n_targets.clamp(min=1)
 
-    def _note_added(self, added: torch.Tensor, n_targets: torch.Tensor) -> None:
-        """In place, so that a CUDA graph goes on adding to the same memory."""
-        if self._added_2 is None or self._added_2.device != added.device:
-            self._added_2 = torch.zeros(2, device=added.device)
-        self._added_2 += torch.stack((added, n_targets.to(added.dtype)))
+    def _cross_entropy(self, hidden_BTC: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+        """Summed over the targets."""
+        logits = self.config.logit_scale, self.config.logit_softcap
+        return fused.linear_cross_entropy(hidden_BTC.flatten(0, 1), self.head_weight, labels_BT.flatten(), *logits)
+
+    def _further_loss(
+        self, hidden_BTC: torch.Tensor, tokens_BT: torch.Tensor, labels_BT: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        """The weighted mean over the modules of `multi_token` of their summed cross-entropies."""
+        assert self.config.multi_token is not None
+        losses, counts = [], []
+        for ahead, module in enumerate(self.multi_token, start=1):
+            embedded_BTC = self._stream(tokens_BT.roll(-ahead, 1))
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                hidden_BTC = checkpoint(module, hidden_BTC, embedded_BTC, context, use_reentrant=False)
+            else:
+                hidden_BTC = module(hidden_BTC, embedded_BTC, context)
+            targets_BT = further_labels(labels_BT, ahead, context.documents)
+            losses.append(self._cross_entropy(hidden_BTC, targets_BT))
+            counts.append((targets_BT != fused.IGNORED).sum())
+        total = torch.stack(losses).sum()
+        self._note("multi_token_loss", total, torch.stack(counts).sum())
+        return self.config.multi_token.weight / len(losses) * total
+
+    def _note(self, name: str, total: torch.Tensor, count: torch.Tensor) -> None:
+        """Add to a mean of the batch.  In place, so that a CUDA graph goes on adding to the same memory."""
+        total = total.detach().float()
+        if name not in self._sums or self._sums[name].device != total.device:
+            self._sums[name] = torch.zeros(2, device=total.device)
+        self._sums[name] += torch.stack((total, count.to(total.dtype)))
 
     @torch.no_grad()
     def after_batch(self, total: Callable[[torch.Tensor], None] = lambda tensor: None) -> dict[str, torch.Tensor]:
         """To be called once after each batch of training: what layers do then (`blocks.interface.AfterBatch`).
 
-        total: sums a tensor over all devices, in place.  Returns scalars on the device, by name: those of the layers,
-        and `added_loss`, what the layers added to the mean loss of the batch.
+        total: sums a tensor over all devices, in place.  Returns scalars on the device, by name: those of the layers;
+        `added_loss`, what was added to the mean loss of the batch; `multi_token_loss`, the mean cross-entropy of the
+        modules of `multi_token`, before it is weighted.
         """
         found: dict[str, list[torch.Tensor]] = {}
-        for module in self.layers.modules():
+        for module in (*self.layers.modules(), *self.multi_token.modules()):
             if isinstance(module, AfterBatch):
                 for name, number in module.after_batch(total).items():
                     found.setdefault(name, []).append(number)
         numbers = {name: torch.stack(values).mean() for name, values in found.items()}
-        if self._added_2 is not None:
-            total(self._added_2)
-            numbers["added_loss"] = self._added_2[0] / self._added_2[1].clamp(min=1)
-            self._added_2.zero_()
+        for name, sums_2 in self._sums.items():
+            total(sums_2)
+            numbers[name] = sums_2[0] / sums_2[1].clamp(min=1)
+            sums_2.zero_()
         return numbers
 
     def hidden(
@@ -198,10 +228,13 @@ class Decoder(nn.Module):
         batch, seq_len = tokens_BT.shape
         return Context.for_tokens(batch, seq_len, device=tokens_BT.device, documents=documents)
 
+    def _stream(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """`embed`, in the dtype that the residual stream has in training."""
+        x_BTC = self.embed(tokens_BT)
+        return x_BTC.to(fused.compute_dtype(x_BTC)) if self.narrow_stream else x_BTC
+
     def _hidden(self, tokens_BT: torch.Tensor, context: Context) -> torch.Tensor:
-        x_BTC, delta_BTC = self.embed(tokens_BT), None
-        if self.narrow_stream:
-            x_BTC = x_BTC.to(fused.compute_dtype(x_BTC))
+        x_BTC, delta_BTC = self._stream(tokens_BT), None
         for layer in self.layers:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 if delta_BTC is not None:  # one tensor to keep, not two
@@ -243,7 +276,8 @@ def _check_counts(model: Decoder) -> None:
     `zoo show`, `compare` and `cost` state the counted numbers, so a part that differs would make all of them wrong.
     """
     config, checked = model.config, set()
-    for layer, built in zip(config.expanded(), model.layers, strict=True):
+    layers = [*model.layers, *(module.layer for module in model.multi_token)]
+    for layer, built in zip(config.expanded() + config.multi_token_layers(), layers, strict=True):
         if (layer.name, layer.mixer) not in checked:
             counted = layer.mixer.cost(config.max_seq_len).total_parameters
             place = f"model.blocks.{layer.name}: layer {layer.index}"
@@ -279,7 +313,8 @@ def initialise(model: Decoder, seed: int) -> None:
     """
     generator, std = torch.Generator().manual_seed(seed), model.config.init_std
     residual_std = std / math.sqrt(2 * len(model.layers))
-    parts = [part for layer in model.layers for part in (layer.attention, layer.feed_forward)]
+    layers = [*model.layers, *(module.layer for module in model.multi_token)]
+    parts = [part for layer in layers for part in (layer.attention, layer.feed_forward)]
     residual = {id(getattr(part, "output", None)) for part in parts}
     drawn: set[int] = set()
     for module in model.modules():

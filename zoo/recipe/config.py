@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import yaml
@@ -40,6 +40,7 @@ from zoo.recipe.layer_fields import (
     ResidualScale,
     around_problems,
 )
+from zoo.recipe.multi_token import MultiToken, multi_token_problems
 from zoo.recipe.plain import plain
 from zoo.recipe.schedule import Schedule, ScheduleError, Use, Where
 from zoo.recipe.schedule_checks import Scheduled, ffn_problems, model_problems
@@ -192,6 +193,9 @@ class ModelConfig(Section):
     embedding_scale: EmbeddingScale = 1.0
     logit_scale: LogitScale = 1.0
     logit_softcap: LogitSoftcap = None
+    multi_token: MultiToken | None = Field(
+        None, description="Modules that predict the tokens after the next one, in training only. Default: none."
+    )
     init_std: float = Field(0.02, gt=0, le=1, description="Standard deviation of initial weights.")
     document_mask: bool = Field(False, description="Attention stays inside each document of a packed row.")
     blocks: dict[BlockName, Block] = Field(min_length=1, description="Attention blocks by the name the schedule uses.")
@@ -205,6 +209,8 @@ class ModelConfig(Section):
         lines = list(model_problems(*both, self.n_layers, self.d_model, self.ffn))
         lines += [(path, "value", why) for path, why in around_problems(self.norm, self.norm_bias)]
         lines += ffn_problems(self.ffn is not None, self.ffns is not None, self.ffn_layers is not None)
+        named = set(self.blocks), set(self.ffns or ())
+        lines += [(path, "value", why) for path, why in multi_token_problems(self.multi_token, self.blocks, *named)]
         if lines:
             raise _refusal(lines, self)
         return self
@@ -235,6 +241,18 @@ class ModelConfig(Section):
             layers.append(LayerConfig(index, use.name, part, config, ffn_name, ffn, *sizes, kv_layer, mixers))
         return layers
 
+    def multi_token_layers(self) -> list[LayerConfig]:
+        """The layer of each module of `multi_token`, numbered after the model's own."""
+        if self.multi_token is None:
+            return []
+        layer, use, ffn = self.expanded()[-1], self.multi_token.use, self.multi_token.ffn
+        first = layer.index + 1
+        if use is not None:
+            layer = replace(layer, name=use.name, part=use.part, config=self.blocks[use.name])
+        if ffn is not None and self.ffns is not None:
+            layer = replace(layer, ffn_name=ffn, ffn=self.ffns[ffn])
+        return [replace(layer, index=first + k, kv_layer=None) for k in range(self.multi_token.depth)]
+
     def _ffn_uses(self, n_layers: int) -> list[Use] | list[None]:
         """The entry of `ffn_layers` for each layer; None where `ffn` is for all."""
         return [None] * n_layers if self.ffn_layers is None else schedule.expand(self.ffn_layers, n_layers)
@@ -243,7 +261,7 @@ class ModelConfig(Section):
     def unused(self) -> dict[str, list[str]]:
         """Blocks and feed-forwards that are defined and not in the schedule, by key: allowed, so that
         `--set model.layers=...` can be tried."""
-        layers = self.expanded()
+        layers = self.expanded() + self.multi_token_layers()
         blocks, ffns = {layer.name for layer in layers}, {layer.ffn_name for layer in layers}
         found = {
             "blocks": [name for name in self.blocks if name not in blocks],

@@ -59,12 +59,16 @@ def norm_parameters(model: "ModelConfig", n_layers: int) -> int:
 
 
 def norm_bytes(model: "ModelConfig") -> int:
-    """Bytes that autograd keeps of one token in the norms of one layer.
+    """Bytes that autograd keeps of one token in the norms of one layer."""
+    return norms_per_layer(model) * norm_bytes_of_one(model)
+
+
+def norm_bytes_of_one(model: "ModelConfig") -> int:
+    """Bytes that autograd keeps of one token in one norm.
 
     RMSNorm keeps its input, rounded, and the root mean square; LayerNorm its input in float32, mean and deviation.
     """
-    of_one = BF16 * model.d_model + FLOAT if model.norm == "rms" else FLOAT * model.d_model + 2 * FLOAT
-    return norms_per_layer(model) * of_one
+    return BF16 * model.d_model + FLOAT if model.norm == "rms" else FLOAT * model.d_model + 2 * FLOAT
 
 
 def describe(model: "ModelConfig") -> list[str]:
@@ -78,5 +82,15 @@ def describe(model: "ModelConfig") -> list[str]:
         f"additions to the stream x {model.residual_scale:g}": model.residual_scale != 1,
         f"logits x {model.logit_scale:g}": model.logit_scale != 1,
         f"logits capped at {model.logit_softcap or 0:g}": model.logit_softcap is not None,
+        _further(model): model.multi_token is not None,
     }
     return [words for words, differs in said.items() if differs]
+
+
+def _further(model: "ModelConfig") -> str:
+    """What the modules of `multi_token` add to training."""
+    found = model.multi_token
+    if found is None:
+        return ""
+    what = "the token after the next" if found.depth == 1 else f"the {found.depth} tokens after the next"
+    return f"training also predicts {what}, weight {found.weight:g}"

@@ -15,6 +15,7 @@ from zoo.recipe import schema
 from zoo.recipe.checking import Found, locate, translate
 from zoo.recipe.config import Recipe, read_block, read_ffn, read_schedule, section_problems, sections
 from zoo.recipe.layer_fields import around_problems
+from zoo.recipe.multi_token import MultiToken, multi_token_problems
 from zoo.recipe.plain import plain
 from zoo.recipe.schedule import Where
 from zoo.recipe.schedule_checks import ffn_problems, model_problems
@@ -150,6 +151,9 @@ def _partial_problems(data: dict) -> list[Found]:
     if "model" in data:
         given = (model.get(key) is not None for key in ("ffn", "ffns", "ffn_layers"))
         found += [(("model", *path), at, why) for path, at, why in ffn_problems(*given)]
+    multi_token = _attempt(MultiToken.model_validate, model.get("multi_token"))
+    further = multi_token_problems(multi_token, blocks, set(named["blocks"]), set(named["ffns"]))
+    found += [(("model", *path), "value", why) for path, why in further]
     for path, at, why in fields:
         inside = at.path if isinstance(at, Where) else ()
         found.append((("model", *path, *inside), at, why))

@@ -20,9 +20,9 @@ MAX_DEPTH = 64
 DOTS, CUT = "...", "cut"
 _TOO_LONG = f"the schedule expands past {MAX_LAYERS:,} layers"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
-_USE = re.compile(rf"({NAME.pattern})(?:\.({NAME.pattern}))?")
+USE = re.compile(rf"({NAME.pattern})(?:\.({NAME.pattern}))?")
 _TOKEN = re.compile(
-    rf"\s*\*\s*(?P<times>[0-9]+)|[\s,]+|(?P<dots>\.\.\.)|(?P<use>{_USE.pattern})|(?P<open>\()|(?P<close>\))", re.ASCII
+    rf"\s*\*\s*(?P<times>[0-9]+)|[\s,]+|(?P<dots>\.\.\.)|(?P<use>{USE.pattern})|(?P<open>\()|(?P<close>\))", re.ASCII
 )
 
 
@@ -270,7 +270,7 @@ def _group(entries: object, times: int, path: tuple, depth: int, found: list) ->
 
 def _parse_use(entry: dict, path: tuple) -> Use:
     name = entry.get("use")
-    match = _USE.fullmatch(name) if isinstance(name, str) else None
+    match = USE.fullmatch(name) if isinstance(name, str) else None
     if match is None:
         raise ScheduleError([(Where((*path, "use")), f"use must be one block name; found {shorten(name)}")])
     overrides = entry.get("with", {})

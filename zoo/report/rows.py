@@ -57,8 +57,12 @@ def _specs(found: dict[str, Any]) -> Iterator[tuple[str, str, Read, Callable[[An
     yield from _evaluated(found)
     for name in differing(found["columns"]):
         yield SETTINGS, name, _of("settings", name), str, False
-    for part in ("embedding", "attention", "ffn", "norms", "head", "total"):
+    counts = [column["parameters"] for column in found["columns"] if "parameters" in column]
+    for part in ("embedding", "attention", "ffn", "norms", "head"):
         yield "parameters", part, _of("parameters", part), decimal, True
+    if any("multi_token" in count for count in counts):
+        yield "parameters", "multi_token", lambda c: c["parameters"].get("multi_token", 0), decimal, True
+    yield "parameters", "total", _of("parameters", "total"), decimal, True
     if any(c["active_parameters"] != c["parameters"]["total"] for c in found["columns"] if "parameters" in c):
         yield "parameters", "active, of one token", lambda c: c["active_parameters"], decimal, True
     for length in map(str, found["seq_lens"]):

@@ -65,7 +65,7 @@ class SummedLoss(torch.nn.Module):
 
     def fsdp_wrap_fn(self, module: torch.nn.Module) -> bool:
         """Each layer is sharded by itself; embedding, last norm and head together."""
-        return module in set(self.decoder.layers)
+        return module in {*self.decoder.layers, *self.decoder.multi_token}
 
 
 PREFIX = "summed_loss.decoder."  # of the decoder's weights in a LanguageModel

@@ -25,6 +25,7 @@ from zoo.training.checkpoint_content import read_state, weights_of
 from zoo.training.checkpoints import Checkpoint
 
 KEY = "train.init_from"
+MODULES = "multi_token."  # what the names of the tensors of those modules begin with
 MOST_PROBLEMS = 100  # tensors that a message names
 # What a projection makes of its tensors: with another number of heads equal shapes would mean other things.
 MEANING = ("n_heads", "n_kv_heads", "head_dim", "v_head_dim", "rope_dim", "n_latent_heads")
@@ -102,12 +103,23 @@ class Initial:
         Each tensor that is missing, not part of the model, or of another shape is named.
         """
         expected = build_model(model, device="meta").state_dict()
-        wrong = list(_other_tensors(expected, self.shapes)) or list(_other_meanings(model, self.model))
+        found = self.shapes
+        if self._modules_differ(expected):
+            expected, found = _without_modules(expected), _without_modules(found)
+        wrong = list(_other_tensors(expected, found)) or list(_other_meanings(model, self.model))
         if wrong:
             more = [f"and {len(wrong) - MOST_PROBLEMS} more"] if len(wrong) > MOST_PROBLEMS else []
             problems = [Problem(why, key=KEY) for why in (*wrong[:MOST_PROBLEMS], *more)]
             way_out = f"the model must be that of {self.source}, but for lengths, windows, rope and what has no weights"
             raise RecipeError([*problems, Problem(f"{self.file}: not the weights of this model: {way_out}", key=KEY)])
+
+    def _modules_differ(self, expected: Mapping[str, Any]) -> bool:
+        """Whether either the weights or the model have no modules of `multi_token`: new ones are drawn, old ones left.
+
+        expected: of the model, by name.
+        """
+        has, wants = (any(name.startswith(MODULES) for name in names) for names in (self.shapes, expected))
+        return has != wants
 
     def check_tokenizer(self, tokenizer: Tokenizer | None, say: Callable[[str], None]) -> None:
         """Raise RecipeError if the new run's tokenizer is another: its numbers would stand for other text.
@@ -136,6 +148,10 @@ class Initial:
         """What differs from the model that the weights were trained as, although the tensors are the same."""
         before, now = (config.model_dump(mode="json", exclude={"init_std"}) for config in (self.model, model))
         for key, was, is_now in differences(before, now):
+            if key == "multi_token" and None in (was, is_now):
+                drawn = "has none: its modules are drawn anew" if was is None else "has modules, which are left out"
+                yield f"init_from: model.multi_token: {self.source} {drawn}"
+                continue
             was, is_now = in_words(was, is_now)
             yield f"init_from: model.{key} was {was} in {self.source}, and is {is_now} here"
 
@@ -149,7 +165,16 @@ class Initial:
             state = load_file(self.file)
         else:
             state = weights_of(read_state(self.checkpoint))
+        own = decoder.state_dict()
+        if self._modules_differ(own):
+            modules = {name: tensor for name, tensor in own.items() if name.startswith(MODULES)}
+            state = _without_modules(state) | modules
         decoder.load_state_dict(state)
+
+
+def _without_modules(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """All but those of the modules of `multi_token`."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(MODULES)}
 
 
 def _other_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str, list[int]]) -> Iterator[str]:
@@ -164,7 +189,10 @@ def _other_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str, lis
 def _other_meanings(now, before) -> Iterator[str]:
     """Settings that give tensors of the same names and shapes another meaning, once for each block."""
     found: dict[str, None] = {}
-    for layer, source in zip(now.expanded(), before.expanded(), strict=True):
+    pairs = list(zip(now.expanded(), before.expanded(), strict=True))
+    if now.multi_token and before.multi_token:
+        pairs += zip(now.multi_token_layers(), before.multi_token_layers(), strict=True)
+    for layer, source in pairs:
         if layer.ffn.kind != source.ffn.kind:
             found[f"model.ffn.kind is {layer.ffn.kind}; the weights are of {source.ffn.kind}"] = None
         one, other = layer.mixer.attention, source.mixer.attention

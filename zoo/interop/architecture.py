@@ -16,7 +16,7 @@ from zoo.recipe import ModelConfig
 from zoo.recipe.differences import differences, in_words
 
 # Of the `model` section: what says nothing about the logits of one document.
-OF_TRAINING = ("init_std", "document_mask")
+OF_TRAINING = ("init_std", "document_mask", "multi_token")
 SPELLING = ("blocks", "layers", "n_layers", "ffn", "ffns", "ffn_layers")
 MOST_REASONS = 8
 
@@ -60,7 +60,8 @@ def write_config(name: str, model: ModelConfig) -> tuple[Family, dict[str, Any]]
         _, found = read_config(config, name)
     except InteropError as error:
         raise InteropError(f"{name}: has no such model: {error}") from error
-    different = list(differences(facts(model), facts(found)))
+    ours, theirs = (facts(each) | (_modules(each) if family.multi_token else {}) for each in (model, found))
+    different = list(differences(ours, theirs))
     if different:
         raise InteropError("\n".join(_reasons(name, different)))
     return family, config
@@ -79,6 +80,11 @@ def facts(model: ModelConfig) -> dict[str, Any]:
     around = model.model_dump(mode="json", exclude={*OF_TRAINING, *SPELLING})
     layers = [_layer_facts(layer) for layer in model.expanded()]
     return {**around, "layers": layers}
+
+
+def _modules(model: ModelConfig) -> dict[str, Any]:
+    """The layers of the modules of `multi_token`, on which no logits depend."""
+    return {"multi_token": [_layer_facts(layer) for layer in model.multi_token_layers()]}
 
 
 def _layer_facts(layer: Any) -> dict[str, Any]:

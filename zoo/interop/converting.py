@@ -116,7 +116,7 @@ def new_model(old: Any, blocks: Mapping[str, Any], layers: Any, place: str) -> A
         missing = sorted(used - set(known))
         if missing:
             raise InteropError(f"--layers: {unknown('block', missing[0], sorted(known))}")
-        chosen = {name: known[name] for name in known if name in used}
+        chosen = {name: known[name] for name in known if name in used} | _of_modules(old, section, known)
         section |= {"blocks": chosen, "layers": layers, "n_layers": n_layers}
         return ModelConfig.model_validate_json(json.dumps(section), strict=True)
     except ScheduleError as error:
@@ -124,6 +124,16 @@ def new_model(old: Any, blocks: Mapping[str, Any], layers: Any, place: str) -> A
     except ValidationError as error:
         lines = [f"{place}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
         raise InteropError("\n".join(lines)) from error
+
+
+def _of_modules(old: Any, section: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The block that the modules of `multi_token` keep, under a name of its own; the section then states it."""
+    if old.multi_token is None:
+        return {}
+    layer = old.multi_token_layers()[0]
+    name = next(name for n in range(1, len(known) + 2) if (name := f"multi_token{n}") not in known)
+    section["multi_token"] |= {"block": f"{name}.{layer.part}" if layer.part else name}
+    return {name: layer.config.model_dump(mode="json")}
 
 
 def _keeping(block: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +205,7 @@ def _converted(model: Any, config: Any, rows: list[tuple]) -> tuple[Any, list[La
     moments = _moments(model, rows)
     olds, news = model.config.expanded(), config.expanded()
     notes: list[list[str]] = []
-    state = {n: t for n, t in model.state_dict().items() if ".attention." not in n}
+    state = {n: t for n, t in model.state_dict().items() if not (n.startswith("layers.") and ".attention." in n)}
     for old, new, moment_CC in zip(olds, news, moments, strict=True):
         place = f"layers.{old.index}.attention."
         before, fresh = (_inside(m.state_dict(), place) for m in (model, made))

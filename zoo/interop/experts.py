@@ -93,7 +93,7 @@ class WithExperts(LlamaLike):
         if layer.ffn.kind != "moe":
             yield from super().ffn_rules(layer, ours, theirs)
             return
-        theirs = f"model.layers.{layer.index}.{self.place}"
+        theirs = theirs.removesuffix("mlp.") + self.place
         yield Rule.same(f"{ours}router.weight", f"{theirs}gate.weight")
         for one, other in self.expert_names.items():
             rows = layer.d_model if one == "down" else layer.ffn.d_ff

@@ -4,7 +4,7 @@ A family is one file in zoo/interop/families/ with one object, FAMILY.  No torch
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -121,6 +121,7 @@ class Family(ABC):
     model_type: ClassVar[str]
     architecture: ClassVar[str]  # the class of transformers that has the head of a language model
     defaults: ClassVar[Mapping[str, Any]]  # what its config class takes for keys that are not written
+    multi_token: ClassVar[bool] = False  # whether its format has modules that predict further tokens
 
     @abstractmethod
     def read(self, keys: Keys) -> dict[str, Any]:
@@ -136,6 +137,13 @@ class Family(ABC):
     @abstractmethod
     def rules(self, model: "ModelConfig") -> Iterator[Rule]:
         """How the tensors of a model that `read` made correspond."""
+
+    def as_stored(self, model: "ModelConfig", names: Collection[str]) -> "ModelConfig":
+        """The model that a folder holds, which may have no modules of `multi_token`, or some that its config omits.
+
+        names: of the folder's tensors.
+        """
+        return model
 
     def derived(self, name: str) -> bool:
         """Whether a tensor of theirs follows from the config, so that it need not be read."""

@@ -43,8 +43,9 @@ def import_folder(
     from zoo.interop.weights import check_tensors, to_ours
 
     source, run = SourceFolder(folder), Path(run)
-    family, model = read_config(source.config, str(source.path / CONFIG), ignored)
+    family, described = read_config(source.config, str(source.path / CONFIG), ignored)
     check_new_folder(run, InteropError)
+    model = family.as_stored(described, source.tensors)
     _check_size(source, model)
     rules, shapes = list(family.rules(model)), _shapes(model)
     check_tensors(source, family, rules, shapes)
@@ -54,6 +55,9 @@ def import_folder(
     with new_folder(run, InteropError):
         write_run(run, recipe, state, tokenizer)
     notes = [] if tokenizer else [missing_note(source.path)]
+    if described.multi_token and not model.multi_token:
+        why = "holds no tensors of the modules that predict further tokens"
+        notes.append(f"{source.path} {why}, so the recipe has no multi_token")
     return Imported(run, model, sorted(run.iterdir()), notes)
 
 

@@ -208,14 +208,17 @@ class LlamaLike(Family):
     def rules(self, model) -> Iterator[Rule]:
         yield Rule.same("embedding.weight", "model.embed_tokens.weight")
         for layer in model.expanded():
-            ours, theirs = f"layers.{layer.index}.", f"model.layers.{layer.index}."
-            for one, other in self.norms.items():
-                yield Rule.same(f"{ours}{one}.weight", f"{theirs}{other}.weight", self.norm_form)
-            yield from self.attention_rules(layer, f"{ours}attention.", f"{theirs}self_attn.")
-            yield from self.ffn_rules(layer, f"{ours}feed_forward.", f"{theirs}mlp.")
+            yield from self.layer_rules(layer, f"layers.{layer.index}.", f"model.layers.{layer.index}.")
         yield Rule.same("norm.weight", "model.norm.weight", self.norm_form)
         if not model.tie_embeddings:
             yield Rule.same("head.weight", "lm_head.weight")
+
+    def layer_rules(self, layer, ours: str, theirs: str) -> Iterator[Rule]:
+        """The rules of a layer.  ours, theirs: what the names of its tensors begin with."""
+        for one, other in self.norms.items():
+            yield Rule.same(f"{ours}{one}.weight", f"{theirs}{other}.weight", self.norm_form)
+        yield from self.attention_rules(layer, f"{ours}attention.", f"{theirs}self_attn.")
+        yield from self.ffn_rules(layer, f"{ours}feed_forward.", f"{theirs}mlp.")
 
     def query_form(self, projection) -> Form:
         """The order of rows of queries and keys in theirs."""

@@ -54,12 +54,18 @@ def _rows(shape: Sequence[int]) -> int:
 def to_ours(folder: SourceFolder, rules: Sequence[Rule], ours: Shapes) -> dict[str, torch.Tensor]:
     """The model's tensors, float32.  Raises InteropError for damaged files, or a head that is not the tied one."""
     state: dict[str, torch.Tensor] = {}
+    first: dict[str, str] = {}  # the tensor of theirs that each was made of
     for rule in rules:
         read = folder.read([theirs.name for theirs in rule.theirs])
         parts = [theirs.form.to_ours(read[theirs.name]) for theirs in rule.theirs]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         for name, part in zip(rule.ours, whole.split([_rows(ours[name]) for name in rule.ours]), strict=True):
-            state[name] = part.reshape(ours[name]).contiguous()
+            tensor = part.reshape(ours[name]).contiguous()
+            if name in state and not torch.equal(tensor, state[name]):
+                listed = names(theirs.name for theirs in rule.theirs)
+                raise InteropError(f"{folder.path}: {listed} differs from {first[name]}, which it repeats")
+            state[name] = tensor
+            first.setdefault(name, rule.theirs[0].name)
     if "lm_head.weight" in folder.tensors and "head.weight" not in ours:
         (head,) = folder.read(["lm_head.weight"]).values()
         if not torch.equal(head, state["embedding.weight"]):
@@ -71,8 +77,12 @@ def to_ours(folder: SourceFolder, rules: Sequence[Rule], ours: Shapes) -> dict[s
 def to_theirs(state: Mapping[str, torch.Tensor], rules: Sequence[Rule]) -> dict[str, torch.Tensor]:
     """Their tensors, of the model's."""
     found: dict[str, torch.Tensor] = {}
+    written: set[str] = set()
     for rule in rules:
         parts = [state[name].flatten(0, 1) if state[name].dim() == 3 else state[name] for name in rule.ours]
+        if not written.isdisjoint(rule.ours):  # safetensors takes no two names of one memory
+            parts = [part.clone() for part in parts]
+        written |= set(rule.ours)
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         rows = [len(whole) if theirs.rows is None else theirs.rows for theirs in rule.theirs]
         for theirs, part in zip(rule.theirs, whole.split(rows), strict=True):

@@ -1,7 +1,7 @@
 """DeepSeek-V3 and R1: multi-head latent attention, and experts that a sigmoid router chooses within groups.
 
-The extra layer that predicts a second token is no part of the logits; folders that hold it, or weights of 8 bits, are
-refused.
+The modules that predict further tokens come with the published weights, and transformers leaves them out of what it
+saves. Weights of 8 bits are refused.
 """
 
 from zoo.interop.errors import InteropError
@@ -12,6 +12,8 @@ from zoo.interop.llama_like import DEFAULTS, FFN_NAMES
 LATENT_EPS = 1e-6  # of the norms of latents, whatever rms_norm_eps says
 BIAS_STEP = 0.001  # of the router's bias, as the report gives it; the config does not say
 BIAS = "balance_bias"
+DEPTH = "num_nextn_predict_layers"
+MODULE_NAMES = {"embedding_norm": "enorm", "hidden_norm": "hnorm", "input": "eh_proj", "norm": "shared_head.norm"}
 
 
 class DeepseekV3(SomeExperts):
@@ -20,6 +22,7 @@ class DeepseekV3(SomeExperts):
     model_type = "deepseek_v3"
     architecture = "DeepseekV3ForCausalLM"
     experts_key = "n_routed_experts"
+    multi_token = True
     defaults = DEFAULTS | {
         "vocab_size": 129280,
         "hidden_size": 7168,
@@ -45,6 +48,20 @@ class DeepseekV3(SomeExperts):
         "rope_interleave": True,
         "router_aux_loss_coef": 0.0,
     }
+
+    def read_around(self, keys):
+        depth = keys.value(DEPTH, 0)
+        if type(depth) is not int or not 0 <= depth <= 8:
+            keys.refuse(DEPTH, "must be an integer of 0 to 8")
+        return {"multi_token": {"depth": depth}} if depth else {}
+
+    def write_around(self, model):
+        return {DEPTH: model.multi_token.depth} if model.multi_token else {}
+
+    def as_stored(self, model, names):
+        first = f"model.layers.{len(model.expanded())}."
+        has_modules = any(name.startswith(first) for name in names)
+        return model if has_modules else model.model_copy(update={"multi_token": None})
 
     def read_attention(self, keys, d_model):
         n_heads = keys.count("num_attention_heads")
@@ -114,6 +131,18 @@ class DeepseekV3(SomeExperts):
 
     def write_rope(self, layers):
         return super().write_rope(layers) | {"rope_interleave": True}
+
+    def rules(self, model):
+        yield from super().rules(model)
+        head = "embedding.weight" if model.tie_embeddings else "head.weight"
+        for index, layer in enumerate(model.multi_token_layers()):
+            ours, theirs = f"multi_token.{index}.", f"model.layers.{layer.index}."
+            for one, other in MODULE_NAMES.items():
+                yield Rule.same(f"{ours}{one}.weight", f"{theirs}{other}.weight")
+            yield from self.layer_rules(layer, f"{ours}layer.", theirs)
+            # Embedding and head once more, equal to those of the model.
+            yield Rule.same("embedding.weight", f"{theirs}embed_tokens.weight")
+            yield Rule.same(head, f"{theirs}shared_head.head.weight")
 
     def attention_rules(self, layer, ours, theirs):
         p = layer.mixer.attention.projection

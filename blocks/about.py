@@ -38,6 +38,8 @@ class About:
 
 
 VASWANI = Paper("Attention Is All You Need (Vaswani 2017)", "1706.03762")
+ROPE_PAPER = Paper("RoFormer: Enhanced Transformer with Rotary Position Embedding (Su 2021)", "2104.09864")
+NOPE_PAPER = Paper("The Impact of Positional Encoding on Length Generalization (Kazemnejad 2023)", "2305.19466")
 GQA_PAPER = Paper("GQA: Training Generalized Multi-Query Transformer Models (Ainslie 2023)", "2305.13245")
 LONGFORMER = Paper("Longformer: The Long-Document Transformer (Beltagy 2020)", "2004.05150")
 MISTRAL = Paper("Mistral 7B (Jiang 2023)", "2310.06825")

@@ -4,22 +4,13 @@ Legend of the shape suffixes: blocks/base.py.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 
-from zoo.blocks.fields import PositionTemperature, RopeScaling
-from zoo.blocks.rope import RopeTable, rope_table
+from zoo.blocks.fields import PositionTemperature
+from zoo.blocks.interface import Positions
+from zoo.blocks.positions.rotary import RopeTable
 from zoo.kernels import Documents, mean_pool
-
-
-class Rotary(Protocol):
-    """Whatever states the settings of a rotary embedding: a projection, or the fields of one."""
-
-    @property
-    def rope_theta(self) -> float: ...
-    @property
-    def rope_scaling(self) -> RopeScaling | None: ...
 
 
 class _Positions:
@@ -43,22 +34,29 @@ class _Positions:
             raise ValueError(f"attention: reads the keys and values of layer {group}, which has not run before it")
         return self._shared[group]
 
-    def rope(self, dim: int, rope: Rotary, dtype: torch.dtype, blocks: tuple[int, int] | None = None) -> RopeTable:
-        """The rotary table of every token, or of every slot of the compression grid `blocks` = (block, stride).
+    def rope(
+        self,
+        dim: int,
+        positions: Positions,
+        dtype: torch.dtype,
+        blocks: tuple[int, int] | None = None,
+        keys: bool = False,
+    ) -> RopeTable:
+        """The table of every token, or of every slot of the compression grid `blocks` = (block, stride).
 
         A block stands at the mean position of its tokens, where the mean of equal keys, rotated, points as well.
         Tables are made at first use and kept for the layers that follow.
         """
         dtype = dtype if dtype == torch.float64 else torch.float32
-        scaling = None if rope.rope_scaling is None else rope.rope_scaling.values
-        key = (dim, rope.rope_theta, scaling, dtype, blocks)
+        keys = keys and positions.keys_differ
+        key = (dim, positions.values, dtype, blocks, keys)
         if key not in self._tables:
             with torch.no_grad(), torch.autocast(self.positions_BT.device.type, enabled=False):
                 positions_BT = self.positions_BT.to(dtype)
                 if blocks:
                     grid = {"block": blocks[0], "stride": blocks[1], "documents": self.documents}
                     positions_BT = mean_pool(positions_BT[..., None], **grid)[..., 0]
-                self._tables[key] = rope_table(positions_BT, dim, rope.rope_theta, rope.rope_scaling, dtype)
+                self._tables[key] = positions.table(positions_BT, dim, dtype, keys)
         return self._tables[key]
 
     def query_factor(self, temperature: PositionTemperature, dtype: torch.dtype) -> torch.Tensor:

@@ -11,23 +11,14 @@ from pydantic import Field
 from zoo.blocks.checked import (
     Checked,
     Count,
-    Factor,
     Flag,
     Kinded,
     Length,
     Positive,
     Problem,
     Size,
-    Weight,
 )
-from zoo.blocks.rope_fields import (
-    LinearScaling,
-    Llama3Scaling,
-    PositionTemperature,
-    RopeFields,
-    RopeScaling,
-    YarnScaling,
-)
+from zoo.blocks.rope_fields import PositionTemperature, RopeFields
 
 __all__ = [
     "Checked",
@@ -37,7 +28,6 @@ __all__ = [
     "CompressionFields",
     "CompressionStride",
     "Count",
-    "Factor",
     "Flag",
     "GQAFields",
     "GateFields",
@@ -47,8 +37,6 @@ __all__ = [
     "LatentFields",
     "LatentHeads",
     "Length",
-    "LinearScaling",
-    "Llama3Scaling",
     "NSelected",
     "OutputFields",
     "PositionTemperature",
@@ -56,16 +44,13 @@ __all__ = [
     "Problem",
     "QueryGroup",
     "RopeFields",
-    "RopeScaling",
     "ScoreFields",
     "SelectionBlock",
     "SelectionFields",
     "SharingFields",
     "Size",
-    "Weight",
     "Window",
     "WindowFields",
-    "YarnScaling",
     "norm_set_problems",
     "stride_problems",
 ]
@@ -346,8 +331,8 @@ def rotated_channels(width: int, fraction: float) -> int:
 
 
 def _rotates(fields: Any) -> bool:
-    """Whether keys are rotated; a set of fields without the field `rope` has nothing to say against it."""
-    return getattr(fields, "rope", True)
+    """Whether keys are rotated; a set of fields without a position embedding has nothing to say against it."""
+    return not isinstance(fields, RopeFields) or fields.embedding.rotates
 
 
 def _rotary_problems(fields: GQAFields | LatentFields, name: str, d_model: int | None) -> list[Problem]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from zoo.blocks.cache import CachedSource, Slots
     from zoo.blocks.context import Context, Step
     from zoo.blocks.parts import Entries, Keys, Queries, Source
+    from zoo.blocks.positions.rotary import RopeTable
 
 
 @runtime_checkable
@@ -80,6 +81,23 @@ class AfterBatch(Protocol):
 
         total: sums a tensor over all devices, in place.  Returns scalars to record, by name; those of one name are
         averaged over the layers.
+        """
+        ...
+
+
+class Positions(Protocol):
+    """A position embedding that turns queries and keys. Built as Class(config).
+
+    values, keys_differ: those of the config (`blocks.positions.base.PositionConfig`).
+    """
+
+    values: tuple
+    keys_differ: bool
+
+    def table(self, positions_BT: "torch.Tensor", dim: int, dtype: "torch.dtype", keys: bool) -> "RopeTable":
+        """The table of positions_BT [B or 1, T], whole or not, in dtype, for dim channels.
+
+        keys: whether it is that of keys; always false where keys_differ is.
         """
         ...
 

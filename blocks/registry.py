@@ -280,7 +280,17 @@ PATTERNS = Family(
     },
     "Which keys a query sees: `patterns` of a block of kind attention.",
 )
-FAMILIES = {family.name: family for family in (MIXERS, PROJECTIONS, PATTERNS)}
+POSITIONS = Family(
+    "positions",
+    "position embedding",
+    "zoo.blocks.positions.base:PositionConfig",
+    {
+        "rotary": "zoo.blocks.positions.rotary_config:Rotary",
+        "none": "zoo.blocks.positions.none_config:NoPosition",
+    },
+    "How queries and keys know their position: `position` of a block.",
+)
+FAMILIES = {family.name: family for family in (MIXERS, PROJECTIONS, PATTERNS, POSITIONS)}
 
 
 def register(kind: str, target: str, family: str = "mixers") -> None:

@@ -4,7 +4,7 @@ A part is a config class without torch and the class that runs, which the config
 family is for, and what its parts define, stands in the docstring of its base class.
 """
 
-from zoo.blocks.registry import FAMILIES, MIXERS, PATTERNS, PROJECTIONS, Family, NameOf, PartOf
+from zoo.blocks.registry import FAMILIES, MIXERS, PATTERNS, POSITIONS, PROJECTIONS, Family, NameOf, PartOf
 
 __all__ = [
     "FAMILIES",
@@ -13,6 +13,7 @@ __all__ = [
     "MIXERS",
     "OPTIMIZERS",
     "PATTERNS",
+    "POSITIONS",
     "PROJECTIONS",
     "SCHEDULES",
     "SOURCES",

@@ -5,11 +5,12 @@ A projection is three classes: the config as a recipe writes it (`ProjectionConf
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from zoo.blocks.fields import Kinded, PositionTemperature, RopeScaling
+from zoo.blocks.fields import Kinded, PositionTemperature
+from zoo.blocks.positions.base import PositionConfig
 
 if TYPE_CHECKING:
     from typing import Any
@@ -41,9 +42,7 @@ class ResolvedProjection(ABC):
     head_dim: int
     v_head_dim: int
     norm_eps: float
-    rope: bool
-    rope_theta: float
-    rope_scaling: RopeScaling | None
+    position: PositionConfig
     position_temperature: PositionTemperature | None
     score_scale: float | None
     sinks: bool
@@ -136,3 +135,12 @@ class ResolvedProjection(ABC):
     @abstractmethod
     def norm_formula(self, separate_kv: bool) -> str:
         """`norms` as an expression, "" for none."""
+
+
+Made = TypeVar("Made", bound=ResolvedProjection)
+
+
+def resolved(made: type[Made], config: ProjectionConfig, d_model: int, **changes: "Any") -> Made:
+    """A `made` of the fields of a config, with derived defaults filled in for d_model. changes: fields that differ."""
+    values = {**dict(config), **config.filled(d_model), **changes}
+    return made(**{field.name: values[field.name] for field in fields(made)})

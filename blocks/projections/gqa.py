@@ -23,6 +23,7 @@ class GQAProjection(nn.Module):
         self.widths = [config.n_heads * config.head_dim, *of_set * n_kv_sets]
         self.input = linear(d_model, sum(self.widths), config.qkv_bias)
         self.sinks = sinks(config.n_heads, config.sinks)
+        self.position = config.position.build()
         self.norms_rotated = config.qk_norm_place == "after"
         self.query_norm = self._norm(config.n_heads)
         self.key_norms = nn.ModuleList(self._norm(config.n_kv_heads) for _ in range(n_kv_sets))
@@ -39,11 +40,11 @@ class GQAProjection(nn.Module):
         config, made = self.config, self.input(x_BTC)
         norm_first = config.qk_norm and not self.norms_rotated
         rotary = 0 if norm_first else config.rotary_dim
-        table = context.rope(rotary, config, made.dtype) if rotary else None
+        table = context.rope(rotary, self.position, made.dtype) if rotary else None
         tables = (table.cos_BTR, table.sin_BTR) if table else ()
         q_BTHD, *heads = split_heads(made, self._groups(rotary), *tables)
         if norm_first:
-            q_BTHD = self._rotate(self.query_norm(q_BTHD), context)
+            q_BTHD = self._rotate(self.query_norm(q_BTHD), context, keys=False)
         elif config.qk_norm:
             q_BTHD = self.query_norm(q_BTHD)
         sets = zip(self.key_norms, heads[::2], heads[1::2], strict=True)
@@ -67,13 +68,13 @@ class GQAProjection(nn.Module):
         return entries | {"key": self.key_norms[0](key_BTKD) if self.norms_rotated else key_BTKD}
 
     def _rotate(
-        self, x_BTHD: torch.Tensor, context: Context | Step, blocks: tuple[int, int] | None = None
+        self, x_BTHD: torch.Tensor, context: Context | Step, blocks: tuple[int, int] | None = None, keys: bool = True
     ) -> torch.Tensor:
         """The first `rotary_dim` channels of each head turned, the others as they are."""
         width = self.config.rotary_dim
         if width == 0:
             return x_BTHD
-        table = context.rope(width, self.config, x_BTHD.dtype, blocks)
+        table = context.rope(width, self.position, x_BTHD.dtype, blocks, keys)
         if width == x_BTHD.shape[-1]:
             return table.rotate(x_BTHD)
         return torch.cat((table.rotate(x_BTHD[..., :width]), x_BTHD[..., width:]), -1)

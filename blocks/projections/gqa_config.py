@@ -8,7 +8,7 @@ from pydantic import Field
 from zoo.blocks.about import GQA_PAPER, About
 from zoo.blocks.cost import BF16
 from zoo.blocks.fields import GQAFields, RopeFields, ScoreFields, rotated_channels
-from zoo.blocks.projections.base import ProjectionConfig, ResolvedProjection
+from zoo.blocks.projections.base import ProjectionConfig, ResolvedProjection, resolved
 
 
 class GQA(RopeFields, ScoreFields, GQAFields, ProjectionConfig):
@@ -35,7 +35,7 @@ Cached for a token: the rotated $k$ and $v$ of all groups. The width of a score 
     kind: Literal["gqa"] = Field("gqa", description="Grouped-query projection.")
 
     def resolve(self, d_model: int, seq_len: int) -> "ResolvedGQA":
-        return ResolvedGQA(**{**dict(self), **self.filled(d_model)})
+        return resolved(ResolvedGQA, self, d_model, position=self.embedding)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ResolvedGQA(ResolvedProjection):
     @property
     def rotary_dim(self) -> int:
         """Channels of a head that are rotated, the first ones."""
-        return rotated_channels(self.head_dim, self.rope_fraction) if self.rope else 0
+        return rotated_channels(self.head_dim, self.rope_fraction) if self.position.rotates else 0
 
     def entries(self) -> dict[str, tuple[int, ...]]:
         return {"key": (self.n_kv_heads, self.head_dim), "value": (self.n_kv_heads, self.v_head_dim)}
@@ -68,7 +68,7 @@ class ResolvedGQA(ResolvedProjection):
 
     @property
     def rotated_entry(self) -> str | None:
-        return "key" if self.rope else None
+        return "key" if self.position.rotates else None
 
     def weights(self, d_model: int, n_kv_sets: int) -> dict[str, int]:
         query = d_model * self.n_heads * self.head_dim

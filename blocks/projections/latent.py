@@ -139,6 +139,7 @@ class LatentProjection(nn.Module):
         queries = config.n_heads * config.qk_dim
         self.widths = [config.q_rank or queries, *[config.kv_rank, config.rope_dim] * n_kv_sets]
         self.input = linear(d_model, sum(self.widths))
+        self.position = config.position.build()
         self.sinks = sinks(config.n_heads, config.sinks)
         self.query_norm = RMSNorm(config.q_rank, config.norm_eps) if config.q_rank else nn.Identity()
         self.query = linear(config.q_rank, queries) if config.q_rank else nn.Identity()
@@ -170,7 +171,7 @@ class LatentProjection(nn.Module):
     def _queries(self) -> Heads:
         """What W_Q makes: the content of each head, and its rotary part."""
         config = self.config
-        rope = config.rope_dim if config.rope else 0
+        rope = config.rope_dim if self.position else 0
         pieces = (Piece(config.head_dim), *([Piece(config.rope_dim, rope)] if config.rope_dim else []))
         return Heads(config.n_heads, pieces)
 
@@ -184,9 +185,9 @@ class LatentProjection(nn.Module):
 
     def _table(self, dtype: torch.dtype, context: Context | Step) -> tuple:
         """cos and sin of the queries' tokens, if they are rotated."""
-        if not (self.config.rope and self.config.rope_dim):
+        if not (self.position and self.config.rope_dim):
             return ()
-        table = context.rope(self.config.rope_dim, self.config, dtype)
+        table = context.rope(self.config.rope_dim, self.position, dtype)
         return table.cos_BTR, table.sin_BTR
 
     def rotate(self, entries: Entries, context: Context | Step, blocks: tuple[int, int] | None = None) -> Entries:
@@ -196,9 +197,9 @@ class LatentProjection(nn.Module):
 
     def _rotate(self, x: torch.Tensor, context: Context | Step, blocks: tuple[int, int] | None = None) -> torch.Tensor:
         """Copied where it is not rotated: a view would hold the whole product until the backward pass."""
-        if not self.config.rope:
+        if not self.position:
             return x.contiguous()
-        return context.rope(self.config.rope_dim, self.config, x.dtype, blocks).rotate(x)
+        return context.rope(self.config.rope_dim, self.position, x.dtype, blocks, keys=True).rotate(x)
 
     def expand(self, entries: Entries) -> Keys:
         k_BTKD, v_BTKV = per_head(entries["latent"], self.key_up, self.value_up)

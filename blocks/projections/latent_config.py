@@ -8,7 +8,7 @@ from pydantic import Field
 from zoo.blocks.about import DEEPSEEK_V2, GLA_PAPER, About
 from zoo.blocks.cost import BF16
 from zoo.blocks.fields import GroupedLatentFields, LatentFields, RopeFields, ScoreFields
-from zoo.blocks.projections.base import ProjectionConfig, ResolvedProjection
+from zoo.blocks.projections.base import ProjectionConfig, ResolvedProjection, resolved
 
 _LATENT = r"""
 Keys and values are made from a small latent, and one rotary key is shared by all heads:
@@ -46,7 +46,7 @@ $$ k_{t,i} = [\, W_{UK,i}\, c_t \;;\; k^R_t \,] \qquad v_{t,i} = W_{UV,i}\, c_t 
 
     def resolve(self, d_model: int, seq_len: int) -> "ResolvedLatent":
         single = {"n_kv_heads": self.n_heads, "n_latent_heads": 1}
-        return ResolvedLatent(**{**dict(self), **self.filled(d_model), **single})
+        return resolved(ResolvedLatent, self, d_model, position=self.embedding, **single)
 
 
 class GLA(RopeFields, ScoreFields, GroupedLatentFields, ProjectionConfig):
@@ -76,7 +76,7 @@ $$
     kind: Literal["gla"] = Field("gla", description="Grouped latent projection.")
 
     def resolve(self, d_model: int, seq_len: int) -> "ResolvedLatent":
-        return ResolvedLatent(**{**dict(self), **self.filled(d_model)})
+        return resolved(ResolvedLatent, self, d_model, position=self.embedding)
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,12 @@ class ResolvedLatent(ResolvedProjection):
 
     @property
     def rotated_entry(self) -> str | None:
-        return "rope_key" if self.rope and self.rope_dim else None
+        return "rope_key" if self.position.rotates and self.rope_dim else None
 
     @property
     def scale(self) -> float:
         """With YaRN's mscale_all_dim the default grows by mscale^2, as in DeepSeek's code."""
-        factor = 1.0 if self.rope_scaling is None else self.rope_scaling.score_factor
-        return self.qk_dim**-0.5 * factor if self.score_scale is None else self.score_scale
+        return self.qk_dim**-0.5 * self.position.score_factor if self.score_scale is None else self.score_scale
 
     @property
     def shared_key_dim(self) -> int:

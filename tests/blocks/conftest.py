@@ -7,6 +7,7 @@ import torch
 
 from zoo.blocks import build, config_class
 from zoo.blocks.registry import PATTERNS as PATTERN_FAMILY
+from zoo.blocks.registry import POSITIONS as POSITION_FAMILY
 
 D_MODEL = 24
 GROUPED = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "v_head_dim": 5}
@@ -104,6 +105,16 @@ for kind, pattern in PATTERN_FAMILY.classes():
         CASES[kind] = ({"kind": "attention", "projection": grouped, "patterns": [fields]}, None)
         both = [fields, {"kind": "window", "window": 5}]
         CASES[f"{kind}-latent"] = ({"kind": "attention", "projection": latent, "patterns": both}, None)
+for kind, embedding in POSITION_FAMILY.classes():
+    if kind not in ("rotary", "none"):  # which the cases above have, as `rope: true` and `rope: false`
+        fields = {
+            "kind": "nsa",
+            **GROUPED,
+            **COARSE,
+            "window": 5,
+            "position": {"kind": kind, **embedding.about.example},
+        }
+        CASES[f"nsa-{kind}"] = (fields, None)
 
 DELTA = {"n_heads": 4, "head_dim": 6, "v_head_dim": 5}
 # Mixers that are no point of the grid: those with a state.

@@ -219,6 +219,7 @@ CHANGED = {
     "norm_eps": 1e-2,
     "rope_theta": 100.0,
     "rope_scaling": YARN,
+    "position": {"kind": "rotary", "theta": 100.0},
     "position_temperature": {"every": 3, "scale": 0.5},
     "rope_dim": 2,
     "kv_rank": 20,

@@ -60,8 +60,8 @@ class Loops:
         p = self.projection
         if p.qk_norm and p.qk_norm_place == "before":
             heads = self.normed_heads(heads, norm)
-        width = round(p.head_dim * p.rope_fraction) if p.rope else 0
-        turned = [rotated(head[:width], position, p.rope_theta) if width else head[:0] for head in heads]
+        width = round(p.head_dim * p.rope_fraction) if p.position.rotates else 0
+        turned = [rotated(head[:width], position, p.position.theta) if width else head[:0] for head in heads]
         heads = torch.stack([torch.cat((part, head[width:])) for part, head in zip(turned, heads, strict=True)])
         return self.normed_heads(heads, norm) if p.qk_norm and p.qk_norm_place == "after" else heads
 
@@ -89,7 +89,8 @@ class Loops:
 
     def turned(self, part, position):
         """The rotary part of a latent projection, if it is rotated."""
-        return rotated(part, position, self.projection.rope_theta) if self.projection.rope and len(part) else part
+        embedding = self.projection.position
+        return rotated(part, position, embedding.theta) if embedding.rotates and len(part) else part
 
     def raw(self, t, g, which):
         """Entries of token t that group g reads, before rotation; of grouped keys those of all heads."""
@@ -110,8 +111,8 @@ class Loops:
         p = self.projection
         if self.latents:
             return entries | {"rope_key": self.turned(entries["rope_key"], position)}
-        width = round(p.head_dim * p.rope_fraction) if p.rope else 0
-        turned = [rotated(head[:width], position, p.rope_theta) if width else head[:0] for head in entries["key"]]
+        width = round(p.head_dim * p.rope_fraction) if p.position.rotates else 0
+        turned = [rotated(head[:width], position, p.position.theta) if width else head[:0] for head in entries["key"]]
         key = torch.stack([torch.cat((part, k[width:])) for part, k in zip(turned, entries["key"], strict=True)])
         if p.qk_norm and p.qk_norm_place == "after":
             key = self.normed_heads(key, "key_norms.0")

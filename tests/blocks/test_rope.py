@@ -8,8 +8,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from zoo.blocks import config_class
 from zoo.blocks.base import Context
-from zoo.blocks.fields import LinearScaling, Llama3Scaling, PositionTemperature, RopeFields, YarnScaling
-from zoo.blocks.rope import inverse_frequencies
+from zoo.blocks.fields import PositionTemperature, RopeFields
+from zoo.blocks.positions.rotary import inverse_frequencies
+from zoo.blocks.positions.rotary_config import LinearScaling, Llama3Scaling, YarnScaling
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192} | {
@@ -57,14 +58,14 @@ def test_rotation_is_that_of_llama(scaling, noise):
     q_BHTD, k_BHTD = noise(1, 3, 700, 64).float(), noise(1, 2, 700, 64, seed=1).float()
     cos, sin = LlamaRotaryEmbedding(config)(q_BHTD, torch.arange(700)[None])
     expected = apply_rotary_pos_emb(q_BHTD, k_BHTD, cos, sin)
-    table = Context.for_tokens(1, 700).rope(64, rope_fields(10_000.0, scaling), torch.float32)
+    table = Context.for_tokens(1, 700).rope(64, rope_fields(10_000.0, scaling).embedding.build(), torch.float32)
     for x, y in zip((q_BHTD, k_BHTD), expected, strict=True):
         torch.testing.assert_close(table.rotate(x.transpose(1, 2)), y.transpose(1, 2), rtol=0, atol=2e-6)
 
 
 def test_scores_depend_on_distance_alone(noise):
     q, k = noise(8), noise(8, seed=1)
-    table = Context.for_tokens(1, 50).rope(8, RopeFields(), torch.float64)
+    table = Context.for_tokens(1, 50).rope(8, RopeFields().embedding.build(), torch.float64)
     scores = table.rotate(q.expand(1, 50, 8))[0] @ table.rotate(k.expand(1, 50, 8))[0].T
     for distance in (0, 1, 7):
         diagonal = scores.diagonal(distance)
@@ -74,7 +75,7 @@ def test_scores_depend_on_distance_alone(noise):
 
 def test_a_block_stands_at_the_mean_position_of_its_tokens(noise):
     """Pooled keys rotated there are the plain keys at l = s = 1, and equal keys keep their direction when pooled."""
-    context, fields = Context.for_tokens(1, 12), RopeFields()
+    context, fields = Context.for_tokens(1, 12), RopeFields().embedding.build()
     tokens = context.rope(2, fields, torch.float64)
     blocks = context.rope(2, fields, torch.float64, blocks=(4, 4))
     mean = tokens.rotate(noise(2).expand(1, 12, 2)).view(1, 3, 4, 2).mean(2)
@@ -87,8 +88,8 @@ def test_a_block_stands_at_the_mean_position_of_its_tokens(noise):
 def test_tables_are_float32_under_autocast_and_float64_in_float64():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         context = Context.for_tokens(1, 4)
-        assert context.rope(8, RopeFields(), torch.bfloat16).cos_BTR.dtype == torch.float32
-    assert context.rope(8, RopeFields(), torch.float64).cos_BTR.dtype == torch.float64
+        assert context.rope(8, RopeFields().embedding.build(), torch.bfloat16).cos_BTR.dtype == torch.float32
+    assert context.rope(8, RopeFields().embedding.build(), torch.float64).cos_BTR.dtype == torch.float64
 
 
 def test_yarn_scales_the_scores_of_latent_projections(make, noise):

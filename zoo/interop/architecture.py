@@ -12,6 +12,7 @@ from zoo.interop.errors import InteropError
 from zoo.interop.family import Family
 from zoo.interop.keys import Keys
 from zoo.interop.registry import family as find_family
+from zoo.interop.rope import rope_facts
 from zoo.recipe import ModelConfig
 from zoo.recipe.differences import differences, in_words
 
@@ -91,11 +92,13 @@ def _layer_facts(layer: Any) -> dict[str, Any]:
     point = layer.mixer.attention
     if point is None:
         return {"mixer": layer.config.model_dump(mode="json"), "ffn": _ffn_facts(layer.ffn)}
-    projection = {field.name: _plain(getattr(point.projection, field.name)) for field in fields(point.projection)}
+    values = {field.name: getattr(point.projection, field.name) for field in fields(point.projection)}
+    position = values.pop("position")
+    projection = {name: _plain(value) for name, value in (values | rope_facts(position)).items()}
     projection["score_scale"] = point.projection.scale
     if not projection.get("qk_norm", True):
         projection = {k: v for k, v in projection.items() if k != "norm_eps" and not k.startswith("qk_norm_")}
-    if not projection["rope"]:
+    if not position.rotates:
         projection = {k: v for k, v in projection.items() if k == "rope" or not k.startswith("rope")}
     others = {field.name: _plain(getattr(point, field.name)) for field in fields(point)}
     patterns = [pattern.model_dump(mode="json") for pattern in point.patterns]

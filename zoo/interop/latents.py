@@ -23,7 +23,10 @@ from typing import Any
 
 import torch
 
-from zoo.blocks.rope import inverse_frequencies
+from zoo.blocks.positions.base import PositionConfig
+from zoo.blocks.positions.none_config import NoPosition
+from zoo.blocks.positions.rotary import inverse_frequencies
+from zoo.blocks.positions.rotary_config import Rotary
 from zoo.interop.errors import InteropError
 
 
@@ -48,9 +51,7 @@ def to_latent(old: OldMaps, source: Any, target: Any, moment_CC: torch.Tensor) -
     group_H = torch.arange(source.n_heads) // (source.n_heads // source.n_kv_heads)
     shared_RC, query_HRC, content_KDC = _rotary(old, source, target, group_H, root_CC)
     # Scores: old scale and rotary factor in the old queries, those of the new table divided out.
-    factor, new_factor = (
-        1.0 if p.rope_scaling is None else p.rope_scaling.attention_factor_value for p in (source, target)
-    )
+    factor, new_factor = (_length(p.position) for p in (source, target))
     ratio = source.scale / target.scale
     query_HDC = old.q_HDC * ratio
     query_HDC[:, : source.rotary_dim] *= factor**2
@@ -80,6 +81,11 @@ def _check(source: Any, target: Any) -> None:
         "qk_norm: norms of queries and keys cannot be taken over by a latent": source.qk_norm,
         f"n_heads: must be {source.n_heads}, as before; found {target.n_heads}": source.n_heads != target.n_heads,
         "q_rank: a query latent has a norm that the old layer has not; leave q_rank out": target.q_rank,
+        **{
+            f"position: must be rotary or none, which a rotary key can take over; found {p.position.kind}": True
+            for p in (source, target)
+            if not isinstance(p.position, Rotary | NoPosition)
+        },
     }
     for why, refused in refusals.items():
         if refused:
@@ -88,6 +94,12 @@ def _check(source: Any, target: Any) -> None:
     if more % fewer or target.n_kv_heads < source.n_kv_heads:
         found = f"found {target.n_kv_heads}"
         raise InteropError(f"n_kv_heads: must be a multiple of {source.n_kv_heads}, the groups there are; {found}")
+
+
+def _length(position: PositionConfig) -> float:
+    """What a rotary table multiplies queries and keys by."""
+    scaling = position.scaling if isinstance(position, Rotary) else None
+    return 1.0 if scaling is None else scaling.attention_factor_value
 
 
 def square_root(moment_CC: torch.Tensor) -> torch.Tensor:
@@ -122,10 +134,10 @@ def matched(source: Any, target: Any) -> dict[int, int]:
 
     Pairs whose frequencies differ by more than a tenth are left out: their place in the new key stays empty.
     """
-    if not (source.rope and target.rope and target.rope_dim and source.rotary_dim):
+    if not (source.position.rotates and target.position.rotates and target.rope_dim and source.rotary_dim):
         return {}
     olds, news = (
-        inverse_frequencies(width, p.rope_theta, p.rope_scaling, torch.float64).log()
+        inverse_frequencies(width, p.position.theta, p.position.scaling, torch.float64).log()
         for p, width in ((source, source.rotary_dim), (target, target.rope_dim))
     )
     distance = (news[:, None] - olds[None]).abs()

@@ -183,7 +183,7 @@ class LlamaLike(Family):
     def write_rope(self, layers) -> dict[str, Any]:
         """That of the first full layer that rotates, else of the first layer that does."""
         every = [*self.projections(layers, "full"), *self.projections(layers, "window")]
-        return write_rope(next((one for one in every if one.rope), every[0]))
+        return write_rope(next((one for one in every if one.position.rotates), every[0]))
 
     @staticmethod
     def projections(layers, pattern: str) -> list[Any]:

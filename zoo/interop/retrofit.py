@@ -12,6 +12,7 @@ import torch
 
 from zoo.interop.errors import InteropError
 from zoo.interop.latents import OldMaps, to_latent
+from zoo.interop.rope import rope_facts
 
 FIRST = (
     "window",
@@ -124,11 +125,18 @@ def _grouped(source: Any, target: Any, state: Mapping[str, torch.Tensor], made: 
         elif name.startswith("projection.key_norms"):
             made.state[name] = state["projection.key_norms.0.weight"]
     made.state["output.weight"] = state["output.weight"]
-    for name in ("rope", "rope_theta", "rope_scaling", "rope_fraction", "position_temperature"):
-        if getattr(one, name) != getattr(other, name):
-            made.notes.append(f"{name} was {getattr(one, name)}, and is {getattr(other, name)}")
+    was, now = _about_positions(one), _about_positions(other)
+    for name in [*was, *(name for name in now if name not in was)]:
+        if was.get(name) != now.get(name):
+            made.notes.append(f"{name} was {was.get(name)}, and is {now.get(name)}")
     if one.n_kv_heads > other.n_kv_heads:
         made.notes.append(f"{one.n_kv_heads} key/value heads became the means of {other.n_kv_heads} groups")
+
+
+def _about_positions(projection: Any) -> dict[str, Any]:
+    """What a projection says about positions, by field."""
+    names = ("rope_fraction", "position_temperature")
+    return rope_facts(projection.position) | {name: getattr(projection, name) for name in names}
 
 
 def _check_grouped(one: Any, other: Any) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from zoo.blocks.rope_fields import LinearScaling, Llama3Scaling, YarnScaling
+from zoo.blocks.positions.base import PositionConfig
+from zoo.blocks.positions.none_config import NoPosition
+from zoo.blocks.positions.rotary_config import LinearScaling, Llama3Scaling, Rotary, YarnScaling
 from zoo.errors import first_mistake
 from zoo.interop.errors import InteropError
 from zoo.interop.keys import Keys
@@ -87,8 +89,16 @@ def unrotated(block: dict[str, Any]) -> dict[str, Any]:
 
 def write_rope(projection: Any) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` of a projection (zoo.blocks.projections.base.ResolvedProjection)."""
-    scaling = projection.rope_scaling
+    rotary = projection.position if isinstance(projection.position, Rotary) else Rotary()
+    scaling = rotary.scaling
     return {
-        "rope_theta": projection.rope_theta,
+        "rope_theta": rotary.theta,
         "rope_scaling": None if scaling is None else scaling.model_dump(mode="json", exclude_none=True),
     }
+
+
+def rope_facts(position: PositionConfig) -> dict[str, Any]:
+    """A position embedding by the fields of a block: those that begin with rope, or `position` for another kind."""
+    if isinstance(position, Rotary):
+        return {"rope": True, "rope_theta": position.theta, "rope_scaling": position.scaling}
+    return {"rope": False} if isinstance(position, NoPosition) else {"position": position}

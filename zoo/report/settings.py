@@ -38,7 +38,7 @@ def _qk_norm(projection: Any) -> str:
 
 
 def _rope_scaling(projection: Any) -> str:
-    scaling = getattr(projection, "rope_scaling", None)
+    scaling = projection and getattr(projection.position, "scaling", None)
     return NONE if scaling is None else f"{scaling.rope_type} ×{scaling.factor:g}"
 
 
@@ -47,7 +47,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "query heads": lambda p: p and p.n_heads,
     "key/value heads": lambda p: p and p.n_kv_heads,
     "head_dim": lambda p: p and p.head_dim,
-    "rope_theta": lambda p: p and (p.rope_theta if p.rope else "no rope"),
+    "rope_theta": lambda p: p and p.position.shown,
     "rope_scaling": _rope_scaling,
     "qk_norm": _qk_norm,
     "score_softcap": lambda p: p and p.score_softcap,

@@ -2,7 +2,7 @@
 
 from zoo.interop.gemma import GEMMA, GemmaLike
 from zoo.interop.llama_like import FULL, SLIDING
-from zoo.interop.rope import read_rope
+from zoo.interop.rope import read_rope, write_rope
 
 
 class Gemma3(GemmaLike):
@@ -37,7 +37,8 @@ class Gemma3(GemmaLike):
         return super().read_block(keys, attention, kind, index)
 
     def write_rope(self, layers):
-        local = next((p.rope_theta for p in self.projections(layers, "window")), self.defaults["rope_local_base_freq"])
+        bases = (write_rope(p)["rope_theta"] for p in self.projections(layers, "window"))
+        local = next(bases, self.defaults["rope_local_base_freq"])
         return super().write_rope(layers) | {"rope_local_base_freq": local}
 
     def write_around(self, model):

@@ -98,14 +98,14 @@ class Llama4(SomeExperts):
 
     def write_rope(self, layers):
         every = [*self.projections(layers, "chunked"), *self.projections(layers, "full")]
-        return write_rope(next((one for one in every if one.rope), every[0]))
+        return write_rope(next((one for one in every if one.position.rotates), every[0]))
 
     def write_layer_types(self, layers):
         chunks = [layer.mixer.attention.pattern("chunked") for layer in layers]
         chunk = next((pattern.chunk for pattern in chunks if pattern), self.defaults["attention_chunk_size"])
         return {
             "layer_types": [CHUNKED if pattern else FULL for pattern in chunks],
-            "no_rope_layers": [int(layer.mixer.attention.projection.rope) for layer in layers],
+            "no_rope_layers": [int(layer.mixer.attention.projection.position.rotates) for layer in layers],
             "attention_chunk_size": chunk,
         }
 

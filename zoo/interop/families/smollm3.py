@@ -38,7 +38,7 @@ class SmolLM3(LlamaLike):
         return super().read_block(keys, attention, kind, index)
 
     def write_layer_types(self, layers):
-        rotates = [int(layer.mixer.attention.projection.rope) for layer in layers]
+        rotates = [int(layer.mixer.attention.projection.position.rotates) for layer in layers]
         return write_windows(layers) | {"no_rope_layers": rotates}
 
 

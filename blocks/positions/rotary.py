@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from zoo.blocks.rope_fields import LinearScaling, Llama3Scaling, YarnScaling
+from zoo.blocks.positions.rotary_config import LinearScaling, Llama3Scaling, Rotary, YarnScaling
 from zoo.kernels import rotate
 
 Scaling = LinearScaling | YarnScaling | Llama3Scaling | None
@@ -26,6 +26,19 @@ class RopeTable:
     def rotate(self, x: torch.Tensor) -> torch.Tensor:
         """Rotate x, [B, T, heads, dim] or [B, T, dim], in the table's precision; returns x's dtype."""
         return rotate(x, self.cos_BTR, self.sin_BTR)
+
+
+class RotaryPositions:
+    """The tables of a rotary embedding (`blocks.interface.Positions`)."""
+
+    keys_differ = False
+
+    def __init__(self, config: Rotary):
+        self.theta, self.scaling, self.values = config.theta, config.scaling, config.values
+
+    def table(self, positions_BT: torch.Tensor, dim: int, dtype: torch.dtype, keys: bool) -> RopeTable:
+        """Queries and keys have the same."""
+        return rope_table(positions_BT, dim, self.theta, self.scaling, dtype)
 
 
 def rope_table(positions_BT: torch.Tensor, dim: int, theta: float, scaling: Scaling, dtype: torch.dtype) -> RopeTable:

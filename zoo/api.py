@@ -132,7 +132,19 @@ def compare(
 
     with _as_paths(sources) as paths:
         page = Path(html) if html is not None else None
-        asked = Request(paths, overrides, seq_lens, page, False, maps, train, Path(runs_dir), measure)
+        asked = Request(
+            paths,
+            overrides,
+            seq_lens,
+            page,
+            False,
+            maps,
+            train,
+            Path(runs_dir),
+            measure,
+            False,
+            "zoo.compare in Python",
+        )
         columns, facts = find(asked)
         write(asked, columns, facts)
     return Comparison(facts)

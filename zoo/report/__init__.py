@@ -1,5 +1,5 @@
 """Architectures side by side: `zoo compare` as a table, a page and JSON; attention maps for `zoo show --pattern`.
 
-columns.py, facts.py, reach.py, notes.py, rows.py, text.py and page.py import no torch; curves.py imports matplotlib;
-maps.py and measure.py import torch.
+No torch, except in maps.py, measure.py and patterns.py; drawing.py, curves.py and cost_plots.py
+import matplotlib. What a page is made of: page.py, with page_tables.py, html.py, origin.py, page.css and page.js.
 """

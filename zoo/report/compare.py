@@ -1,6 +1,7 @@
 """`zoo compare`: reads the columns, trains and measures them if asked, and writes what it found."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from zoo.errors import Problem, RecipeError
 from zoo.report.columns import FEWEST, MOST, Column, load_columns, with_duration
 from zoo.report.facts import comparison, distinct_blocks
 from zoo.report.measure import measure_column
+from zoo.report.notes import comparable_score
 from zoo.report.rows import rows
 from zoo.report.seeds import grouped
 from zoo.report.text import as_text
@@ -30,6 +32,20 @@ class Request:
     runs_dir: Path = Path("runs/compare")
     measure: bool = False
     short: bool = False
+    called: str | None = None
+
+    @property
+    def command(self) -> str:
+        """What repeats the comparison: the command line, or `called` of a caller that is none."""
+        if self.called is not None:
+            return self.called
+        words = ["zoo", "compare", *self.sources]
+        words += [word for override in self.overrides for word in ("--set", override)]
+        words += [word for length in self.seq_lens for word in ("--seq-len", str(length))]
+        words += ["--train", self.train, "--runs-dir", str(self.runs_dir)] if self.train else []
+        words += [option for option, on in (("--measure", self.measure), ("--no-maps", not self.maps)) if on]
+        words += ["--html", str(self.html)] if self.html else []
+        return shlex.join(map(str, words))
 
 
 def compare(request: Request) -> str:
@@ -69,7 +85,7 @@ def find(request: Request) -> tuple[list[Column], dict[str, Any]]:
 def write(request: Request, columns: Sequence[Column], found: dict[str, Any]) -> None:
     """Write the page if it was asked for."""
     if request.html is not None:
-        write_page(request.html, columns, found, request.maps)
+        write_page(request, columns, found)
 
 
 def shortest(columns: Sequence[Column]) -> int:
@@ -89,23 +105,36 @@ def _refuse_if_all_failed(columns: Sequence[Column]) -> None:
         raise RecipeError([Problem(f"{column.label}: {column.error}") for column in columns])
 
 
-def write_page(path: Path, columns, found: dict[str, Any], with_maps: bool) -> None:
-    """The HTML page; matplotlib is imported where there is a curve to draw, torch for attention maps."""
+def write_page(request: Request, columns: Sequence[Column], found: dict[str, Any]) -> None:
+    """The HTML page; matplotlib is imported for its plots, torch for attention maps."""
     from zoo.files import write_text
-    from zoo.report.page import as_page
+    from zoo.report.cost_plots import cost_plots, loss_against_cache
+    from zoo.report.curves import curves
+    from zoo.report.origin import origin
+    from zoo.report.page import Drawings, as_page
 
-    drawn = {}
-    if any(column.get("run") for column in found["columns"]):
-        from zoo.report.curves import curves
+    facts, lengths = found["columns"], found["seq_lens"]
+    drawn = Drawings(
+        curves=curves(facts),
+        log_curves=curves(facts, log=True),
+        trade_off=loss_against_cache(facts, lengths[0], comparable_score(columns, facts)),
+        costs=cost_plots(columns, facts, lengths),
+        maps=_maps(columns, facts) if request.maps else None,
+        origin=origin(columns, request.command),
+    )
+    assert request.html is not None
+    write_text(request.html, as_page(found, drawn))
 
-        drawn = curves(found["columns"])
-    thumbnails = []
-    if with_maps:
-        from zoo.report.maps import thumbnail
 
-        blocks = distinct_blocks(columns, found["columns"])
-        thumbnails = [(f"{kind}: {about}", thumbnail(*block)) for kind, about, block in blocks]
-    write_text(path, as_page(found, drawn, thumbnails))
+def _maps(columns: Sequence[Column], facts: Sequence[dict[str, Any]]) -> tuple[int, list[tuple[str, str]]]:
+    """(tokens, (caption, SVG) of each block that differs from the others in what a query sees)."""
+    from zoo.report.maps import common_length, thumbnail
+
+    blocks = distinct_blocks(columns, facts)
+    length = common_length(block for _, _, block in blocks)
+    return length, [
+        (f"{kind}: {about}", thumbnail(*block, seq_len=length, titled=False)) for kind, about, block in blocks
+    ]
 
 
 def as_json(found: dict[str, Any]) -> str:

@@ -4,9 +4,10 @@ The values of a block are replaced by unit vectors, one for each key: its output
 themselves, and a key is seen where its weight is above zero. Nothing of a mask is written down a second time here.
 """
 
+import contextlib
 import copy
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from typing import Any, cast
 import torch
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -25,9 +26,9 @@ from zoo.blocks.resolved import ResolvedMixer
 from zoo.errors import ZooError
 from zoo.kernels.dispatch import use_implementation
 from zoo.report.colours import of_patterns
-from zoo.report.curves import as_svg
+from zoo.report.drawing import INK, STYLE, as_svg
 
-THUMBNAIL = 2048  # its most tokens: NSA with the defaults of its paper selects 1,024
+FEWEST, THUMBNAIL = 64, 2048  # tokens of a thumbnail: NSA with the defaults of its paper selects 1,024
 
 
 class UnitValues(nn.Module):
@@ -130,9 +131,11 @@ def draw(found: dict[str, torch.Tensor], title: str, panel_inches: float = 3.2, 
     with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
         figure = Figure(figsize=(panel_inches * len(found), panel_inches + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(title, fontsize=10)
+        if title:
+            figure.suptitle(title, fontsize=10)
         for panel, (kind, seen_TT) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
-            colours = LinearSegmentedColormap.from_list(kind, ["#ffffff", *of_patterns([kind])])
+            (colour,) = of_patterns([kind])
+            colours = LinearSegmentedColormap.from_list(kind, [to_rgba(colour, 0.0), to_rgba(colour)])
             end = len(seen_TT) - 0.5
             look = {"cmap": colours, "vmin": 0, "vmax": 1, "interpolation": "nearest", "resample": False}
             panel.imshow(seen_TT[::step, ::step].numpy(), extent=(-0.5, end, end, -0.5), **look)
@@ -140,12 +143,17 @@ def draw(found: dict[str, torch.Tensor], title: str, panel_inches: float = 3.2, 
         return figure
 
 
-def thumbnail(config: BlockConfig, part: str | None, d_model: int, seq_len: int | None = None) -> str:
-    """The map of a block on random input as <svg>, or a sentence that says why there is none."""
+def thumbnail(
+    config: BlockConfig, part: str | None, d_model: int, seq_len: int | None = None, titled: bool = True
+) -> str:
+    """The map of a block on random input as <svg>, or a sentence that says why there is none.
+
+    seq_len: tokens; default: those at which the block's patterns show.  titled: whether they are said above the map.
+    """
     try:
         mixer = config.resolve(d_model, part=part)
         extent = _extent(mixer)
-        seq_len = seq_len or min(THUMBNAIL, max(64, extent))
+        seq_len = seq_len or min(THUMBNAIL, max(FEWEST, extent))
         tile = max(1, seq_len // 256)  # a panel has about as many pixels
         found = random_visibility(_one_head(mixer), None, d_model, seq_len, tile=tile)
     except Exception as error:  # a block of another package can raise anything
@@ -153,9 +161,21 @@ def thumbnail(config: BlockConfig, part: str | None, d_model: int, seq_len: int 
 
         return f"<p class=failed>{escape(str(error))}</p>"
     name = f"map-{config.kind}-{part or 'all'}-{zlib.crc32(repr(config).encode()):08x}"
-    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+    with rc_context(STYLE | {"axes.spines.right": True, "axes.spines.top": True, "svg.hashsalt": name}):
         about = f"{seq_len:,} tokens" + (", all within its reach" if extent >= 2 * seq_len else "")
-        return as_svg(draw(found, about, 2.2, tile), name)
+        return as_svg(draw(found, about if titled else "", 2.2, tile), name).replace(INK, "currentColor")
+
+
+def common_length(blocks: Iterable[tuple[BlockConfig, str | None, int]]) -> int:
+    """Tokens, at most THUMBNAIL, at which the patterns of all blocks show: those that the widest of them needs.
+
+    blocks: (config, part, d_model) of each.  A block whose patterns cannot be asked for counts as needing the fewest.
+    """
+    longest = FEWEST
+    for config, part, d_model in blocks:
+        with contextlib.suppress(Exception):  # a block of another package can raise anything; its map says why
+            longest = max(longest, min(THUMBNAIL, _extent(config.resolve(d_model, part=part))))
+    return longest
 
 
 def _one_head(mixer: ResolvedMixer) -> ResolvedMixer:

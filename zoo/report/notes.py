@@ -88,7 +88,7 @@ def _runs(trained) -> Iterator[str]:
         if run["damage"] is not None:
             yield f"{label} is not whole: {run['damage']}; its numbers are of the weights that training wrote."
         if not run["finished"]:
-            yield f"{label} is not finished: {run['batches']:,} batches so far, and no {run['lacks']}."
+            yield f"{label} is not finished: {run['batches']:,.0f} batches so far, and no {run['lacks']}."
         if run["tokens"] != first["tokens"]:
             counts = f"{run['tokens']:,} in {label}, {first['tokens']:,} in {columns[0].label}"
             yield f"Other number of training tokens: {counts}."

@@ -48,3 +48,28 @@ for (const button of document.querySelectorAll(".toggles button")) {
     for (const curve of document.querySelectorAll(`g.${button.dataset.curve}`)) curve.classList.toggle("hidden", !shown);
   });
 }
+// Rows that are equal in all columns are folded.
+for (const button of document.querySelectorAll("button.fold")) {
+  button.addEventListener("click", () => {
+    const all = document.querySelector("#costs").classList.toggle("all");
+    button.setAttribute("aria-expanded", String(all));
+    button.textContent = button.textContent.replace(/^\w+/, all ? "Hide" : "Show");
+    hints();
+  });
+}
+for (const button of document.querySelectorAll("button.log")) {
+  button.addEventListener("click", () => {
+    button.setAttribute("aria-pressed", String(document.body.classList.toggle("log-axes")));
+  });
+}
+// A table that is wider than the window says so, and is shaded on the right until its end is reached.
+function hints() {
+  for (const box of document.querySelectorAll(".scroll")) {
+    const rest = box.scrollWidth - box.clientWidth - box.scrollLeft;
+    box.classList.toggle("more", rest > 1);
+    box.previousElementSibling.hidden = box.scrollWidth <= box.clientWidth + 1;
+  }
+}
+for (const box of document.querySelectorAll(".scroll")) box.addEventListener("scroll", hints, { passive: true });
+addEventListener("resize", hints);
+hints();

@@ -1,72 +1,97 @@
 """A comparison as one HTML page that needs nothing else: styles, script and drawings are inside. No torch."""
 
-import html
-from collections.abc import Iterator
-from importlib import resources
+from dataclasses import dataclass, field
 from typing import Any
 
 from zoo import __version__
-from zoo.report.colours import MARKERS, RUN_COLOURS, Look
-from zoo.report.rows import Row, Value, rows
+from zoo.report import page_tables
+from zoo.report.colours import Look
+from zoo.report.html import document, escape, legend, notes
+from zoo.report.rows import Row, rows
 from zoo.report.show import MAX_ROWS
 from zoo.report.text import looks_of
-from zoo.terminal import clean
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-_LENGTHS = (
-    "Attention's FLOPs, the caches and the reach are arithmetic: beyond a recipe's max_seq_len they say what it would "
-    "cost, not that the model works there. Nominal counts keys and values of every layer at every token, as papers do; "
-    "allocated is the size of the cache tensors, with ring buffers and pooled entries. Ratios are to the first column."
-)
 
 
-def as_page(found: dict[str, Any], curves: dict[str, str], maps: list[tuple[str, str]]) -> str:
-    """The page of a comparison.
+@dataclass(frozen=True)
+class Drawings:
+    """What is drawn for a page, as SVG.
 
-    curves: SVG by axis, as `curves.curves` draws them.  maps: (caption, SVG) of each attention map.
+    curves: by their axis, as `curves.curves` draws them; log_curves: with a logarithmic axis.  trade_off: loss against
+    cache.  costs: by caption.  maps: tokens, and (caption, SVG) of each attention map.  origin: the section that says
+    where the numbers come from, as HTML.
     """
-    columns = found["columns"]
+
+    curves: dict[str, str] = field(default_factory=dict)
+    log_curves: dict[str, str] = field(default_factory=dict)
+    trade_off: str | None = None
+    costs: dict[str, str] = field(default_factory=dict)
+    maps: tuple[int, list[tuple[str, str]]] | None = None
+    origin: str = ""
+
+
+def as_page(found: dict[str, Any], drawn: Drawings) -> str:
+    """The page of a comparison (`facts.comparison`): verdict and curves first, then costs, layers, tables and maps."""
+    columns, made = found["columns"], rows(found)
     labels = ", ".join(column["label"] for column in columns)
     body = "\n".join(
         [
             f"<h1>{f'{len(columns)} architectures, side by side' if len(columns) > 1 else escape(labels)}</h1>",
             f"<p class=dim>{escape(labels)}. Made by zoo compare, attention-zoo {__version__}.</p>",
-            notes(found["notes"], "Not everything here is comparable"),
+            f"<div class=top>{_verdict(found['verdict'])}"
+            f"{notes(found['notes'], 'Not everything here is comparable')}</div>",
+            _legend(columns, drawn),
+            _trained(columns, [row for row in made if row.group == "trained"], drawn),
+            _figures("Costs against context", _COSTS, drawn.costs),
             "<h2>Layers</h2>",
             _strips(columns),
             "<h2>What they cost</h2>",
-            _costs(columns, rows(found)),
-            _trained(columns, rows(found), curves),
-            _maps(maps),
+            page_tables.costs(columns, [row for row in made if row.group != "trained"]),
+            _maps(drawn.maps),
+            drawn.origin,
         ]
     )
     return document(labels, body)
 
 
-def document(title: str, body: str, style: str = "") -> str:
-    """A page of HTML with the style and the script of all pages.  style: rules after the common ones."""
-    files = resources.files("zoo.report")
-    common, script = (files.joinpath(f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js"))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{common}{style}</style>\n</head>\n<body>\n{body}\n"
-        f"<script>\n{script}</script>\n</body>\n</html>\n"
-    )
+_COSTS = "A mark stands at the model's own max_seq_len; beyond it the line is arithmetic. All axes are logarithmic."
+_CURVES = (
+    "Thin: training loss, smoothed over a fiftieth of the run. Thick, with marks: validation. In longer runs the "
+    "losses of the first tenth lie above the figure; logarithmic axes show them."
+)
 
 
-def escape(text: str) -> str:
-    """Text of recipes, names and messages as HTML, in elements and in quoted attributes."""
-    return html.escape(clean(text))
+def _verdict(lines: list[str]) -> str:
+    return f"<ul class=verdicts>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
-def notes(lines: list[str], heading: str) -> str:
-    """A box with a heading and a list; nothing without lines."""
-    if not lines:
+def _legend(columns: list[dict], drawn: Drawings) -> str:
+    """The buttons of all columns that are drawn."""
+    if not (drawn.curves or drawn.costs):
         return ""
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<div class=notes role="note"><b>{heading}</b><ul>{items}</ul></div>'
+    return legend({n: column["label"] for n, column in enumerate(columns) if "parameters" in column})
+
+
+def _trained(columns: list[dict], made: list[Row], drawn: Drawings) -> str:
+    if not made:
+        return ""
+    parts = ["<h2>Trained</h2>"]
+    if drawn.curves:
+        button = "<button class=log aria-pressed=false>logarithmic axes</button>" if drawn.log_curves else ""
+        shown = [
+            f"<div class=linear>{svg}</div><div class=logarithmic>{drawn.log_curves.get(axis, '')}</div>"
+            for axis, svg in drawn.curves.items()
+        ]
+        shown += [drawn.trade_off] if drawn.trade_off else []
+        figures = "".join(f"<figure>{one}</figure>" for one in shown)
+        parts.append(f"<p class=dim>{_CURVES} {button}</p><div class=figures>{figures}</div>")
+    return "".join([*parts, page_tables.runs(columns, made)])
+
+
+def _figures(heading: str, about: str, drawn: dict[str, str]) -> str:
+    if not drawn:
+        return ""
+    figures = "".join(f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>" for text, svg in drawn.items())
+    return f"<h2>{heading}</h2><p class=dim>{about}</p><div class=figures>{figures}</div>"
 
 
 def _cell(look: Look, title: str = "") -> str:
@@ -85,88 +110,19 @@ def _strips(columns: list[dict]) -> str:
         more = f"<span>and {len(layers) - MAX_ROWS:,} more</span>" if len(layers) > MAX_ROWS else ""
         shown = f"<div class=cells>{''.join(cells)}{more}</div>" if layers else "<span class=failed>failed</span>"
         parts.append(f"<b>{escape(column['label'])}</b>{shown}")
-    legend = "".join(f"<li>{_cell(look)} {escape(attention)}</li>" for attention, look in seen.items())
-    return f"<div class=strip>{''.join(parts)}</div><ul class=legend>{legend}</ul>"
+    items = "".join(f"<li>{_cell(look)} {escape(attention)}</li>" for attention, look in seen.items())
+    about = "A colour stands for a pattern, a letter for a projection with its patterns."
+    return f"<div class=strip>{''.join(parts)}</div><ul class=legend>{items}</ul><p class=dim>{about}</p>"
 
 
-def _costs(columns: list[dict], made: list[Row]) -> str:
-    heads = "".join(f"<th scope=col data-place={n}>{escape(c['label'])}</th>" for n, c in enumerate(columns))
-    lines = list(_cost_lines(columns, [row for row in made if row.group != "trained"]))
-    return (
-        f"<div class=scroll><table id=costs>"
-        f"<thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        f"<p class=dim>{_LENGTHS} A row's name orders the columns by it.</p>"
-    )
-
-
-def _cost_lines(columns: list[dict], made: list[Row]) -> Iterator[str]:
-    if any(column["error"] for column in columns):
-        cells = (
-            f"<td class=failed data-place={n}>{escape(c['error'])}</td>" if c["error"] else f"<td data-place={n}></td>"
-            for n, c in enumerate(columns)
-        )
-        yield f"<tr><th scope=row>failed</th>{''.join(cells)}</tr>"
-    group = None
-    for row in made:
-        if row.group != group:
-            group = row.group
-            yield f"<tr class=group><th scope=rowgroup colspan={len(columns) + 1}>{escape(group)}</th></tr>"
-        values = "".join(_value(value, place) for place, value in enumerate(row.values))
-        yield f"<tr><th scope=row><button class=sort>{escape(row.label)}</button></th>{values}</tr>"
-
-
-def _value(value: Value | None, place: int | None = None) -> str:
-    where = "" if place is None else f" data-place={place}"
-    if value is None:
-        return f"<td{where}>–</td>"
-    number = "" if value.number is None else f' data-n="{value.number:.12g}" title="{value.number:,.6g}"'
-    ratio = f"<small>{value.ratio_text}</small>" if value.ratio is not None else ""
-    return f"<td{where}{number}>{escape(value.text)}{ratio}</td>"
-
-
-def _trained(columns: list[dict], made: list[Row], curves: dict[str, str]) -> str:
-    kept = [row for row in made if row.group == "trained"]
-    if not kept:
+def _maps(maps: tuple[int, list[tuple[str, str]]] | None) -> str:
+    if maps is None:
         return ""
-    heads = "".join(f"<th scope=col><button class=sort>{escape(row.label)}</button></th>" for row in kept)
-    lines = (
-        f"<tr data-place={place}><th scope=row>{escape(column['label'])}</th>"
-        f"{''.join(_value(row.values[place]) for row in kept)}</tr>"
-        for place, column in enumerate(columns)
-        if column.get("run")
-    )
-    table = f"<thead><tr><th scope=col>run</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f"<h2>Trained</h2><div class=scroll><table id=runs>{table}</table></div>{_curves(columns, curves)}"
-
-
-def _curves(columns: list[dict], curves: dict[str, str]) -> str:
-    if not curves:
-        return ""
-    buttons = "".join(
-        f'<button data-curve="curve-{n}" aria-pressed="true">{sample(n)}{escape(column["label"])}</button>'
-        for n, column in enumerate(columns)
-        if column.get("run") and column["run"]["training"]
-    )
-    figures = "".join(f"<figure>{svg}</figure>" for svg in curves.values())
-    about = "Thin: training loss, smoothed over a fiftieth of the run. Thick, with marks: validation."
-    return f"<p class=dim>{about}</p><p class='legend toggles'>{buttons}</p><div class=figures>{figures}</div>"
-
-
-def sample(number: int) -> str:
-    """The line and the mark of a curve, for its entry in the legend; dashes as curves.DASHES draws them."""
-    dash = ("", "7 3", "2 3", "7 3 2 3")[number % 4]
-    colour = RUN_COLOURS[number % len(RUN_COLOURS)]
-    stroke = f'stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dash}"'
-    mark = f'<path d="{[*MARKERS.values()][number % len(MARKERS)]}" fill="{colour}"/>'
-    return f'<svg viewBox="0 0 36 8" aria-hidden="true"><path d="M0 4H36" {stroke}/>{mark}</svg>'
-
-
-def _maps(maps: list[tuple[str, str]]) -> str:
-    if not maps:
-        return ""
-    figures = "".join(f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for caption, svg in maps)
+    length, drawn = maps
+    figures = "".join(f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for caption, svg in drawn)
     about = (
-        "Rows are queries, columns the keys they see, drawn from the blocks' own forward pass. Weights and inputs are "
-        "random, and so is what selection chooses; a run's own choice is drawn by zoo show RUN --pattern layer=N."
+        f"{length:,} tokens: rows are queries, columns the keys they see, drawn from the blocks' own forward pass. "
+        "Weights and inputs are random, and so is what selection chooses; a run's own choice is drawn by "
+        "zoo show RUN --pattern layer=N."
     )
     return f"<h2>What a query sees</h2><p class=dim>{about}</p><div class=maps>{figures}</div>"

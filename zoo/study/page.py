@@ -6,7 +6,7 @@ from importlib import resources
 from typing import Any
 
 from zoo import __version__
-from zoo.report.page import document, escape, notes, sample
+from zoo.report.html import details, document, escape, legend, notes, scrolled
 from zoo.study.expand import Runs
 from zoo.study.state import StudyFolder
 from zoo.study.tables import tables
@@ -44,7 +44,7 @@ def _verdicts(verdicts: list[dict[str, Any]]) -> str:
 def _sections(found: dict[str, Any], drawn: dict[str, list[tuple[str, str]]]) -> Iterator[str]:
     if drawn:
         yield f"<p class=dim>{BANDS}</p>"
-        yield f"<p class='legend toggles'>{_legend(found['results']['architectures'])}</p>"
+        yield legend({n: each["name"] for n, each in enumerate(found["results"]["architectures"])})
     for heading, figures in drawn.items():
         yield f"<h2>{escape(heading)}</h2>"
         shown = (f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for caption, svg in figures)
@@ -54,17 +54,10 @@ def _sections(found: dict[str, Any], drawn: dict[str, list[tuple[str, str]]]) ->
         yield _table(title, head, rows)
 
 
-def _legend(architectures: list[dict[str, Any]]) -> str:
-    return "".join(
-        f'<button data-curve="curve-{n}" aria-pressed="true">{sample(n)}{escape(each["name"])}</button>'
-        for n, each in enumerate(architectures)
-    )
-
-
 def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
     heads = "".join(f"<th scope=col>{escape(each)}</th>" for each in [title, *head[1:]])
     lines = "".join(f"<tr><th scope=row>{escape(row[0])}</th>{_cells(row[1:])}</tr>" for row in rows)
-    return f"<div class='scroll table'><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
+    return scrolled(f"<table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>")
 
 
 def _cells(texts: list[str]) -> str:
@@ -87,19 +80,15 @@ def _origin(found: dict[str, Any], runs: Runs, folder: StudyFolder) -> Iterator[
     machines = found["measured"]["machines"]
     for number, machine in enumerate(machines, start=1):
         which = f"Machine and versions{f' {number} of {len(machines)}' if len(machines) > 1 else ''}"
-        yield _details(which, json.dumps(machine, indent=2))
-    yield _details("Study", runs.study.path.read_text(encoding="utf-8"))
+        yield details(which, json.dumps(machine, indent=2))
+    yield details("Study", runs.study.path.read_text(encoding="utf-8"))
     for change in found["results"]["matched"]:
         yield f"<p class=dim>Matched: {escape(change)}</p>"
     for each in found["results"]["architectures"]:
         label = each["chosen"] if each["chosen"] is not None else runs.points[0].label
         recipe = runs.recipes[each["name"], label]
         at = f" at {label}" if each["chosen"] else ""
-        yield _details(f"Recipe of {each['name']}{at}, from {each['recipe']}", recipe.dump())
+        yield details(f"Recipe of {each['name']}{at}, from {each['recipe']}", recipe.dump())
     failed = [run for each in found["results"]["architectures"] for run in each["runs"] if run.get("why")]
     for run in failed:
-        yield _details(f"{run['run']} {run['state']}; log: {folder.logs / run['run']}.txt", run["why"])
-
-
-def _details(title: str, text: str) -> str:
-    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+        yield details(f"{run['run']} {run['state']}; log: {folder.logs / run['run']}.txt", run["why"])

@@ -1,35 +1,16 @@
-"""The drawings of a study's page as SVG: curves with bands, the grid, the trade-offs, the scores. matplotlib, no torch.
-
-Text and axes have the colour of the page's text, so that a drawing can be read in light and in dark.
-"""
+"""The drawings of a study's page as SVG: curves, the grid, the trade-offs, the scores. matplotlib, no torch."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+from matplotlib.axis import Axis
 
 from zoo.report.colours import DASHES, MARKERS, RUN_COLOURS
-from zoo.report.curves import as_svg
+from zoo.report.drawing import count_ticks, draw, size_ticks
 from zoo.study.findings import mean_curve
 from zoo.study.tables import tokens_per_s
 
-INK = "#010203"  # replaced by the colour of the page's text
-_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "grid.color": "#808080",
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    **dict.fromkeys(_INKED, INK),
-}
 MOST_SCORES = 24
 LOSS = "validation loss, nats a token"
 
@@ -43,17 +24,6 @@ def drawings(found: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "Scores": list(_scores(found)),
     }
     return {heading: each for heading, each in made.items() if each}
-
-
-def _draw(name: str, x: str, y: str, fill: Callable[[Axes], None], height: float = 3.6) -> str:
-    """An SVG; `name` is unique on the page."""
-    with rc_context(_STYLE | {"svg.hashsalt": f"zoo-{name}"}):
-        figure = Figure(figsize=(5.6, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot(xlabel=x, ylabel=y)
-        axes.grid(alpha=0.3)
-        fill(axes)
-        return as_svg(figure, name).replace(INK, "currentColor")
 
 
 def _look(index: int) -> dict[str, Any]:
@@ -79,8 +49,10 @@ def _curves(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 for index, curve in enumerate(curves):
                     if curve:
                         _banded(axes, f"{name}-curve-{index}", index, curve)
+                if name != "time":
+                    count_ticks(axes.xaxis)
 
-            yield f"Against {label}", _draw(name, label, LOSS, fill)
+            yield f"Against {label}", draw(name, label, LOSS, fill)
 
 
 def _banded(axes: Axes, gid: str, index: int, curve: list[list[float]]) -> None:
@@ -121,7 +93,7 @@ def _grid(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
             axes.minorticks_off()
 
         if any(_best_by(each, key) for each in results["architectures"]):
-            yield f"Against {key}; a ring marks the choice", _draw(f"grid{number}", key, LOSS, fill)
+            yield f"Against {key}; a ring marks the choice", draw(f"grid{number}", key, LOSS, fill)
 
 
 def _best_by(each: dict[str, Any], key: str) -> list[tuple[float, float]]:
@@ -139,21 +111,24 @@ def _trade_offs(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     y = {"loss": LOSS, "bits_per_byte": "bits per byte"}[metric]
     usable = [(i, each, each[f"mean_{metric}"]) for i, each in enumerate(results["architectures"])]
     usable = [(i, each, mean) for i, each, mean in usable if mean is not None]
-    sizes = [(i, each["cache_held_bytes"] / 2**10, mean) for i, each, mean in usable]
+    sizes = [(i, each["cache_held_bytes"], mean) for i, each, mean in usable]
     if sizes:
         lengths = sorted({each["cache_length"] for _, each, _ in usable})
         caption = f"Against the KV cache of one row of {' or '.join(f'{n:,}' for n in lengths)} tokens, bf16"
-        yield caption, _draw("cache", "KV cache, KiB", y, lambda axes: _points(axes, "cache", sizes))
+        yield caption, draw("cache", "KV cache", y, lambda axes: _points(axes, "cache", sizes, size_ticks))
     speeds = []
     for i, each, mean in usable:
         rows = [row for row in found["measured"]["architectures"][each["name"]]["decoding"] if not row.get("skipped")]
         speeds += [(i, tokens_per_s(rows[0]), mean)] if rows else []
     if speeds:
         x = "decoding, tokens/s"
-        yield "Against decoding speed", _draw("decoding", x, y, lambda axes: _points(axes, "decoding", speeds))
+        yield (
+            "Against decoding speed",
+            draw("decoding", x, y, lambda axes: _points(axes, "decoding", speeds, count_ticks)),
+        )
 
 
-def _points(axes: Axes, name: str, points: list[tuple[int, float, dict]]) -> None:
+def _points(axes: Axes, name: str, points: list[tuple[int, float, dict]], ticks: Callable[[Axis], None]) -> None:
     """Means with their intervals."""
     for index, x, mean in points:
         if mean["low"] is not None:
@@ -163,6 +138,7 @@ def _points(axes: Axes, name: str, points: list[tuple[int, float, dict]]) -> Non
             line[0].set_gid(f"{name}-curve-{index}-interval")
         axes.plot(x, mean["value"], **(_look(index) | {"markersize": 9}))[0].set_gid(f"{name}-curve-{index}-mean")
     axes.set_xlim(left=0)
+    ticks(axes.xaxis)
 
 
 def _scores(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -185,7 +161,7 @@ def _scores(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
         x = f"{metric.replace('_', ' ')}{', %' * (unit == 100)}; {numbers[0]['better'] or 'neither'} is better"
         dotted = "; dotted: chance" if numbers[0]["chance"] is not None else ""
-        yield f"{task}{dotted}", _draw(f"score{number}", x, "", fill, height=0.9 + 0.35 * len(numbers))
+        yield f"{task}{dotted}", draw(f"score{number}", x, "", fill, height=0.9 + 0.35 * len(numbers))
 
 
 def _score(axes: Axes, gid: str, index: int, mean: dict, unit: int) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from zoo.report.compare import Request, compare
-from zoo.report.curves import curves, smoothed
-from zoo.report.page import _curves
+from zoo.report.curves import _interesting, curves, smoothed
+from zoo.report.drawing import _short
+from zoo.report.html import legend
+from zoo.report.rows import decimal
 
 _SPEC = importlib.util.spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
 browser_module = importlib.util.module_from_spec(_SPEC)
@@ -83,11 +85,10 @@ def test_curves_are_drawn_for_runs_alone(page, run, tiny):
 
 
 def test_the_legend_tells_ten_curves_apart_without_colour():
-    """Dashes come round after four curves and colours after eight; the mark is its own for each of ten."""
+    """Dashes come round after four curves; the mark is its own for each of ten."""
     run = {"training": [[4096, 0.5, 3.0]], "validation": [[4096, 0.5, 3.1]], "flops_per_token": 2.0}
     columns = [{"label": str(number), "run": run} for number in range(10)]
-    legend = _curves(columns, {"tokens": ""})
-    marks = re.findall(r'<path d="(M[^"]+z)"', legend)
+    marks = re.findall(r'<path d="(M[^"]+z)"', legend({n: column["label"] for n, column in enumerate(columns)}))
     assert len(set(marks)) == len(marks) == 10
     shapes = re.findall(
         r'<g id="tokens-curve-\d+-validation".*?<path id="[^"]*" d="([^"]*)"', curves(columns)["tokens"], re.S
@@ -112,7 +113,11 @@ def test_opens_without_errors_and_without_requests(browser, page):
     assert "run-2 is not finished" in browser.evaluate("document.querySelector('.notes').textContent")
     assert browser.evaluate("document.querySelector('.notes').getBoundingClientRect().top") < 300
     assert browser.evaluate("document.querySelector('td.failed').textContent").count("<script>bad()")
-    assert browser.evaluate("document.querySelectorAll('.figures svg').length") == 3
+    shown = "[...document.querySelectorAll('.figures svg')].filter(one => one.getClientRects().length).length"
+    assert browser.evaluate(shown) == 6, "three curves, loss against cache, cache and FLOPs against context"
+    browser.evaluate("document.querySelector('button.log').click()")
+    assert browser.evaluate(shown) == 6, "the same with logarithmic axes"
+    assert browser.evaluate("document.querySelector('.logarithmic svg').getClientRects().length") == 1
     assert browser.evaluate("document.querySelectorAll('.maps svg').length") == 4
     assert "so is what selection chooses" in browser.evaluate(
         "document.querySelector('h2:has(~ .maps) ~ p:has(+ .maps)').textContent"
@@ -159,13 +164,80 @@ def test_the_legend_toggles_a_run_in_every_figure(browser, page):
     browser.open(page)
     shown = "[...document.querySelectorAll('g.curve-{}')].map(g => getComputedStyle(g).display !== 'none')"
     button = "document.querySelector('.toggles button[data-curve=\"curve-1\"]')"
-    assert browser.evaluate(shown.format(1)) == [True] * 6
+    drawn = browser.evaluate(shown.format(1))
+    assert set(drawn) == {True}
+    assert len(drawn) == 15, "curves on linear and logarithmic axes, loss against cache, costs"
     browser.evaluate(f"{button}.click()")
-    assert browser.evaluate(shown.format(1)) == [False] * 6
-    assert browser.evaluate(shown.format(0)) == [True] * 6
+    assert set(browser.evaluate(shown.format(1))) == {False}
+    assert browser.evaluate(shown.format(0)) == drawn
     assert browser.evaluate(f"{button}.getAttribute('aria-pressed')") == "false"
     browser.evaluate(f"{button}.click()")
-    assert browser.evaluate(shown.format(1)) == [True] * 6
+    assert browser.evaluate(shown.format(1)) == drawn
+
+
+def test_rows_that_are_equal_are_folded(browser, page):
+    browser.open(page)
+    hidden = "[...document.querySelectorAll('#costs tr.equal')].map(row => row.getClientRects().length === 0)"
+    folded = browser.evaluate(hidden)
+    assert len(folded) >= 3
+    assert set(folded) == {True}
+    assert "embedding" in browser.evaluate("document.querySelector('#costs tr.equal').textContent")
+    browser.evaluate("document.querySelector('button.fold').click()")
+    assert set(browser.evaluate(hidden)) == {False}
+    assert browser.evaluate("document.querySelector('button.fold').textContent").startswith("Hide ")
+
+
+def test_a_wide_table_says_that_it_scrolls(browser, page):
+    shown = "[...document.querySelectorAll('.hint')].map(one => !one.hidden)"
+    for width, hints in ((2600, [False, False]), (390, [True, True])):
+        browser.width(width)
+        browser.open(page)
+        assert browser.evaluate(shown) == hints
+    browser.evaluate("const box = document.querySelector('.scroll'); box.scrollLeft = box.scrollWidth;")
+    browser.wait("!document.querySelector('.scroll').classList.contains('more')")
+    browser.width(1280)
+
+
+def test_dark_pages_are_dark(browser, page):
+    """The page and the text of the drawings take the scheme of the reader's system."""
+    read = "[document.body, document.querySelector('.figures svg text')].map((one, n) => n ? "
+    read += "getComputedStyle(one).fill : getComputedStyle(one).backgroundColor)"
+    seen = []
+    for scheme in ("light", "dark"):
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        browser.open(page)
+        seen.append([[int(part) for part in re.findall(r"\d+", colour)[:3]] for colour in browser.evaluate(read)])
+    browser.call("Emulation.setEmulatedMedia", features=[])
+    (light_page, light_text), (dark_page, dark_text) = seen
+    assert min(light_page) > 240 > 60 > max(light_text)
+    assert max(dark_page) < 40 < 200 < min(dark_text)
+
+
+def test_says_where_its_numbers_come_from(page):
+    text = page.read_text()
+    for part in ("Where these numbers come from", "zoo compare ", "Python 3.", "Recipe of tiny_nsa", "n_selected"):
+        assert part in text
+    assert re.search(r"Made on \d{4}-\d\d-\d\d \d\d:\d\d UTC", text)
+
+
+def test_the_verdict_comes_before_everything(page):
+    text = page.read_text()
+    order = ["class=verdicts", "class=notes", "<h2>Trained", "<h2>Costs against context", "<h2>Layers", "<h2>What they"]
+    assert sorted(order, key=text.index) == order
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(500e6, "500M"), (1.5e9, "1.5B"), (0, "0"), (100, "100"), (2e18, "2E"), (1000, "1K")]
+)
+def test_ticks_are_short(value, text):
+    assert _short(decimal(value)) == text
+
+
+def test_the_linear_axis_of_losses_shows_the_interesting_part():
+    """A run that falls from 10 to 2: the axis ends near the losses after its first tenth."""
+    training = [[n, n / 10, 2 + 8 * 0.9**n] for n in range(1, 101)]
+    low, high = _interesting([(0, {"training": training, "validation": []})], (1.5, 10.5))
+    assert 1.5 < low < 2 < 3.5 < high < 7
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -117,7 +117,7 @@ def write_page(request: Request, columns: Sequence[Column], found: dict[str, Any
     drawn = Drawings(
         curves=curves(facts),
         log_curves=curves(facts, log=True),
-        trade_off=loss_against_cache(facts, lengths[0], comparable_score(columns, facts)),
+        trade_off=loss_against_cache(facts, lengths, comparable_score(columns, facts)),
         costs=cost_plots(columns, facts, lengths),
         maps=_maps(columns, facts) if request.maps else None,
         origin=origin(columns, request.command),

@@ -1,5 +1,6 @@
 """Costs as SVG for a page: cache and FLOPs against context, loss against cache. matplotlib, no torch."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from zoo.counting.model_cost import ModelCost, model_cost
 from zoo.report.columns import Column
 from zoo.report.drawing import count_ticks, draw, line_look, mark_look, size_ticks, token_ticks
 
-FROM, TO = 8, 1  # times less than the first stated length, and times the last one
+FROM = 8  # times less than the first stated length is where the plots begin
 WIDE = 8  # times between the smallest and the largest cache, from which on their axis is logarithmic
 
 
@@ -19,10 +20,13 @@ def cost_plots(columns: Sequence[Column], facts: Sequence[dict[str, Any]], seq_l
 
     A mark stands at each model's own max_seq_len. Columns whose costs could not be worked out are left out.
     """
-    known = [index for index, found in enumerate(facts) if "parameters" in found]
     lengths = _lengths(seq_lens)
-    costs = {index: {n: model_cost(columns[index].known_recipe.model, n) for n in lengths} for index in known}
-    own = {index: facts[index]["max_seq_len"] for index in known}
+    costs: dict[int, dict[int, ModelCost]] = {}
+    for index, found in enumerate(facts):
+        if "parameters" in found:
+            with contextlib.suppress(Exception):  # a block of another package can raise anything at another length
+                costs[index] = {n: model_cost(columns[index].known_recipe.model, n) for n in lengths}
+    own = {index: facts[index]["max_seq_len"] for index in costs}
     drawings: dict[str, tuple[str, str, Callable[[ModelCost], float], Callable[[Axis, bool], None]]] = {
         "Cache of one row against context": ("cache", "cache, bf16", lambda c: c.cache_held_bytes, size_ticks),
         "FLOPs against context": ("ops", "forward FLOPs per token", lambda c: c.flops_per_token, count_ticks),
@@ -35,7 +39,7 @@ def cost_plots(columns: Sequence[Column], facts: Sequence[dict[str, Any]], seq_l
 
 def _lengths(seq_lens: Sequence[int]) -> list[int]:
     """Powers of two from well below the shortest stated length to the longest one, and the stated ones."""
-    first, last = max(1, min(seq_lens) // FROM), TO * max(seq_lens)
+    first, last = max(1, min(seq_lens) // FROM), max(seq_lens)
     powers = [1 << n for n in range(last.bit_length() + 1) if first <= 1 << n <= last]
     return sorted({*powers, *seq_lens})
 
@@ -43,24 +47,28 @@ def _lengths(seq_lens: Sequence[int]) -> list[int]:
 def _by_context(name: str, label: str, lengths: list[int], costs, own: dict[int, int], read, ticks) -> str:
     def fill(axes: Axes) -> None:
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log", base=2)
-        for index, at in costs.items():
-            values = [read(at[length]) for length in lengths]
+        shown = {index: [read(at[length]) for length in lengths] for index, at in costs.items()}
+        if any(value > 0 for values in shown.values() for value in values):
+            axes.set_yscale("log", base=2)
+        for index, values in shown.items():
             look = {"linewidth": 1.8, **line_look(index), **mark_look(index)}
             marks = [place for place, length in enumerate(lengths) if length == own[index]]
             axes.plot(lengths, values, markevery=marks, **look)[0].set_gid(f"{name}-curve-{index}-cost")
         axes.set_xlim(lengths[0], lengths[-1])
         token_ticks(axes.xaxis)
-        ticks(axes.yaxis, True)
+        ticks(axes.yaxis, axes.get_yscale() == "log")
 
     return draw(name, "context, tokens", label, fill)
 
 
-def loss_against_cache(facts: Sequence[dict[str, Any]], seq_len: int, score: str | None) -> str | None:
-    """SVG of the final validation of each run against its cache at seq_len; None with fewer than two of them.
+def loss_against_cache(facts: Sequence[dict[str, Any]], seq_lens: Sequence[int], score: str | None) -> str | None:
+    """SVG of the final validation of each run against its cache; None with fewer than two runs.
 
+    The cache is that at the longest max_seq_len of the runs if this is one of seq_lens, else at the first of these.
     score: `loss` or `bits_per_byte`, which the runs compare by; None if they do not.  Bars are 95% intervals.
     """
+    own = max((found["max_seq_len"] for found in facts if found.get("run") and "cache" in found), default=0)
+    seq_len = own if own in seq_lens else seq_lens[0]
     points = [
         (index, found["cache"]["held_bytes"][str(seq_len)], found["run"]["final"])
         for index, found in enumerate(facts)

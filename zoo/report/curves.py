@@ -17,8 +17,7 @@ def curves(columns: list[dict[str, Any]], log: bool = False) -> dict[str, str]:
     """One SVG an axis, of all columns that have a run with at least one training batch; {} if there is none.
 
     A group of class `curve-N` holds what belongs to column N: the training loss, smoothed, thin, and the validations.
-    log: with a logarithmic axis of tokens, time or FLOPs; it shows the whole run, while a linear one is cut at the
-    highest loss after the first tenth of a run.
+    log: both axes logarithmic, which show the whole run; linear ones are cut at the highest loss after the first tenth.
     """
     runs = [(index, column["run"]) for index, column in enumerate(columns) if _has_points(column)]
     return {axis: _figure(axis, label, runs, log) for axis, label in AXES.items()} if runs else {}
@@ -38,6 +37,7 @@ def _figure(axis: str, label: str, runs: list[tuple[int, dict]], log: bool) -> s
     def fill(axes: Axes) -> None:
         if log:
             axes.set_xscale("log")
+            axes.set_yscale("log")
         for index, run in runs:
             x, y = _points(axis, run, smoothed(run["training"]), size, log)
             axes.plot(x, y, linewidth=1.2, **line_look(index))[0].set_gid(f"{name}-curve-{index}-train")
@@ -47,6 +47,8 @@ def _figure(axis: str, label: str, runs: list[tuple[int, dict]], log: bool) -> s
         if not log:
             axes.set_xlim(left=0)
             axes.set_ylim(*_interesting(runs, axes.get_ylim()))
+        else:
+            count_ticks(axes.yaxis, log)
         count_ticks(axes.xaxis, log)
 
     return draw(name, f"{label}, {unit}" if unit else label, "loss, nats a token", fill)

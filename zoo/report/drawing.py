@@ -5,7 +5,7 @@ on dark pages; and readable ticks. matplotlib, no torch.
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib import rc_context
@@ -72,10 +72,10 @@ def mark_look(index: int) -> dict[str, Any]:
 
 
 def count_ticks(axis: Axis, log: bool = False) -> None:
-    """Ticks such as 50K, 2M and 1.5B; on a logarithmic axis at 1, 2 and 5 or at powers of ten."""
+    """Ticks such as 50K, 2M and 1.5B; on a logarithmic axis at round numbers or at powers of ten."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: _short(decimal(value))))
     if log:
-        _log_ticks(axis, 10, (1, 2, 5))
+        _log_ticks(axis, 10, ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,)))
     else:
         axis.set_major_locator(MaxNLocator(MOST_TICKS, steps=[1, 2, 5, 10]))
 
@@ -84,7 +84,7 @@ def size_ticks(axis: Axis, log: bool = False) -> None:
     """Ticks such as 64 KiB and 2 GiB: powers of two on a logarithmic axis."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: _short(binary(value))))
     if log:
-        _log_ticks(axis, 2, (1,))
+        _log_ticks(axis, 2, ((1,),))
         return
     low, high = axis.get_view_interval()
     step = 2.0 ** math.ceil(math.log2(max(high - low, 1) / MOST_TICKS))
@@ -100,20 +100,24 @@ def token_ticks(axis: Axis) -> None:
         return f"{value / size:g}{unit}"
 
     axis.set_major_formatter(FuncFormatter(text))
-    _log_ticks(axis, 2, (1,))
+    _log_ticks(axis, 2, ((1,),))
 
 
-def _log_ticks(axis: Axis, base: int, digits: tuple[int, ...]) -> None:
-    """At most MOST_TICKS + 1 ticks within the axis, at digits times powers of the base."""
+def _log_ticks(axis: Axis, base: int, digits: Sequence[tuple[float, ...]]) -> None:
+    """At most MOST_TICKS ticks within the axis, at digits times powers of the base: the first digits that are so few.
+
+    If the last digits are still too many, every second, third, ... of them.
+    """
     low, high = axis.get_view_interval()
     powers = range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
-    found = [digit * float(base) ** power for power in powers for digit in digits]
-    inside = [value for value in found if low * 0.999 <= value <= high * 1.001]
-    if len(inside) > MOST_TICKS and len(digits) > 1:
-        return _log_ticks(axis, base, digits[:1])
+    for choice in digits:
+        inside = [d * float(base) ** power for power in powers for d in choice]
+        inside = [value for value in inside if low * 0.999 <= value <= high * 1.001]
+        if len(inside) <= MOST_TICKS:
+            break
     step = -(-len(inside) // MOST_TICKS)
     axis.set_major_locator(FixedLocator(inside[:: step or 1]))
-    return axis.set_minor_locator(NullLocator())
+    axis.set_minor_locator(NullLocator())
 
 
 def _short(text: str) -> str:

@@ -3,14 +3,17 @@
 import importlib.util
 import re
 import xml.etree.ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from zoo.report.columns import load_columns
 from zoo.report.compare import Request, compare
 from zoo.report.curves import _interesting, curves, smoothed
 from zoo.report.drawing import _short
+from zoo.report.facts import comparison
 from zoo.report.html import legend
 from zoo.report.rows import decimal
 
@@ -258,3 +261,21 @@ def test_prints(browser, page):
     assert pdf.startswith(b"%PDF")
     pages = len(re.findall(rb"/Type\s*/Page\b", pdf))
     assert 1 <= pages <= 5
+
+
+def test_costs_are_plotted_without_a_cache_and_without_a_column_that_fails(tiny, monkeypatch):
+    """Of a block that caches nothing the axis of sizes is linear; one whose cost fails at some length is left out."""
+    from zoo.report import cost_plots as module
+
+    columns = load_columns([tiny("full"), tiny("nsa")])
+    facts = comparison(columns)["columns"]
+    real = module.model_cost
+
+    def cost(model, seq_len):
+        if model is columns[1].known_recipe.model and seq_len == 32:
+            raise ZeroDivisionError
+        return replace(real(model, seq_len), cache_held_bytes=0)
+
+    monkeypatch.setattr(module, "model_cost", cost)
+    for svg in module.cost_plots(columns, facts, [256, 4096]).values():
+        assert set(re.findall(r'class="(curve-\d+)"', svg)) == {"curve-0"}

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+from zoo.cli.app import App
+
+app = App(help="Measure speed on this machine.", no_args_is_help=True)
 
 
 @app.callback()

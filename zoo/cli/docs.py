@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from zoo.cli.app import App
 from zoo.errors import ZooError
 
-app = typer.Typer(help="Build the documentation site, or preview it.", no_args_is_help=True)
+app = App(help="Build the documentation site, or preview it.", no_args_is_help=True)
 
 
 @app.callback()

@@ -18,18 +18,19 @@ import zoo
 from zoo.address_space import watch_imports
 from zoo.child import import_nothing_from_here
 from zoo.cli import bench, docs, folders, study
+from zoo.cli.app import App
 from zoo.cli.options import AsJson, Kind, Override, Plugins, RecipeFile, RunFolder, load, load_run
 from zoo.errors import RecipeError, ZooError
 from zoo.terminal import err, out, out_styled, tolerate_encoding
 
-app = typer.Typer(
+app = App(
     help="Attention architectures as YAML recipes: show what they cost, train them, generate from them.",
     epilog="A first run: zoo train zoo:quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Prepare the tokens of a recipe, and look at them.", no_args_is_help=True)
+data_app = App(help="Prepare the tokens of a recipe, and look at them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(bench.app, name="bench")
 app.add_typer(study.app, name="study")
@@ -40,7 +41,12 @@ REFUSALS = {  # what the system may say to any command, and is no bug
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE), "cannot be read or written"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "cannot be opened"),
 }
-Version = Annotated[bool, typer.Option("--version", callback=lambda wanted: _version(wanted), is_eager=True)]
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=lambda wanted: _version(wanted), is_eager=True, help="Print the version and exit."
+    ),
+]
 ShowKernels = Annotated[
     bool, typer.Option("--kernels", help="Say which implementation serves each layer on this machine, and why.")
 ]

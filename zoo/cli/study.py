@@ -6,13 +6,12 @@ from typing import Annotated
 
 import typer
 
+from zoo.cli.app import App
 from zoo.cli.options import AsJson, Plugins
 from zoo.errors import Problem, RecipeError
 from zoo.terminal import err, out, out_styled
 
-app = typer.Typer(
-    help="Run architectures over seeds and settings, and say what can be concluded.", no_args_is_help=True
-)
+app = App(help="Run architectures over seeds and settings, and say what can be concluded.", no_args_is_help=True)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study (YAML file).", show_default=False)]
 Override = Annotated[
     list[str] | None,

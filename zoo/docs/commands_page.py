@@ -5,6 +5,8 @@ from typing import Any
 
 import typer
 
+from zoo.cli.examples import EXAMPLES
+
 PATH = "reference/commands.md"
 
 
@@ -30,10 +32,12 @@ def commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
 def _section(path: str, command: Any) -> str:
     context = command.make_context(path, [], resilient_parsing=True)
     usage = " ".join([path, *command.collect_usage_pieces(context)])
-    records = [parameter.get_help_record(context) for parameter in command.params if parameter.name != "help"]
+    parameters = [one for one in command.get_params(context) if one.name != "help"]
+    records = [parameter.get_help_record(context) for parameter in parameters]
     rows = [f"| `{_line(name)}` | {_cell(text)} |" for name, text in filter(None, records)]
     table = "\n".join(["| | |", "|---|---|", *rows]) if rows else "No options."
-    return f"## {path}\n\n{_prose(command.help or '')}\n\n```text\n{usage}\n```\n\n{table}\n"
+    example = f"```bash\n{EXAMPLES[path]}\n```\n\n" if path in EXAMPLES else ""
+    return f"## {path}\n\n{_prose(command.help or '')}\n\n{example}```text\n{usage}\n```\n\n{table}\n"
 
 
 def _prose(text: str) -> str:

@@ -85,6 +85,15 @@ class AfterBatch(Protocol):
         ...
 
 
+@runtime_checkable
+class AtDepth(Protocol):
+    """A mixer that depends on which layer it is in."""
+
+    def at_depth(self, index: int, n_layers: int) -> None:
+        """Called once when a model is built.  index: of the layer, from 0."""
+        ...
+
+
 class Positions(Protocol):
     """A position embedding that turns queries and keys. Built as Class(config).
 

@@ -247,6 +247,7 @@ MIXERS = Family(
         "nsa": "zoo.blocks.kinds.nsa:NSAConfig",
         "ansa": "zoo.blocks.kinds.ansa:AnsaConfig",
         "gated_linear": "zoo.blocks.kinds.gated_linear:GatedLinearConfig",
+        "lightning": "zoo.blocks.kinds.lightning:LightningConfig",
         "gated_deltanet": "zoo.blocks.kinds.gated_deltanet:GatedDeltaNetConfig",
         "kda": "zoo.blocks.kinds.kda:KDAConfig",
         "mamba2": "zoo.blocks.kinds.mamba2:Mamba2Config",

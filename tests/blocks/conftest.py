@@ -121,6 +121,8 @@ DELTA = {"n_heads": 4, "head_dim": 6, "v_head_dim": 5}
 LINEAR = {
     "gated-linear": ({"kind": "gated_linear", **DELTA, "decay_rank": 3, "decay_temperature": 2.0}, None),
     "gated-linear-mixed": ({"kind": "gated_linear", **DELTA, "conv_size": 3}, None),
+    "lightning": ({"kind": "lightning", **DELTA}, None),
+    "lightning-mixed": ({"kind": "lightning", **DELTA, "conv_size": 3, "decay_by_depth": False}, None),
     "gated-deltanet": ({"kind": "gated_deltanet", **DELTA, "n_key_heads": 2, "negative_eigenvalues": True}, None),
     "gated-deltanet-unmixed": ({"kind": "gated_deltanet", **DELTA, "conv_size": 0}, None),
     "kda": ({"kind": "kda", **DELTA, "decay_rank": 3, "gate_rank": 2}, None),
@@ -182,7 +184,7 @@ LONG_VARIANTS = ("nsa-separate", "nsa-mlp", "nsa-normed-after", "nsa-no-rope", "
 LONG_TESTS = ("test_every_block_equals_the_loops", "test_a_prompt_may_end_anywhere")
 ALWAYS = (
     *("full", "full-sinks", "window", "chunked", "mla", "mla-capped", "gla", "nsa", "ansa-local", "ansa-global", "all"),
-    *("dilated", "moba", "gated-linear", "gated-deltanet", "kda", "mamba2"),
+    *("dilated", "moba", "gated-linear", "lightning", "gated-deltanet", "kda", "mamba2"),
 )
 SHARE = 3
 

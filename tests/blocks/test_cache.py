@@ -12,7 +12,7 @@ from zoo.blocks.cache import Slots, Step
 from zoo.kernels import use_implementation
 
 T = 40
-LINEAR = ("gated_linear", "gated_deltanet", "kda", "mamba2")
+LINEAR = ("gated_linear", "lightning", "gated_deltanet", "kda", "mamba2")
 PIECES = {
     "at once": [40],
     "by one": [1] * 40,

@@ -12,7 +12,7 @@ from zoo.blocks.base import Context, Step
 from zoo.kernels import Documents, use_implementation
 from zoo.recipe import ModelConfig
 
-KINDS = ("gated_linear", "gated_deltanet", "kda", "mamba2")
+KINDS = ("gated_linear", "lightning", "gated_deltanet", "kda", "mamba2")
 
 
 def sigmoid(x):
@@ -68,6 +68,12 @@ class Loops:
         logits = self.channels("decay", rest[self.H * self.V :], h)
         return q / math.sqrt(self.D), k, v, sigmoid(logits) ** (1 / self.c.decay_temperature), None
 
+    def lightning(self, q, k, v, rest, h):
+        active = [x if self.c.conv_size else x * sigmoid(x) for x in (q, k, v)]
+        rate = torch.tensor(2.0, dtype=torch.float64) ** (-8 * (h + 1) / self.H)
+        factor = 1 + 1e-5 if self.c.decay_by_depth else 1.0
+        return *active, torch.exp(-rate * factor).expand(self.D), None
+
     def unit(self, x):
         return x / torch.sqrt((x * x).sum() + 1e-6)
 
@@ -114,6 +120,10 @@ class Loops:
                     normed(x, w, self.c.norm_eps) for x, w in zip(gated, weight.view(self.n_keys, -1), strict=True)
                 ]
                 rows.append(self.w["output.weight"] @ torch.cat(parts))
+                continue
+            if self.c.kind == "lightning":
+                o = normed(o.flatten(), weight, self.c.norm_eps)
+                rows.append(self.w["output.weight"] @ (o * sigmoid(gate)))
                 continue
             o = torch.stack([normed(head, weight, self.c.norm_eps) for head in o]).flatten()
             if self.c.kind == "kda":
@@ -216,7 +226,7 @@ def test_initial_weights_follow_the_seed_and_decay_slowly(kind):
     assert all(p.isfinite().all() and torch.equal(p, again[name]) for name, p in first.items())
     assert not torch.equal(first["input.weight"], other["input.weight"])
     assert first["output.weight"].std().item() == pytest.approx(0.01, rel=0.1)
-    if kind == "gated_linear":
+    if kind in ("gated_linear", "lightning"):
         return
     rates, steps = first["decay_log_rate"].exp(), torch.nn.functional.softplus(first["decay_bias"])
     assert 1 <= rates.min() <= rates.max() <= 16

@@ -43,7 +43,7 @@ def install(tmp_path, monkeypatch):
     registry.MIXERS.forget_installed()
 
 
-LINEAR = ["gated_linear", "gated_deltanet", "kda", "mamba2"]
+LINEAR = ["gated_linear", "lightning", "gated_deltanet", "kda", "mamba2"]
 
 
 def test_the_zoo_has_its_kinds():

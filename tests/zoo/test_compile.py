@@ -27,6 +27,7 @@ KINDS = {
         "patterns": [{"kind": "moba", "selection_block": 8}],
     },
     "gated_linear": {},
+    "lightning": {},
     "gated_deltanet": {},
     "kda": {},
     "mamba2": {"v_head_dim": 8, "state_dim": 8},

@@ -25,14 +25,14 @@ SETTINGS = {
     "layers": "full near",
 }
 NORMS = [{"norm": "rms"}, {"norm": "layer"}, {"norm": "layer", "norm_bias": True}]
-PLACES = ["before", "after", "both"]
+PLACES = ["before", "after", "both", "stream"]
 AROUND = [
     {**norm, "norm_place": place, "parallel": parallel}
     for norm, place, parallel in itertools.product(NORMS, PLACES, [False, True])
 ]
-SCALES = {"residual_scale": 0.25, "embedding_scale": 5.0, "logit_scale": 0.5, "logit_softcap": 3.0}
+SCALES = {"residual_scale": 0.25, "stream_scale": 1.7, "embedding_scale": 5.0, "logit_scale": 0.5, "logit_softcap": 3.0}
 AROUND += [{name: value} for name, value in SCALES.items()]
-AROUND += [{**each, **SCALES} for each in (AROUND[2], AROUND[7])]
+AROUND += [{**each, **SCALES} for each in (AROUND[2], AROUND[6], AROUND[9])]
 
 
 def config(around: dict, **model) -> ModelConfig:
@@ -63,7 +63,7 @@ def normed(norm: torch.nn.Module, x: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def expected_logits(decoder: Decoder, tokens_BT: torch.Tensor) -> torch.Tensor:
-    """The model by its formulas: x + s post(part(pre(x))), one part after the other or both of the same x."""
+    """The model by its formulas: c x + s post(part(pre(x))), one part after the other or both of the same x."""
     model, context = decoder.config, Context.for_tokens(*tokens_BT.shape)
 
     def norm(module, x):
@@ -72,12 +72,14 @@ def expected_logits(decoder: Decoder, tokens_BT: torch.Tensor) -> torch.Tensor:
     x = model.embedding_scale * decoder.embedding.weight[tokens_BT]
     for layer in decoder.layers:
         read = norm(layer.attention_norm, x)
+        x = model.stream_scale * (read if model.norm_place == "stream" else x)
         attended = model.residual_scale * norm(layer.attention_post_norm, layer.attention(read, context))
         if model.parallel:
             made = norm(layer.feed_forward_post_norm, layer.feed_forward(read, context))
         else:
             read = norm(layer.feed_forward_norm, x + attended)
-            made = norm(layer.feed_forward_post_norm, layer.feed_forward(read, context))
+            x = model.stream_scale * (read if model.norm_place == "stream" else x + attended)
+            made, attended = norm(layer.feed_forward_post_norm, layer.feed_forward(read, context)), 0
         x = x + attended + model.residual_scale * made
     logits = model.logit_scale * norm(decoder.norm, x) @ decoder.head_weight.T
     cap = model.logit_softcap
@@ -90,7 +92,7 @@ def test_the_model_is_its_formulas(around):
     places = {"attention_norm", "feed_forward_norm", "attention_post_norm", "feed_forward_post_norm"}
     built = {name for name in places if getattr(decoder.layers[0], name) is not None}
     place, parallel = around.get("norm_place", "before"), around.get("parallel", False)
-    wanted = set() if place == "before" else {"attention_post_norm", "feed_forward_post_norm"}
+    wanted = {"attention_post_norm", "feed_forward_post_norm"} if place in ("after", "both") else set()
     if place != "after":
         wanted |= {"attention_norm"} | (set() if parallel else {"feed_forward_norm"})
     assert built == wanted
@@ -204,7 +206,7 @@ def test_show_says_what_differs(tmp_path):
         ("norm: rmsnorm", "model.norm: must be 'rms' or 'layer'; found 'rmsnorm'"),
         ("norm_bias: true", "model.norm_bias: needs norm: layer; found true with norm: rms"),
         ("norm_bias: true, d_model: 0", "model.norm_bias: needs norm: layer; found true with norm: rms"),
-        ("norm_place: behind", "model.norm_place: must be 'before', 'after' or 'both'; found 'behind'"),
+        ("norm_place: behind", "model.norm_place: must be 'before', 'after', 'both' or 'stream'; found 'behind'"),
         ("parallel: 1", "model.parallel: must be true or false; found 1"),
         ("logit_softcap: 0", "model.logit_softcap: must be more than 0; found 0"),
         ("residual_scale: .inf", "model.residual_scale: must be"),

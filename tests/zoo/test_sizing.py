@@ -154,7 +154,7 @@ def test_activations_are_what_autograd_keeps(block, part, ffn, monkeypatch):
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])
-@pytest.mark.parametrize("place", ["before", "after", "both"])
+@pytest.mark.parametrize("place", ["before", "after", "both", "stream"])
 @pytest.mark.parametrize("parallel", [False, True])
 def test_activations_around_the_parts_are_what_autograd_keeps(norm, place, parallel, monkeypatch):
     like_cuda(monkeypatch)

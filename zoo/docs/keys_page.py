@@ -38,6 +38,7 @@ EXAMPLES = {
     "model.norm_place": "model: {norm_place: after}",
     "model.parallel": "model: {parallel: true}",
     "model.residual_scale": "model: {residual_scale: 0.22}",
+    "model.stream_scale": "model: {norm_place: stream, stream_scale: 3.5}",
     "model.embedding_scale": "model: {embedding_scale: 16.0}",
     "model.logit_scale": "model: {logit_scale: 0.25}",
     "model.logit_softcap": "model: {logit_softcap: 30.0}",

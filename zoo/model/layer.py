@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from zoo.blocks.context import Context, Step
+from zoo.blocks.interface import AtDepth
 from zoo.blocks.registry import load
 from zoo.model import fused
 from zoo.recipe import LayerConfig, ModelConfig
@@ -49,20 +50,24 @@ def make_norm(model: ModelConfig) -> nn.Module:
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)): the residual layer; fields of the recipe change it.
 
-    norm_place: norms stand before the two parts, after them (x + norm(attention(x))), or both.  parallel: both parts
-    read x, and share the norm before them.  residual_scale: multiplies what either part adds.
+    norm_place: norms stand before the two parts, after them (x + norm(attention(x))), or both; or x becomes norm(x)
+    before each part, x = norm(x), x + attention(x).  parallel: both parts read x, and share the norm before them.
+    residual_scale: multiplies what either part adds.  stream_scale: multiplies x before that is added.
     The last addition is left to whoever reads the residual stream next, because it is one kernel with the norm there:
     a layer takes the stream and what the layer before adds to it, and returns the same two.
     """
 
     def __init__(self, model: ModelConfig, layer: LayerConfig):
         super().__init__()
-        before, after = model.norm_place != "after", model.norm_place != "before"
-        self.parallel, self.residual_scale = model.parallel, model.residual_scale
+        before, after = model.norm_place != "after", model.norm_place in ("after", "both")
+        self.parallel, self.norm_stream = model.parallel, model.norm_place == "stream"
+        self.residual_scale, self.stream_scale = model.residual_scale, model.stream_scale
         self.attention_norm = make_norm(model) if before else None
         self.attention = layer.mixer.build()
         if layer.kv_layer is not None:
             self.attention.kv_layer = layer.kv_layer
+        if isinstance(self.attention, AtDepth):  # modules of `multi_token` come after the last layer, and are as it is
+            self.attention.at_depth(min(layer.index, layer.n_layers - 1), layer.n_layers)
         self.attention_post_norm = make_norm(model) if after else None
         self.feed_forward_norm = make_norm(model) if before and not model.parallel else None
         ffn = layer.feed_forward
@@ -73,13 +78,22 @@ class Layer(nn.Module):
         self, x_BTC: torch.Tensor, delta_BTC: torch.Tensor | None, context: Context | Step, *cache
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """delta_BTC: not yet added to x; None before the first layer.  cache: the layer's, to append the tokens to."""
-        x_BTC, read_BTC = _read(self.attention_norm, x_BTC, delta_BTC)
+        x_BTC, read_BTC = self._read(self.attention_norm, x_BTC, delta_BTC)
         added_BTC = self._added(self.attention_post_norm, self.attention(read_BTC, context, *cache))
         if self.parallel:
             x_BTC = x_BTC + added_BTC
         else:
-            x_BTC, read_BTC = _read(self.feed_forward_norm, x_BTC, added_BTC)
+            x_BTC, read_BTC = self._read(self.feed_forward_norm, x_BTC, added_BTC)
         return x_BTC, self._added(self.feed_forward_post_norm, self.feed_forward(read_BTC, context))
+
+    def _read(
+        self, norm: nn.Module | None, x_BTC: torch.Tensor, delta_BTC: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stream that a part is added to, and what the part reads."""
+        x_BTC, read_BTC = _read(norm, x_BTC, delta_BTC)
+        if self.norm_stream:
+            x_BTC = read_BTC.to(x_BTC.dtype)
+        return x_BTC if self.stream_scale == 1 else x_BTC * self.stream_scale, read_BTC
 
     def _added(self, norm: nn.Module | None, y_BTC: torch.Tensor) -> torch.Tensor:
         """What the result of a part adds to the stream."""

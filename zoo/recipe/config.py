@@ -38,6 +38,7 @@ from zoo.recipe.layer_fields import (
     NormPlace,
     Parallel,
     ResidualScale,
+    StreamScale,
     around_problems,
 )
 from zoo.recipe.multi_token import MultiToken, multi_token_problems
@@ -125,6 +126,7 @@ class LayerConfig:
 
     `ffn_name` is the key in `ffns`, `ffn` where one feed-forward is for all.
     d_model, seq_len: what its parts are resolved for: the model's width and its max_seq_len.
+    n_layers: of the model.
     kv_layer: the index of the layer that makes the keys and values where several share them (`share_kv`); else None.
     """
 
@@ -136,6 +138,7 @@ class LayerConfig:
     ffn: FeedForwardConfig
     d_model: int
     seq_len: int
+    n_layers: int
     kv_layer: int | None
     _mixers: dict[tuple[BlockConfig, str | None, bool], ResolvedMixer] = field(repr=False, compare=False)
 
@@ -190,6 +193,7 @@ class ModelConfig(Section):
     norm_place: NormPlace = "before"
     parallel: Parallel = False
     residual_scale: ResidualScale = 1.0
+    stream_scale: StreamScale = 1.0
     embedding_scale: EmbeddingScale = 1.0
     logit_scale: LogitScale = 1.0
     logit_softcap: LogitSoftcap = None
@@ -237,7 +241,7 @@ class ModelConfig(Section):
                 ffn_name, ffn = ffn_use.name, _of_use(ffn_use, self.ffns[ffn_use.name], read_ffn, made)
             assert ffn is not None  # either is there: ffn_problems
             kv_layer = _kv_layer(index, config, sharing.setdefault((use.name, config, part), []))
-            sizes = self.d_model, self.max_seq_len
+            sizes = self.d_model, self.max_seq_len, len(uses)
             layers.append(LayerConfig(index, use.name, part, config, ffn_name, ffn, *sizes, kv_layer, mixers))
         return layers
 

@@ -22,9 +22,10 @@ Norm = Annotated[
 ]
 NormBias = Annotated[Flag, Field(description="Biases of the norms, with `norm: layer`.")]
 NormPlace = Annotated[
-    Literal["before", "after", "both"],
+    Literal["before", "after", "both", "stream"],
     Field(
-        description="Norms of each layer: before attention and feed-forward, after both (OLMo 2), or both (Gemma 2)."
+        description="Norms of each layer: before attention and feed-forward, after both (OLMo 2), or both (Gemma 2); "
+        "or of the residual stream itself before each part (post-norm: MiniMax-01)."
     ),
 ]
 Parallel = Annotated[
@@ -32,6 +33,12 @@ Parallel = Annotated[
 ]
 ResidualScale = Annotated[
     Scale, Field(description="What attention and feed-forward add to the stream is multiplied by this (Granite).")
+]
+StreamScale = Annotated[
+    Scale,
+    Field(
+        description="The stream is multiplied by this before attention or feed-forward is added (MiniMax-01, DeepNorm)."
+    ),
 ]
 EmbeddingScale = Annotated[Scale, Field(description="Embeddings are multiplied by this; Gemma: the root of d_model.")]
 LogitScale = Annotated[Scale, Field(description="Logits are multiplied by this (Cohere).")]
@@ -49,7 +56,7 @@ def around_problems(norm: str, norm_bias: bool) -> Iterator[Problem]:
 def norms_per_layer(model: "ModelConfig") -> int:
     """Norms of the residual stream in one layer; parallel parts share the one before them."""
     before = 0 if model.norm_place == "after" else 1 if model.parallel else 2
-    return before + (0 if model.norm_place == "before" else 2)
+    return before + (0 if model.norm_place in ("before", "stream") else 2)
 
 
 def norm_parameters(model: "ModelConfig", n_layers: int) -> int:
@@ -73,12 +80,17 @@ def norm_bytes_of_one(model: "ModelConfig") -> int:
 
 def describe(model: "ModelConfig") -> list[str]:
     """What differs from pre-norm layers with RMSNorm and plain logits, a few words each."""
-    places = {"after": "norms after each part", "both": "norms before and after each part"}
+    places = {
+        "after": "norms after each part",
+        "both": "norms before and after each part",
+        "stream": "the stream itself is normed before each part",
+    }
     said = {
         "LayerNorm" + (" with biases" if model.norm_bias else ""): model.norm == "layer",
         places.get(model.norm_place, ""): model.norm_place != "before",
         "attention and feed-forward in parallel": model.parallel,
         f"embeddings x {model.embedding_scale:g}": model.embedding_scale != 1,
+        f"the stream x {model.stream_scale:g} before each addition": model.stream_scale != 1,
         f"additions to the stream x {model.residual_scale:g}": model.residual_scale != 1,
         f"logits x {model.logit_scale:g}": model.logit_scale != 1,
         f"logits capped at {model.logit_softcap or 0:g}": model.logit_softcap is not None,

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import About, Paper
-from zoo.blocks.checked import Flag, Problem
+from zoo.blocks.checked import Count, Flag, Problem
 from zoo.blocks.linear.config import ConvSize, KeyDim, LinearConfig, LinearFields, ValueDim, head_problems, known, share
 
 
@@ -51,6 +51,7 @@ The output is $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \sigma(W_G\, x_t)]
     )
 
     kind: Literal["lightning"] = Field("lightning", description="Linear attention with fixed decays.")
+    n_heads: Count = Field(8, description="Heads H, each with a state of its own.")
     head_dim: KeyDim = None
     v_head_dim: ValueDim = None
     conv_size: ConvSize = Field(

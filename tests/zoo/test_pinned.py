@@ -14,6 +14,7 @@ PINNED = {
     "dilated": (776320, "977b561f861d99df"),
     "full": (772224, "03f0afc5e30f94ed"),
     "gated_deltanet": (780024, "c78f8b3d0317e6bb"),
+    "lightning": (772608, "4a9ee89b7b25da7f"),
     "gla": (784704, "3ad1f01660f478b8"),
     "mla": (772416, "cfe57f9fdc08b119"),
     "moba": (772224, "03f0afc5e30f94ed"),

@@ -61,8 +61,10 @@ def write_config(name: str, model: ModelConfig) -> tuple[Family, dict[str, Any]]
         _, found = read_config(config, name)
     except InteropError as error:
         raise InteropError(f"{name}: has no such model: {error}") from error
-    ours, theirs = (facts(each) | (_modules(each) if family.multi_token else {}) for each in (model, found))
-    different = list(differences(ours, theirs))
+    different = list(differences(facts(model), facts(found)))
+    if not different and family.multi_token:
+        written = {theirs.name for rule in family.rules(model) for theirs in rule.theirs}
+        different = list(differences(_modules(model), _modules(family.as_stored(found, written))))
     if different:
         raise InteropError("\n".join(_reasons(name, different)))
     return family, config

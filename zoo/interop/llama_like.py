@@ -45,6 +45,7 @@ class LlamaLike(Family):
     activations: ClassVar[dict[str, Any]] = ACTIVATIONS | GELUS
     bias_keys: ClassVar[tuple[str, ...]] = ("attention_bias",)  # that the config class has; also mlp_bias
     norm_form: ClassVar[Form] = SAME
+    other_kinds: ClassVar[tuple[str, ...]] = ()  # of blocks, beside grouped-query attention
 
     # config.json to recipe
 
@@ -122,7 +123,12 @@ class LlamaLike(Family):
         layers = model.expanded()
         for layer in layers:
             self.check_block(layer)
-        projection = layers[0].mixer.attention.projection
+        attending = [layer for layer in layers if layer.mixer.attention is not None]
+        if not attending:
+            raise InteropError(
+                f"{self.model_type}: a model of it has a layer of attention; found {layers[0].kind} only"
+            )
+        projection = attending[0].mixer.attention.projection
         written = {
             "architectures": [self.architecture],
             "model_type": self.model_type,
@@ -138,8 +144,8 @@ class LlamaLike(Family):
             "tie_word_embeddings": model.tie_embeddings,
             "attention_dropout": 0.0,
             **self.write_ffns(layers),
-            **self.write_rope(layers),
-            **self.write_biases(layers[0]),
+            **self.write_rope(attending),
+            **self.write_biases(attending[0]),
             **self.write_layer_types(layers),
             **self.write_around(model),
         }
@@ -148,13 +154,22 @@ class LlamaLike(Family):
     def check_block(self, layer) -> None:
         """Raise InteropError unless the layer is of this layout: grouped-query attention, full or over a window."""
         point = layer.mixer.attention
+        if layer.kind in self.other_kinds:
+            self.check_ffn(layer)
+            return
         where = f"layer {layer.index} ({layer.block})"
         if point is None or point.projection.kind != "gqa":
             found = layer.kind if point is None else point.projection.kind.upper()
-            raise InteropError(f"{where}: {self.model_type} has grouped-query attention only; found {found}")
+            only = " or ".join(("grouped-query attention", *self.other_kinds)) + (" only" * (not self.other_kinds))
+            raise InteropError(f"{where}: {self.model_type} has {only}; found {found}")
         kinds = [pattern.kind for pattern in point.patterns]
         if kinds not in (["full"], ["window"]):
             raise InteropError(f"{where}: {self.model_type} has no such pattern: {', '.join(kinds)}")
+        self.check_ffn(layer)
+
+    def check_ffn(self, layer) -> None:
+        """Raise InteropError unless the family has such a feed-forward."""
+        where = f"layer {layer.index} ({layer.block})"
         if layer.ffn.kind not in self.ffn_kinds:
             expected = " or ".join(sorted(self.ffn_kinds))
             raise InteropError(f"{where}: {self.model_type} has a feed-forward {expected}; found {layer.ffn.kind}")

@@ -70,6 +70,24 @@ LLAMA4 = {
     "floor_scale": 6,
     "attn_scale": 0.7,
 }
+MINIMAX = {"num_local_experts": 4, "rope_theta": 500.0, "num_hidden_layers": 4}
+FACTORS = {f"{part}_alpha_factor": 1.7 for part in ("full_attn", "linear_attn", "mlp")}
+FACTORS |= {f"{part}_beta_factor": 0.6 for part in ("full_attn", "linear_attn", "mlp")}
+# What a first token reads of its state is a small number times its value: a norm with a small epsilon would enlarge
+# errors of rounding until float32 itself, in either library, is 2e-4 from float64.
+QWEN3_NEXT = {
+    "rms_norm_eps": 0.01,
+    **{key: EXPERTS[key] for key in ("num_experts", "num_experts_per_tok", "moe_intermediate_size")},
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "partial_rotary_factor": 0.5,
+    "shared_expert_intermediate_size": 20,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    "linear_conv_kernel_dim": 4,
+}
 MSCALE = {**YARN, "mscale": 1.0, "mscale_all_dim": 0.8}
 # By name: the family, and the keys of its config that differ from SIZES.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -132,6 +150,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama4",
         {**LLAMA4, "num_experts_per_tok": 2, "interleave_moe_layer_step": 2, "rope_scaling": LLAMA3},
     ),
+    "minimax": ("MiniMax", MINIMAX),
+    "minimax, scaled stream and a window": (
+        "MiniMax",
+        {**MINIMAX, **FACTORS, "sliding_window": 7, "block_size": 4, "num_key_value_heads": 4, "head_dim": 10}
+        # Full first: with a cache, transformers (4.57) makes the mask of the window from the lengths of layer 0.
+        | {"layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},
+    ),
+    "qwen3_next": ("Qwen3Next", QWEN3_NEXT),
+    "qwen3_next, dense layers": (
+        "Qwen3Next",
+        {**QWEN3_NEXT, "mlp_only_layers": [1], "shared_expert_intermediate_size": 12, "norm_topk_prob": False}
+        | {"num_hidden_layers": 3, "layer_types": ["full_attention", "linear_attention", "full_attention"]}
+        | {"partial_rotary_factor": 1.0, "linear_num_key_heads": 4, "tie_word_embeddings": True},
+    ),
     "phi3": ("Phi3", {"sliding_window": 7}),
     "phi3, half of a head rotates": ("Phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
 }
@@ -158,7 +190,8 @@ def make(config: transformers.PretrainedConfig, family: str) -> transformers.Pre
     tensors = [*model.named_parameters(), *(each for each in model.named_buffers() if each[0].endswith("bias"))]
     with torch.no_grad():
         for name, parameter in tensors:
-            is_scale = name.endswith("norm.weight") and not family.startswith("Gemma")  # whose scales are kept less 1
+            less_one = family.startswith(("Gemma", "Qwen3Next")) and "linear_attn" not in name  # how scales are kept
+            is_scale = name.endswith("norm.weight") and not less_one
             parameter.normal_(1.0 if is_scale else 0.0, 0.2)
     return model
 

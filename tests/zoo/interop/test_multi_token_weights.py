@@ -55,8 +55,8 @@ def tokens(*shape: int) -> torch.Tensor:
     return torch.randint(0, 61, shape, generator=torch.Generator().manual_seed(5))
 
 
-def rms(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return weight * x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+def rms(x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+    return weight * x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
 
 
 def expected_loss(theirs, layers, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -100,6 +100,46 @@ def test_modules_are_read_and_written(tmp_path, depth):
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-7)
     assert json.loads((tmp_path / "back" / "config.json").read_text())["num_nextn_predict_layers"] == depth
+
+
+def test_the_module_of_qwen3_next(tmp_path):
+    """It is a full layer, whatever the last layer is; norms keep their scales less 1."""
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextDecoderLayer
+
+    torch.set_num_threads(1)
+    theirs = save("qwen3_next", tmp_path / "theirs")
+    path, generator = tmp_path / "theirs" / "model.safetensors", torch.Generator().manual_seed(1)
+    layer, width = Qwen3NextDecoderLayer(theirs.config, 3).eval(), theirs.config.hidden_size
+    shapes = {f"layers.0.{name}": tensor.shape for name, tensor in layer.state_dict().items()}
+    names = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
+    shapes |= {"fc.weight": (width, 2 * width), **{f"{name}.weight": (width,) for name in names}}
+    made = {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in shapes.items()}
+    prefix = "layers.0."
+    layer.load_state_dict({n.removeprefix(prefix): t for n, t in made.items() if n.startswith(prefix)})
+    save_file(load_file(path) | {f"mtp.{n}": t for n, t in made.items()}, path, metadata={"format": "pt"})
+
+    imported = import_folder(tmp_path / "theirs", tmp_path / "run")
+    assert imported.model.multi_token_layers()[0].kind == "full"
+    ours, tokens_BT = zoo.load(tmp_path / "run"), tokens(2, 20)
+    with torch.no_grad():
+        ours.train()
+        ours.loss(tokens_BT, torch.cat([tokens_BT[:, 1:], torch.full((2, 1), -100)], 1))
+        found = ours.after_batch()["multi_token_loss"]
+        norm = lambda x, name: rms(x, 1 + made[f"{name}.weight"], eps=theirs.config.rms_norm_eps)  # noqa: E731
+        hidden = theirs.model(tokens_BT).last_hidden_state
+        embedded = theirs.model.embed_tokens(tokens_BT.roll(-1, 1))
+        both = torch.cat([norm(embedded, "pre_fc_norm_embedding"), norm(hidden, "pre_fc_norm_hidden")], -1)
+        mask = torch.full((20, 20), float("-inf")).triu(1)[None, None]
+        turned = theirs.model.rotary_emb(hidden, torch.arange(20)[None])
+        out = layer(both @ made["fc.weight"].T, position_embeddings=turned, attention_mask=mask)
+        logits = theirs.lm_head(norm(out, "norm"))[:, :-2].flatten(0, 1)
+        expected = torch.nn.functional.cross_entropy(logits, tokens_BT[:, 2:].flatten())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    export(tmp_path / "run", tmp_path / "back", family="qwen3_next")
+    before, after = load_file(path), load_file(tmp_path / "back" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-7)
 
 
 def test_a_folder_that_transformers_saved_again_has_no_modules(tmp_path):

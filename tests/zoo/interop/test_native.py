@@ -13,6 +13,7 @@ from zoo.export.tokenizer_files import bytes_as_subwords
 from zoo.export.writing import ExportError, export
 from zoo.interop.architecture import facts, read_config, write_config
 from zoo.interop.errors import InteropError
+from zoo.interop.families.minimax import DECAYS
 from zoo.interop.importing import import_folder
 from zoo.recipe import ModelConfig
 
@@ -30,6 +31,8 @@ def test_an_imported_model_is_exported_as_it_was(tmp_path, name):
     found, expected = back.state_dict(), theirs.state_dict()
     assert found.keys() == expected.keys()
     for tensor in expected:
+        if tensor.endswith(DECAYS):  # of MiniMax: follow from its config, and are as long as a chunk of the computation
+            continue
         torch.testing.assert_close(found[tensor], expected[tensor], rtol=0, atol=1e-7)
     tokens_BT = torch.randint(0, SIZES["vocab_size"], (1, 25), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():

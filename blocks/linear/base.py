@@ -104,18 +104,26 @@ class LinearMixer(nn.Module):
         return StateCache.empty(self.mixer, batch, device, dtype)
 
     def initialise(self, generator: torch.Generator, std: float, residual_std: float) -> None:
-        """Draw all weights; those of the convolution as torch draws them, decays as `draw_decays`."""
+        """Draw all weights."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.weight.normal_(0.0, residual_std if module is self.output else std, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
+        self.draw_own(generator)
+
+    @torch.no_grad()
+    def draw_own(self, generator: torch.Generator | None = None) -> None:
+        """Draw what no module inside draws: the convolution, as torch draws one, and decays, as `draw_decays`.
+
+        A subclass calls it at the end of `__init__`, for who builds one block alone.  generator: default torch's own.
+        """
         if self.conv_weight is not None:
             bound = self.conv_weight.shape[1] ** -0.5
             self.conv_weight.uniform_(-bound, bound, generator=generator)
         self.draw_decays(generator)
 
-    def draw_decays(self, generator: torch.Generator) -> None:
+    def draw_decays(self, generator: torch.Generator | None) -> None:
         """Initial values of what is no linear map and no norm, if there is any."""
 
 
@@ -126,12 +134,12 @@ def unit_length(x_BTKD: torch.Tensor) -> torch.Tensor:
     return rms_norm(x_BTKD.contiguous(), weight_D, eps=LENGTH_EPS / width)
 
 
-def draw_rates(rates: torch.Tensor, generator: torch.Generator) -> None:
+def draw_rates(rates: torch.Tensor, generator: torch.Generator | None) -> None:
     """Logs of rates in [1, 16], evenly."""
     rates.uniform_(1.0, MOST_DECAY, generator=generator).log_()
 
 
-def draw_time_steps(bias: torch.Tensor, generator: torch.Generator) -> None:
+def draw_time_steps(bias: torch.Tensor, generator: torch.Generator | None) -> None:
     """Biases whose softplus lies between 0.001 and 0.1, evenly on a logarithmic scale."""
     least, most = (math.log(step) for step in TIME_STEPS)
     steps = bias.uniform_(least, most, generator=generator).exp()

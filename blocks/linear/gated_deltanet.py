@@ -23,6 +23,7 @@ class GatedDeltaNet(LinearMixer):
         self.decay_log_rate = nn.Parameter(torch.zeros(config.n_heads))
         self.decay_bias = nn.Parameter(torch.zeros(config.n_heads))
         self.norm = RMSNorm(config.v_head_dim, config.norm_eps)
+        self.draw_own()
 
     def taken(self, made: dict[str, torch.Tensor]) -> Taken:
         config = self.config
@@ -35,6 +36,6 @@ class GatedDeltaNet(LinearMixer):
     def read(self, o_BTHV: torch.Tensor, made: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.norm(o_BTHV).flatten(-2) * F.silu(made["gate"])
 
-    def draw_decays(self, generator: torch.Generator) -> None:
+    def draw_decays(self, generator: torch.Generator | None) -> None:
         draw_rates(self.decay_log_rate, generator)
         draw_time_steps(self.decay_bias, generator)

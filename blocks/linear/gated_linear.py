@@ -17,6 +17,7 @@ class GatedLinear(LinearMixer):
         config = self.config
         self.decay_bias = torch.nn.Parameter(torch.zeros(config.n_heads * config.key_dim))
         self.norm = RMSNorm(config.v_head_dim, config.norm_eps)
+        self.draw_own()
 
     def taken(self, made: dict[str, torch.Tensor]) -> Taken:
         config = self.config

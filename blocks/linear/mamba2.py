@@ -25,6 +25,7 @@ class Mamba2(LinearMixer):
         self.decay_bias = nn.Parameter(torch.zeros(config.n_heads))
         self.skip = nn.Parameter(torch.ones(config.n_heads))
         self.norm = RMSNorm(config.n_heads // groups * config.v_head_dim, config.norm_eps, groups)
+        self.draw_own()
 
     def taken(self, made: dict[str, torch.Tensor]) -> Taken:
         config = self.config
@@ -40,6 +41,6 @@ class Mamba2(LinearMixer):
         gated = o_BTHV.flatten(-2) * F.silu(made["gate"])
         return self.norm(gated.unflatten(-1, self.norm.shape)).flatten(2)
 
-    def draw_decays(self, generator: torch.Generator) -> None:
+    def draw_decays(self, generator: torch.Generator | None) -> None:
         draw_rates(self.decay_log_rate, generator)
         draw_time_steps(self.decay_bias, generator)

@@ -134,6 +134,23 @@ class Loops:
         return torch.stack(rows)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_that_is_built_alone_has_all_its_weights(kind):
+    """Not the memory that happened to be there, and the decays that a model begins with."""
+    names = ("conv_weight", "decay_log_rate", "decay_bias")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        blocks = [build(config_class(kind)(**config_class(kind).about.example), 64) for _ in range(2)]
+    for name in names:
+        first, second = (getattr(block, name, None) for block in blocks)
+        if first is None or kind == "gated_linear":
+            continue
+        assert first.requires_grad
+        assert not torch.equal(first, second)
+    if getattr(blocks[0], "conv_weight", None) is not None:
+        assert blocks[0].conv_weight.abs().max() <= blocks[0].conv_weight.shape[1] ** -0.5
+
+
 def test_a_mixer_equals_the_loops(linear_case, make, noise):
     block, x_TC = make(*linear_case), noise(19, 24)
     expected = Loops(block, x_TC).output()

@@ -26,6 +26,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "eval.": EvalConfig,
 }
 OWN = [key for key in recipe_keys.all_keys() if not key.kinds and key.types != "mapping"]
+OF_KINDS = [key for key in recipe_keys.all_keys() if key.path in keys_page.EXAMPLES and key.kinds]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_every_field_of_every_config_is_a_key_with_its_meaning():
                 assert {(name, kind) for name in config.model_fields if name != family.tag} <= of_kinds, kind
 
 
-@pytest.mark.parametrize("key", OWN, ids=lambda key: key.path)
+@pytest.mark.parametrize("key", OWN + OF_KINDS, ids=lambda key: key.path)
 def test_the_example_of_a_key_is_on_the_page_sets_it_and_loads(key, page, tmp_path):
     text = keys_page.example(key)
     value = yaml.safe_load(text)

@@ -1,5 +1,6 @@
 """What MkDocs calls while it builds the site (mkdocs.yml names this file)."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 from zoo.cli import app
-from zoo.docs import examples, mathml
+from zoo.docs import examples, inline, mathml
 from zoo.docs.pages import REFERENCE, generated, navigation
 from zoo.errors import ZooError
 
@@ -15,6 +16,8 @@ from zoo.errors import ZooError
 def on_config(config: Any) -> Any:
     """Write the generated pages, in memory, and enter them at the head of `Reference` in the navigation."""
     root = Path(config.config_file_path).parent
+    urls = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    config.repo_url = config.repo_url or urls.get("Repository")
     pages = _told(generated, root, app)
     config.extra["zoo_pages"] = pages
     for section in config.nav:
@@ -36,8 +39,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return _told(examples.with_results, markdown, path) + (REFERENCE if path == "index.md" else "")
 
 
-def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Turn LaTeX into MathML."""
+def on_page_content(html: str, page: Any, config: Any, **_: Any) -> str:
+    """Turn LaTeX into MathML, and put attention maps into the page, where they have the colour of its text."""
+    html = inline.with_maps(html, page.file.src_uri, config.extra["zoo_pages"])
     try:
         return mathml.with_mathml(html)
     except ZooError as error:

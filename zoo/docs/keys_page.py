@@ -14,6 +14,8 @@ SECTIONS = {
     "train": "train",
     "train.stop_at": "train.stop_at",
     "train.checkpoint": "train.checkpoint",
+    "train.optimizer": "train.optimizer: learning rate, weight decay",
+    "train.schedule": "train.schedule: the learning rate over time, warm-up and decay",
     "eval": "eval",
 }
 # An example of each key, as YAML that is laid over zoo:tiny/full; a test reads them all.
@@ -73,6 +75,15 @@ EXAMPLES = {
     "train.freeze": "train: {freeze: [embedding, layers.0]}",
     "train.optimizer": "train: {optimizer: {kind: adamw, lr: 0.001, weight_decay: 0.1}}",
     "train.schedule": "train: {schedule: {kind: wsd, warmup: 15ba, decay: 30ba}}",
+    "train.optimizer.lr": "train: {optimizer: {kind: adamw, lr: 0.001}}",
+    "train.optimizer.lr_multipliers": "train: {optimizer: {kind: adamw, lr_multipliers: {'*norm*': 2}}}",
+    "train.optimizer.betas": "train: {optimizer: {kind: adamw, betas: [0.9, 0.99]}}",
+    "train.optimizer.eps": "train: {optimizer: {kind: adamw, eps: 1e-10}}",
+    "train.optimizer.weight_decay": "train: {optimizer: {kind: adamw, weight_decay: 0.05}}",
+    "train.optimizer.decay_embeddings": "train: {optimizer: {kind: adamw, decay_embeddings: true}}",
+    "train.schedule.warmup": "train: {schedule: {kind: cosine, warmup: 200ba}}",
+    "train.schedule.final_lr_ratio": "train: {schedule: {kind: linear, final_lr_ratio: 0.0}}",
+    "train.schedule.decay": "train: {schedule: {kind: wsd, decay: 0.3dur}}",
     "train.clip_norm": "train: {clip_norm: 0.5}",
     "train.precision": "train: {precision: fp32}",
     "train.residual_stream": "train: {residual_stream: fp32}",
@@ -103,13 +114,14 @@ def keys_page() -> str:
     own = {key.path: key for key in keys if key.path in EXAMPLES or not (key.kinds or key.types == "mapping")}
     if wrong := sorted(EXAMPLES.keys() - own.keys()):
         raise ZooError(f"the reference of recipe keys: examples of keys that there are not: {', '.join(wrong)}")
-    parts = [_INTRO]
+    parts = [_FRONT, _INTRO]
     for section, title in SECTIONS.items():
         inside = [key for key in own.values() if key.path.rpartition(".")[0] == section]
         parts += [f"## {title}", *map(_entry, inside)]
     return "\n\n".join([*parts, _fields(keys)]) + "\n"
 
 
+_FRONT = "---\nsearch:\n  boost: 3\n---"  # who looks for "learning rate" wants the key before the pages that mention it
 _INTRO = """# Recipe keys
 
 Every key that a recipe may have, written from the config classes that check it. `zoo keys` prints the same in a
@@ -121,6 +133,8 @@ marked so. [The guide](../recipes.md) explains how a recipe is put together."""
 def _entry(key: Key) -> str:
     default = {"": "", "required": " · **required**"}.get(key.default, f" · default `{key.default}`")
     link = f"\n\nKinds: [{key.family}]({_page(key.family)})." if key.family else ""
+    if key.kinds:
+        link = f"\n\nA field of {', '.join(f'`kind: {kind}`' for kind in key.kinds)}."
     values = key.values.replace("<", "&lt;").replace("*", "\\*")
     heading = f"### {key.path} {{ #{key.path.replace('.', '-')} }}"
     return f"{heading}\n\n{values}{default}\n\n{key.description}{link}\n\n```yaml\n{example(key)}\n```"

@@ -1,6 +1,7 @@
 """The page of each block kind, written from its registry entry. The attention maps need torch."""
 
 import functools
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -106,7 +107,8 @@ def kind_page(kind: str, config: type[BlockConfig]) -> str:
         fields_page(config),
     ]
     sections += ["## Cost and cache", _cost_note(block), *(_heading(kind, p) + _costs(kind, block, p) for p in parts)]
-    sections += ["## Minimal recipe", _minimal(kind, config), _papers(block)]
+    sections += ["## Minimal recipe", _minimal(kind, config)]
+    sections += ["## In your own model", _in_python(kind, config), _papers(block)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -233,6 +235,24 @@ def _minimal(kind: str, config: type[BlockConfig]) -> str:
         f'```yaml title="minimal_{kind}.yaml"\n{minimal_recipe(kind, config)}```\n\n'
         f"```bash\nzoo show minimal_{kind}.yaml      # layers, parameters, FLOPs, cache\n"
         f"zoo train minimal_{kind}.yaml     # on the Python standard library's own source, as bytes\n```"
+    )
+
+
+def _in_python(kind: str, config: type[BlockConfig]) -> str:
+    """One block as a torch module, and its call."""
+    fields = ", ".join(f"{name}={value!r}" for name, value in config.about.example.items()).replace("'", '"')
+    if len(fields) > 60:
+        fields = "\n" + textwrap.fill(fields, 80, initial_indent="    ", subsequent_indent="    ") + ",\n"
+    part = f', "{config.parts[0]}"' if config.parts else ""
+    which = f" The third argument names a part: {' or '.join(f'`{name!r}`' for name in config.parts)}." * bool(part)
+    return (
+        f"```python\nimport torch\nfrom zoo.blocks import build, config_class\nfrom zoo.blocks.base import Context\n\n"
+        f'config = config_class("{kind}")({fields})\n'
+        f"block = build(config, {D_MODEL}{part})\n"
+        f"y = block(torch.randn(2, 128, {D_MODEL}), Context.for_tokens(2, 128))\n```\n\n"
+        f"`block` is a `torch.nn.Module`; it reads and returns `[rows, tokens, d_model]`.{which} One `Context` serves "
+        "all layers of a forward pass. It holds the positions of the tokens and, if rows hold several documents, where "
+        "each document begins."
     )
 
 

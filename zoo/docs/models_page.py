@@ -1,11 +1,12 @@
 """The gallery of published models: the layers of each recipe in recipes/models/, and what a recipe lacks. No torch."""
 
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 
 from zoo.counting.model_cost import model_cost
 from zoo.docs.recipes import FOLDER, page_of
-from zoo.docs.strip import strip
+from zoo.docs.strip import band, pattern_legend, strip
 from zoo.recipe import Recipe, load_recipe
 from zoo.recipe.schedule import format_schedule
 from zoo.report.rows import binary, decimal
@@ -25,7 +26,17 @@ def models_page(root: Path) -> str:
     head = f"| recipe | layers | parameters | active | cache of {TOKENS:,} tokens |\n|---|---|---:|---:|---:|"
     rows = [_row(path, recipe) for path, recipe in loaded]
     sections = [section for path, recipe in loaded for section in _section(path, recipe)]
-    return "\n\n".join(["# Published models", ABOUT, "\n".join([head, *rows]), *sections]) + "\n"
+    parts = ["# Published models", ABOUT, _gallery([recipe for _, recipe in loaded]), "\n".join([head, *rows])]
+    return "\n\n".join([*parts, *sections]) + "\n"
+
+
+def _gallery(recipes: list[Recipe]) -> str:
+    """The schedules of all models below one another; a name leads to its section."""
+    lines = "".join(
+        f'<a href="#{recipe.name}">{escape(recipe.name)}</a>{band(recipe.model.expanded())}' for recipe in recipes
+    )
+    layers = [layer for recipe in recipes for layer in recipe.model.expanded()]
+    return f'<div class="zoo-gallery">{lines}</div>\n{pattern_legend(layers)}'
 
 
 def comment(path: Path) -> str:

@@ -97,7 +97,8 @@ def _panel(number: int, title: str, rows: Sequence[dict[str, Any]], value) -> li
     left, top, width, height = PANEL[0] + number * NEXT, *PANEL[1:]
     contexts = sorted({row["context"] for row in rows})
     values = [value(row) for row in rows]
-    low, high = 10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values)))
+    ticks = _ticks(min(values), max(values))
+    low, high = ticks[0], ticks[-1]
 
     def x(context: float) -> float:
         return left + width * math.log(context / contexts[0]) / math.log(contexts[-1] / contexts[0])
@@ -106,8 +107,7 @@ def _panel(number: int, title: str, rows: Sequence[dict[str, Any]], value) -> li
         return top + height * (1 - math.log(found / low) / math.log(high / low))
 
     parts = [_text(left, top - 16, title, size=16, weight="bold")]
-    for power in range(round(math.log10(high / low)) + 1):
-        tick = low * 10**power
+    for tick in ticks:
         parts.append(f'<path d="M{left} {y(tick):.1f}h{width}" stroke="{GRID}"/>')
         parts.append(_text(left - 8, y(tick) + 5, f"{tick / 1000:g}K" if tick >= 1000 else f"{tick:g}", anchor="end"))
     parts += [_text(x(c), top + height + 20, f"{c // 1024}K tokens", anchor="middle") for c in contexts]
@@ -119,6 +119,14 @@ def _panel(number: int, title: str, rows: Sequence[dict[str, Any]], value) -> li
         parts += [f'<circle cx="{x(c):.1f}" cy="{y(v):.1f}" r="4.5" fill="{colour}"/>' for c, v in points]
         parts.append(_text(left + index * 140, top + height + 50, label, fill=colour, weight="bold"))
     return parts
+
+
+def _ticks(least: float, most: float) -> list[float]:
+    """1, 2 and 5 times powers of ten, from the last one up to `least` to the first one from `most` on."""
+    found = [digit * 10.0**power for power in range(-3, 13) for digit in (1, 2, 5)]
+    first = max(tick for tick in found if tick <= least)
+    last = min(tick for tick in found if tick >= most)
+    return [tick for tick in found if first <= tick <= last]
 
 
 def _text(

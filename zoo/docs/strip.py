@@ -31,6 +31,22 @@ def strip(layers: Sequence[LayerConfig], d_model: int) -> str:
     )
 
 
+def band(layers: Sequence[LayerConfig]) -> str:
+    """The schedule as narrow cells in the colours of the patterns, without letters: for many schedules side by side."""
+    cells = "".join(
+        _cell(Look("", of_patterns(patterns_of(layer.mixer))), f"layer {layer.index}: {layer.mixer.describe()}")
+        for layer in layers[:MAX_ROWS]
+    )
+    return f'<div class="zoo-strip" role="img" aria-label="{escape(spoken(layers))}">{cells}</div>'
+
+
+def pattern_legend(layers: Sequence[LayerConfig]) -> str:
+    """The colour of each pattern of the layers, in the order of first use."""
+    kinds = dict.fromkeys(kind for layer in layers for kind in patterns_of(layer.mixer) or [""])
+    items = (f"<li>{_cell(Look('', of_patterns([kind])))} {kind or 'a state of fixed size'}</li>" for kind in kinds)
+    return f'<ul class="zoo-legend">{"".join(items)}</ul>'
+
+
 def spoken(layers: Sequence[LayerConfig]) -> str:
     """`4 layers: local, local, local, global`."""
     shown = ", ".join(layer.block for layer in layers[:MAX_ROWS])

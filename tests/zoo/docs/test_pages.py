@@ -17,11 +17,12 @@ from zoo.blocks.about import About, Paper
 from zoo.blocks.config import BlockConfig
 from zoo.blocks.cost import Cost
 from zoo.cli import app
-from zoo.docs import benchmarks, commands_page, kinds, pages, recipes
+from zoo.docs import benchmarks, commands_page, inline, kinds, pages, recipes
 from zoo.docs.docstrings import as_markdown
 from zoo.docs.fields import field_table
 from zoo.errors import ZooError
 from zoo.recipe import load_recipe
+from zoo.report.colours import of_patterns
 
 ROOT = Path(__file__).parents[3]
 KINDS = [kind for kind, _ in block_kinds()]
@@ -73,6 +74,41 @@ def test_the_minimal_recipe_of_a_kind_loads_and_builds(kind, site, tmp_path):
     recipe = load_recipe(path)
     assert {layer.kind for layer in recipe.model.expanded()} == {kind}
     build_model(recipe, device="meta")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_python_example_of_a_kind_runs(kind, site):
+    (text,) = [found for lang, _, found in FENCE.findall(site[f"reference/blocks/{kind}.md"]) if lang == "python"]
+    names: dict = {}
+    exec(compile(text, kind, "exec"), names)
+    assert names["y"].shape == (2, 128, kinds.D_MODEL)
+    assert names["y"].isfinite().all()
+
+
+def test_the_gallery_has_a_line_for_each_published_model(site):
+    page = site["reference/recipes/models/index.md"]
+    gallery = page[page.index('<div class="zoo-gallery">') : page.index("| recipe |")]
+    lines = dict(re.findall(r'<a href="#(\w+)">\w+</a><div class="zoo-strip"[^>]*>(.*?)</div>', gallery))
+    files = sorted((ROOT / "recipes" / "models").glob("*.yaml"))
+    assert len(lines) == len(files) >= 13
+    for file in files:
+        recipe = load_recipe(file)
+        assert lines[recipe.name].count('class="zoo-cell"') == len(recipe.model.expanded())
+        assert f"\n## {recipe.name}\n" in page
+    legend = next(line for line in gallery.splitlines() if "zoo-legend" in line)
+    for pattern in ("full", "window", "chunked"):
+        assert f"background:{of_patterns([pattern])[0]}" in legend
+
+
+def test_maps_stand_inside_a_page_where_their_text_has_its_colour():
+    svg = '<svg><text fill="currentColor"/></svg>'
+    image = '<img alt="Map of &quot;x&quot;" class="zoo-map" src="x_map.svg" style="width: 15rem" />'
+    html = f"<p>{image}</p><p><img alt='other' src='x.png'></p>"
+    found = inline.with_maps(html, "reference/blocks/x.md", {"reference/blocks/x_map.svg": svg})
+    assert f'style="width: 15rem" data-search-exclude>{svg}</span>' in found
+    assert 'aria-label="Map of &quot;x&quot;"' in found
+    assert "<img alt='other' src='x.png'>" in found
+    assert inline.with_maps(html, "reference/x.md", {}) == html
 
 
 def test_the_page_of_a_recipe_has_the_file_and_what_it_resolves_to(site, tmp_path):

@@ -57,6 +57,12 @@ def test_nothing_is_loaded_from_elsewhere(site):
         assert [tag for tag in tags if re.search(r'(src|href)="(https?:)?//', tag)] == [], page
 
 
+def _search(browser, words: str) -> None:
+    """Type the words into the site's search."""
+    query = "document.querySelector('[data-md-component=search-query]')"
+    browser.evaluate(f"{query}.focus(); {query}.value = '{words}'; {query}.dispatchEvent(new KeyboardEvent('keyup'));")
+
+
 @needs_mkdocs
 def test_it_works_from_the_disk(site, tmp_path):
     """In headless Chromium: search answers without a server, nothing fails, and no page is wider than a phone."""
@@ -65,12 +71,11 @@ def test_it_works_from_the_disk(site, tmp_path):
     browser = browser_module.Browser(tmp_path)
     try:
         browser.open(site / "index.html")
-        browser.evaluate(
-            "document.querySelector('[data-md-component=search-query]').focus();"
-            "document.querySelector('[data-md-component=search-query]').value = 'alternating';"
-            "document.querySelector('[data-md-component=search-query]').dispatchEvent(new KeyboardEvent('keyup'));"
-        )
+        _search(browser, "alternating")
         browser.wait("document.querySelectorAll('.md-search-result__link').length > 2")
+        _search(browser, "learning rate")
+        first = "document.querySelector('.md-search-result__link')?.getAttribute('href') ?? ''"
+        browser.wait(f"({first}).includes('reference/keys.html')")
         browser.width(390)
         for page in ("index", "grammar", "reference/blocks/nsa", "reference/recipes/index", "reference/commands"):
             browser.open(site / f"{page}.html")
@@ -79,6 +84,14 @@ def test_it_works_from_the_disk(site, tmp_path):
         assert [url for url in browser.requests if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
     finally:
         browser.close()
+
+
+@needs_mkdocs
+def test_maps_are_part_of_the_page(site):
+    page = (site / "reference/blocks/ansa.html").read_text()
+    assert page.count('<span class="zoo-map"') == 2
+    assert "currentColor" in page
+    assert 'zoo-map" src' not in page
 
 
 @needs_mkdocs

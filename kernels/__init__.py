@@ -13,8 +13,8 @@ from importlib import import_module
 OPERATIONS = {  # operation -> the module that registers its implementations
     "full_attention": "zoo.kernels.full",
     "window_attention": "zoo.kernels.window",
-    "mean_pool": "zoo.kernels.compression",
-    "gather_blocks": "zoo.kernels.compression",
+    "mean_pool": "zoo.kernels.pooling",
+    "gather_blocks": "zoo.kernels.pooling",
     "compression_attention": "zoo.kernels.compression",
     "choose_blocks": "zoo.kernels.choice",
     "selection_attention": "zoo.kernels.selection",
@@ -28,10 +28,10 @@ OPERATIONS = {  # operation -> the module that registers its implementations
     "linear_attention": "zoo.kernels.linear",
     "short_convolution": "zoo.kernels.convolution",
     "cached_attention": "zoo.kernels.decode",
-    "cached_choose_blocks": "zoo.kernels.decode",
+    "cached_choose_blocks": "zoo.kernels.decode_choice",
     "cached_selection_attention": "zoo.kernels.decode",
-    "write_slots": "zoo.kernels.decode.writing",
-    "pool_slots": "zoo.kernels.decode.writing",
+    "write_slots": "zoo.kernels.slots",
+    "pool_slots": "zoo.kernels.slots",
 }
 _EXPORTS = OPERATIONS | {
     "Documents": "zoo.kernels.documents",

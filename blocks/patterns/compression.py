@@ -13,7 +13,7 @@ from zoo.blocks.parts import Entries, Keys, Queries, Source, linear
 from zoo.blocks.patterns.compression_config import Compression
 from zoo.blocks.projections.base import ResolvedProjection
 from zoo.kernels import cached_attention, compression_attention, gather_blocks, mean_pool, n_slots
-from zoo.kernels.decode.writing import completed
+from zoo.kernels.slots.reference import completed
 
 
 class Compressed(NamedTuple):

@@ -17,7 +17,7 @@ def _why_not_triton(q, *others, compression_stride, selection_block, n_selected,
 
 dispatch.register(
     "choose_blocks",
-    dispatch.Implementation("triton", "zoo.kernels.choice.kernel:choose_blocks", _why_not_triton),
+    dispatch.Implementation("triton", "zoo.kernels.choice.op:choose_blocks", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.choice.reference:choose_blocks"),
 )
 

@@ -15,7 +15,7 @@ def _why_not_triton(outputs, gate_logits) -> str | None:
 
 dispatch.register(
     "gated_sum",
-    dispatch.Implementation("triton", "zoo.kernels.combine.kernel:gated_sum", _why_not_triton),
+    dispatch.Implementation("triton", "zoo.kernels.combine.op:gated_sum", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.combine.reference:gated_sum"),
 )
 

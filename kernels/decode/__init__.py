@@ -6,14 +6,13 @@ section 2.1.2) a latent head is key and value at once, and k and v are the same 
 cache, which the H query heads share evenly. Nothing here carries a gradient.
 """
 
-from collections.abc import Callable
-
 import torch
 
 from zoo.kernels import checks, dispatch
 
 
-def _why_not_triton(q, k, v, *others, q_rope=None, **options) -> str | None:
+def why_not_triton(q, k, v, *others, q_rope=None, **options) -> str | None:
+    """A reason why the kernels of decoding cannot serve the call, or None."""
     if max(x.shape[-1] for x in (q, v) if x is not None) > 512 or (q_rope is not None and q_rope.shape[-1] > 128):
         return "its heads are up to 512 wide, their rotary parts up to 128"
     return dispatch.why_not_triton(q)
@@ -22,24 +21,19 @@ def _why_not_triton(q, k, v, *others, q_rope=None, **options) -> str | None:
 def _triton_selects(q, k, v, chosen, position, *, selection_block, **options) -> str | None:
     if selection_block not in (16, 32, 64, 128):
         return f"its blocks are of 16, 32, 64 or 128 tokens, not {selection_block}"
-    return _why_not_triton(q, k, v, **options)
+    return why_not_triton(q, k, v, **options)
 
 
-def _triton_chooses(q, k, lse, position, previous, **options) -> str | None:
-    return _why_not_triton(q, k, None, **options)
-
-
-_WHY_NOT: dict[str, Callable[..., str | None]] = {
-    "cached_attention": _why_not_triton,
-    "cached_choose_blocks": _triton_chooses,
-    "cached_selection_attention": _triton_selects,
-}
-for _op, _why_not in _WHY_NOT.items():
-    dispatch.register(
-        _op,
-        dispatch.Implementation("triton", f"zoo.kernels.decode.kernel:{_op}", _why_not),
-        dispatch.Implementation("reference", f"zoo.kernels.decode.reference:{_op}"),
-    )
+dispatch.register(
+    "cached_attention",
+    dispatch.Implementation("triton", "zoo.kernels.decode.op:cached_attention", why_not_triton),
+    dispatch.Implementation("reference", "zoo.kernels.decode.reference:cached_attention"),
+)
+dispatch.register(
+    "cached_selection_attention",
+    dispatch.Implementation("triton", "zoo.kernels.decode.op:cached_selection_attention", _triton_selects),
+    dispatch.Implementation("reference", "zoo.kernels.decode.reference:cached_selection_attention"),
+)
 
 
 @torch.no_grad()
@@ -71,50 +65,6 @@ def cached_attention(
     options = {"q_rope": q_rope, "k_rope_BNR": k_rope_BNR, "scale": found["scale"]}
     options |= checks.score_options(op, q_BTHD, sinks, softcap)
     return dispatch.call(op, impl, q_BTHD, k_BNJD, v_BNJV, first_BT, end_BT, **options)
-
-
-@torch.no_grad()
-def cached_choose_blocks(
-    q_BTHD: torch.Tensor,
-    k_BNJD: torch.Tensor,
-    lse_BTH: torch.Tensor,
-    position_BT: torch.Tensor,
-    previous_BKS: torch.Tensor,
-    *,
-    compression_block: int,
-    compression_stride: int,
-    selection_block: int,
-    n_init: int = 1,
-    n_local: int = 2,
-    query_group: int = 1,
-    q_rope: torch.Tensor | None = None,
-    k_rope_BNR: torch.Tensor | None = None,
-    scale: float | None = None,
-    impl: str = "auto",
-) -> torch.Tensor:
-    """As `choose_blocks`, for queries at positions position_BT over the pooled slots of a cache.
-
-    position_BT: integers, consecutive in a row; only the first of a row is read.
-    previous_BKS: int32, the latest choice of each row, for the queries of a group that began before these.  K, the
-    number of groups of heads with a choice of their own, is a multiple of J; S is n_selected.
-    Returns chosen_BTKS int32: for each query the choice made for the first query of its group.
-    Raises ValueError as `choose_blocks`.
-    """
-    op = "cached_choose_blocks"
-    tensors = {"q_BTHD": q_BTHD, "k_BNJD": k_BNJD, "lse_BTH": lse_BTH, "q_rope_BTHR": q_rope, "k_rope_BNR": k_rope_BNR}
-    found = checks.cached_choice(op, tensors, previous_BKS, scale)
-    checks.integers(op, found, position_BT=position_BT)
-    checks.selection_grid(op, selection_block, query_group)
-    checks.compression_grid(op, compression_block, compression_stride)
-    checks.choice_grid(
-        op, compression_block, compression_stride, selection_block, previous_BKS.shape[2], n_init, n_local
-    )
-    return dispatch.call(
-        op, impl, q_BTHD, k_BNJD, lse_BTH, position_BT, previous_BKS,
-        compression_block=compression_block, compression_stride=compression_stride, selection_block=selection_block,
-        n_init=n_init, n_local=n_local, query_group=query_group, q_rope=q_rope, k_rope_BNR=k_rope_BNR,
-        scale=found["scale"],
-    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import torch
 
-from zoo.kernels import checks, dispatch, intervals
+from zoo.kernels import checks, dispatch, shared_intervals
 from zoo.kernels.documents import Documents
 
 
@@ -15,7 +15,7 @@ def _why_not_sdpa(*tensors, documents, sinks, softcap, **options) -> str | None:
 dispatch.register(
     "full_attention",
     dispatch.Implementation("sdpa", "zoo.kernels.full.sdpa:full_attention", _why_not_sdpa),
-    dispatch.Implementation("triton", "zoo.kernels.full.kernel:full_attention", intervals.why_not),
+    dispatch.Implementation("triton", "zoo.kernels.full.op:full_attention", shared_intervals.why_not),
     dispatch.Implementation("reference", "zoo.kernels.full.reference:full_attention"),
 )
 

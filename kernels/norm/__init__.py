@@ -13,7 +13,7 @@ def _why_not_triton(x, weight, *, eps) -> str | None:
 
 dispatch.register(
     "rms_norm",
-    dispatch.Implementation("triton", "zoo.kernels.norm.kernel:rms_norm", _why_not_triton),
+    dispatch.Implementation("triton", "zoo.kernels.norm.op:rms_norm", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.norm.reference:rms_norm"),
 )
 

@@ -17,7 +17,7 @@ def _why_not_triton(x, delta, weight, *, eps, dtype) -> str | None:
 
 dispatch.register(
     "add_rms_norm",
-    dispatch.Implementation("triton", "zoo.kernels.residual.kernel:add_rms_norm", _why_not_triton),
+    dispatch.Implementation("triton", "zoo.kernels.residual.op:add_rms_norm", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.residual.reference:add_rms_norm"),
 )
 

@@ -13,7 +13,7 @@ def _why_not_triton(x, cos, sin) -> str | None:
 
 dispatch.register(
     "rotate",
-    dispatch.Implementation("triton", "zoo.kernels.rotary.kernel:rotate", _why_not_triton),
+    dispatch.Implementation("triton", "zoo.kernels.rotary.op:rotate", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.rotary.reference:rotate"),
 )
 

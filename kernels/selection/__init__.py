@@ -26,7 +26,7 @@ def _why_not_triton(q, k, v, chosen, *, selection_block, query_group, q_rope=Non
 
 dispatch.register(
     "selection_attention",
-    dispatch.Implementation("triton", "zoo.kernels.selection.kernel:selection_attention", _why_not_triton),
+    dispatch.Implementation("triton", "zoo.kernels.selection.op:selection_attention", _why_not_triton),
     dispatch.Implementation("sdpa", "zoo.kernels.selection.sdpa:selection_attention", _why_not_sdpa),
     dispatch.Implementation("reference", "zoo.kernels.selection.reference:selection_attention"),
 )

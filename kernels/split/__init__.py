@@ -40,7 +40,7 @@ def _why_not_triton(y, cos, sin, *, groups) -> str | None:
 
 dispatch.register(
     "split_heads",
-    dispatch.Implementation("triton", "zoo.kernels.split.kernel:split_heads", _why_not_triton),
+    dispatch.Implementation("triton", "zoo.kernels.split.op:split_heads", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.split.reference:split_heads"),
 )
 

@@ -13,7 +13,7 @@ def _why_not_triton(x, w_gate, w_up, w_down) -> str | None:
 
 dispatch.register(
     "swiglu_mlp",
-    dispatch.Implementation("triton", "zoo.kernels.swiglu.kernel:swiglu_mlp", _why_not_triton),
+    dispatch.Implementation("triton", "zoo.kernels.swiglu.op:swiglu_mlp", _why_not_triton),
     dispatch.Implementation("reference", "zoo.kernels.swiglu.reference:swiglu_mlp"),
 )
 

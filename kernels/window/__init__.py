@@ -2,12 +2,12 @@
 
 import torch
 
-from zoo.kernels import checks, dispatch, intervals
+from zoo.kernels import checks, dispatch, shared_intervals
 from zoo.kernels.documents import Documents
 
 dispatch.register(
     "window_attention",
-    dispatch.Implementation("triton", "zoo.kernels.window.kernel:window_attention", intervals.why_not),
+    dispatch.Implementation("triton", "zoo.kernels.window.op:window_attention", shared_intervals.why_not),
     dispatch.Implementation("reference", "zoo.kernels.window.reference:window_attention"),
 )
 

@@ -106,7 +106,7 @@ for module in walk_packages(kernels.__path__, "zoo.kernels."):  # all, before Tr
     if not module.name.endswith(".fla"):  # kernels of another package, which asks the GPU for its name at import
         import_module(module.name)
 os.environ["TRITON_INTERPRET"] = "1"  # from here on, for dispatch: it takes tensors of a CPU
-import_module("zoo.kernels.selection.kernel").MIN_TOKENS = 1  # small groups by key block, as in long rows
+import_module("zoo.kernels.selection.op").MIN_TOKENS = 1  # small groups by key block, as in long rows
 with kernels.use_implementation("triton"):
     layer(16, 4, 64, 32, 16, 16, 16, 4)  # ansa.global at 340M
     layer(16, 2, 128, 0, 32, 16, 64, 1)  # as NSA publishes it

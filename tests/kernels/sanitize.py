@@ -35,7 +35,7 @@ from zoo.kernels import (
     use_implementation,
     window_attention,
 )
-from zoo.kernels.selection import kernel as selection_kernel
+from zoo.kernels.selection import op as selection_op
 
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
 SEQ_LEN = 333
@@ -80,9 +80,9 @@ def around(T, C, F) -> None:
 
 def long_rows(T, H, K, D, block, stride, selected) -> None:
     """The choice as rows of more than 64 chunks have it, in several runs, with few tokens."""
-    from zoo.kernels.choice import kernel
+    from zoo.kernels.choice import op
 
-    kernel.SHORT, kernel.MIN_RUN, kernel.WORKSPACE_BYTES = 2, 64, 1
+    op.SHORT, op.MIN_RUN, op.WORKSPACE_BYTES = 2, 64, 1
     q, k, lse = noise(1, T, H, D), noise(1, n_slots(T, stride), K, D), torch.full((1, T, H), 4.0, device=DEVICE)
     grid = {"compression_block": block, "compression_stride": stride, "selection_block": selected}
     choose_blocks(q.detach(), k.detach(), lse, n_selected=4, query_group=4, **grid)
@@ -120,7 +120,7 @@ def attention() -> None:
     for row, tokens in enumerate(([5, 6, 40, 130, 300], [17, 128])):
         starts[row, tokens] = True
     documents = Documents.from_starts(starts.to(DEVICE), 8)
-    selection_kernel.MIN_TOKENS = 1
+    selection_op.MIN_TOKENS = 1
     with use_implementation("triton"):
         for settings in (
             (16, 4, 64, 32, 16, 16, 16, 64, 4),  # ansa.global at 340M

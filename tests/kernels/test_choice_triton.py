@@ -120,29 +120,29 @@ def test_small(case, poisoned):
     [pytest.param(case, id=name, marks=[] if name in IN_CI else pytest.mark.long) for name, case in LONG.items()],
 )
 def test_long_rows_by_chunks_in_several_runs(case, monkeypatch, poisoned):
-    from zoo.kernels.choice import kernel
+    from zoo.kernels.choice import op
 
-    monkeypatch.setattr(kernel, "SHORT", 4)
-    monkeypatch.setattr(kernel, "MIN_RUN", 32)
-    monkeypatch.setattr(kernel, "WORKSPACE_BYTES", 1)
+    monkeypatch.setattr(op, "SHORT", 4)
+    monkeypatch.setattr(op, "MIN_RUN", 32)
+    monkeypatch.setattr(op, "WORKSPACE_BYTES", 1)
     found, expected = both(case, poisoned)
     assert torch.equal(found, expected)
 
 
 def test_runs_cover_all_groups_and_fit_the_workspace():
-    from zoo.kernels.choice import kernel
+    from zoo.kernels.choice import op
 
     for count, rows, per_group, slots, pieces, documents in [
         (16384, 4, 0.25, 4097, 1, False), (65536, 4, 1 / 16, 4100, 4, False), (65536, 8, 1 / 16, 4100, 4, True),
         (1 << 20, 4, 1 / 16, (1 << 16) + 4, 4, False), (3, 1, 0.25, 2, 1, False), (131072, 4, 1 / 32, 4352, 256, False),
     ]:  # fmt: skip
         at = 0
-        for g, n, width in kernel._runs(count, rows, per_group, slots, pieces, documents, kernel.WORKSPACE_BYTES):
+        for g, n, width in op._runs(count, rows, per_group, slots, pieces, documents, op.WORKSPACE_BYTES):
             assert g == at
             assert width % 64 == 0
             own_block = int((g + n - 1) * per_group) // pieces  # of the last group of the run: written to its end
             assert width >= (slots if documents else min(slots, (own_block + 1) * pieces))
-            assert n <= kernel.MIN_RUN or 4 * rows * n * width <= 1.3 * kernel.WORKSPACE_BYTES
+            assert n <= op.MIN_RUN or 4 * rows * n * width <= 1.3 * op.WORKSPACE_BYTES
             at += n
         assert at == count
 

@@ -218,20 +218,20 @@ def test_choice_interpreted(shape, grid, places, randn, poisoned):
 @pytest.mark.slow
 @pytest.mark.interp
 def test_as_many_splits_as_there_can_be_interpreted(randn, poisoned, monkeypatch):
-    from zoo.kernels.decode import kernel
+    from zoo.kernels.decode import op
 
-    monkeypatch.setattr(kernel, "_n_splits", lambda *_: kernel.MAX_SPLITS)
-    check_attention((1, 4, 1, 24, 0, 16), 16 * kernel.MAX_SPLITS + 5, randn, poisoned)
+    monkeypatch.setattr(op, "_n_splits", lambda *_: op.MAX_SPLITS)
+    check_attention((1, 4, 1, 24, 0, 16), 16 * op.MAX_SPLITS + 5, randn, poisoned)
 
 
 @pytest.mark.interp
 @pytest.mark.parametrize(("rows", "few"), [(4, True), (5, False)])
 def test_rows_of_all_heads_are_few_or_not(rows, few, randn, monkeypatch):
     """Two latent heads: eight query tiles, and ten."""
-    from zoo.kernels.decode import kernel
+    from zoo.kernels.decode import op
 
-    tiles, asked = kernel._tiles, []
-    monkeypatch.setattr(kernel, "_tiles", lambda *given: asked.append(given[-1]) or tiles(*given))
+    tiles, asked = op._tiles, []
+    monkeypatch.setattr(op, "_tiles", lambda *given: asked.append(given[-1]) or tiles(*given))
     q, k = randn(rows, 1, 4, 16, dtype=torch.float32), randn(rows, 20, 2, 16, dtype=torch.float32)
     first = torch.zeros(rows, 1, dtype=torch.int64)
     cached_attention(q, k, k, first, first + 20, impl="triton")
@@ -240,9 +240,9 @@ def test_rows_of_all_heads_are_few_or_not(rows, few, randn, monkeypatch):
 
 @pytest.mark.interp
 def test_choice_of_several_tiles_interpreted(randn, poisoned, monkeypatch):
-    from zoo.kernels.decode import kernel
+    from zoo.kernels.decode_choice import op
 
-    monkeypatch.setattr(kernel, "MAX_TILE", 16)
+    monkeypatch.setattr(op, "MAX_TILE", 16)
     sizes = (SHAPES[1], 40, 3), (SHAPES[0], 75, 2), (SHAPES[0], 40, 2)  # two tiles of selection blocks or three
     for (grid, places), (shape, n, groups) in zip(GRIDS, sizes, strict=True):
         found, expected = check_choice(shape, n, grid, randn, poisoned, groups, places)
@@ -255,9 +255,9 @@ def test_choice_of_several_tiles_interpreted(randn, poisoned, monkeypatch):
 @pytest.mark.parametrize(("shape", "n", "i_grid"), [(LONG[0], 45, 0), ((33, 2, 1, 16, 0, 0), 50, 2)])
 def test_choice_of_long_pieces_interpreted(shape, n, i_grid, randn, poisoned, monkeypatch):
     """In runs of 16 tokens, which begin within a group of queries in some rows."""
-    from zoo.kernels.decode import kernel
+    from zoo.kernels.decode_choice import op
 
-    monkeypatch.setattr(kernel, "WORKSPACE_BYTES", 4)
+    monkeypatch.setattr(op, "WORKSPACE_BYTES", 4)
     grid, places = GRIDS[i_grid]
     found, expected = check_choice(shape, n, grid, randn, poisoned, shape[2], places)
     assert torch.equal(found, expected)
@@ -337,7 +337,7 @@ def peak(call):
 @pytest.mark.gpu
 @pytest.mark.parametrize("seq_len", [300, 1000])
 def test_memory_of_long_pieces(seq_len, randn, monkeypatch):
-    from zoo.kernels.decode import kernel
+    from zoo.kernels.decode_choice import op
 
     shape, n = (seq_len, 16, 1, 224, 0, 32), 32_768
     q, k, _, q_rope, k_rope = cache_of(shape, n, randn, torch.bfloat16, "cuda")
@@ -350,8 +350,8 @@ def test_memory_of_long_pieces(seq_len, randn, monkeypatch):
     pooled = q, k[:, : n // 16], lse, at, torch.zeros(3, 4, 64, device="cuda", dtype=torch.int32)
     ropes["k_rope_BNR"] = k_rope[:, : n // 16]
     chosen, most = peak(lambda: cached_choose_blocks(*pooled, **grid, **ropes))
-    assert most <= kernel.WORKSPACE_BYTES + 4 * chosen.nbytes
-    monkeypatch.setattr(kernel, "WORKSPACE_BYTES", 2**24)
+    assert most <= op.WORKSPACE_BYTES + 4 * chosen.nbytes
+    monkeypatch.setattr(op, "WORKSPACE_BYTES", 2**24)
     again, most = peak(lambda: cached_choose_blocks(*pooled, **grid, **ropes))
     assert torch.equal(again, chosen)
     assert most <= 2**24 + 4 * chosen.nbytes + 2**20
@@ -396,20 +396,20 @@ def test_a_long_cache(randn, poisoned):
     ],
 )
 def test_splits_fill_the_processors_once(slots, others, width, select, long, expected, monkeypatch):
-    from zoo.kernels.decode import kernel
+    from zoo.kernels.decode import op
 
-    monkeypatch.setattr(kernel, "INTERPRETED", False)
-    monkeypatch.setattr(kernel, "n_processors", lambda device: 132)
-    assert kernel._n_splits.__wrapped__(slots, others, width, select, long, torch.device("cuda")) == expected
+    monkeypatch.setattr(op, "INTERPRETED", False)
+    monkeypatch.setattr(op, "n_processors", lambda device: 132)
+    assert op._n_splits.__wrapped__(slots, others, width, select, long, torch.device("cuda")) == expected
 
 
 @pytest.mark.parametrize(("few", "slots"), [(True, 64), (False, 128)])
 def test_few_programs_take_small_tiles(few, slots, monkeypatch):
     """Where blocks are selected they are large in any case. Each list ends with a tile that fits any GPU."""
-    from zoo.kernels.decode import kernel
+    from zoo.kernels.decode import op
 
-    monkeypatch.setattr(kernel, "INTERPRETED", False)
-    tiles = kernel._tiles.__wrapped__(torch.bfloat16, 256, select=False, long=False, few=few)
+    monkeypatch.setattr(op, "INTERPRETED", False)
+    tiles = op._tiles.__wrapped__(torch.bfloat16, 256, select=False, long=False, few=few)
     assert (tiles[0]["BN"], tiles[-1]["BN"]) == (slots, 16)
-    chosen = kernel._tiles.__wrapped__(torch.bfloat16, 256, select=True, long=False, few=few)
+    chosen = op._tiles.__wrapped__(torch.bfloat16, 256, select=True, long=False, few=few)
     assert chosen[0]["BN"] == 128

@@ -32,14 +32,14 @@ CHOSEN = torch.tensor([0, -1], dtype=torch.int32).expand(1, SEQ_LEN, 1, 2)
 def too_little(monkeypatch):
     """Triton for tensors of the CPU, on a GPU that has no room for the kernels of dk and dv."""
     errors = pytest.importorskip("triton.runtime.errors")
-    from zoo.kernels.intervals import op
-    from zoo.kernels.selection import kernel_by_key
+    from zoo.kernels.selection import op_by_key
+    from zoo.kernels.shared_intervals import op
 
     def fails(*arguments):
         raise errors.OutOfResources(200_000, 101_376, "shared memory")
 
     monkeypatch.setattr(op, "_launch_dkv", fails)
-    monkeypatch.setattr(kernel_by_key, "launch", fails)
+    monkeypatch.setattr(op_by_key, "launch", fails)
     monkeypatch.setattr(dispatch, "_too_slow", lambda *tensors: None)
     monkeypatch.setattr(dispatch.dispatcher, "failed", {})
     monkeypatch.setattr(dispatch.dispatcher, "pending", {})

@@ -123,9 +123,9 @@ def seen_by_choice(chosen_BGKS, position_T, group, block, n_keys):
 @pytest.fixture(autouse=True)
 def short_rows_too(monkeypatch):
     """Small groups run by key block, as they do at the lengths of training."""
-    from zoo.kernels.selection import kernel
+    from zoo.kernels.selection import op
 
-    monkeypatch.setattr(kernel, "MIN_TOKENS", 1)
+    monkeypatch.setattr(op, "MIN_TOKENS", 1)
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())

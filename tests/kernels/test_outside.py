@@ -85,10 +85,10 @@ def test_selection(randn, pack, poisoned, lengths):
 @pytest.mark.parametrize("keys", [16, 32])
 def test_tiles_of_several_blocks(randn, poisoned, monkeypatch, keys):
     """A tile may hold several small blocks, in any order, or a part of one."""
-    from zoo.kernels.selection import kernel_by_query
+    from zoo.kernels.selection import op_by_query
 
     tile = [dict(ROWS=16, KEYS=keys, num_warps=1, num_stages=1)]
-    monkeypatch.setattr(kernel_by_query, "query_tiles", lambda *arguments, **options: tile)
+    monkeypatch.setattr(op_by_query, "query_tiles", lambda *arguments, **options: tile)
     check_selection(randn, poisoned, None, 10, 3)
 
 

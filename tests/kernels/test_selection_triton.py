@@ -139,17 +139,17 @@ def test_small(case, poisoned):
 def short_rows_too(monkeypatch):
     """The shape of a query group alone chooses the kernels, not the length of the rows."""
     if importlib.util.find_spec("triton"):
-        from zoo.kernels.selection import kernel
+        from zoo.kernels.selection import op
 
-        monkeypatch.setattr(kernel, "MIN_TOKENS", 1)
+        monkeypatch.setattr(op, "MIN_TOKENS", 1)
 
 
 @pytest.fixture
 def by_key(monkeypatch):
     """Forward and dq by key block, whatever the shape."""
-    from zoo.kernels.selection import kernel
+    from zoo.kernels.selection import op
 
-    monkeypatch.setattr(kernel, "by_key", lambda *arguments: True)
+    monkeypatch.setattr(op, "by_key", lambda *arguments: True)
 
 
 @pytest.mark.interp
@@ -165,9 +165,9 @@ def test_by_key(name, by_key, poisoned):
 @pytest.mark.parametrize("rows", [((37,),), ((9, 12), (21,))], ids=["one document", "documents"])
 def test_by_key_in_pieces(rows, by_key, monkeypatch, poisoned):
     """Partial results of 16 query groups at a time."""
-    from zoo.kernels.selection import kernel_partial
+    from zoo.kernels.selection import op_partial
 
-    monkeypatch.setattr(kernel_partial, "WORKSPACE", 1)
+    monkeypatch.setattr(op_partial, "WORKSPACE", 1)
     test_small(Case(rows=rows, n_selected=3), poisoned)
 
 
@@ -175,9 +175,9 @@ def test_by_key_in_pieces(rows, by_key, monkeypatch, poisoned):
 @pytest.mark.parametrize("size", [1e-3, 2e4])
 def test_partials_in_float16_keep_the_range(size, by_key, monkeypatch):
     """A sum of 64 values of 2e4 is beyond float16's largest number; gradients may be any size."""
-    from zoo.kernels.selection import kernel_partial
+    from zoo.kernels.selection import op_partial
 
-    monkeypatch.setattr(kernel_partial, "partial_dtype", lambda dtype: torch.float16)
+    monkeypatch.setattr(op_partial, "partial_dtype", lambda dtype: torch.float16)
     case = Case(rows=((70,),), block=64)
     (q, k, v), do, chosen, _ = inputs(case)
     leaves, do = [q, k, (v * size).detach().requires_grad_()], do * size**2
@@ -189,10 +189,10 @@ def test_partials_in_float16_keep_the_range(size, by_key, monkeypatch):
 
 @pytest.mark.interp
 def test_the_shape_chooses(monkeypatch):
-    from zoo.kernels.selection import kernel
-    from zoo.kernels.selection.kernel import by_key
+    from zoo.kernels.selection import op
+    from zoo.kernels.selection.op import by_key
 
-    monkeypatch.setattr(kernel, "MIN_TOKENS", 8)
+    monkeypatch.setattr(op, "MIN_TOKENS", 8)
 
     def chosen(H=16, K=4, D=64, dtype=torch.bfloat16, block=64, query_group=1, scale=0.1, T=4):
         q, k = torch.empty(2, T, H, D, dtype=dtype), torch.empty(2, T, K, D, dtype=dtype)
@@ -206,10 +206,10 @@ def test_the_shape_chooses(monkeypatch):
 
 @pytest.mark.interp
 def test_long_lists_are_cut(monkeypatch, poisoned):
-    from zoo.kernels.selection import kernel_by_key
+    from zoo.kernels.selection import op_by_key
 
-    monkeypatch.setattr(kernel_by_key, "ROWS_PER_PROGRAM", 16)
-    monkeypatch.setattr(kernel_by_key, "MAX_CHUNKS", 3)
+    monkeypatch.setattr(op_by_key, "ROWS_PER_PROGRAM", 16)
+    monkeypatch.setattr(op_by_key, "MAX_CHUNKS", 3)
     test_small(Case(rows=((70,),), query_group=1), poisoned)
 
 

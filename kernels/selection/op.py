@@ -1,6 +1,6 @@
 """Selection attention in Triton: from tensors to the kernels, and how it differentiates.
 
-The kernels are in `kernel_by_query.py` (forward, dq) and `kernel_by_key.py` (dk, dv); `kernel_partial.py` has forward
+The kernels are in `triton_by_query.py` (forward, dq) and `triton_by_key.py` (dk, dv); `triton_partial.py` has forward
 and dq by key block, for the shapes that `by_key` names. An operator of torch.library may not return None, so an absent
 rotary gradient is an empty tensor.
 """
@@ -15,7 +15,7 @@ from triton.runtime.errors import OutOfResources
 from zoo.kernels.documents import Documents
 from zoo.kernels.layout import dense_rows
 from zoo.kernels.registration import differentiable, gradients_instead, opaque
-from zoo.kernels.selection import kernel_by_key, kernel_by_query, kernel_partial, reference
+from zoo.kernels.selection import op_by_key, op_by_query, op_partial, reference
 
 MIN_TOKENS = 4096  # of a batch, for `by_key`
 
@@ -50,8 +50,8 @@ def _forward(
     block, query_group, max_documents = sizes
     inputs = (q, k, v, q_rope, k_rope, chosen.contiguous(), first, start)
     if by_key(q, k, v, q_rope, block, query_group, scale):
-        return kernel_partial.forward(*inputs, max_documents, block, query_group, scale)
-    return kernel_by_query.forward(*inputs, block, query_group, scale)
+        return op_partial.forward(*inputs, max_documents, block, query_group, scale)
+    return op_by_query.forward(*inputs, block, query_group, scale)
 
 
 def by_key(q, k, v, q_rope, block: int, query_group: int, scale: float) -> bool:
@@ -70,9 +70,7 @@ def by_key(q, k, v, q_rope, block: int, query_group: int, scale: float) -> bool:
 
 
 def _forward_fake(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale):
-    return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(
-        kernel_by_query.statistics_shape(q, k), dtype=torch.float32
-    )
+    return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(op_by_query.statistics_shape(q, k), dtype=torch.float32)
 
 
 def _backward(
@@ -85,12 +83,12 @@ def _backward(
     block, query_group, max_documents = sizes
     inputs = (q, k, v, q_rope, k_rope, chosen.contiguous(), first, start)
     if by_key(q, k, v, q_rope, block, query_group, scale):
-        gradients = kernel_partial.backward(*inputs, o, lse, do, max_documents, block, query_group, scale)
+        gradients = op_partial.backward(*inputs, o, lse, do, max_documents, block, query_group, scale)
         dq, dq_rope, dk, dv, dk_rope = gradients
     else:
-        dq, dq_rope, delta = kernel_by_query.backward(*inputs, o, lse, do, block, query_group, scale)
-        size = kernel_by_query.sizes(q, k, v, q_rope, chosen, block, query_group, first is not None)
-        dk, dv, dk_rope = kernel_by_key.backward(*inputs, lse, delta, do, max_documents, size, scale)
+        dq, dq_rope, delta = op_by_query.backward(*inputs, o, lse, do, block, query_group, scale)
+        size = op_by_query.sizes(q, k, v, q_rope, chosen, block, query_group, first is not None)
+        dk, dv, dk_rope = op_by_key.backward(*inputs, lse, delta, do, max_documents, size, scale)
     return (dq, dk, dv, q.new_empty(0), q.new_empty(0)) if q_rope is None else (dq, dk, dv, dq_rope, dk_rope)
 
 

@@ -12,18 +12,18 @@ from triton.runtime.errors import OutOfResources
 from zoo.kernels.compression.reference import compression_attention
 from zoo.kernels.documents import Documents
 from zoo.kernels.full.reference import full_attention
-from zoo.kernels.intervals import kernel
-from zoo.kernels.intervals.tiles import dkv_tiles, dq_tiles, fwd_tiles
 from zoo.kernels.launching import Tile, cdiv, launch, n_processors, next_power_of_2
 from zoo.kernels.layout import dense_rows
 from zoo.kernels.registration import differentiable, gradients_instead, opaque
+from zoo.kernels.shared_intervals import triton as kernels
+from zoo.kernels.shared_intervals.tiles import dkv_tiles, dq_tiles, fwd_tiles
 from zoo.kernels.window.reference import window_attention
 
 
 def interval_attention(
     q_BTHD, k_BNKD, v_BNKV, *, q_rope, k_rope, scale, documents, sinks=None, softcap=None, stride=1, block=1, window=0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of each query over its interval of keys (see kernel.py): o_BTHV and lse_BTH, float32. window 0: none.
+    """Attention of each query over its interval of keys (see triton.py): o_BTHV and lse_BTH, float32. window 0: none.
 
     sinks: [H], float32; lse holds them.  softcap: None for none.
     Both outputs carry gradients. A query that sees no key gets zeros, and lse = -inf without sinks.
@@ -91,7 +91,7 @@ def _forward(
     arguments = *pointers, scale, softcap, window, *call.counts, *call.strides
     constants = {**call.constants, "SINKS": sinks is not None}
     tiles = fwd_tiles(q.dtype, call.width, window > 0)
-    launch(kernel._fwd_kernel, call.query_grid, arguments, constants, tiles, q.device)
+    launch(kernels._fwd_kernel, call.query_grid, arguments, constants, tiles, q.device)
     return o, lse.transpose(1, 2)
 
 
@@ -129,7 +129,7 @@ def _backward(
     arguments = *call.tensors, *results, scale, softcap, window, *call.counts, *call.strides
     constants = {**call.constants, "HAS_DLSE": dlse is not None}
     tiles = dq_tiles(q.dtype, call.width)
-    launch(kernel._dq_kernel, call.query_grid, arguments, constants, tiles, q.device)
+    launch(kernels._dq_kernel, call.query_grid, arguments, constants, tiles, q.device)
     _launch_dkv(call, do, lse, delta, grads, scale)
     return *grads, q.new_empty(0) if sinks is None else _gradient_of_sinks(sinks, lse, delta)
 
@@ -160,13 +160,13 @@ def _launch_dkv(call: Call, do, lse, delta, grads: tuple, scale: float) -> None:
     def grid(tile: Tile) -> tuple[int]:
         return (call.key_blocks(tile) * parts,)
 
-    launch(kernel._dkv_kernel, grid, arguments, call.constants, tiles, call.device)
+    launch(kernels._dkv_kernel, grid, arguments, call.constants, tiles, call.device)
     if parts > 1 or rope_parts > 1:
         n_k, n_v = (dk.numel(), dv.numel()) if parts > 1 else (0, 0)
         n_kr = dk_rope.numel() if rope_parts > 1 else 0
         sums = part_dk, part_dkr, part_dv, dk, dk_rope, dv, n_k, n_kr, n_v, parts, rope_parts
         n_programs = sum(cdiv(n, _SUM_TILES[0]["SIZE"]) for n in (n_k, n_kr, n_v))
-        launch(kernel._sum_parts_kernel, lambda tile: (n_programs,), sums, {}, _SUM_TILES, call.device)
+        launch(kernels._sum_parts_kernel, lambda tile: (n_programs,), sums, {}, _SUM_TILES, call.device)
 
 
 def n_parts(call: Call, tile: Tile) -> int:

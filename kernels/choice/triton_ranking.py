@@ -1,7 +1,7 @@
 """The top n of each row of importances, in Triton: peaks of chunks, the best chunks, the best blocks in them.
 
 Both tops are exact, by bisection over the bits of the n-th largest: floats of one sign order as the integers of their
-bits do. Ties go to the lower index by rank, and a prefix sum writes the chosen in order. `kernel.py` says why there are
+bits do. Ties go to the lower index by rank, and a prefix sum writes the chosen in order. `triton.py` says why there are
 two steps, and lays out the rows.
 """
 

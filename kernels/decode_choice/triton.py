@@ -10,8 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from zoo.kernels.choice.ranking_kernel import in_top, write_in_order
-from zoo.kernels.decode.attention_kernel import _rows
+from zoo.kernels.choice.triton_ranking import in_top, write_in_order
+from zoo.kernels.decode.triton import _rows
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _FORCED = tl.constexpr(0x7F800000)  # the bits of +inf: above every importance

@@ -2,7 +2,7 @@
 
 import torch
 
-from zoo.kernels.intervals.op import interval_attention
+from zoo.kernels.shared_intervals.op import interval_attention
 
 
 def full_attention(q_BTHD, k_BTKD, v_BTKV, *, q_rope, k_rope, scale, documents, sinks, softcap) -> torch.Tensor:

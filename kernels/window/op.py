@@ -2,7 +2,7 @@
 
 import torch
 
-from zoo.kernels.intervals.op import interval_attention
+from zoo.kernels.shared_intervals.op import interval_attention
 
 
 def window_attention(

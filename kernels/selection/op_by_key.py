@@ -1,0 +1,172 @@
+"""The inverted index and the launches of the kernels that run by key block: dk and dv."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from zoo.kernels.launching import cdiv, launch, next_power_of_2
+from zoo.kernels.selection import triton_by_key as kernels
+from zoo.kernels.selection.op_by_query import strides
+
+ROWS_PER_PROGRAM = 8192
+MAX_CHUNKS = 32  # of one list
+
+
+def block_slots(start: torch.Tensor, block: int, max_documents: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """With documents: base_BT, the slot of the first block of each token's document, and slot_start_BM, -1 = unused."""
+    batch, seq_len = start.shape
+    index_BT = torch.arange(seq_len, device=start.device, dtype=torch.int32).expand(batch, -1)
+    base_BT = start // block + (start == index_BT).cumsum(1, dtype=torch.int32) - 1
+    n_slots = -(-seq_len // block) + max_documents
+    position_BT = index_BT - start
+    slot_BT = torch.where(position_BT % block == 0, base_BT + position_BT // block, n_slots)
+    slot_start_BM = torch.full((batch, n_slots + 1), -1, device=start.device, dtype=torch.int32)
+    return base_BT.contiguous(), slot_start_BM.scatter_(1, slot_BT.long(), index_BT)[:, :n_slots].contiguous()
+
+
+class Index(NamedTuple):
+    """The inverted index of the choice of some query groups.
+
+    entry: int32 [n], the query group of each entry of the lists, as first token * 32 + number of tokens.
+    place: int32 [n], its place in `chosen`.  begin: int32, the first entry of each list.
+    list_of: int32, the list of each chunk, -1 for an empty one.  slot_start: int32 [B, n_slots], with documents.
+    chunk: kernels.entries of a chunk.  group_rows: rows of an entry; the last ones may stand for none.
+    """
+
+    entry: torch.Tensor
+    place: torch.Tensor
+    begin: torch.Tensor
+    list_of: torch.Tensor
+    slot_start: torch.Tensor | None
+    n_slots: int
+    chunk: int
+    group_rows: int
+
+
+def inverted_index(chosen, first, start, size: dict, seq_len, max_documents, g0=0, n_groups=None) -> Index:
+    """The index of `chosen`, which holds query groups g0 and on of the n_groups of each row (all, if None)."""
+    batch, n_here, K, S = chosen.shape
+    n, device, block, query_group = chosen.numel(), chosen.device, size["BLOCK"], size["QUERY_GROUP"]
+    base, slot_start, n_slots = None, None, cdiv(seq_len, block)
+    if first is not None:
+        base, slot_start = block_slots(start, block, max_documents)
+        n_slots = slot_start.shape[1]
+    n_lists = batch * K * n_slots
+    group_rows = next_power_of_2(query_group * size["G"])
+    chunk = chunk_entries(n, group_rows, n_here * S * block // seq_len)
+    shared = dict(K=K, S=S, DOCUMENTS=first is not None)
+    key = torch.empty(n, device=device, dtype=torch.int16 if n_lists < 2**15 else torch.int32)  # half the passes
+    n_tiles, n_programs = cdiv(n, 1024), cdiv(n, 1024) + cdiv(n_lists + 1, 128)
+    groups = n_groups or n_here, g0, n_here
+    arguments: tuple = chosen, first, start, base, key, n, seq_len, *groups, n_slots, n_lists
+    constants = dict(shared, BLOCK=block, QUERY_GROUP=query_group)
+    launch(kernels._keys_kernel, lambda tile: (n_tiles,), arguments, constants, _KEYS_TILES, device)
+    key, order = torch.sort(key, stable=True)
+    entry, place = torch.empty(2, n, device=device, dtype=torch.int32)
+    begin = torch.empty(n_lists + 1, device=device, dtype=torch.int32)
+    list_of = torch.empty(n // chunk + n_lists, device=device, dtype=torch.int32)
+    arguments = key, order, first, start, entry, place, begin, list_of, n, seq_len, *groups, n_lists
+    constants = dict(QUERY_GROUP=query_group, CHUNK=chunk, MAX=MAX_CHUNKS, **shared)
+    launch(
+        kernels._index_kernel,
+        lambda tile: (n_programs,),
+        (*arguments, n.bit_length() + 1),
+        constants,
+        _INDEX_TILES,
+        device,
+    )
+    return Index(entry, place, begin, list_of, slot_start, n_slots, chunk, group_rows)
+
+
+_KEYS_TILES = [dict(TILE=1024)]
+_INDEX_TILES = [dict(TILE=1024, LISTS=128)]
+
+
+def key_tiles(size: dict, itemsize: int) -> list[dict]:
+    """Tile and launch options of the kernel that runs by key block: as measured on an H200, then for less memory."""
+    rows = size["QUERY_GROUP"] * size["G"]
+    return _key_tiles(min(64, size["BLOCK"]), max(size["DP"], size["VP"]), size["R"] > 0, rows >= 4, itemsize)
+
+
+@cache
+def _key_tiles(keys: int, widest: int, rotary: bool, scalar: bool, itemsize: int) -> list[dict]:
+    """scalar: kernels.entries have four rows or more, so that a tile has up to 16 of them."""
+    common = dict(KEYS=keys, FLIP=False, FLIP_S=False, SCALAR=False, AHEAD=False)
+    small = dict(common, ROWS=16, KEYS=16, num_warps=4, num_stages=1)
+    if itemsize == 4 or widest > 128:
+        return [dict(small, KEYS=min(16 if itemsize == 4 else 32, keys)), small]
+    if keys < 32:
+        best = dict(common, ROWS=128, FLIP_S=True, num_warps=2, num_stages=2)
+        if widest <= 64:
+            best |= dict(ROWS=64, num_stages=3, maxnreg=160)
+        return [best, small]
+    if keys == 64 and widest <= 64 and not rotary:
+        return [dict(common, ROWS=128, FLIP=True, num_warps=4, num_stages=2), small]
+    return [dict(common, ROWS=64, FLIP=True, SCALAR=scalar, num_warps=4, num_stages=2), small]
+
+
+def chunk_entries(n: int, group_rows: int, average: int) -> int:
+    """Entries of a chunk: 8,192 rows, fewer while that leaves under 2,048 programs; not far under an average list,
+    so that the partials stay within a few times the keys and values."""
+    return next_power_of_2(max(1, min(ROWS_PER_PROGRAM // group_rows, n // 2048), average // 4))
+
+
+def backward(q, k, v, q_rope, k_rope, chosen, first, start, lse, delta, do, max_documents, size: dict, scale):
+    """dk, dv, dk_rope (None without rotary part)."""
+    index = inverted_index(chosen, first, start, size, q.shape[1], max_documents)
+    tiles = key_tiles(size, q.element_size())
+    part = partial_sums(q, k, v, q_rope, k_rope, lse, delta, do, index, (None,) * 4, size, tiles, scale)
+    gradients = (
+        torch.empty_like(k, memory_format=CONTIGUOUS),
+        torch.empty_like(v, memory_format=CONTIGUOUS),
+        torch.empty_like(k_rope, memory_format=CONTIGUOUS) if size["R"] else None,
+    )
+    add_up(part, index, start, gradients, size, q.shape[1], add=False)
+    return gradients
+
+
+CONTIGUOUS = torch.contiguous_format
+
+
+def partial_sums(q, k, v, q_rope, k_rope, lse, delta, do, index: Index, parts_q, size: dict, tiles, scale):
+    """dk | dv | dk_rope of each chunk, float32. parts_q: where dq's partial results go (part and weight, of the rotary
+    part too), or None four times."""
+    D, V, R, BLOCK = size["D"], size["V"], size["R"], size["BLOCK"]
+    n_chunks = len(index.list_of)
+    part = torch.empty(n_chunks, BLOCK, D + V + R, device=q.device, dtype=torch.float32)
+    constants = {name: n for name, n in size.items() if name not in ("S", "SP", "QUERY_GROUP")}
+    constants |= dict(CHUNK=index.chunk, MAX=MAX_CHUNKS, GROUP_ROWS=index.group_rows, DQ=parts_q[0] is not None)
+    arguments = (
+        q, k, v, q_rope, k_rope, do, lse, delta, *index[:5], part, *parts_q,
+        *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2), *strides(do, 3),
+        q.shape[1], index.n_slots, scale, scale * math.log2(math.e),
+    )  # fmt: skip
+    launch(
+        kernels._selection_bwd_dkdv_kernel, lambda tile: (n_chunks, BLOCK // tile["KEYS"]), arguments, constants, tiles,
+        q.device,
+    )  # fmt: skip
+    return part
+
+
+def add_up(part, index: Index, start, gradients, size: dict, seq_len: int, *, add: bool) -> None:
+    """Sum the chunks into dk, dv and dk_rope; with `add` onto what they hold."""
+    K, D, V, R, BLOCK = (size[name] for name in ("K", "D", "V", "R", "BLOCK"))
+    constants = dict(K=K, D=D, V=V, R=R, BLOCK=BLOCK, DOCUMENTS=size["DOCUMENTS"])
+    constants |= dict(CHUNK=index.chunk, MAX=MAX_CHUNKS, ADD=add)
+    n_tiles, tiles = sum_tiles(BLOCK, D, V, R)
+    arguments = part, index.begin, index.slot_start, start, *gradients, seq_len, index.n_slots
+    n_lists = len(index.begin) - 1
+    launch(kernels._sum_chunks_kernel, lambda tile: (n_lists, n_tiles), arguments, constants, tiles, part.device)
+
+
+@cache
+def sum_tiles(selection_block: int, *widths: int) -> tuple[int, list[dict]]:
+    """How many tiles of columns cover dk, dv and dk_rope, and how wide they are: 64, less where blocks are long."""
+    most = 64 if selection_block <= 64 else 32
+    tiles = [min(most, next_power_of_2(max(1, width))) for width in widths]
+    n = sum(cdiv(width, tile) for width, tile in zip(widths, tiles, strict=True))
+    return n, [dict(zip(("TILE_D", "TILE_V", "TILE_R"), tiles, strict=True))]

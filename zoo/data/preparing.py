@@ -27,6 +27,7 @@ from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.progress import Progress
 from zoo.data.sources import cut_notes, fingerprint, notes, pieces, separator_notes, total_bytes, validation_cut
 from zoo.data.tokenizers import GPT2_CUTTER, Bytes, Subwords, check_files, load_huggingface, train_bpe
+from zoo.data.vocabulary import check_numbers
 from zoo.files import make_folder, present, read_json, write_sealed_json
 from zoo.processes import cores
 from zoo.terminal import err
@@ -119,7 +120,9 @@ class _Preparation:
             case ByteTokenizer():
                 return Bytes()
             case HuggingFaceTokenizer() as config:
-                return load_huggingface(config)
+                tokenizer = load_huggingface(config)
+                check_numbers(tokenizer.text, f"tokenizer {config.path}: its tokenizer.json")
+                return tokenizer
             case BpeTokenizer() as config:
                 return self._bpe(config)
             case None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from zoo.data.tokenizers import library_errors
+from zoo.data.vocabulary import check_numbers
 from zoo.errors import shorten
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.subject import Subject
@@ -93,12 +94,17 @@ def _until_end(tokens: list[int], end: int | None) -> list[int]:
 
 
 def _tokenizer_files(source: SourceFolder) -> str:
-    """The files that the tokenizer is read from.  Raises EvaluationError that names one that is no JSON mapping."""
+    """The files that the tokenizer is read from.
+
+    Raises EvaluationError that names one that is no JSON mapping, or whose tokens contradict each other.
+    """
     found = [name for name in TOKENIZER_FILES if present(source.path / name, EvaluationError)]
     for name in found:
         if name.endswith(".json"):
             path = source.path / name
-            parse_object(read_text(path, error=EvaluationError), path, error=EvaluationError)
+            content = parse_object(read_text(path, error=EvaluationError), path, error=EvaluationError)
+            if name == TOKENIZER_FILES[0]:
+                check_numbers(content, path, EvaluationError)
     return ", ".join([*found, *([] if TOKENIZER_FILES[0] in found else [f"without a {TOKENIZER_FILES[0]}"])])
 
 

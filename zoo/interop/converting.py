@@ -64,6 +64,7 @@ def convert(
     from zoo.runs.weights import load, load_tokenizer
 
     run, out = Path(run), Path(out)
+    _check_recipe(run)
     model = load(run)
     new = new_model(model.config, *_read(blocks, layers))
     check_new_folder(out, InteropError)
@@ -75,6 +76,24 @@ def convert(
     with new_folder(out, InteropError):
         write_run(out, recipe, made.state_dict(), tokenizer)
     return converted
+
+
+def _check_recipe(run: Path) -> None:
+    """Raise InteropError if a run that was trained here lacks its recipe.
+
+    Imported folders, and a model.yaml with its weights, have none of the other files of a training.
+    """
+    from zoo.files import present
+    from zoo.runs.folder import RunFolder
+
+    folder = RunFolder(run)
+    left = [path for path in folder.traces() if path != folder.weights]
+    if left and not present(folder.recipe, InteropError):
+        raise InteropError(
+            f"{folder.recipe}: no such file, but the folder holds {left[0].name} of a run, so its data, tokenizer and "
+            f"training are not known; bring it back, or convert a folder that holds only model.yaml, the weights and "
+            f"the tokenizer's files"
+        )
 
 
 def _read(file: str | Path | None, layers: str | list | None) -> tuple[dict[str, Any], Any, str]:
@@ -179,8 +198,8 @@ def _tokens(run: Path, model: Any, data: str | Path | None, rows: int) -> tuple[
 def _held_out(run: Path, model: Any, data: str | Path | None) -> Any:
     """Held-out rows of the file, else of the data that the run was trained on; None if it was not trained here."""
     from zoo.evaluation.held_out import HeldOut, data_section
-    from zoo.files import present
     from zoo.recipe import load_recipe
+    from zoo.runs.folder import RunFolder
 
     sizes = {"max_seq_len": model.config.max_seq_len, "vocab_size": model.config.vocab_size}
     if data is not None:
@@ -190,9 +209,10 @@ def _held_out(run: Path, model: Any, data: str | Path | None) -> Any:
         tokenizer = load_tokenizer(run)
         section = data_section(Path(data), None if tokenizer is None else run, isinstance(tokenizer, Bytes))
         return HeldOut(section, **sizes, seed=0, name=str(data))
-    if not (present(run / "data.json") and present(run / "recipe.yaml")):
+    folder = RunFolder(run)
+    if not any(path != folder.weights for path in folder.traces()):
         return None
-    recipe = load_recipe(run / "recipe.yaml", of_run=True)
+    recipe = load_recipe(folder.recipe, of_run=True)
     return HeldOut(recipe.data, **sizes, seed=recipe.seed)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from zoo.data.config import HuggingFaceTokenizer
 from zoo.data.errors import DataError
 from zoo.data.tokenizers import Subwords, library_errors, load_huggingface
+from zoo.data.vocabulary import check_numbers
 from zoo.files import parse_object, present, read_text
 from zoo.interop.errors import InteropError
 
@@ -29,6 +30,7 @@ def read_tokenizer(folder: Path, config: dict[str, Any], vocab_size: int, end: s
     except DataError as error:
         text = str(error).replace("set data.tokenizer.end_of_document to", "name with --end-of-document")
         raise InteropError(text) from error
+    check_numbers(tokenizer.text, folder / TOKENIZER, InteropError)
     if tokenizer.vocab_size > vocab_size:
         problem = f"makes token numbers up to {tokenizer.vocab_size - 1}; the model has {vocab_size:,} tokens"
         raise InteropError(f"{folder / TOKENIZER}: {problem}")

@@ -140,6 +140,9 @@ def check_continues(folder: RunFolder, recipe) -> list[Change]:
     recorded = present(folder.data)
     if refused := [change for change in found if not (change.under(CHANGEABLE) or (recorded and change.of_place))]:
         problems = [change.problem(f"{folder.path} was started") for change in refused]
+        if not recorded and any(change.of_place for change in refused):
+            why = "no such file; without this record, data at another place are not known to be the same: bring it back"
+            problems.append(Problem(why, file=str(folder.data)))
         way_out = f"a run continues with the same model and data only. Use another --run-dir, or remove {folder.path}"
         raise RecipeError([*problems, Problem(f"{way_out}.{new_run(folder)}")])
     return found

@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from zoo.data import DataError, prepare_command
 from zoo.data.packing import held_out
 from zoo.data.preparing import ABANDONED_S
 from zoo.data.shards import make_ready, read_index
+from zoo.export.tokenizer_files import bytes_as_subwords
 from zoo.recipe import load_recipe
 
 ALL_SPLITS = ("train", "validation")
@@ -49,6 +51,16 @@ def test_rows_hold_every_document_in_one_split(prep, of_text, corpus):
         assert stream.counts.bytes == stream.counts.tokens == len(wanted)
         assert prepared.rows(split) == len(stored_tokens(stream))
     assert prepared.bytes_per_token == {"train": 1.0, "validation": 1.0}
+
+
+def test_a_tokenizer_with_two_tokens_of_one_number_is_refused(prep, corpus, tmp_path):
+    bytes_as_subwords().save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["b"] = content["model"]["vocab"]["a"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    data = {"source": {"kind": "text", "paths": [str(corpus)]}}
+    with pytest.raises(DataError, match=r"tokenizer .*: the tokens 'a' and 'b' have the same number 97; the file"):
+        prep(data | {"tokenizer": {"kind": "huggingface", "path": str(tmp_path)}})
 
 
 def test_equal_documents_are_on_one_side(prep, tmp_path):

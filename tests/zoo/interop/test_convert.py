@@ -1,5 +1,7 @@
 """`zoo convert`: the run it writes, what it measures, and what it refuses."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -172,6 +174,21 @@ def test_a_folder_of_a_model_alone(run, tmp_path):
     convert(tmp_path / "alone", tmp_path / "new", "full*4")
     assert zoo.load_tokenizer(tmp_path / "new").identity == "byte"
     assert zoo.load_recipe(tmp_path / "new" / "recipe.yaml").data.tokenizer.kind == "byte"
+
+
+def test_a_trained_run_without_its_recipe_is_refused(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "recipe.yaml").unlink()
+    with pytest.raises(InteropError, match=r"recipe\.yaml: no such file, but the folder holds data\.json of a run"):
+        convert(copy, tmp_path / "new", "full*4")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_trained_run_without_its_record_is_measured_on_its_held_out_rows(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "data.json").unlink()
+    (copy / "metrics.jsonl").touch()
+    assert convert(copy, tmp_path / "new", "full*4").measured_on == f"16 held-out rows of {copy}"
 
 
 def test_folders_that_are_not_there(run, tmp_path, capsys):

@@ -14,6 +14,7 @@ from zoo.cli import run as zoo_command
 from zoo.export.tokenizer_files import bytes_as_subwords
 from zoo.interop.errors import InteropError
 from zoo.interop.importing import import_folder
+from zoo.interop.keys import INERT
 
 WORDS = {"vocab_size": 300}
 
@@ -155,6 +156,34 @@ def test_what_a_recipe_cannot_express_is_refused_by_name(copy, tmp_path, keys, w
     with pytest.raises(InteropError, match=why):
         import_folder(copy, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_key_is_named_and_not_passed_over(copy, tmp_path):
+    """Each key that `zoo import` reads, with its last letter doubled; what says nothing of the logits may be."""
+    path = copy / "config.json"
+    keys = json.loads(path.read_text())
+    read = [key for key in keys if key not in INERT]
+    assert len(read) > 12
+    for key in read:
+        path.write_text(json.dumps({key + key[-1] if name == key else name: value for name, value in keys.items()}))
+        with pytest.raises(InteropError, match=f"{key}{key[-1]}|{key}: is missing"):
+            import_folder(copy, tmp_path / "run")
+
+
+def test_two_tokens_of_one_number(copy, tmp_path, capsys):
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_text())
+    first, second = list(content["model"]["vocab"])[40:42]
+    content["model"]["vocab"][first] += 1
+    path.write_text(json.dumps(content))
+    number = content["model"]["vocab"][second]
+    why = rf"tokenizer\.json: model\.vocab: the tokens .* and .* have the same number {number}; the file is damaged"
+    with pytest.raises(InteropError, match=why):
+        import_folder(copy, tmp_path / "run")
+    (tmp_path / "text.txt").write_text("a window")
+    (tmp_path / "d.yaml").write_text(f"data: {{source: {{kind: text, paths: [{tmp_path}/text.txt]}}}}\n")
+    assert zoo_command(["eval", str(copy), "--data", str(tmp_path / "d.yaml")]) == 2
+    assert f"have the same number {number}" in capsys.readouterr().err
 
 
 def test_a_key_can_be_ignored_by_name(copy, tmp_path, capsys):

@@ -13,7 +13,7 @@ from zoo.recipe.seal import sealed
 from zoo.runs.folder import RunFolder
 from zoo.training import train
 from zoo.training.checkpoints import listed
-from zoo.training.continuing import Change, changes, check_continues
+from zoo.training.continuing import Change, changes, check_continues, with_absolute_paths
 
 pytest.importorskip("composer")
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")
@@ -309,6 +309,16 @@ def test_a_run_folder_with_a_broken_recipe_is_refused(run, recipe, text):
         RecipeError, match=r"recipe\.yaml(?s:.*)the run's own recipe cannot be used; bring recipe\.yaml"
     ):
         train(recipe(SHORT, "seed=9"), run)
+
+
+def test_another_place_without_the_record_of_the_data_names_the_record(recipe, tmp_path, other_text):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(sealed(with_absolute_paths(recipe()).dump()))
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    assert check_continues(RunFolder(tmp_path / "run"), recipe()) == []
+    _, moved = other_text(recipe)
+    with pytest.raises(RecipeError, match=r"data\.source\.paths: was (?s:.*)run/data\.json: no such file; without"):
+        check_continues(RunFolder(tmp_path / "run"), recipe(moved))
 
 
 def test_a_folder_that_a_kill_left_before_the_recipe_was_written_is_new(recipe, tmp_path):

@@ -6,9 +6,10 @@ another batch.  Composer continues from some of these, and fails with a tracebac
 
 import contextlib
 import datetime
+import hashlib
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ import torch
 from composer import Callback
 
 from zoo.errors import ZooError
+from zoo.files import open_file, present
 from zoo.training.checkpoints import Checkpoint
 from zoo.training.composer_model import PREFIX
 
@@ -100,21 +102,42 @@ def weights_of(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class OfRun(Callback):
-    """Writes the random id of its run into each checkpoint; data.json of the run folder has the same."""
+    """Writes into each checkpoint which files of the run folder belong to it.
 
-    def __init__(self, run: str | None):
-        self.run = run
+    run: the random id that data.json has too.  metrics: says what metrics.jsonl holds, as `JsonLines.mark`; None on
+    processes that do not write it.
+    """
+
+    def __init__(self, run: str | None, metrics: Callable[[], dict[str, Any]] | None = None):
+        self.run, self.metrics = run, metrics
 
     def state_dict(self) -> dict[str, Any]:
-        return {"run": self.run}
+        return {"run": self.run, "metrics": self.metrics() if self.metrics else None}
+
+
+def _of_run(state: Mapping[str, Any], name: str) -> Any:
+    callbacks = state.get("callbacks")
+    found = callbacks.get(OfRun.__name__) if isinstance(callbacks, dict) else None
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def run_of(state: Mapping[str, Any]) -> str | None:
     """The id of the run that wrote a checkpoint; None for one of an earlier version."""
-    callbacks = state.get("callbacks")
-    found = callbacks.get(OfRun.__name__) if isinstance(callbacks, dict) else None
-    run = found.get("run") if isinstance(found, dict) else None
+    run = _of_run(state, "run")
     return run if isinstance(run, str) else None
+
+
+def metrics_are_of(state: Mapping[str, Any], path: Path) -> bool:
+    """Whether metrics.jsonl begins with the records that it had when the checkpoint was written.
+
+    True where it is missing, which is told elsewhere, and for a checkpoint of an earlier version.
+    """
+    mark = _of_run(state, "metrics")
+    size = mark.get("bytes") if isinstance(mark, dict) else None
+    if not isinstance(size, int) or size < 0 or not present(path):
+        return True
+    with open_file(path) as file:
+        return hashlib.sha256(file.read(size)).hexdigest() == mark.get("sha256")
 
 
 def refuse_other_run(path: Path, state: Mapping[str, Any], run: str | None) -> None:

@@ -97,11 +97,13 @@ class Engine:
             model = get_device(device.name).module_to_device(model)
         self.stop_at = self._make_stop_at()
         self.stopper, restore = StopOnSignal(requests, setup.plan.saves), RestoreRandomState()
+        self.lines: JsonLines | None = None
         self.writers, self.evaluator = self._make_writers(), self._make_evaluator()
         optimizer = make_optimizer(decoder, train.optimizer)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         try:
-            callbacks = [restore, OfRun(setup.run), *self._callbacks(model, decoder), self._saver()]
+            of_run = OfRun(setup.run, self.lines and self.lines.mark)
+            callbacks = [restore, of_run, *self._callbacks(model, decoder), self._saver()]
             self.trainer = self._make_trainer(model, optimizer, callbacks)
         except BaseException:  # a checkpoint that is refused
             self._close_own()
@@ -290,7 +292,7 @@ class Engine:
         if setup.device.rank != 0:
             return []
         folder, start = setup.folder, setup.from_batch
-        lines = JsonLines(folder.metrics, start)
+        self.lines = lines = JsonLines(folder.metrics, start)
         if lines.missing:
             setup.screen.say(f"{folder.metrics}: the records of {lines.missing:,} of {start:,} batches are missing")
         return [setup.screen, lines, TensorBoard(folder.tensorboard, start)]

@@ -1,11 +1,13 @@
 """Where metrics go: metrics.jsonl and TensorBoard events always, Weights & Biases and MLflow by name."""
 
+import hashlib
 import json
 import os
 import re
 import secrets
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from zoo.blocks.registry import load
 from zoo.errors import Problem, RecipeError, ZooError
@@ -27,11 +29,20 @@ class JsonLines:
         before = read_lines(path) if from_batch else []
         kept = [(line, record) for line, record in before if record["batch"] <= from_batch]
         self.missing = from_batch - len({record["batch"] for _, record in kept if "loss" in record})
-        write_text(path, "".join(line for line, _ in kept))
+        text = "".join(line for line, _ in kept)
+        write_text(path, text)
         self._file = open_text_to_append(path)
+        self._written, self._hash = len(text.encode()), hashlib.sha256(text.encode())
 
     def __call__(self, record: dict) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        line = json.dumps(record) + "\n"
+        self._file.write(line)
+        self._written += len(line.encode())
+        self._hash.update(line.encode())
+
+    def mark(self) -> dict[str, Any]:
+        """The bytes in the file so far and their SHA-256, which a checkpoint keeps."""
+        return {"bytes": self._written, "sha256": self._hash.hexdigest()}
 
     def close(self) -> None:
         """Close the file."""

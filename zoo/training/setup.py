@@ -21,7 +21,14 @@ from zoo.recipe import Recipe
 from zoo.recipe.seal import sealed
 from zoo.runs.folder import RunFolder
 from zoo.training import checkpoints
-from zoo.training.checkpoint_content import read_state, refuse_code, refuse_other_run, refuse_other_weights, run_of
+from zoo.training.checkpoint_content import (
+    metrics_are_of,
+    read_state,
+    refuse_code,
+    refuse_other_run,
+    refuse_other_weights,
+    run_of,
+)
 from zoo.training.checkpoints import Checkpoint
 from zoo.training.composer_fixes import name_node_rank
 from zoo.training.composer_model import count_tokens
@@ -178,6 +185,8 @@ class Setup:
         if checkpoint and state is not None:  # before a complete run loses its summary
             refuse_other_weights(checkpoint.path, state, build_model(recipe, device="meta").state_dict())
         if device.rank == 0:
+            if state is not None and not metrics_are_of(state, folder.metrics):
+                screen.say(f"{folder.metrics}: damaged or edited: not the records of the batches before this session")
             setup.write_down(changes, record)
         return setup
 

@@ -266,6 +266,20 @@ def test_a_longer_duration_continues_a_complete_run(recipe, tmp_path, capsys):
         train(recipe("train.duration=5ba"), run)
 
 
+def test_an_edited_record_of_metrics_is_named_when_the_run_goes_on(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    train(recipe("train.duration=4ba"), run)
+    text = (run / "metrics.jsonl").read_text()
+    shutil.copytree(run, tmp_path / "same")
+    at = text.index('"loss": ') + len('"loss": ')
+    (run / "metrics.jsonl").write_text(text[:at] + str(int(text[at]) % 9 + 1) + text[at + 1 :])
+    assert (run / "metrics.jsonl").read_text() != text
+    capsys.readouterr()
+    for duration, folder, times in (("6ba", run, 1), ("8ba", run, 0), ("6ba", tmp_path / "same", 0)):
+        train(recipe(f"train.duration={duration}"), folder)
+        assert capsys.readouterr().out.count("metrics.jsonl: damaged or edited: not the records of") == times
+
+
 def test_a_complete_run_of_other_weights_is_refused_untouched(uninterrupted, recipe, tmp_path):
     """As those of an earlier version are: the model is built with one map more than the checkpoint has."""
     run = tmp_path / "run"

@@ -49,7 +49,7 @@ def _cost_lines(columns: list[dict], made: Sequence[Row]) -> Iterator[str]:
         kind = "group equal" if all(map(_equal, together)) else "group"
         yield f"<tr class='{kind}'><th scope=rowgroup colspan={len(columns) + 1}>{escape(group)}</th></tr>"
         for row in together:
-            values = "".join(_cell(value, place) for place, value in enumerate(row.values))
+            values = "".join(_cell(value, place, place == 0) for place, value in enumerate(row.values))
             folded = " class=equal" if _equal(row) else ""
             yield f"<tr{folded}><th scope=row><button class=sort>{escape(row.label)}</button></th>{values}</tr>"
 
@@ -59,7 +59,7 @@ def runs(columns: list[dict], made: Sequence[Row]) -> str:
     heads = "".join(f"<th scope=col><button class=sort>{escape(row.label)}</button></th>" for row in made)
     lines = (
         f"<tr data-place={place}><th scope=row>{sample(place)}{escape(column['label'])}</th>"
-        f"{''.join(_cell(row.values[place]) for row in made)}</tr>"
+        f"{''.join(_cell(row.values[place], first=place == 0) for row in made)}</tr>"
         for place, column in enumerate(columns)
         if column.get("run")
     )
@@ -67,10 +67,11 @@ def runs(columns: list[dict], made: Sequence[Row]) -> str:
     return scrolled(f"<table id=runs>{head}<tbody>{''.join(lines)}</tbody></table>")
 
 
-def _cell(value: Value | None, place: int | None = None) -> str:
+def _cell(value: Value | None, place: int | None = None, first: bool = False) -> str:
+    """first: of the first column, to which all ratios are."""
     where = "" if place is None else f" data-place={place}"
     if value is None:
         return f"<td{where}>–</td>"
     number = "" if value.number is None else f' data-n="{value.number:.12g}" title="{value.number:,.6g}"'
-    ratio = f"<small>{value.ratio_text}</small>" if value.ratio is not None else ""
+    ratio = f"<small>{value.ratio_text}</small>" if value.ratio is not None and not first else ""
     return f"<td{where}{number}>{escape(value.text)}{ratio}</td>"

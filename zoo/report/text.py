@@ -43,12 +43,12 @@ def _tables(columns: list[dict], made: list[Row], width: int) -> Iterable[Table]
         group = None
         for row in made:
             cells = [row.values[index] for index in shown]
-            if all(value is None for value in cells) or (row.group == SETTINGS and len({*map(_cell, cells)}) == 1):
+            if all(value is None for value in cells) or (row.group == SETTINGS and len(set(cells)) == 1):
                 continue
             if row.group != group:
                 group = row.group
                 part.add_row(Text(group, style="bold"))
-            part.add_row(f"  {row.label}", *map(_cell, cells))
+            part.add_row(f"  {row.label}", *(_cell(row.values[index], index) for index in shown))
         yield part
 
 
@@ -76,13 +76,16 @@ def _short_table(columns: list[dict], made: list[Row], seq_lens: list[int]) -> T
     return table
 
 
-def _cell(value: Value | None) -> str:
-    return "" if value is None else f"{value.text} {value.ratio_text}".strip()
+def _cell(value: Value | None, index: int) -> str:
+    """The text with its ratio; without it in the first column, to which all ratios are."""
+    if value is None:
+        return ""
+    return f"{value.text} {value.ratio_text}".strip() if index else value.text
 
 
 def _width(column: dict, index: int, made: list[Row]) -> int:
     """Characters of a column with the space after it."""
-    return min(MOST_CELL, max(len(column["label"]), *(len(_cell(row.values[index])) for row in made), 1)) + 2
+    return min(MOST_CELL, max(len(column["label"]), *(len(_cell(row.values[index], index)) for row in made), 1)) + 2
 
 
 def _parts(widths: list[int], room: int) -> Iterable[list[int]]:

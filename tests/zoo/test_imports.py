@@ -41,8 +41,8 @@ LIGHT += [
 # The floors of zoo/, the lowest first: a module imports from its own floor and from those below. The longest name that
 # fits a module counts, so that what a recipe says of data and training (no torch) lies below what carries it out.
 FLOORS = [
-    ("errors", "terminal", "tables", "sparkline", "files", "new_folder", "processes", "child", "extras", "parts",
-     "address_space"),
+    ("errors", "terminal", "tables", "sparkline", "files", "json_text", "new_folder", "processes", "child", "extras",
+     "parts", "address_space"),
     ("recipe", "feed_forward", "data.config", "training.config", "training.duration", "training.schedules",
      "training.optimizers", "evaluation.registry", "evaluation.groups", "evaluation.task", "evaluation.errors"),
     ("counting",),

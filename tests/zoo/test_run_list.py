@@ -1,7 +1,9 @@
 """`zoo runs` and `zoo show RUN`: complete, stopped, running and damaged runs, wherever they lie below a folder."""
 
+import errno
 import fcntl
 import json
+import os
 import threading
 
 import pytest
@@ -28,6 +30,15 @@ def make_run(path, finished=False, records=RECORDS):
         folder.weights.write_bytes(b"")
         folder.write_summary({"parameters": 811_328})
     return folder
+
+
+def strictly(text):
+    """JSON as everybody but Python reads it."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 @pytest.fixture
@@ -100,6 +111,43 @@ def test_looking_does_not_keep_a_training_from_beginning(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ZooError, match="now: another process is training into this folder"), folder.locked():
             pass
+
+
+def test_a_folder_that_cannot_be_read_is_in_the_list(zoo, tmp_path, monkeypatch):
+    """One that may not be listed, and one that may be listed and not entered; root, who runs tests too, may do both."""
+    make_run(tmp_path / "runs" / "done", finished=True)
+    for name in ("closed", "listed"):
+        (tmp_path / "runs" / name).mkdir()
+    scandir, stat = os.scandir, os.stat
+    denied = PermissionError(errno.EACCES, "Permission denied", "runs/closed")
+
+    def scan(path):
+        if os.fspath(path) == "runs/closed":
+            raise denied
+        return scandir(path)
+
+    def look(path, **settings):
+        if path == "runs/listed/.":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, **settings)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr(os, "stat", look)
+    code, out, err = zoo("runs", "--json")
+    assert (code, err) == (0, "")
+    found = {one["run"]: (one["state"], one["why"]) for one in json.loads(out)}
+    closed = ("unreadable", "cannot be read: Permission denied")
+    assert found == {"runs/closed": closed, "runs/done": ("complete", None), "runs/listed": closed}
+    assert "runs/listed: cannot be read: Permission denied" in zoo("runs")[1]
+
+
+def test_a_loss_that_is_no_number_is_null_in_json(zoo, tmp_path):
+    records = [{"batch": 0, "validation_loss": float("nan"), "validation_bits_per_byte": float("-inf")}]
+    make_run(tmp_path / "runs" / "diverged", records=records)
+    assert "NaN" in (tmp_path / "runs" / "diverged" / "metrics.jsonl").read_text()
+    (found,) = strictly(zoo("runs", "--json")[1])
+    assert (found["loss"], found["bits_per_byte"]) == (None, None)
+    assert strictly(zoo("show", "runs/diverged", "--json")[1])["run"]["loss"] is None
 
 
 @pytest.mark.parametrize("folder", ["runs", "empty"])

@@ -1,6 +1,5 @@
 """`zoo bench ...` on the command line. Imports torch only when a command runs."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli.app import App
+from zoo.json_text import json_text
 
 app = App(help="Measure speed on this machine.", no_args_is_help=True)
 
@@ -171,7 +171,7 @@ def _saver(json_file: Path | None) -> Callable[[dict], None]:
 
     def save(report: dict) -> None:
         if json_file:
-            json_file.write_text(json.dumps(report, indent=1) + "\n")  # in place: it may be a pipe or /dev/stdout
+            json_file.write_text(json_text(report, indent=1))  # in place: it may be a pipe or /dev/stdout
 
     return save
 

@@ -1,12 +1,12 @@
 """What `zoo cost` prints. No torch."""
 
-import json
 from dataclasses import asdict
 
 from rich.text import Text
 
 from zoo.counting.run_cost import GPUS, USABLE, Gpu, StepSize, step_size
 from zoo.errors import Problem, RecipeError, unknown
+from zoo.json_text import json_text
 from zoo.recipe import Recipe
 from zoo.report.rows import binary
 from zoo.tables import plain_table, rendered
@@ -34,10 +34,7 @@ def as_json(recipe: Recipe, gpu_name: str, seq_len: int | None, rows: int) -> st
         }
         for found in both
     }  # fmt: skip
-    return (
-        json.dumps({"name": recipe.name, "gpu": asdict(gpu), "seq_len": seq_len, "rows": rows, **sizes}, indent=2)
-        + "\n"
-    )
+    return json_text({"name": recipe.name, "gpu": asdict(gpu), "seq_len": seq_len, "rows": rows, **sizes})
 
 
 def as_text(recipe: Recipe, gpu_name: str, seq_len: int | None, rows: int, width: int | None = None) -> str:

@@ -1,12 +1,12 @@
 """What `zoo keys` prints: all keys of a recipe as a table, or each key that is asked for in words. No torch."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.text import Text
 
 from zoo.errors import Problem, RecipeError
+from zoo.json_text import json_text
 from zoo.parts import FAMILIES
 from zoo.recipe import keys as recipe_keys
 from zoo.recipe.keys import Key
@@ -15,7 +15,7 @@ from zoo.tables import plain_table, rendered
 
 def as_json(asked: Sequence[str]) -> str:
     """The keys as JSON, each with its path, types, bounds, default, description, family and kinds."""
-    return json.dumps([asdict(key) for key in _found(asked)], indent=2) + "\n"
+    return json_text([asdict(key) for key in _found(asked)])
 
 
 def as_text(asked: Sequence[str], width: int | None = None) -> str:

@@ -362,12 +362,11 @@ def schema(plugins: Plugins = None) -> None:
     Save it beside your recipes, zoo schema > recipe.schema.json, and begin each with the line
     # yaml-language-server: $schema=recipe.schema.json
     """
-    import json
-
+    from zoo.json_text import json_text
     from zoo.recipe.schema import recipe_schema
 
     _report_broken_kinds()
-    out(json.dumps(recipe_schema(), indent=2))
+    out(json_text(recipe_schema()), end="")
 
 
 @data_app.command()

@@ -1,12 +1,12 @@
 """What `zoo parts` prints: the families, the kinds of one, the fields of one kind; as text and as JSON. No torch."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from rich.text import Text
 
 from zoo.errors import Problem, RecipeError, unknown
+from zoo.json_text import json_text
 from zoo.parts import FAMILIES, Family
 from zoo.recipe.field_rows import field_rows
 from zoo.report.show import first_line
@@ -39,10 +39,10 @@ def as_json(family: str | None, kind: str | None) -> str:
     """The same as JSON: each kind's summary and JSON Schema, of a block its parts."""
     if family is None:
         every = {name: {"summary": each.summary, "kinds": each.kinds()} for name, each in FAMILIES.items()}
-        return json.dumps(every, indent=2) + "\n"
+        return json_text(every)
     found = family_named(family)
     chosen = dict(found.classes()) if kind is None else {kind: _known(found, kind)}
-    return json.dumps({name: _described(config) for name, config in chosen.items()}, indent=2) + "\n"
+    return json_text({name: _described(config) for name, config in chosen.items()})
 
 
 def _families(width: int | None) -> str:

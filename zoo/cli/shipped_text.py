@@ -1,11 +1,11 @@
 """What `zoo recipes` prints: the recipes, bases and studies that come with the package, a line each. No torch."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.text import Text
 
+from zoo.json_text import json_text
 from zoo.recipe import shipped
 from zoo.recipe.yaml_reader import read_recipe
 from zoo.tables import plain_table, rendered
@@ -47,7 +47,7 @@ def _first_comment(path: Path) -> str:
 
 def as_json() -> str:
     """The list as JSON: name, kind and summary of each."""
-    return json.dumps([asdict(one) for one in listed()], indent=2) + "\n"
+    return json_text([asdict(one) for one in listed()])
 
 
 def as_text(width: int | None = None) -> str:

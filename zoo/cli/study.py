@@ -106,10 +106,9 @@ def _report(runs, folder) -> None:
 @app.command()
 def status(study: StudyFile, overrides: Override = None, json: AsJson = False, plugins: Plugins = None) -> None:
     """Say which runs of a study are done, running, waiting or failed; changes nothing."""
-    import json as codec
-
     from rich.text import Text
 
+    from zoo.json_text import json_text
     from zoo.study.runner import Runner
     from zoo.study.screen import Progress
     from zoo.study.slots import Slots
@@ -118,7 +117,7 @@ def status(study: StudyFile, overrides: Override = None, json: AsJson = False, p
     runs, folder = _load(study, overrides)
     progress = Progress(Runner(runs, folder, Slots(_jobs(runs))), folder.now_running())
     if json:
-        out(codec.dumps(progress.as_dict(), indent=2))
+        out(json_text(progress.as_dict()), end="")
         return
     working = "a zoo study run is at work" if folder.is_running() else "no zoo study run is at work"
     out_styled(rendered([Text(progress.headline()), progress.table(), Text(working, style="dim")], None), end="")
@@ -139,8 +138,7 @@ def report(
     plugins: Plugins = None,
 ) -> None:
     """Report what the runs that are done say, and what they do not; also while others still run."""
-    import json as codec
-
+    from zoo.json_text import json_text
     from zoo.report.compare import check_folder
     from zoo.study.report import as_markdown, as_text, write_report
 
@@ -151,7 +149,7 @@ def report(
         raise RecipeError([Problem(problem, file=str(study))])
     found = write_report(runs, folder, html, against)
     if json:
-        out(codec.dumps(found, indent=2))
+        out(json_text(found), end="")
     elif markdown:
         out(as_markdown(found), end="")
     else:

@@ -1,6 +1,5 @@
 """`zoo eval`: a live table on the terminal, results in eval.json, JSON on request."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from zoo.evaluation.registry import GROUPS, make_tasks, names, task_class
 from zoo.evaluation.results import FILE, Result, ResultFile
 from zoo.evaluation.screen import Screen
 from zoo.evaluation.table import as_table, list_table
+from zoo.json_text import json_text
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ def list_command(as_json: bool) -> str:
                 "metrics": [metric.name for metric in task.metrics],
             }
         )
-    return (
-        json.dumps({"tasks": found, "groups": {name: list(tasks) for name, tasks in GROUPS.items()}}, indent=1) + "\n"
-    )
+    return json_text({"tasks": found, "groups": {name: list(tasks) for name, tasks in GROUPS.items()}}, indent=1)
 
 
 def eval_command(request: Request) -> str:
@@ -75,7 +73,7 @@ def eval_command(request: Request) -> str:
 
         plot(results, request.plot)
     if request.json:
-        return json.dumps({model: [asdict(r) for r in found] for model, found in results.items()}, indent=1) + "\n"
+        return json_text({model: [asdict(r) for r in found] for model, found in results.items()}, indent=1)
     return as_table(results)
 
 

@@ -1,6 +1,5 @@
 """`zoo generate`: text on standard output as it comes, everything else on standard error."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 
 from zoo.files import read_bytes
 from zoo.inference.errors import GenerationError
+from zoo.json_text import json_text
 from zoo.terminal import clean, err
 
 
@@ -48,7 +48,7 @@ def generate_command(request: Request) -> None:
     )
     if request.json:
         for result in generation.results:
-            print(json.dumps(asdict(result)), flush=True)
+            print(json_text(asdict(result), indent=None), end="", flush=True)
     else:
         _print(generation, prompts, request.echo)
     if request.stats:

@@ -1,6 +1,5 @@
 """`zoo compare`: reads the columns, trains and measures them if asked, and writes what it found."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import Problem, RecipeError
+from zoo.json_text import json_text
 from zoo.report.columns import FEWEST, MOST, Column, load_columns, with_duration
 from zoo.report.facts import comparison, distinct_blocks
 from zoo.report.measure import measure_column
@@ -149,4 +149,4 @@ def as_json(found: dict[str, Any]) -> str:
         }
         for row in rows(found)
     ]
-    return json.dumps({**found, "rows": table}, indent=2) + "\n"
+    return json_text({**found, "rows": table})

@@ -1,6 +1,5 @@
 """What `zoo show` prints, as text for people and as JSON for programs. No torch."""
 
-import json
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -11,6 +10,7 @@ from rich.text import Text
 from zoo.blocks.config import BlockConfig
 from zoo.counting.cache_sizes import cache_sizes
 from zoo.counting.model_cost import model_cost
+from zoo.json_text import json_text
 from zoo.recipe import ModelConfig, Recipe
 from zoo.recipe.layer_fields import describe
 from zoo.report.colours import Look, looks, patterns_of
@@ -81,7 +81,7 @@ def cache_by_kind(model: ModelConfig, seq_lens: Iterable[int]) -> dict[str, dict
 
 def as_json(recipe: Recipe, run: dict[str, Any] | None = None) -> str:
     """`facts` as JSON text.  run: the state of the recipe's run, if there is one."""
-    return json.dumps(facts(recipe) | ({"run": run} if run else {}), indent=2) + "\n"
+    return json_text(facts(recipe) | ({"run": run} if run else {}))
 
 
 def as_text(recipe: Recipe, width: int | None = None, run: str | None = None) -> str:

@@ -1,30 +1,32 @@
 """`zoo runs`, and what `zoo show RUN` says of the run: how far it is, and its last validation. No torch."""
 
 import fcntl
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import ZooError, shorten
+from zoo.json_text import json_text
 from zoo.runs.folder import RunFolder, RunFolderError
 from zoo.runs.metrics import read_metrics
 from zoo.tables import plain_table, rendered
 from zoo.terminal import one_line
 
 MOST_DEPTH = 5  # folders below the one that is named; runs of a study lie three deep
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
 class RunState:
     """How far a run is.
 
-    state: complete, training (a process holds the folder now), stopped, or damaged; `why` says what is wrong with a
-    damaged one.  parameters: None until the run is complete.  loss and bits_per_byte: of the last validation, None
-    without one.  changed: when its metrics were last written, ISO 8601, local time.
+    state: complete, training (a process holds the folder now), stopped, or damaged; unreadable is a folder that may
+    hold runs.  `why` says what is wrong with a damaged or unreadable one.  parameters: None until the run is complete.
+    loss and bits_per_byte: of the last validation, None without one.  changed: when its metrics were last written, ISO
+    8601, local time.
     """
 
     run: str
@@ -104,25 +106,47 @@ def _changed(path: Path) -> str | None:
         return None
 
 
-def find_runs(top: Path) -> list[Path]:
-    """The runs in a folder and below it, sorted.  Raises NoRuns if there are none, or no such folder."""
-    if not top.is_dir():
+def run_states(top: Path) -> list[RunState]:
+    """The runs in a folder and below it, sorted, and the folders there that cannot be read.
+
+    Raises NoRuns if there are none, or no such folder.
+    """
+    if not _is_folder(top):
         raise NoRuns(f"{top}: no such folder; runs are made by zoo train, by default in runs/")
-    found = sorted(_walk(top))
+    failed: list[OSError] = []
+    found = {path: run_state(path) for path in _walk(top, failed.append)}
+    for error in failed:
+        path = Path(error.filename)
+        found.setdefault(path, RunState(one_line(path), UNREADABLE, why=f"cannot be read: {error.strerror}"))
     if not found:
         raise NoRuns(f"{top}: holds no run; runs are made by zoo train, by default in runs/")
-    return found
+    return [state for _, state in sorted(found.items())]
 
 
-def _walk(top: Path) -> Iterator[Path]:
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # in a folder that may not be entered
+        raise NoRuns(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _walk(top: Path, failed: Callable[[OSError], None]) -> Iterator[Path]:
+    """The runs below a folder.  failed: gets the error of each folder that cannot be read; it names the folder."""
     been: set[str] = set()
-    for folder, inner, _ in os.walk(top, followlinks=True):  # a run on another disk is often a link here
+    for folder, inner, _ in os.walk(top, onerror=failed, followlinks=True):  # a run on another disk is often a link
         path, real = Path(folder), os.path.realpath(folder)
         if real in been:
             inner.clear()
             continue
         been.add(real)
-        if is_run(path):
+        try:
+            os.stat(f"{folder}/.")  # is_file is False in some versions of Python where it may not look
+            holds_run = is_run(path)
+        except OSError as error:  # names may be listed, and the files not looked at
+            failed(OSError(error.errno, error.strerror, folder))
+            inner.clear()
+            continue
+        if holds_run:
             yield path
             inner.clear()
         elif len(path.relative_to(top).parts) >= MOST_DEPTH:
@@ -132,12 +156,12 @@ def _walk(top: Path) -> Iterator[Path]:
 
 def as_json(top: Path) -> str:
     """The runs of a folder as JSON."""
-    return json.dumps([asdict(run_state(path)) for path in find_runs(top)], indent=2) + "\n"
+    return json_text([asdict(state) for state in run_states(top)])
 
 
 def as_text(top: Path, width: int | None = None) -> str:
     """The runs of a folder as a table, a line each."""
-    states = [run_state(path) for path in find_runs(top)]
+    states = run_states(top)
     table = plain_table("run", "state", "batches", "tokens", "parameters", "loss", "bits/byte", "changed")
     table.columns[0].overflow = "fold"
     for column in table.columns[2:7]:

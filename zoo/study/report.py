@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.text import Text
 
-from zoo.files import write_json, write_text
+from zoo.files import write_text
+from zoo.json_text import json_text
 from zoo.study.expand import Runs
 from zoo.study.findings import findings
 from zoo.study.runner import Runner
@@ -30,8 +31,8 @@ def write_report(
     runner = Runner(runs, folder, Slots(1))
     refuse_other_settings(folder, runner.all())
     found = findings(runner, against)
-    write_json(folder.path / "results.json", found["results"])
-    write_json(folder.path / "measured.json", found["measured"])
+    write_text(folder.path / "results.json", json_text(found["results"], indent=1))
+    write_text(folder.path / "measured.json", json_text(found["measured"], indent=1))
     write_text(folder.path / "report.md", as_markdown(found))
     write_text(html or folder.path / "report.html", as_page(found, runs, folder))
     return found

@@ -1,6 +1,6 @@
 """The feed-forward `moe`, a mixture of experts. No torch."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -124,6 +124,10 @@ sum of a token's scores), $\alpha$ = `balance_loss` and $\zeta$ = `z_loss`.
             why = f"leaves {room} experts, fewer than n_active ({self.n_active}); found {self.of_groups}"
             return [(("groups_active",), why)]
         return []
+
+    def resolve(self, d_model: int, seq_len: int) -> Self:
+        shared = {"shared_d_ff": self.shared_d_ff or self.d_ff} if self.n_shared else {}
+        return self.model_copy(update={"groups_active": self.of_groups, **shared})
 
     @property
     def of_groups(self) -> int:

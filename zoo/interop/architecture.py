@@ -32,6 +32,8 @@ def read_config(config: Mapping[str, Any], place: str, ignored: Iterable[str] = 
     family = find_family(config.get("model_type"), place)
     if unknown := ignored - set(config):
         raise InteropError(f"--ignore {min(unknown)}: {place} has no such key")
+    if family.own_code:
+        ignored.add("auto_map")
     if "auto_map" in config and "auto_map" not in ignored:
         raise InteropError(f"{place}: auto_map: the model brings code of its own, which is not run")
     architectures = config.get("architectures")
@@ -93,7 +95,8 @@ def _modules(model: ModelConfig) -> dict[str, Any]:
 def _layer_facts(layer: Any) -> dict[str, Any]:
     point = layer.mixer.attention
     if point is None:
-        return {"mixer": layer.config.model_dump(mode="json"), "ffn": _ffn_facts(layer.ffn)}
+        config = getattr(layer.mixer, "config", layer.config)  # with every number known, where the kind keeps them so
+        return {"mixer": config.model_dump(mode="json"), "ffn": _ffn_facts(layer.feed_forward)}
     values = {field.name: getattr(point.projection, field.name) for field in fields(point.projection)}
     position = values.pop("position")
     projection = {name: _plain(value) for name, value in (values | rope_facts(position)).items()}
@@ -104,7 +107,7 @@ def _layer_facts(layer: Any) -> dict[str, Any]:
         projection = {k: v for k, v in projection.items() if k == "rope" or not k.startswith("rope")}
     others = {field.name: _plain(getattr(point, field.name)) for field in fields(point)}
     patterns = [pattern.model_dump(mode="json") for pattern in point.patterns]
-    return {**others, "projection": projection, "patterns": patterns, "ffn": _ffn_facts(layer.ffn)}
+    return {**others, "projection": projection, "patterns": patterns, "ffn": _ffn_facts(layer.feed_forward)}
 
 
 def _ffn_facts(ffn: Any) -> dict[str, Any]:

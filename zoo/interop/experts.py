@@ -52,11 +52,13 @@ class ByColumns(Form):
 class WithExperts(LlamaLike):
     """A subclass states the names of its keys and tensors.
 
-    experts_key, width_key: of the number of experts, and of their width.  place: of router and experts in a layer.
+    experts_key, active_key, width_key: of the number of experts, of those of a token, of their width.
+    place: of router and experts in a layer.
     expert_names: the maps of an expert, ours and theirs.
     """
 
     experts_key: ClassVar[str] = "num_experts"
+    active_key: ClassVar[str] = "num_experts_per_tok"
     width_key: ClassVar[str] = "moe_intermediate_size"
     place: ClassVar[str] = "mlp."
     expert_names: ClassVar[dict[str, str]] = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -73,7 +75,7 @@ class WithExperts(LlamaLike):
         return {
             "kind": "moe",
             "n_experts": keys.count(self.experts_key),
-            "n_active": keys.count("num_experts_per_tok"),
+            "n_active": keys.count(self.active_key),
             "d_ff": keys.count(self.width_key),
             "normalise": normalise,
             "balance_loss": keys.number("router_aux_loss_coef"),
@@ -84,7 +86,7 @@ class WithExperts(LlamaLike):
         return {
             "hidden_act": "silu",
             self.experts_key: ffn.n_experts,
-            "num_experts_per_tok": ffn.n_active,
+            self.active_key: ffn.n_active,
             self.width_key: ffn.d_ff,
             "router_aux_loss_coef": ffn.balance_loss,
         }

@@ -41,6 +41,7 @@ class LlamaLike(Family):
         "feed_forward_norm": "post_attention_layernorm",
     }
     eps_key: ClassVar[str] = "rms_norm_eps"
+    length_key: ClassVar[str] = "max_position_embeddings"
     activation_key: ClassVar[str] = "hidden_act"
     activations: ClassVar[dict[str, Any]] = ACTIVATIONS | GELUS
     bias_keys: ClassVar[tuple[str, ...]] = ("attention_bias",)  # that the config class has; also mlp_bias
@@ -52,7 +53,7 @@ class LlamaLike(Family):
     def read(self, keys: Keys) -> dict[str, Any]:
         d_model = keys.count("hidden_size")
         n_layers = keys.count("num_hidden_layers", most=MAX_LAYERS)
-        max_seq_len = keys.count("max_position_embeddings")
+        max_seq_len = keys.count(self.length_key)
         kinds = self.read_layer_types(keys, n_layers)
         attention = self.read_attention(keys, d_model) | self.read_rope(keys, max_seq_len)
         blocks = [self.read_block(keys, attention, kind, index) for index, kind in enumerate(kinds)]
@@ -138,7 +139,7 @@ class LlamaLike(Family):
             "num_attention_heads": projection.n_heads,
             "num_key_value_heads": projection.n_kv_heads,
             **self.write_head_dim(model, projection),
-            "max_position_embeddings": model.max_seq_len,
+            self.length_key: model.max_seq_len,
             "initializer_range": model.init_std,
             self.eps_key: model.norm_eps,
             "tie_word_embeddings": model.tie_embeddings,

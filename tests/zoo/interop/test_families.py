@@ -71,7 +71,7 @@ def test_bfloat16_is_as_close_as_bfloat16_allows(imported):
     assert (found - expected).norm() < 2e-2 * expected.norm()
 
 
-@pytest.mark.parametrize("model_type", names())
+@pytest.mark.parametrize("model_type", [name for name in names() if name in transformers.CONFIG_MAPPING])
 def test_keys_that_are_not_written_mean_what_transformers_takes(model_type):
     known = family(model_type, "test")
     written = type(transformers.AutoConfig.for_model(model_type))().to_dict()

@@ -185,7 +185,7 @@ class _Preparation:
             return digest([FORMAT, _settings(source), self._seed(source), source.length or self.seq_len])
         assert tokenizer is not None
         inputs = [_settings(source), fingerprint(source), tokenizer.identity, self.seq_len, fraction, self.piece_bytes]
-        cut = validation_cut(source, fraction)
+        cut = validation_cut(source, fraction, self.root)
         return digest([FORMAT, *inputs, *(["cut", cut[1]] if cut else [])])
 
     def _seed(self, source: Synthetic) -> int:

@@ -11,6 +11,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
@@ -47,7 +48,8 @@ from zoo.data.reading import (
     separator_pattern,
 )
 from zoo.data.text_files import content_bytes, cut_place, html_text, is_html, sliced, unreadable
-from zoo.files import open_file
+from zoo.errors import ZooError
+from zoo.files import make_folder, open_file, read_json, write_sealed_json
 
 # What load_dataset takes for a reader of whatever lies in the working directory, and not for a dataset's name.
 READERS = (
@@ -60,6 +62,7 @@ NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 SHOWN_FILES = 3
 MOST_SKIPPED = 20  # files that on_error: skip lists
 FEW_FILES = 32  # up to so many, their hashes may put all of them on one side of training and validation
+SIDES = 1  # part of the name of what is kept of them: raise it when the same files make other text
 SAMPLES, SAMPLE_BYTES = 4, 1 << 16
 
 
@@ -293,16 +296,17 @@ def skipped(source: Source) -> list[str]:
     return [f"{path}: {why}" for path in find_files(source) if (why := unreadable(path)) is not None]
 
 
-def validation_cut(source: Source, fraction: float) -> tuple[Path, int] | None:
+def validation_cut(source: Source, fraction: float, cache: Path | None = None) -> tuple[Path, int] | None:
     """(file, byte) from which on the validation text is the end of a file; None where documents are held out by hash.
 
-    That is so for one file, and for a few whose hashes put all on one side.
+    That is so for one file, and for a few whose hashes put all on one side.  cache: a folder that keeps what reading
+    those few files whole has shown.
     """
     if not isinstance(source, TextFiles) or source.separator is not None or not 0 < fraction < 1:
         return None
     files = text_files(source)
     plain = [path for path in files if not is_html(path)]
-    if not plain or len(files) > FEW_FILES or (len(files) > 1 and _on_both_sides(files, fraction)):
+    if not plain or len(files) > FEW_FILES or (len(files) > 1 and _on_both_sides(files, fraction, cache)):
         return None
     sizes = {path: content_bytes(path) for path in plain}
     largest = max(plain, key=lambda path: sizes[path])
@@ -310,13 +314,27 @@ def validation_cut(source: Source, fraction: float) -> tuple[Path, int] | None:
     return (largest, cut_place(largest, sizes[largest] - held)) if held else None
 
 
-def _on_both_sides(files: list[Path], fraction: float) -> bool:
+def _on_both_sides(files: list[Path], fraction: float, cache: Path | None) -> bool:
     """Whether the hashes of whole files hold some of them out, and not all; reads them, once for each of their states.
 
-    A preparation asks several times.
+    A preparation asks several times, and every later training once: the answer lies in `cache` then, under the names,
+    sizes, times and samples of the files.  What cannot be read or written there is found anew each time.
     """
     stats = [path.stat() for path in files]
-    return _read_on_both_sides(tuple(files), fraction, *((s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats))
+    states = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]
+    if cache is None:
+        return _read_on_both_sides(tuple(files), fraction, *states)
+    known = [(path.name, *state[:2], _sampled(path, *state)) for path, state in zip(files, states, strict=True)]
+    kept = cache / f"sides-{xxhash.xxh64(json.dumps([SIDES, known, fraction]).encode()).hexdigest()}.json"
+    with suppress(ZooError):
+        found = read_json(kept).get("both")
+        if isinstance(found, bool):
+            return found
+    found = _read_on_both_sides(tuple(files), fraction, *states)
+    with suppress(ZooError, OSError):
+        make_folder(cache)
+        write_sealed_json(kept, {"both": found})
+    return found
 
 
 @lru_cache

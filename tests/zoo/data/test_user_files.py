@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.data import prepare
+from zoo.data import prepare, sources
 from zoo.data.config import DataConfig
 from zoo.data.errors import DataError
 from zoo.data.places import with_absolute_paths
@@ -175,6 +175,35 @@ def test_a_few_files_that_are_all_on_one_side_are_cut_too(tmp_path):
     assert prepared.rows("train") > 100
     assert validation_cut(source, 0.0) is None
     assert validation_cut(source_of(paths=paths, separator=" "), 0.01) is None
+
+
+def test_a_few_files_are_read_for_their_side_once_for_all_later_calls(tmp_path, monkeypatch):
+    paths = [str(write(tmp_path / f"{i}.txt", f"file {i} " * 300)) for i in range(3)]
+    reads = []
+    monkeypatch.setattr(sources, "_read_on_both_sides", lambda files, *_: bool(reads.append(files)))
+    cut = validation_cut(source_of(paths=paths), 0.01, tmp_path / "cache")
+    assert cut == validation_cut(source_of(paths=paths), 0.01, tmp_path / "cache")
+    assert len(reads) == 1
+    (kept,) = (tmp_path / "cache").glob("sides-*.json")
+    for damage in ("{", '{"both": true}', '{"both": 3}'):
+        kept.write_text(damage if "true" not in damage else kept.read_text().replace("false", "true"))
+        reads.clear()
+        assert [validation_cut(source_of(paths=paths), 0.01, tmp_path / "cache") for _ in range(2)] == [cut] * 2
+        assert len(reads) == 1
+    validation_cut(source_of(paths=paths), 0.02, tmp_path / "cache")
+    write(tmp_path / "1.txt", "another text " * 300)
+    validation_cut(source_of(paths=paths), 0.02, tmp_path / "cache")
+    assert len(reads) == 3
+    (tmp_path / "full").write_text("no folder: nothing can be kept there")
+    assert [validation_cut(source_of(paths=paths), 0.02, tmp_path / "full") is None for _ in range(2)] == [False] * 2
+    assert len(reads) == 5
+
+
+def test_a_second_preparation_reads_no_file_for_its_side(tmp_path, monkeypatch):
+    paths = [str(write(tmp_path / f"{i}.txt", f"file {i} " * 300)) for i in range(3)]
+    before = prepared_of(tmp_path, paths, validation_fraction=0.01)
+    monkeypatch.setattr(sources, "_read_on_both_sides", None)
+    assert prepared_of(tmp_path, paths, validation_fraction=0.01).key == before.key
 
 
 def test_many_files_are_held_out_as_wholes(tmp_path):

@@ -22,11 +22,13 @@ from zoo.data.errors import DataError
 from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.shards import hash_name, make_ready, read_index, remove_broken
 from zoo.data.shared import check_room, let_go, own_number
+from zoo.data.short_rows import short_rows_note
 from zoo.data.stale import remove_stale
 from zoo.data.stored import row_parts
 from zoo.data.streams import CheckedStream
 from zoo.data.synthetic import IGNORED
 from zoo.processes import sheltered, stay_with_parent
+from zoo.terminal import err
 
 MOST_OPEN_FILES = 65536
 
@@ -168,6 +170,9 @@ def loader(
             )
     except (ValueError, RuntimeError) as error:
         raise DataError(f"{split} rows: {error}") from error
+    if dist.get_global_rank() == 0:
+        for note in filter(None, (short_rows_note(stream, prepared.seq_len) for stream in prepared.streams[split])):
+            err(note)
     # The generator: an iterator of a DataLoader draws a number from it, otherwise from the model's random state.
     generator = torch.Generator().manual_seed(seed)
     batches = _Loader(

@@ -73,6 +73,55 @@ def test_rows_of_seq_len_have_no_last_target(prep, tmp_path):
     np.testing.assert_array_equal(batch["labels"][0], [*rows[0]["ids"][1:], -100])
 
 
+SHORT = {
+    "plain bytes": ({"x": "bytes"}, lambda ids: {"x": ids.tobytes()}, {}),
+    "arrays beside other columns": (
+        {"name": "str", "count": "int", "x": "ndarray:int64"},
+        lambda ids: {"name": "n" * len(ids), "count": 3, "x": ids},
+        {},
+    ),
+    "arrays with labels": (
+        {"x": "ndarray:int64", "y": "ndarray:int64"}, lambda ids: {"x": ids, "y": ids}, {"labels_column": "y"}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("columns", "row", "settings"), SHORT.values(), ids=SHORT)
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_rows_that_padding_fills_are_counted_and_told_of_once(
+    prep, tmp_path, capsys, columns, row, settings, compression
+):
+    """Rows in several shards, of which one in five has fewer tokens than seq_len."""
+    lengths = [33 if i % 5 else 1 + i % 31 for i in range(100)]
+    rows = [row(numbers(length, i)) for i, length in enumerate([33, *lengths])]
+    folder = write_mds(tmp_path / "short", rows, columns, compression=compression)
+    prepared = prep(mds(local=str(folder), tokens_column="x", **settings))
+    found = batches(prepared)
+    padded = sum(int((batch["labels"] == -100).sum()) for batch in found)
+    assert len(list((tmp_path / "short").glob("shard*.mds"))) > 2
+    told = [line for line in capsys.readouterr().err.splitlines() if "rows have fewer" in line]
+    assert told == [
+        f"source mds: {folder}: 20 of 101 rows have fewer than 32 tokens: {padded:,} of {101 * 32:,} places are "
+        "padding, which is not trained on"
+    ]
+
+
+def test_of_rows_that_are_long_enough_nothing_is_told(prep, foreign, capsys):
+    batches(prep(mds(local=str(foreign))))
+    assert "rows have fewer" not in capsys.readouterr().err
+
+
+def test_a_shard_whose_rows_lie_elsewhere_is_named(prep, tmp_path):
+    rows = [{"x": numbers(33, i).tobytes()} for i in range(8)]
+    prepared = prep(mds(local=str(write_mds(tmp_path / "rows", rows, {"x": "bytes"})), tokens_column="x"))
+    path = tmp_path / "rows" / "shard.00000.mds"
+    data = bytearray(path.read_bytes())
+    data[4 + 4 * 3 : 4 + 4 * 4] = (1 << 30).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"shard\.00000\.mds: not the rows that its index states: index 1073741824"):
+        batches(prepared)
+
+
 def test_stated_labels(prep, tmp_path):
     rows = [{"x": numbers(32, i), "y": np.where(numbers(32, i) % 2, numbers(32, 99), -100)} for i in range(8)]
     folder = write_mds(tmp_path / "labelled", rows, {"x": "ndarray:int64", "y": "ndarray:int64"})

@@ -195,7 +195,7 @@ def of_rows(op: str, name: str, x: torch.Tensor, rows: int, device: torch.device
 def cached_choice(op: str, tensors: dict, previous_BKS: torch.Tensor, scale: float | None) -> dict:
     """Check queries, pooled keys and the latest choice. Returns sizes, scale, device."""
     if (tensors["q_rope_BTHR"] is None) != (tensors["k_rope_BNR"] is None):
-        raise ValueError(f"{op}: q_rope and k_rope_BNR come together; found only one.")
+        raise ValueError(f"{op}: q_rope and k_rope come together; found only one.")
     found = sizes(op, **tensors)
     shape, device = list(previous_BKS.shape), tensors["q_BTHD"].device
     if len(shape) != 3 or shape[0] != found["B"] or 0 in shape or previous_BKS.dtype != torch.int32:

@@ -81,7 +81,7 @@ def register(op: str, *implementations: Implementation) -> None:
 
 
 def call(op: str, impl: str, *tensors, **options):
-    """Run `op` by the chosen implementation.
+    """Run `op` by the chosen implementation; if that asks for more than this GPU has, and nobody named it, by the next.
 
     Autocast is off inside: the dtype of the inputs decides, and scores and accumulators stay float32 as promised.
     """
@@ -93,26 +93,25 @@ def call(op: str, impl: str, *tensors, **options):
     elif impl == "auto":
         _note(op, choice, device)
     _load(op, choice.impl)
-    # Asked first: the context takes 3 us. The meta device has no autocast.
-    if torch.compiler.is_compiling() or (device != "meta" and torch.is_autocast_enabled(device)):
-        with torch.autocast(device, enabled=False):
-            return _run(op, impl, choice, *tensors, **options)
-    return _run(op, impl, choice, *tensors, **options)
-
-
-def _run(op: str, impl: str, choice: Choice, *tensors, **options):
-    """Run the choice; if it asks for more than this GPU has, and was not asked for, the next one."""
     function = _find(op, choice.impl).loaded[0]
-    if torch.compiler.is_compiling() or impl != "auto" or choice.asked:
-        return function(*tensors, **options)
-    registration.serving = op
+    if torch.compiler.is_compiling():
+        with torch.autocast(device, enabled=False):
+            return function(*tensors, **options)
+    # Where another implementation may take over, backward passes have to know which operation they are of.
+    registration.serving = op if impl == "auto" and not choice.asked else None
     try:
+        # Asked first: the context takes 3 us. The meta device has no autocast.
+        if device != "meta" and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return function(*tensors, **options)
         return function(*tensors, **options)
     except Exception as error:
+        if registration.serving is None:
+            raise
         give_up(op, choice.impl, error)
     finally:
         registration.serving = None
-    return call(op, impl, *tensors, **options)
+    return call(op, impl, *tensors, **options)  # by the next implementation
 
 
 def choose(op: str, impl: str, *tensors, **options) -> Choice:

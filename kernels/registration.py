@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from traceback import clear_frames
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -50,9 +50,19 @@ def _has_gradient(x: object) -> bool:
     return isinstance(x, torch.Tensor) and x.is_floating_point()
 
 
+class Differentiable(NamedTuple):
+    """One function in two forms. eager: for a call at once.  op: opaque, for a graph that torch.compile traces.
+
+    Callers choose (`op if torch.compiler.is_compiling() else eager`): a function that does takes time at each call.
+    """
+
+    eager: Callable
+    op: Callable
+
+
 def differentiable(
     name: str, forward: Callable, fake: Callable, setup_context: Callable, backward: Callable
-) -> Callable:
+) -> Differentiable:
     """A function of flat arguments whose gradient is `backward(ctx, *output_grads, compiling=...)`.
 
     With `compiling`, backward must go through opaque ops only.
@@ -76,7 +86,4 @@ def differentiable(
             # Gradients of gradients are refused; where none can be asked for, the guard is 2 us for nothing.
             return (once if torch.is_grad_enabled() else gradient)(ctx, *output_grads)
 
-    def call(*inputs):
-        return op(*inputs) if torch.compiler.is_compiling() else Eager.apply(*inputs)
-
-    return call
+    return Differentiable(Eager.apply, op)

@@ -82,5 +82,5 @@ class ChunkedPattern(nn.Module):
             keys = source.projection.cached_keys(source.recent(chunk - 1))
             end_BT = step.positions_BT + 1 - (step.start_B[:, None] - (chunk - 1))
             first_BT = end_BT - 1 - inside_BT
-        parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, **queries.scores}
+        parts = {"q_rope": queries.rope, "k_rope": keys.rope, **queries.scores}
         return Attended(cached_attention(queries.q, keys.k, keys.v, first_BT, end_BT, **parts)[0])

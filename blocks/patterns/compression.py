@@ -101,7 +101,7 @@ class CompressionPattern(nn.Module):
             block=block,
             stride=stride,
             q_rope=queries.rope,
-            k_rope_BNR=keys.rope,
+            k_rope=keys.rope,
             scale=queries.scale,
             documents=context.documents,
         )
@@ -128,7 +128,7 @@ class CompressionPattern(nn.Module):
             ("blocks", block, stride, pooled.capacity),
             lambda: ((step.positions_BT + 1 - block + stride) // stride).clamp(0, pooled.capacity),
         )
-        parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, "scale": queries.scale}
+        parts = {"q_rope": queries.rope, "k_rope": keys.rope, "scale": queries.scale}
         output, lse_BTH = cached_attention(queries.q, keys.k, keys.v, step.zeros_BT, end_BT, **parts)
         return Compressed(output, lse_BTH, keys, block, stride)
 

@@ -61,7 +61,7 @@ class DilatedPattern(nn.Module):
         held_N1 = -(-too_early_BR.flatten() // self.dilation)[:, None]
         end_NT = (first_new + self.n_keys).expand(len(q), -1)
         first_NT = torch.maximum(first_new[None], held_N1).clamp(max=end_NT)
-        parts: dict[str, Any] = {"q_rope": self._split(queries.rope, rows), "k_rope_BNR": keys.rope, **queries.scores}
+        parts: dict[str, Any] = {"q_rope": self._split(queries.rope, rows), "k_rope": keys.rope, **queries.scores}
         o = cached_attention(q, keys.k, keys.v, first_NT, end_NT.contiguous(), **parts)[0]
         return Attended(self._joined(o, rows, step.seq_len))
 

@@ -37,5 +37,5 @@ class FullPattern(nn.Module):
         buffers: Mapping[str, Slots],
     ) -> Attended:
         keys = source.keys
-        parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, **queries.scores}
+        parts = {"q_rope": queries.rope, "k_rope": keys.rope, **queries.scores}
         return Attended(cached_attention(queries.q, keys.k, keys.v, step.zeros_BT, source.end_BT, **parts)[0])

@@ -72,7 +72,7 @@ class MoBAPattern(nn.Module):
         pooled = dict(zip(self.names, means, strict=True))
         keys = source.projection.expand(self._complete(pooled, source.raw))
         unread_BNKV = keys.k.new_zeros(*keys.k.shape[:3], UNREAD)
-        parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, "scale": queries.scale}
+        parts = {"q_rope": queries.rope, "k_rope": keys.rope, "scale": queries.scale}
         parts["documents"] = context.documents
         _, lse_BTH = compression_attention(queries.q, keys.k, unread_BNKV, block=block, stride=block, **parts)
         n_selected = self.config.n_selected
@@ -105,7 +105,7 @@ class MoBAPattern(nn.Module):
             ("mean keys", block, pooled.capacity),
             lambda: ((step.positions_BT + 1) // block).clamp(0, pooled.capacity),
         )
-        parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, "scale": queries.scale}
+        parts = {"q_rope": queries.rope, "k_rope": keys.rope, "scale": queries.scale}
         _, lse_BTH = cached_attention(queries.q, keys.k, keys.v, step.zeros_BT, end_BT, **parts)
         shape = len(step.start_B), self.n_kv_heads, self.config.n_selected
         unread_BKS = step.once(shape, lambda: torch.full(shape, -1, device=step.start_B.device, dtype=torch.int32))
@@ -121,7 +121,7 @@ class MoBAPattern(nn.Module):
             step.positions_BT,
             selection_block=block // self.config.pieces,
             q_rope=queries.rope,
-            k_rope_BNR=all_keys.rope,
+            k_rope=all_keys.rope,
             scale=queries.scale,
         )
         return Chosen(output, pooled.tensors)

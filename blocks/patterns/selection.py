@@ -41,7 +41,7 @@ class SelectionPattern(nn.Module):
             compressed.lse,
             query_group=self.config.query_group,
             q_rope=queries.rope,
-            k_rope_BNR=compressed.keys.rope,
+            k_rope=compressed.keys.rope,
             n_selected=self.config.n_selected,
             scale=queries.scale,
             documents=context.documents,
@@ -89,7 +89,7 @@ class SelectionPattern(nn.Module):
             step.positions_BT,
             self._previous(buffers, step),
             query_group=config.query_group,
-            k_rope_BNR=compressed.keys.rope,
+            k_rope=compressed.keys.rope,
             **self._grid(compressed),
             **parts,
         )
@@ -102,7 +102,7 @@ class SelectionPattern(nn.Module):
             chosen_BTKS,
             step.positions_BT,
             selection_block=config.selection_block,
-            k_rope_BNR=keys.rope,
+            k_rope=keys.rope,
             **parts,
         )
         return Selected(output, chosen_BTKS)

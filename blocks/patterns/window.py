@@ -51,5 +51,5 @@ class WindowPattern(nn.Module):
             origin_B1 = step.start_B[:, None] - (window - 1)
             end_BT = step.positions_BT + 1
             first_BT, end_BT = (end_BT - window).clamp(min=0) - origin_B1, end_BT - origin_B1
-        parts = {"q_rope": queries.rope, "k_rope_BNR": keys.rope, **queries.scores}
+        parts = {"q_rope": queries.rope, "k_rope": keys.rope, **queries.scores}
         return Attended(cached_attention(queries.q, keys.k, keys.v, first_BT, end_BT, **parts)[0])

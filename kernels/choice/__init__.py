@@ -35,7 +35,7 @@ def choose_blocks(
     n_local: int = 2,
     query_group: int = 1,
     q_rope: torch.Tensor | None = None,
-    k_rope_BNR: torch.Tensor | None = None,
+    k_rope: torch.Tensor | None = None,
     scale: float | None = None,
     documents: Documents | None = None,
     impl: str = "auto",
@@ -53,13 +53,13 @@ def choose_blocks(
     Left open by the paper, chosen here: ties go to the lower index.
     """
     op = "choose_blocks"
-    tensors = {"q_BTHD": q_BTHD, "k_BNKD": k_BNKD, "lse_BTH": lse_BTH, "q_rope_BTHR": q_rope, "k_rope_BNR": k_rope_BNR}
+    tensors = {"q_BTHD": q_BTHD, "k_BNKD": k_BNKD, "lse_BTH": lse_BTH, "q_rope_BTHR": q_rope, "k_rope_BNR": k_rope}
     found = checks.attention(op, tensors, documents, scale)
     checks.compression_grid(op, compression_block, compression_stride)
     checks.slots_fit(op, found["N"], found["T"], compression_stride)
     checks.selection_grid(op, selection_block, query_group)
     checks.choice_grid(op, compression_block, compression_stride, selection_block, n_selected, n_init, n_local)
-    options = {"q_rope": q_rope, "k_rope_BNR": k_rope_BNR, "scale": found["scale"], "documents": documents}
+    options = {"q_rope": q_rope, "k_rope": k_rope, "scale": found["scale"], "documents": documents}
     options |= {"compression_block": compression_block, "compression_stride": compression_stride}
     options |= {"selection_block": selection_block, "n_selected": n_selected, "n_init": n_init, "n_local": n_local}
     return dispatch.call(op, impl, q_BTHD, k_BNKD, lse_BTH, query_group=query_group, **options)

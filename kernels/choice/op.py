@@ -36,7 +36,7 @@ def importance_tiles(G: int, row_bytes: int) -> list[dict]:
 
 
 def choose_blocks(
-    q, k, lse, *, q_rope=None, k_rope_BNR=None, compression_block, compression_stride, selection_block, n_selected,
+    q, k, lse, *, q_rope=None, k_rope=None, compression_block, compression_stride, selection_block, n_selected,
     n_init=1, n_local=2, query_group=1, scale, documents: Documents | None = None,
 ):  # fmt: skip
     """As `zoo.kernels.choice.choose_blocks`."""
@@ -47,7 +47,7 @@ def choose_blocks(
     sizes = [compression_block, compression_stride, selection_block, n_selected, n_init, n_local, query_group]
     choose = _choose_op if torch.compiler.is_compiling() else _choose
     with torch.no_grad():
-        return choose(q, k, lse, q_rope, k_rope_BNR, first, start, count, sizes, scale)
+        return choose(q, k, lse, q_rope, k_rope, first, start, count, sizes, scale)
 
 
 def _importance_grid(n_rows: int, n_groups: int, tile: Tile) -> tuple[int, ...]:

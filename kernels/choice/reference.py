@@ -9,7 +9,7 @@ from zoo.kernels.documents import query_groups, starts
 
 @torch.no_grad()
 def choose_blocks(
-    q_BTHD, k_BNKD, lse_BTH, *, q_rope, k_rope_BNR, compression_block, compression_stride, selection_block, n_selected,
+    q_BTHD, k_BNKD, lse_BTH, *, q_rope, k_rope, compression_block, compression_stride, selection_block, n_selected,
     n_init, n_local, query_group, scale, documents,
 ):  # fmt: skip
     """`zoo.kernels.choose_blocks`: chosen_BGKS int32, [B, G, K, S].  q_BTHD, k_BNKD, lse_BTH: any float dtype."""
@@ -20,9 +20,7 @@ def choose_blocks(
     token_BG = first_BG.clamp(min=0).long()  # only the first query of a group is scored
     start_BG = starts(documents, batch, seq_len, q_BTHD.device).gather(1, token_BG)
     row_B1 = torch.arange(batch, device=q_BTHD.device)[:, None]
-    q, k = join_rotary(
-        q_BTHD[row_B1, token_BG], k_BNKD, None if q_rope is None else q_rope[row_B1, token_BG], k_rope_BNR
-    )
+    q, k = join_rotary(q_BTHD[row_B1, token_BG], k_BNKD, None if q_rope is None else q_rope[row_B1, token_BG], k_rope)
     q_BKGgD, k_BKND = by_key_head(q, n_kv_heads), k.transpose(1, 2)
     lse_BKGg = by_key_head(wide(lse_BTH)[row_B1, token_BG][..., None], n_kv_heads).squeeze(-1)
 

@@ -17,7 +17,8 @@ _TILES = [dict(ROWS=32, num_warps=4)]
 def gated_sum(outputs: Sequence[torch.Tensor], gate_logits_BTHP: torch.Tensor) -> torch.Tensor:
     """`zoo.kernels.gated_sum`, up to four outputs [B, T, H, V] with logits [B, T, H, P]: [B, T, H, V]."""
     absent = [None] * (_MAX_BRANCHES - len(outputs))
-    return _gated_sum(gate_logits_BTHP.contiguous(), *(x.contiguous() for x in outputs), *absent)
+    weigh = _gated_sum.op if torch.compiler.is_compiling() else _gated_sum.eager
+    return weigh(gate_logits_BTHP.contiguous(), *(x.contiguous() for x in outputs), *absent)
 
 
 def _forward(

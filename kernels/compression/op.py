@@ -6,7 +6,7 @@ from zoo.kernels.shared_intervals.op import interval_attention
 
 
 def compression_attention(
-    q_BTHD, k_BNKD, v_BNKV, *, q_rope, k_rope_BNR, block, stride, scale, documents
+    q_BTHD, k_BNKD, v_BNKV, *, q_rope, k_rope, block, stride, scale, documents
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`zoo.kernels.compression_attention`: o_BTHV, and its log-sum-exp lse_BTH, float32 and without gradient."""
     o_BTHV, lse_BTH = interval_attention(
@@ -14,7 +14,7 @@ def compression_attention(
         k_BNKD,
         v_BNKV,
         q_rope=q_rope,
-        k_rope=k_rope_BNR,
+        k_rope=k_rope,
         scale=scale,
         documents=documents,
         stride=stride,

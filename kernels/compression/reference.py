@@ -16,10 +16,10 @@ def visible_slots(start_Bc: torch.Tensor, token_c: torch.Tensor, n: int, block: 
     return (slot_n >= (start_Bc // stride)[..., None]) & (last_Bcn <= token_c[..., None])
 
 
-def compression_attention(q_BTHD, k_BNKD, v_BNKV, *, q_rope, k_rope_BNR, block, stride, scale, documents):
+def compression_attention(q_BTHD, k_BNKD, v_BNKV, *, q_rope, k_rope, block, stride, scale, documents):
     """`zoo.kernels.compression_attention`: o_BTHV, and its log-sum-exp lse_BTH without gradient."""
     batch, seq_len, n_heads, _ = q_BTHD.shape
-    q, k = join_rotary(q_BTHD, k_BNKD, q_rope, k_rope_BNR)
+    q, k = join_rotary(q_BTHD, k_BNKD, q_rope, k_rope)
     q_BKTgD, k_BKND, v_BKNV = by_key_head(q, k.shape[2]), k.transpose(1, 2), wide(v_BNKV).transpose(1, 2)
     start_BT = starts(documents, batch, seq_len, q.device)
     token_T = torch.arange(seq_len, device=q.device)

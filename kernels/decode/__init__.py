@@ -45,7 +45,7 @@ def cached_attention(
     end_BT: torch.Tensor,
     *,
     q_rope: torch.Tensor | None = None,
-    k_rope_BNR: torch.Tensor | None = None,
+    k_rope: torch.Tensor | None = None,
     scale: float | None = None,
     sinks: torch.Tensor | None = None,
     softcap: float | None = None,
@@ -59,10 +59,10 @@ def cached_attention(
     Raises ValueError if shapes, dtypes or devices do not agree, or `impl` cannot serve the call.
     """
     op = "cached_attention"
-    tensors = {"q_BTHD": q_BTHD, "k_BNKD": k_BNJD, "v_BNKV": v_BNJV, "q_rope_BTHR": q_rope, "k_rope_BNR": k_rope_BNR}
+    tensors = {"q_BTHD": q_BTHD, "k_BNKD": k_BNJD, "v_BNKV": v_BNJV, "q_rope_BTHR": q_rope, "k_rope_BNR": k_rope}
     found = checks.attention(op, tensors, None, scale)
     checks.integers(op, found, first_BT=first_BT, end_BT=end_BT)
-    options = {"q_rope": q_rope, "k_rope_BNR": k_rope_BNR, "scale": found["scale"]}
+    options = {"q_rope": q_rope, "k_rope": k_rope, "scale": found["scale"]}
     options |= checks.score_options(op, q_BTHD, sinks, softcap)
     return dispatch.call(op, impl, q_BTHD, k_BNJD, v_BNJV, first_BT, end_BT, **options)
 
@@ -77,7 +77,7 @@ def cached_selection_attention(
     *,
     selection_block: int,
     q_rope: torch.Tensor | None = None,
-    k_rope_BNR: torch.Tensor | None = None,
+    k_rope: torch.Tensor | None = None,
     scale: float | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
@@ -89,11 +89,11 @@ def cached_selection_attention(
     Raises ValueError if shapes, dtypes or devices do not agree, or `impl` cannot serve the call.
     """
     op = "cached_selection_attention"
-    tensors = {"q_BTHD": q_BTHD, "k_BNKD": k_BNJD, "v_BNKV": v_BNJV, "q_rope_BTHR": q_rope, "k_rope_BNR": k_rope_BNR}
+    tensors = {"q_BTHD": q_BTHD, "k_BNKD": k_BNJD, "v_BNKV": v_BNJV, "q_rope_BTHR": q_rope, "k_rope_BNR": k_rope}
     found = checks.attention(op, tensors, None, scale)
     checks.integers(op, found, position_BT=position_BT)
     checks.at_least(op, 1, selection_block=selection_block)
     checks.cached_chosen(op, found, chosen_BTKS)
-    options = {"q_rope": q_rope, "k_rope_BNR": k_rope_BNR, "scale": found["scale"]}
+    options = {"q_rope": q_rope, "k_rope": k_rope, "scale": found["scale"]}
     options["selection_block"] = selection_block
     return dispatch.call(op, impl, q_BTHD, k_BNJD, v_BNJV, chosen_BTKS, position_BT, **options)

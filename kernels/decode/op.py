@@ -23,17 +23,17 @@ MAX_GRID = 65_535  # programs along the second and third axis of a grid
 
 
 def cached_attention(
-    q, k, v, first, end, *, q_rope, k_rope_BNR, scale, sinks, softcap
+    q, k, v, first, end, *, q_rope, k_rope, scale, sinks, softcap
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `zoo.kernels.decode.cached_attention`."""
     attend = _attend_op if torch.compiler.is_compiling() else _attend
-    return attend(q, k, None if v is k else v, q_rope, k_rope_BNR, first, end, None, sinks, 0, scale, softcap or 0.0)
+    return attend(q, k, None if v is k else v, q_rope, k_rope, first, end, None, sinks, 0, scale, softcap or 0.0)
 
 
-def cached_selection_attention(q, k, v, chosen, position, *, selection_block, q_rope, k_rope_BNR, scale):
+def cached_selection_attention(q, k, v, chosen, position, *, selection_block, q_rope, k_rope, scale):
     """As `zoo.kernels.decode.cached_selection_attention`."""
     attend = _attend_op if torch.compiler.is_compiling() else _attend
-    tensors = q, k, None if v is k else v, q_rope, k_rope_BNR
+    tensors = q, k, None if v is k else v, q_rope, k_rope
     return attend(*tensors, position, position, chosen, None, selection_block, scale, 0.0)[0]
 
 

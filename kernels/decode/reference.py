@@ -5,9 +5,9 @@ import torch
 from zoo.kernels.attend import attend, by_key_head, in_chunks, join_rotary, sinks_by_key_head, wide
 
 
-def cached_attention(q_BTHD, k_BNJD, v_BNJV, first_BT, end_BT, *, q_rope, k_rope_BNR, scale, sinks, softcap):
+def cached_attention(q_BTHD, k_BNJD, v_BNJV, first_BT, end_BT, *, q_rope, k_rope, scale, sinks, softcap):
     """`zoo.kernels.cached_attention`: o_BTHV, and its log-sum-exp lse_BTH."""
-    q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope_BNR)
+    q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope)
     q_BJTgD, k_BJND, v_BJNV = by_key_head(q, k.shape[2]), k.transpose(1, 2), wide(v_BNJV).transpose(1, 2)
     slot_N = torch.arange(k.shape[1], device=q.device)
     options = {"sinks": sinks_by_key_head(sinks, k.shape[2], 1), "softcap": softcap}
@@ -24,10 +24,10 @@ def cached_attention(q_BTHD, k_BNJD, v_BNJV, first_BT, end_BT, *, q_rope, k_rope
 
 
 def cached_selection_attention(
-    q_BTHD, k_BNJD, v_BNJV, chosen_BTKS, position_BT, *, selection_block, q_rope, k_rope_BNR, scale
+    q_BTHD, k_BNJD, v_BNJV, chosen_BTKS, position_BT, *, selection_block, q_rope, k_rope, scale
 ):
     """`zoo.kernels.cached_selection_attention`: o_BTHV of queries that each have a choice, chosen_BTKS."""
-    q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope_BNR)
+    q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope)
     batch, seq_len, n_groups, _ = chosen_BTKS.shape
     q_BKTgD = by_key_head(q, n_groups)
     row_B111 = torch.arange(batch, device=q.device).view(-1, 1, 1, 1)

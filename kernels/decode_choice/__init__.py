@@ -32,7 +32,7 @@ def cached_choose_blocks(
     n_local: int = 2,
     query_group: int = 1,
     q_rope: torch.Tensor | None = None,
-    k_rope_BNR: torch.Tensor | None = None,
+    k_rope: torch.Tensor | None = None,
     scale: float | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
@@ -45,7 +45,7 @@ def cached_choose_blocks(
     Raises ValueError as `choose_blocks`.
     """
     op = "cached_choose_blocks"
-    tensors = {"q_BTHD": q_BTHD, "k_BNJD": k_BNJD, "lse_BTH": lse_BTH, "q_rope_BTHR": q_rope, "k_rope_BNR": k_rope_BNR}
+    tensors = {"q_BTHD": q_BTHD, "k_BNJD": k_BNJD, "lse_BTH": lse_BTH, "q_rope_BTHR": q_rope, "k_rope_BNR": k_rope}
     found = checks.cached_choice(op, tensors, previous_BKS, scale)
     checks.integers(op, found, position_BT=position_BT)
     checks.selection_grid(op, selection_block, query_group)
@@ -56,6 +56,6 @@ def cached_choose_blocks(
     return dispatch.call(
         op, impl, q_BTHD, k_BNJD, lse_BTH, position_BT, previous_BKS,
         compression_block=compression_block, compression_stride=compression_stride, selection_block=selection_block,
-        n_init=n_init, n_local=n_local, query_group=query_group, q_rope=q_rope, k_rope_BNR=k_rope_BNR,
+        n_init=n_init, n_local=n_local, query_group=query_group, q_rope=q_rope, k_rope=k_rope,
         scale=found["scale"],
     )  # fmt: skip

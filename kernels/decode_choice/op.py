@@ -30,12 +30,12 @@ def _importance_tiles(dtype: torch.dtype, width: int) -> list[Tile]:
 
 def cached_choose_blocks(
     q, k, lse, position, previous, *, compression_block, compression_stride, selection_block, n_init, n_local,
-    query_group, q_rope, k_rope_BNR, scale,
+    query_group, q_rope, k_rope, scale,
 ) -> torch.Tensor:  # fmt: skip
     """As `zoo.kernels.cached_choose_blocks`."""
     sizes = [compression_block, compression_stride, selection_block, n_init, n_local, query_group]
     choose = _choose_op if torch.compiler.is_compiling() else _choose
-    return choose(q, k, lse, position, previous, q_rope, k_rope_BNR, sizes, scale)
+    return choose(q, k, lse, position, previous, q_rope, k_rope, sizes, scale)
 
 
 def _choose(

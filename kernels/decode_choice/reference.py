@@ -8,12 +8,12 @@ from zoo.kernels.choice.reference import block_importance, rank_blocks
 
 def cached_choose_blocks(
     q_BTHD, k_BNJD, lse_BTH, position_BT, previous_BKS, *, compression_block, compression_stride, selection_block,
-    n_init, n_local, query_group, q_rope, k_rope_BNR, scale,
+    n_init, n_local, query_group, q_rope, k_rope, scale,
 ):  # fmt: skip
     """Every query makes a choice as if it were the first of its group; those of the first are then handed around."""
     seq_len, (_, n_groups, n_selected) = q_BTHD.shape[1], previous_BKS.shape
     position_BT = position_BT[:, :1] + torch.arange(seq_len, device=q_BTHD.device)
-    q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope_BNR)
+    q, k = join_rotary(q_BTHD, k_BNJD, q_rope, k_rope)
     k_BKND = k.transpose(1, 2).repeat_interleave(n_groups // k.shape[2], 1)
     q_BKTgD, lse_BKTg = by_key_head(q, n_groups), by_key_head(wide(lse_BTH)[..., None], n_groups).squeeze(-1)
     last_N = torch.arange(k.shape[1], device=q.device) * compression_stride + compression_block - 1

@@ -19,7 +19,8 @@ BWD_PROGRAMS = 16  # for each processor
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, *, eps: float) -> torch.Tensor:
     """`zoo.kernels.rms_norm`: x [B, T, D] or [B, T, H, D] -> the same shape, contiguous."""
-    return _norm(x if x.dim() == 4 else x.unsqueeze(2), weight, eps).view(x.shape)
+    normalise = _norm.op if torch.compiler.is_compiling() else _norm.eager
+    return normalise(x if x.dim() == 4 else x.unsqueeze(2), weight, eps).view(x.shape)
 
 
 def _forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

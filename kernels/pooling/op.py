@@ -23,7 +23,8 @@ def mean_pool(xs: list[torch.Tensor], *, block: int, stride: int, documents: Doc
     for i in range(0, len(xs), _MOST):
         some = xs[i : i + _MOST]
         absent = [None] * (_MOST - len(some))
-        pooled += _mean_pool(*some, *absent, start_BT, block, stride)[: len(some)]
+        pool = _mean_pool.op if torch.compiler.is_compiling() else _mean_pool.eager
+        pooled += pool(*some, *absent, start_BT, block, stride)[: len(some)]
     return pooled
 
 

@@ -20,7 +20,8 @@ def add_rms_norm(
     if delta is None and torch.compiler.is_compiling():  # an op may not return its input
         delta = torch.zeros_like(x)
     delta = delta if delta is None else delta.contiguous()
-    total, normed, _, _ = _add_norm(x.contiguous(), delta, weight.contiguous(), eps, dtype, keeps)
+    add = _add_norm.op if torch.compiler.is_compiling() else _add_norm.eager
+    total, normed, _, _ = add(x.contiguous(), delta, weight.contiguous(), eps, dtype, keeps)
     return total, normed
 
 

@@ -15,7 +15,8 @@ from zoo.kernels.rotary import triton as kernels
 def rotate(x: torch.Tensor, cos_BTR: torch.Tensor, sin_BTR: torch.Tensor) -> torch.Tensor:
     """`zoo.kernels.rotate`: x [B, T, 2 R] or [B, T, H, 2 R] -> the same shape, contiguous."""
     flat = x.unsqueeze(2) if x.dim() == 3 else x
-    return _rotate(flat, cos_BTR.contiguous(), sin_BTR.contiguous()).view(x.shape)
+    turn = _rotate.op if torch.compiler.is_compiling() else _rotate.eager
+    return turn(flat, cos_BTR.contiguous(), sin_BTR.contiguous()).view(x.shape)
 
 
 def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, back: bool) -> torch.Tensor:

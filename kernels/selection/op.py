@@ -8,13 +8,14 @@ rotary gradient is an empty tensor.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from triton.runtime.errors import OutOfResources
 
 from zoo.kernels.documents import Documents
 from zoo.kernels.layout import dense_rows
-from zoo.kernels.registration import differentiable, gradients_instead, opaque
+from zoo.kernels.registration import Differentiable, differentiable, gradients_instead, opaque
 from zoo.kernels.selection import op_by_key, op_by_query, op_partial, reference
 
 MIN_TOKENS = 4096  # of a batch, for `by_key`
@@ -38,20 +39,10 @@ def selection_attention(
     if documents is not None:
         first, start = documents.groups(query_group)[0].contiguous(), documents.start_BT.contiguous()
     sizes = [selection_block, query_group, 1 if documents is None else documents.max_documents]
-    return _attention(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale)[0]
-
-
-def _forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
-    chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
-    q_rope, k_rope = dense_rows(q_rope), dense_rows(k_rope)
-    block, query_group, max_documents = sizes
-    inputs = (q, k, v, q_rope, k_rope, chosen.contiguous(), first, start)
-    if by_key(q, k, v, q_rope, block, query_group, scale):
-        return op_partial.forward(*inputs, max_documents, block, query_group, scale)
-    return op_by_query.forward(*inputs, block, query_group, scale)
+    tensors = [dense_rows(x) for x in (q, k, v, q_rope, k_rope)]
+    form = _by_key if by_key(q, k, v, q_rope, selection_block, query_group, scale) else _by_query
+    attend = form.op if torch.compiler.is_compiling() else form.eager
+    return attend(*tensors, chosen.contiguous(), first, start, sizes, scale)[0]
 
 
 def by_key(q, k, v, q_rope, block: int, query_group: int, scale: float) -> bool:
@@ -73,22 +64,27 @@ def _forward_fake(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale):
     return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(op_by_query.statistics_shape(q, k), dtype=torch.float32)
 
 
-def _backward(
+def _backward_by_query(
     do: torch.Tensor, o: torch.Tensor, lse: torch.Tensor,
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
     chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    do, q, k, v = dense_rows(do), dense_rows(q), dense_rows(k), dense_rows(v)
-    q_rope, k_rope = dense_rows(q_rope), dense_rows(k_rope)
+    """dq by query group, dk and dv by key block."""
+    inputs, do = (q, k, v, q_rope, k_rope, chosen, first, start), dense_rows(do)
     block, query_group, max_documents = sizes
-    inputs = (q, k, v, q_rope, k_rope, chosen.contiguous(), first, start)
-    if by_key(q, k, v, q_rope, block, query_group, scale):
-        gradients = op_partial.backward(*inputs, o, lse, do, max_documents, block, query_group, scale)
-        dq, dq_rope, dk, dv, dk_rope = gradients
-    else:
-        dq, dq_rope, delta = op_by_query.backward(*inputs, o, lse, do, block, query_group, scale)
-        size = op_by_query.sizes(q, k, v, q_rope, chosen, block, query_group, first is not None)
-        dk, dv, dk_rope = op_by_key.backward(*inputs, lse, delta, do, max_documents, size, scale)
+    dq, dq_rope, delta = op_by_query.backward(*inputs, o, lse, do, block, query_group, scale)
+    size = op_by_query.constants(q, k, v, q_rope, chosen, block, query_group, first is not None)
+    dk, dv, dk_rope = op_by_key.backward(*inputs, lse, delta, do, max_documents, size, scale)
+    return (dq, dk, dv, q.new_empty(0), q.new_empty(0)) if q_rope is None else (dq, dk, dv, dq_rope, dk_rope)
+
+
+def _backward_by_key(
+    do: torch.Tensor, o: torch.Tensor, lse: torch.Tensor,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
+    chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    inputs = q, k, v, q_rope, k_rope, chosen, first, start
+    dq, dq_rope, dk, dv, dk_rope = op_partial.backward(*inputs, o, lse, dense_rows(do), sizes, scale)
     return (dq, dk, dv, q.new_empty(0), q.new_empty(0)) if q_rope is None else (dq, dk, dv, dq_rope, dk_rope)
 
 
@@ -102,11 +98,11 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx, do, _, *, compiling: bool):
+def _gradient(ctx, do, _, *, compiling: bool, eager: Callable, op: Callable):
     o, lse, *tensors = ctx.saved_tensors
     if do is None:
         return (None,) * 10
-    backward: Callable = _backward_op if compiling else _backward
+    backward = op if compiling else eager
     try:
         dq, dk, dv, dq_rope, dk_rope = backward(do, o, lse, *tensors, ctx.sizes, ctx.scale)
     except OutOfResources as error:
@@ -124,5 +120,11 @@ def _reference(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale) -> t
     return reference.selection_attention(q, k, v, chosen, q_rope=q_rope, k_rope=k_rope, **options)
 
 
-_backward_op = opaque("selection_attention_backward", _backward, _backward_fake)
-_attention = differentiable("selection_attention", _forward, _forward_fake, _setup_context, _gradient)
+def _register(name: str, forward: Callable, backward: Callable) -> Differentiable:
+    op = opaque(f"{name}_backward", backward, _backward_fake)
+    gradient = partial(_gradient, eager=backward, op=op)
+    return differentiable(name, forward, _forward_fake, _setup_context, gradient)
+
+
+_by_query = _register("selection_attention", op_by_query.forward, _backward_by_query)
+_by_key = _register("selection_attention_by_key", op_partial.forward, _backward_by_key)

@@ -16,15 +16,15 @@ def padded(width: int) -> int:
     return max(16, next_power_of_2(width))
 
 
-def sizes(q, k, v, q_rope, chosen, selection_block: int, query_group: int, documents: bool) -> dict:
+def constants(q, k, v, q_rope, chosen, selection_block: int, query_group: int, documents: bool) -> dict:
     """The constants every kernel of the operation is compiled for. Not to be changed."""
     R = q_rope.shape[-1] if q_rope is not None else 0
     widths = q.shape[3], R, v.shape[3], chosen.shape[3]
-    return _sizes(k.shape[2], q.shape[2], *widths, selection_block, query_group, documents)
+    return _constants(k.shape[2], q.shape[2], *widths, selection_block, query_group, documents)
 
 
 @cache
-def _sizes(K, H, D, R, V, S, selection_block, query_group, documents) -> dict:
+def _constants(K, H, D, R, V, S, selection_block, query_group, documents) -> dict:
     return dict(
         K=K, G=H // K, D=D, DP=padded(D), R=R, RP=padded(R), V=V, VP=padded(V),
         S=S, SP=next_power_of_2(S), BLOCK=selection_block, QUERY_GROUP=query_group, DOCUMENTS=documents,
@@ -77,10 +77,14 @@ def _grid(n_groups: int, batch: int, size: dict):
     return lambda tile: (n_groups * cdiv(rows, tile["ROWS"]), batch * size["K"])
 
 
-def forward(q, k, v, q_rope, k_rope, chosen, first, start, selection_block, query_group, scale):
+def forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
+    chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """o and the log-sum-exp, in base 2."""
     B, T, H, _ = q.shape
-    size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
+    selection_block, query_group, _ = sizes
+    size = constants(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
     o = torch.empty(B, T, H, v.shape[-1], device=q.device, dtype=v.dtype)
     lse = torch.empty(statistics_shape(q, k), device=q.device, dtype=torch.float32)
     n_groups = chosen.shape[1]
@@ -97,7 +101,7 @@ def forward(q, k, v, q_rope, k_rope, chosen, first, start, selection_block, quer
 def backward(q, k, v, q_rope, k_rope, chosen, first, start, o, lse, do, selection_block, query_group, scale):
     """dq, dq_rope (None without rotary part) and delta."""
     B, T, H, D = q.shape
-    size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
+    size = constants(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
     dq = torch.empty(B, T, H, D, device=q.device, dtype=q.dtype)
     dq_rope = None if q_rope is None else torch.empty_like(q_rope, memory_format=torch.contiguous_format)
     delta = torch.empty_like(lse)

@@ -12,7 +12,8 @@ from zoo.kernels.launching import cdiv, launch, next_power_of_2
 from zoo.kernels.selection import op_by_key
 from zoo.kernels.selection import triton_partial as kernels
 from zoo.kernels.selection.op_by_key import MAX_CHUNKS
-from zoo.kernels.selection.op_by_query import sizes, statistics_shape, strides
+from zoo.kernels.selection.op_by_query import constants as sizes_of
+from zoo.kernels.selection.op_by_query import statistics_shape, strides
 
 WORKSPACE = 2**30  # bytes of partials at a time
 
@@ -149,10 +150,14 @@ def _backward_tiles(keys: int, widest: int, rotary: bool, itemsize: int) -> list
     return [dict(middle, ROWS=128, FLIP=keys >= 32, AHEAD=True), middle, small]
 
 
-def forward(q, k, v, q_rope, k_rope, chosen, first, start, max_documents, selection_block, query_group, scale):
+def forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
+    chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """o and the log-sum-exp, in base 2."""
     B, T, H, _ = q.shape
-    size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
+    selection_block, query_group, max_documents = sizes
+    size = sizes_of(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
     itemsize, n_groups = q.element_size(), chosen.shape[1]
     keys = key_width(size, itemsize)
     o = torch.empty(B, T, H, size["V"], device=q.device, dtype=v.dtype)
@@ -178,12 +183,11 @@ def forward(q, k, v, q_rope, k_rope, chosen, first, start, max_documents, select
     return o, lse
 
 
-def backward(
-    q, k, v, q_rope, k_rope, chosen, first, start, o, lse, do, max_documents, selection_block, query_group, scale
-):
+def backward(q, k, v, q_rope, k_rope, chosen, first, start, o, lse, do, sizes: list[int], scale: float):
     """dq, dq_rope, dk, dv, dk_rope; those of the rotary part are None without one."""
     B, T, H, D = q.shape
-    size = sizes(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
+    selection_block, query_group, max_documents = sizes
+    size = sizes_of(q, k, v, q_rope, chosen, selection_block, query_group, first is not None)
     itemsize, n_groups, R = q.element_size(), chosen.shape[1], size["R"]
     keys = key_width(size, itemsize)
     delta = _delta(o, do, lse, size)

@@ -30,7 +30,8 @@ def interval_attention(
     """
     start_BT = None if documents is None else documents.start_BT.contiguous()
     tensors = [dense_rows(x) for x in (q_BTHD, k_BNKD, v_BNKV, q_rope, k_rope)]
-    return _attention(*tensors, sinks, start_BT, scale, softcap or 0.0, stride, block, window)
+    attend = _attention.op if torch.compiler.is_compiling() else _attention.eager
+    return attend(*tensors, sinks, start_BT, scale, softcap or 0.0, stride, block, window)
 
 
 class Call:
@@ -224,7 +225,7 @@ def _reference(q, k, v, q_rope, k_rope, sinks, start, scale, softcap, stride, bl
     documents = None if start is None else Documents(start, q.shape[1])
     shared = {"q_rope": q_rope, "scale": scale, "documents": documents}
     if stride > 1 or block > 1:
-        o, _ = compression_attention(q, k, v, k_rope_BNR=k_rope, block=block, stride=stride, **shared)
+        o, _ = compression_attention(q, k, v, k_rope=k_rope, block=block, stride=stride, **shared)
         return o
     shared |= {"sinks": sinks, "softcap": softcap or None}
     if window:

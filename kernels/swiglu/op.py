@@ -15,7 +15,8 @@ _TILES = [dict(ROWS=8, COLS=256, num_warps=4)]
 
 def swiglu_mlp(x: torch.Tensor, w_gate: torch.Tensor, w_up: torch.Tensor, w_down: torch.Tensor) -> torch.Tensor:
     """`zoo.kernels.swiglu_mlp`: [..., C] -> [..., C]."""
-    out, _, _ = _mlp(x.reshape(-1, x.shape[-1]), w_gate, w_up, w_down)
+    compute = _mlp.op if torch.compiler.is_compiling() else _mlp.eager
+    out, _, _ = compute(x.reshape(-1, x.shape[-1]), w_gate, w_up, w_down)
     return out.view(x.shape)
 
 

@@ -57,7 +57,7 @@ def layer(H: int, K: int, D: int, R: int, block: int, stride: int, selected: int
     near = kernels.window_attention(q, k, v, window=512, q_rope=q_rope, k_rope=k_rope)
     pooled_k, pooled_v = kernels.mean_pool([k, v], block=block, stride=stride)
     pooled_rope = kernels.mean_pool(k_rope, block=block, stride=stride) if R else None
-    rotary = {"q_rope": q_rope, "k_rope_BNR": pooled_rope}
+    rotary = {"q_rope": q_rope, "k_rope": pooled_rope}
     far, lse = kernels.compression_attention(q, pooled_k, pooled_v, block=block, stride=stride, **rotary)
     grid = {"compression_block": block, "compression_stride": stride, "selection_block": selected}
     chosen = kernels.choose_blocks(

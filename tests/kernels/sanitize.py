@@ -52,7 +52,7 @@ def layer(T, H, K, D, R, block, stride, selected, n, query_group, batch=1, docum
     rotary = {"q_rope": q_rope, "k_rope": k_rope, "documents": documents}
     pool = partial(mean_pool, block=block, stride=stride, documents=documents)
     pooled_k, pooled_v = pool([k, v])
-    pooled = {"q_rope": q_rope, "k_rope_BNR": pool(k_rope) if R else None, "documents": documents}
+    pooled = {"q_rope": q_rope, "k_rope": pool(k_rope) if R else None, "documents": documents}
     far, lse = compression_attention(q, pooled_k, pooled_v, block=block, stride=stride, **pooled)
     grid = {"compression_block": block, "compression_stride": stride, "selection_block": selected}
     chosen = choose_blocks(q, pooled_k, lse.detach(), n_selected=n, query_group=query_group, **grid, **pooled)

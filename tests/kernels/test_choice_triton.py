@@ -75,7 +75,7 @@ def inputs(case: Case, device="cpu", dtype=torch.float32):
     N = n_slots(T, case.stride)
     shapes = {"q": (T, case.H, case.D), "k": (N, case.K, case.D)}
     if case.R:
-        shapes |= {"q_rope": (T, case.H, case.R), "k_rope_BNR": (N, case.R)}
+        shapes |= {"q_rope": (T, case.H, case.R), "k_rope": (N, case.R)}
     made = {name: torch.randn(B, *s, generator=generator).to(device, dtype) for name, s in shapes.items()}
     documents = None
     if any(len(lengths) > 1 for lengths in case.rows):

@@ -23,7 +23,7 @@ def make(randn, B, T, H, K, D, R, V, stride):
 def attend(documents, block, stride):
     def function(q, k, v, q_rope, k_rope, impl):
         options = {"block": block, "stride": stride, "documents": documents, "impl": impl}
-        return compression_attention(q, k, v, q_rope=q_rope, k_rope_BNR=k_rope, **options)
+        return compression_attention(q, k, v, q_rope=q_rope, k_rope=k_rope, **options)
 
     return function
 

@@ -31,15 +31,15 @@ def row(randn):
 def test_intervals_are_those_of_full_window_and_compression(row, chunked, randn):
     q, k, v, q_rope, k_rope = row
     end_BT = torch.arange(1, SEQ_LEN + 1).expand(2, -1)
-    ropes = {"q_rope": q_rope, "k_rope_BNR": k_rope}
+    ropes = {"q_rope": q_rope, "k_rope": k_rope}
     o, _ = cached_attention(q, k, v, torch.zeros_like(end_BT), end_BT, **ropes)
     torch.testing.assert_close(o, full_attention(q, k, v, q_rope=q_rope, k_rope=k_rope))
     o, _ = cached_attention(q, k, v, (end_BT - 7).clamp(min=0), end_BT, **ropes)
     torch.testing.assert_close(o, window_attention(q, k, v, window=7, q_rope=q_rope, k_rope=k_rope))
     k, v, k_rope = (x[:, :12].contiguous() for x in (k, v, k_rope))  # 12 slots of stride 4
     end_BT = (end_BT - 6 + 4) // 4
-    o, lse = cached_attention(q, k, v, torch.zeros_like(end_BT), end_BT, q_rope=q_rope, k_rope_BNR=k_rope)
-    whole = compression_attention(q, k, v, block=6, stride=4, q_rope=q_rope, k_rope_BNR=k_rope)
+    o, lse = cached_attention(q, k, v, torch.zeros_like(end_BT), end_BT, q_rope=q_rope, k_rope=k_rope)
+    whole = compression_attention(q, k, v, block=6, stride=4, q_rope=q_rope, k_rope=k_rope)
     torch.testing.assert_close((o, lse), whole)
     assert (lse[:, 0] == -torch.inf).all()
     assert (o[:, 0] == 0).all()
@@ -50,21 +50,21 @@ def test_choice_and_selection_are_those_of_whole_rows(row, chunked, query_group)
     q, k, v, q_rope, k_rope = row
     pooled, pooled_rope = k[:, :23], k_rope[:, :23]  # stride 2
     grid = {"compression_block": 4, "compression_stride": 2, "selection_block": 8, "n_init": 1, "n_local": 2}
-    ropes = {"q_rope": q_rope, "k_rope_BNR": pooled_rope}
+    ropes = {"q_rope": q_rope, "k_rope": pooled_rope}
     lse = compression_attention(q, pooled, v[:, :23], block=4, stride=2, **ropes)[1]
     whole = choose_blocks(q, pooled, lse, n_selected=4, query_group=query_group, **grid, **ropes)
     whole_BTKS = whole.repeat_interleave(query_group, 1)[:, :SEQ_LEN]
     previous = torch.full((2, K, 4), -1, dtype=torch.int32)
     for lo, hi in ((0, 1), (1, 7), (7, 8), (8, 37), (37, SEQ_LEN)):
         at = torch.arange(lo, hi).expand(2, -1)
-        part = {"q_rope": q_rope[:, lo:hi], "k_rope_BNR": pooled_rope}
+        part = {"q_rope": q_rope[:, lo:hi], "k_rope": pooled_rope}
         chosen = cached_choose_blocks(
             q[:, lo:hi], pooled, lse[:, lo:hi], at, previous, query_group=query_group, **grid, **part
         )
         assert torch.equal(chosen, whole_BTKS[:, lo:hi])
         previous = chosen[:, -1].contiguous()
         o = cached_selection_attention(
-            q[:, lo:hi], k, v, chosen, at, selection_block=8, q_rope=q_rope[:, lo:hi], k_rope_BNR=k_rope
+            q[:, lo:hi], k, v, chosen, at, selection_block=8, q_rope=q_rope[:, lo:hi], k_rope=k_rope
         )
         expected = selection_attention(
             q, k, v, whole, selection_block=8, query_group=query_group, q_rope=q_rope, k_rope=k_rope
@@ -154,7 +154,7 @@ def cache_of(shape, n, randn, dtype, device):
 def check_attention(shape, n, randn, poisoned, dtype=torch.float32, device="cpu", bound=1e-5):
     q, k, v, q_rope, k_rope = cache_of(shape, n, randn, dtype, device)
     ends = torch.tensor([[0], [n - shape[0]], [n // 3]], device=device) + torch.arange(shape[0], device=device)
-    ropes = {"q_rope": q_rope, "k_rope_BNR": k_rope}
+    ropes = {"q_rope": q_rope, "k_rope": k_rope}
     wide = {name: x if x is None else x.double() for name, x in ropes.items()}
     for first in (torch.zeros_like(ends), (ends - n // 5).clamp(min=0)):
         expected = cached_attention(q.double(), k.double(), v.double(), first, ends, **wide, impl="reference")
@@ -171,7 +171,7 @@ def check_choice(shape, n, grid, randn, poisoned, groups, places, dtype=torch.fl
     q, k, _, q_rope, k_rope = cache_of(shape, n, randn, dtype, device)
     ends = torch.tensor([[1], [n * grid["compression_stride"] - shape[0]], [n]], device=device)
     at = ends + torch.arange(shape[0], device=device)
-    ropes = {"q_rope": q_rope, "k_rope_BNR": k_rope}
+    ropes = {"q_rope": q_rope, "k_rope": k_rope}
     wide = {name: x if x is None else x.double() for name, x in ropes.items()}
     slots = ((at + 1 - grid["compression_block"]) // grid["compression_stride"] + 1).clamp(0, n)
     lse = cached_attention(q.double(), k.double(), k.double(), slots * 0, slots, **wide, impl="reference")[1]
@@ -287,7 +287,7 @@ def check_selection(
     chosen = ranked.where(ranked * block <= at[..., None, None], -1).sort(-1, descending=True).values.int()
     first_BT = (torch.arange(T, device=device) - at % query_group).clamp(min=0)
     chosen = chosen.gather(1, first_BT[..., None, None].expand_as(chosen))
-    ropes = {"q_rope": q_rope, "k_rope_BNR": k_rope}
+    ropes = {"q_rope": q_rope, "k_rope": k_rope}
     wide = {name: x if x is None else x.double() for name, x in ropes.items()}
     inputs = q.double(), k.double(), v.double(), chosen, at
     expected = cached_selection_attention(*inputs, selection_block=block, **wide, impl="reference")
@@ -342,13 +342,13 @@ def test_memory_of_long_pieces(seq_len, randn, monkeypatch):
     shape, n = (seq_len, 16, 1, 224, 0, 32), 32_768
     q, k, _, q_rope, k_rope = cache_of(shape, n, randn, torch.bfloat16, "cuda")
     at = torch.arange(n - seq_len, n, device="cuda").expand(3, -1).contiguous()
-    ropes = {"q_rope": q_rope, "k_rope_BNR": k_rope, "impl": "triton"}
+    ropes = {"q_rope": q_rope, "k_rope": k_rope, "impl": "triton"}
     (o, lse), most = peak(lambda: cached_attention(q, k, k, at * 0, at + 1, **ropes))
     assert most <= 2 * (o.nbytes + lse.nbytes) + 2**20
 
     grid = {"compression_block": 16, "compression_stride": 16, "selection_block": 16, "query_group": 4}
     pooled = q, k[:, : n // 16], lse, at, torch.zeros(3, 4, 64, device="cuda", dtype=torch.int32)
-    ropes["k_rope_BNR"] = k_rope[:, : n // 16]
+    ropes["k_rope"] = k_rope[:, : n // 16]
     chosen, most = peak(lambda: cached_choose_blocks(*pooled, **grid, **ropes))
     assert most <= op.WORKSPACE_BYTES + 4 * chosen.nbytes
     monkeypatch.setattr(op, "WORKSPACE_BYTES", 2**24)
@@ -356,7 +356,7 @@ def test_memory_of_long_pieces(seq_len, randn, monkeypatch):
     assert torch.equal(again, chosen)
     assert most <= 2**24 + 4 * chosen.nbytes + 2**20
 
-    ropes["k_rope_BNR"] = k_rope
+    ropes["k_rope"] = k_rope
     o, most = peak(lambda: cached_selection_attention(q, k, k, chosen, at, selection_block=16, **ropes))
     assert most <= 2 * o.nbytes
 

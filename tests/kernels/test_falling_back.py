@@ -21,7 +21,7 @@ CALLS = {
     "full": lambda q, k, v, **rest: full_attention(q, k, v, **rest),
     "window": lambda q, k, v, **rest: window_attention(q, k, v, window=9, **rest),
     "compression": lambda q, k, v, k_rope, **rest: compression_attention(
-        q, k[:, :12], v[:, :12], k_rope_BNR=k_rope[:, :12], block=8, stride=4, **rest
+        q, k[:, :12], v[:, :12], k_rope=k_rope[:, :12], block=8, stride=4, **rest
     )[0],
     "selection": lambda q, k, v, **rest: selection_attention(q, k, v, CHOSEN, selection_block=16, **rest),
 }

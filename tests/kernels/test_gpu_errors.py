@@ -139,7 +139,7 @@ def test_attention(name, setting):
 
     def ours(q, k, v, q_rope=None, k_rope=None):
         if name == "compression":
-            grid = {"block": block, "stride": stride, "q_rope": q_rope, "k_rope_BNR": k_rope}
+            grid = {"block": block, "stride": stride, "q_rope": q_rope, "k_rope": k_rope}
             return compression_attention(q, k, v, **grid, impl="triton")[0]
         options = {"q_rope": q_rope, "k_rope": k_rope, "impl": "triton"}
         if name == "selection":
@@ -186,7 +186,7 @@ def test_decoding(heads):
     q, k, v, *rope = noise((1, T, H, D), (1, N, J, D), (1, N, J, D), *[(1, T, H, R), (1, N, R)] * bool(R))
     v = k if R else v
     position = torch.arange(N - T, N, device="cuda")[None]
-    scale, options = (D + R) ** -0.5, dict(zip(["q_rope", "k_rope_BNR"], rope, strict=False))
+    scale, options = (D + R) ** -0.5, dict(zip(["q_rope", "k_rope"], rope, strict=False))
     setting = Setting(N, H, 4, D, R, (16, 16), (block, n), T)
     chosen = random_choice(setting)[:, -1:].expand(-1, T, -1, -1).contiguous()
 

@@ -35,7 +35,7 @@ def operations(T: int, K: int):
 
     def compression(q, k, v, q_rope, k_rope, impl):
         k, v, k_rope = (x if x is None else mean_pool(x, **grid, impl=impl) for x in (k, v, k_rope))
-        return compression_attention(q, k, v, q_rope=q_rope, k_rope_BNR=k_rope, **grid, impl=impl)[0]
+        return compression_attention(q, k, v, q_rope=q_rope, k_rope=k_rope, **grid, impl=impl)[0]
 
     def selection(q, k, v, q_rope, k_rope, impl):
         options = {"selection_block": 16, "query_group": 4, "impl": impl}

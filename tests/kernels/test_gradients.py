@@ -38,7 +38,7 @@ def test_pooling_and_compression(leaves, documents, chunked):
 
     def attend(q, k, v, q_rope, k_rope):
         k, v, k_rope = (kernels.mean_pool(x, **grid) for x in (k, v, k_rope))
-        return kernels.compression_attention(q, k, v, q_rope=q_rope, k_rope_BNR=k_rope, **grid)[0]
+        return kernels.compression_attention(q, k, v, q_rope=q_rope, k_rope=k_rope, **grid)[0]
 
     assert torch.autograd.gradcheck(attend, leaves)
     assert torch.autograd.gradcheck(lambda x: kernels.gather_blocks(x, **grid), leaves[1])

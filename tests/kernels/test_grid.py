@@ -89,7 +89,7 @@ def test_every_operation(name, shape, documents, tensors, randn, agree):
 
     def compression(q, k, v, q_rope, k_rope, impl):
         k, v, k_rope = (x if x is None else mean_pool(x, **grid, impl=impl) for x in (k, v, k_rope))
-        return compression_attention(q, k, v, q_rope=q_rope, k_rope_BNR=k_rope, **grid, impl=impl)
+        return compression_attention(q, k, v, q_rope=q_rope, k_rope=k_rope, **grid, impl=impl)
 
     def selection(q, k, v, q_rope, k_rope, impl):
         sizes = {"selection_block": shape.block, "query_group": shape.query_group}
@@ -116,12 +116,12 @@ def test_the_choice_of_blocks(shape, documents, tensors):
     q, k, v, q_rope, k_rope = tensors
     grid = {"block": shape.block, "stride": shape.block // 2, "documents": documents, "impl": "reference"}
     k, v, k_rope = (x if x is None else mean_pool(x, **grid) for x in (k, v, k_rope))
-    _, lse = compression_attention(q, k, v, q_rope=q_rope, k_rope_BNR=k_rope, **grid)
+    _, lse = compression_attention(q, k, v, q_rope=q_rope, k_rope=k_rope, **grid)
     sizes = {"compression_block": shape.block, "compression_stride": shape.block // 2, "selection_block": shape.block}
     sizes |= {"n_selected": 4, "query_group": shape.query_group, "documents": documents}
-    expected = choose_blocks(q, k, lse, **sizes, q_rope=q_rope, k_rope_BNR=k_rope, impl="reference")
+    expected = choose_blocks(q, k, lse, **sizes, q_rope=q_rope, k_rope=k_rope, impl="reference")
     q, k, lse, q_rope, k_rope = (x if x is None else x.float() for x in (q, k, lse, q_rope, k_rope))
-    assert torch.equal(choose_blocks(q, k, lse, **sizes, q_rope=q_rope, k_rope_BNR=k_rope, impl="triton"), expected)
+    assert torch.equal(choose_blocks(q, k, lse, **sizes, q_rope=q_rope, k_rope=k_rope, impl="triton"), expected)
 
 
 def test_decoding(shape, tensors):
@@ -135,7 +135,7 @@ def test_decoding(shape, tensors):
 
     def results(impl, dtype):
         tensors = [x if x is None else x.to(dtype) for x in (q, k, v, q_rope, k_rope)]
-        options = {"q_rope": tensors[3], "k_rope_BNR": tensors[4], "impl": impl}
+        options = {"q_rope": tensors[3], "k_rope": tensors[4], "impl": impl}
         whole = cached_attention(*tensors[:3], end * 0, end, **options)
         return *whole, cached_selection_attention(*tensors[:3], chosen, end - 1, selection_block=shape.block, **options)
 

@@ -131,7 +131,7 @@ def test_compression_attention(inputs, naive):
     pooled = inputs.pooled()
     o, lse = kernels.compression_attention(
         inputs.q, pooled["k"], pooled["v"], **inputs.grid(), **inputs.options,
-        q_rope=inputs.q_rope, k_rope_BNR=pooled.get("k_rope"), scale=inputs.case.scale,
+        q_rope=inputs.q_rope, k_rope=pooled.get("k_rope"), scale=inputs.case.scale,
     )  # fmt: skip
     assert lse.dtype == torch.float64
     for row, part, one in inputs.documents():
@@ -145,7 +145,7 @@ def test_compression_attention(inputs, naive):
 
 def choose(inputs, n_init=1, n_local=2):
     pooled, case = inputs.pooled(), inputs.case
-    rotary = {"q_rope": inputs.q_rope, "k_rope_BNR": pooled.get("k_rope"), "scale": case.scale}
+    rotary = {"q_rope": inputs.q_rope, "k_rope": pooled.get("k_rope"), "scale": case.scale}
     _, lse = kernels.compression_attention(
         inputs.q, pooled["k"], pooled["v"], **inputs.grid(), **inputs.options, **rotary
     )

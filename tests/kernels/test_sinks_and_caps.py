@@ -65,7 +65,7 @@ def test_decoding_is_full_and_window(change, randn, naive, chunked):
     options = {"scale": 0.6, **change, "sinks": sinks if change.get("sinks") else None}
     for window in WINDOWS:
         first_BT = end_BT * 0 if window is None else (end_BT - window).clamp(min=0)
-        o, lse = cached_attention(q, k, v, first_BT, end_BT, q_rope=q_rope, k_rope_BNR=k_rope, **options)
+        o, lse = cached_attention(q, k, v, first_BT, end_BT, q_rope=q_rope, k_rope=k_rope, **options)
         torch.testing.assert_close(o, attend(window, change)(q, k, v, q_rope, k_rope, sinks))
         sees = lambda t, g, first=first_BT[0]: range(int(first[t]), t + 1)  # noqa: E731
         parts = [x[0] for x in (q, k, v)], [x[0] for x in (q_rope, k_rope)]
@@ -114,7 +114,7 @@ def test_decoding_interpreted(shape, change, randn, poisoned):
     T, H, J, D, V, R = shape
     q, k, v = randn(3, T, H, D), randn(3, 90, J, D), randn(3, 90, J, V or D)
     v = v if V else k
-    ropes = {"q_rope": randn(3, T, H, R), "k_rope_BNR": randn(3, 90, R)} if R else {}
+    ropes = {"q_rope": randn(3, T, H, R), "k_rope": randn(3, 90, R)} if R else {}
     sinks = 2 * randn(H) if change.get("sinks") else None
     ends = torch.tensor([[0], [90 - T], [30]]) + torch.arange(T)
     options = {"scale": 0.6, **change, "sinks": sinks}
@@ -189,9 +189,7 @@ def test_gpu(sizes, window, change, randn, agree):
 def test_decoding_gpu(shape, change, randn):
     T, H, J, D, V, R = shape
     q, k, v = (x.cuda().bfloat16() for x in (randn(3, T, H, D), randn(3, 3000, J, D), randn(3, 3000, J, V or D)))
-    ropes = (
-        {"q_rope": randn(3, T, H, R).cuda().bfloat16(), "k_rope_BNR": randn(3, 3000, R).cuda().bfloat16()} if R else {}
-    )
+    ropes = {"q_rope": randn(3, T, H, R).cuda().bfloat16(), "k_rope": randn(3, 3000, R).cuda().bfloat16()} if R else {}
     options = {"scale": 0.2, **change, "sinks": 2 * randn(H).cuda() if change.get("sinks") else None}
     ends = torch.tensor([[0], [3000 - T], [1000]], device="cuda") + torch.arange(T, device="cuda")
     v = v if V else k

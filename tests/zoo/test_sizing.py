@@ -57,8 +57,8 @@ def like_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def window(q, k, v, *, q_rope, k_rope, **options):
         return attention(q, k, v, q_rope, k_rope)[0]
 
-    def compression(q, k, v, *, q_rope, k_rope_BNR, **options):
-        output, lse = attention(q, k, v, q_rope, k_rope_BNR)
+    def compression(q, k, v, *, q_rope, k_rope, **options):
+        output, lse = attention(q, k, v, q_rope, k_rope)
         return output, lse.detach()
 
     def choose(q, k, lse, *, n_selected, query_group, **options):

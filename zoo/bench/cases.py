@@ -92,7 +92,7 @@ class Tensors:
 
     def compression(self, pooled: list) -> tuple[torch.Tensor, torch.Tensor]:
         k, v, k_rope = pooled
-        return kernels.compression_attention(self.q, k, v, q_rope=self.q_rope, k_rope_BNR=k_rope, **self._grid())
+        return kernels.compression_attention(self.q, k, v, q_rope=self.q_rope, k_rope=k_rope, **self._grid())
 
     def choice(self, pooled: list, lse: torch.Tensor) -> torch.Tensor:
         setting, (k, _, k_rope) = self.setting, pooled
@@ -101,7 +101,7 @@ class Tensors:
             k,
             lse,
             q_rope=self.q_rope,
-            k_rope_BNR=k_rope,
+            k_rope=k_rope,
             compression_block=setting.compression_block,
             compression_stride=setting.compression_stride,
             n_selected=setting.n_selected,

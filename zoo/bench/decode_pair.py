@@ -57,14 +57,14 @@ class Pair:
         far, lse = self._attend(self.pooled, ends["pooled"])
         parts = {"q_rope": self.q_rope, "scale": 96**-0.5}
         chosen = cached_choose_blocks(
-            self.q, self.pooled.latent, lse, position_B1, self.previous, k_rope_BNR=self.pooled.rope, **GRID, **parts
+            self.q, self.pooled.latent, lse, position_B1, self.previous, k_rope=self.pooled.rope, **GRID, **parts
         )
         tokens = self.tokens.latent, self.tokens.latent, chosen, position_B1
-        near = cached_selection_attention(self.q, *tokens, selection_block=BLOCK, k_rope_BNR=self.tokens.rope, **parts)
+        near = cached_selection_attention(self.q, *tokens, selection_block=BLOCK, k_rope=self.tokens.rope, **parts)
         return gated_sum([far, near], self.gates)
 
     def _attend(self, slots: Slots, end_B1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rotary = {"q_rope": self.q_rope, "k_rope_BNR": slots.rope, "scale": 96**-0.5}
+        rotary = {"q_rope": self.q_rope, "k_rope": slots.rope, "scale": 96**-0.5}
         return cached_attention(self.q, slots.latent, slots.latent, self.zero, end_B1, **rotary)
 
 

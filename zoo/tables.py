@@ -18,6 +18,12 @@ def plain_table(*headings: str) -> Table:
     return table
 
 
+def has_colours() -> bool:
+    """Whether standard output is a terminal that shows colours."""
+    terminal = Console()
+    return terminal.is_terminal and terminal.color_system is not None and not terminal.no_color
+
+
 def width_of() -> int:
     """Characters of a line of the terminal at hand; 100 where there is none."""
     terminal = Console()

@@ -59,14 +59,14 @@ def _best_repeat(numbers: Sequence[int], start: int) -> tuple[int, int]:
     return best
 
 
-def strip(layers: Sequence[Look], title: str = "") -> Text:
+def strip(layers: Sequence[Look], title: str = "", coloured: bool = False) -> Text:
     """One line: the letters of a schedule after `title`, each layer where there are few, else each stretch once.
 
-    layers: how each layer is shown, as `colours.looks` says.
+    layers: how each layer is shown, as `colours.looks` says.  coloured: as cells in colours instead of plain letters.
     """
     line = Text(title)
     if len(layers) <= SHORT:
-        return _cells(line, layers)
+        return _cells(line, layers, coloured)
     order = {look: number for number, look in enumerate(dict.fromkeys(layers))}
     known, numbers, shown = list(order), [order[look] for look in layers], 0
     for stretch in stretches(numbers):
@@ -74,7 +74,7 @@ def strip(layers: Sequence[Look], title: str = "") -> Text:
             return line.append(" ...")
         line.append("" if shown == 0 else "  ").append(_range(stretch), "dim").append(" ")
         cells = (stretch.unit * 2 if stretch.repeats else numbers[stretch.first : stretch.last + 1])[:MOST_CELLS]
-        _cells(line, [known[number] for number in cells])
+        _cells(line, [known[number] for number in cells], coloured)
         line.append(" ..." if stretch.repeats or len(cells) < stretch.last - stretch.first + 1 else "")
         shown += len(cells)
     return line
@@ -84,5 +84,7 @@ def _range(stretch: Stretch) -> str:
     return str(stretch.first) if stretch.first == stretch.last else f"{stretch.first}-{stretch.last}"
 
 
-def _cells(line: Text, layers: Sequence[Look]) -> Text:
+def _cells(line: Text, layers: Sequence[Look], coloured: bool) -> Text:
+    if not coloured:
+        return line.append(" ".join(look.letter for look in layers))
     return line.append_tokens(part for look in layers for part in look.cell())

@@ -9,7 +9,7 @@ from rich.text import Text
 from zoo.report.colours import Look, looks
 from zoo.report.rows import SETTINGS, Row, Value, rows
 from zoo.report.strips import strip
-from zoo.tables import plain_table, rendered, width_of
+from zoo.tables import has_colours, plain_table, rendered, width_of
 
 MOST_CELL = 20  # characters of a cell; a longer one is folded, and a table with more columns than fit comes in parts
 
@@ -101,15 +101,16 @@ def _parts(widths: list[int], room: int) -> Iterable[list[int]]:
 
 
 def _strips(columns: list[dict]) -> list[Text]:
-    seen = looks_of(columns)
+    seen, coloured = looks_of(columns), has_colours()
     widest = max(len(column["label"]) for column in columns)
     lines = []
     for column in columns:
         title = f"{column['label']:{widest}}  "
         layers = [seen[layer["attention"]] for layer in column.get("layers", ())]
-        lines.append(strip(layers, title) if layers else Text(title).append("failed", style="red"))
+        lines.append(strip(layers, title, coloured) if layers else Text(title).append("failed", style="red"))
     legend = [
-        Text(" " * (widest + 2)).append_tokens(look.cell()).append(f" {attention}") for attention, look in seen.items()
+        Text(" " * (widest + 2)).append_tokens(look.cell() if coloured else [(look.letter, "")]).append(f" {attention}")
+        for attention, look in seen.items()
     ]
     return [*lines, *legend]
 

@@ -142,6 +142,16 @@ def test_transformers_model_of_it(around):
     torch.testing.assert_close(decoder.logits(output.hidden_states[-1]), output.logits)
 
 
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+def test_gradients_of_a_layer(place, parallel):
+    """By finite differences, with regard to the stream and to what is not yet added to it."""
+    around = {"norm_place": place, "parallel": parallel, "residual_scale": 0.5, "stream_scale": 1.7}
+    layer, context = decoder_of(around).layers[0], Context.for_tokens(1, 3)
+    leaves = [torch.randn(1, 3, 24, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(lambda x, delta: layer(x, delta, context), leaves, fast_mode=True)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients_of_the_layer_norm(bias):
     x, delta, weight, shift = (

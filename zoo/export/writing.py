@@ -102,7 +102,7 @@ def _write_tokenizer(config, tokenizer, folder: Path) -> None:
 
 def export_command(run: Path, folder: Path, format: str, dtype: str, family: str | None = None) -> str:
     """`zoo export`: write, and say what was written and how it is loaded."""
-    from zoo.interop.registry import family as find_family
+    from zoo.interop.registry import family_to_write
     from zoo.runs.weights import Stored
 
     files = export(run, folder, format, dtype, family)
@@ -112,6 +112,6 @@ def export_command(run: Path, folder: Path, format: str, dtype: str, family: str
         trust = "" if family else ", trust_remote_code=True"
         call = f'AutoModelForCausalLM.from_pretrained("{folder}"{trust})'
         lines.append(f"load it:   transformers.{call}")
-    if family and Stored.of(run).model.multi_token and not find_family(family, "--as").multi_token:
+    if family and Stored.of(run).model.multi_token and not family_to_write(family).multi_token:
         lines.append(f"left out:  the modules of model.multi_token, which {family} does not have")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from zoo.interop.errors import InteropError
 from zoo.interop.family import Family
 from zoo.interop.keys import Keys
 from zoo.interop.registry import family as find_family
+from zoo.interop.registry import family_to_write
 from zoo.interop.rope import rope_facts
 from zoo.recipe import ModelConfig
 from zoo.recipe.differences import differences, in_words
@@ -57,7 +58,7 @@ def write_config(name: str, model: ModelConfig) -> tuple[Family, dict[str, Any]]
 
     Raises InteropError that names what the family cannot have: the config is read back, and must describe the same.
     """
-    family = find_family(name, "--as")
+    family = family_to_write(name)
     config = family.write(model)
     try:
         _, found = read_config(config, name)

@@ -9,11 +9,19 @@ from zoo.interop import families
 from zoo.interop.errors import InteropError
 from zoo.interop.family import Family
 
+# Names of formats that people use for models whose text part has a model_type of its own.
+ALSO = {"gemma3": "gemma3_text", "llama4": "llama4_text"}
+
 
 @cache
 def names() -> tuple[str, ...]:
     """The `model_type` of every family, sorted."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
+
+
+def family_to_write(name: str) -> Family:
+    """The family of `--as NAME`.  Raises InteropError if there is none."""
+    return family(ALSO.get(name, name), "--as")
 
 
 def family(name: object, place: str) -> Family:

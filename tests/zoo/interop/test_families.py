@@ -1,5 +1,6 @@
 """Each family: imported logits, generation with caches, gradients, and the config's defaults, against transformers."""
 
+import copy
 import json
 
 import pytest
@@ -61,14 +62,27 @@ def test_greedy_tokens_with_caches_are_the_same(imported, name):
     assert [result.tokens for result in found.results] == expected.tolist()
 
 
-def test_bfloat16_is_as_close_as_bfloat16_allows(imported):
-    theirs, ours = imported("qwen3, wide heads and windows")
+OFTEN = ("qwen3, wide heads and windows", "gpt_oss", "minimax", "qwen3_next")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in CASES]
+)
+def test_bfloat16_is_as_close_as_bfloat16_allows(imported, name):
+    """Our median error of a token's logits is 2e-2, or 1.5 times that of transformers' own model where that is more.
+
+    The median, because rounding changes the experts of single tokens, in either library, and then their logits.
+    """
+    theirs, ours = imported(name)
     tokens_BT = tokens(2, 33)
     with torch.no_grad():
         expected = theirs(tokens_BT).logits
-        found = ours.to(torch.bfloat16)(tokens_BT).float()
-        ours.float()
-    assert (found - expected).norm() < 2e-2 * expected.norm()
+        errors = []
+        for model in (copy.deepcopy(ours).to(torch.bfloat16), copy.deepcopy(theirs).to(torch.bfloat16)):
+            found = model(tokens_BT)
+            found = (found if isinstance(found, torch.Tensor) else found.logits).float()
+            errors.append(float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median()))
+    assert errors[0] < max(2e-2, 1.5 * errors[1])
 
 
 @pytest.mark.parametrize("model_type", [name for name in names() if name in transformers.CONFIG_MAPPING])

@@ -106,6 +106,18 @@ REFUSED = {
 }
 
 
+def test_a_text_model_by_the_name_of_its_format():
+    assert write_config("gemma3", gemma3())[1]["model_type"] == "gemma3_text"
+    with pytest.raises(InteropError, match="gemma3: cannot have this model: embedding_scale is 1"):
+        write_config("gemma3", gemma3(embedding_scale=1.0))
+
+
+def gemma3(**keys):
+    block = {"qk_norm": True, "norm_eps": 1e-6, "head_dim": 8, "score_scale": 0.25, "rope_theta": 1e6}
+    around = {"ffn": {"kind": "geglu", "gelu": "tanh", "d_ff": 24}, "norm_place": "both", "embedding_scale": 4.0}
+    return model(block=block, norm_eps=1e-6, **(around | keys))
+
+
 @pytest.mark.parametrize(("family", "made", "why"), REFUSED.values(), ids=REFUSED)
 def test_a_model_that_the_family_has_not_is_refused_with_the_reason(family, made, why):
     with pytest.raises(InteropError, match=why):

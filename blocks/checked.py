@@ -7,7 +7,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from zoo.blocks.about import About
 
-Problem = tuple[tuple[str | int, ...], str]  # (path of the key inside the config, what is wrong with it)
+FieldProblem = tuple[tuple[str | int, ...], str]  # (path of the key inside the config, what is wrong with it)
 
 
 # The bounds of each kind of number. Types are strict: a recipe's "16" or true is no number.
@@ -30,7 +30,7 @@ class Checked(BaseModel):
     # defer_build: a validator is made when it is first used, and most configs and sets of fields are not, in a command.
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         return []
 
     @model_validator(mode="after")

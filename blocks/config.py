@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from zoo.blocks.about import About
 from zoo.blocks.cost import Cost
-from zoo.blocks.fields import Flag, GateFields, Kinded, OutputFields, Problem, SharingFields, norm_set_problems
+from zoo.blocks.fields import FieldProblem, Flag, GateFields, Kinded, OutputFields, SharingFields, norm_set_problems
 from zoo.blocks.patterns.base import SCORE_OPTIONS, PatternConfig
 from zoo.blocks.patterns.compression_config import Compression
 from zoo.blocks.patterns.full_config import Full
@@ -130,7 +130,7 @@ class AttentionConfig(GateFields, SharingFields, OutputFields, BlockConfig):
         """The pattern of that kind, or None."""
         return next((pattern for pattern in self.patterns if pattern.kind == kind), None)
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         found = super().problems(d_model)
         found += [(("projection", *path), why) for path, why in self.projection.problems(d_model)]
         kinds = [pattern.kind for pattern in self.patterns]
@@ -155,9 +155,9 @@ class AttentionConfig(GateFields, SharingFields, OutputFields, BlockConfig):
             found.append((("share_kv",), f"{why}; found {self.share_kv}"))
         return found
 
-    def _score_problems(self) -> list[Problem]:
+    def _score_problems(self) -> list[FieldProblem]:
         """Options of the projection that change scores need patterns that can have them."""
-        found: list[Problem] = []
+        found: list[FieldProblem] = []
         for name in SCORE_OPTIONS:
             value = getattr(self.projection, name, None)
             unable = [pattern.kind for pattern in self.patterns if name not in pattern.score_options]

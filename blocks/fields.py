@@ -11,11 +11,11 @@ from pydantic import Field
 from zoo.blocks.checked import (
     Checked,
     Count,
+    FieldProblem,
     Flag,
     Kinded,
     Length,
     Positive,
-    Problem,
     Size,
 )
 from zoo.blocks.rope_fields import PositionTemperature, RopeFields
@@ -28,6 +28,7 @@ __all__ = [
     "CompressionFields",
     "CompressionStride",
     "Count",
+    "FieldProblem",
     "Flag",
     "GQAFields",
     "GateFields",
@@ -41,7 +42,6 @@ __all__ = [
     "OutputFields",
     "PositionTemperature",
     "Positive",
-    "Problem",
     "QueryGroup",
     "RopeFields",
     "ScoreFields",
@@ -103,7 +103,7 @@ class GQAFields(Checked):
             "v_head_dim": self.v_head_dim or head_dim,
         }
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         found = super().problems(d_model) + _head_problems(self, d_model) + self._rotary_problems(d_model)
         for name in ("qk_norm_over", "qk_norm_place", "qk_norm_scale"):
             value = getattr(self, name)
@@ -113,7 +113,7 @@ class GQAFields(Checked):
             found.append((("qk_norm_place",), "needs rope: true; found 'after' without rotation"))
         return found
 
-    def _rotary_problems(self, d_model: int | None) -> list[Problem]:
+    def _rotary_problems(self, d_model: int | None) -> list[FieldProblem]:
         """The rotated channels are pairs; with `rope_fraction` a whole number of them."""
         width = self.filled(d_model)["head_dim"]
         if self.rope_fraction == 1:
@@ -178,7 +178,7 @@ class LatentFields(Checked):
             "kv_rank": self.kv_rank or (head_dim and 4 * head_dim),
         }
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         found = super().problems(d_model) + _head_problems(self, d_model) + _rotary_problems(self, "rope_dim", d_model)
         if self.latent_scale != 1 and not self.latent_norm:
             found.append((("latent_scale",), f"needs latent_norm: true; found {self.latent_scale:g} without the norm"))
@@ -196,7 +196,7 @@ class GroupedLatentFields(LatentFields):
     def filled(self, d_model: int | None) -> dict[str, Any]:
         return super().filled(d_model) | {"n_kv_heads": self.n_kv_heads or self.n_heads}
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         values, latent_heads = self.filled(d_model), self.n_latent_heads
         found = super().problems(d_model)
         if values["n_kv_heads"] % latent_heads:
@@ -262,7 +262,7 @@ class CompressionFields(Checked):
         True, description="Pool keys after their rotation; false: before, then rotate by the block's mean position."
     )
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         found = super().problems(d_model)
         if self.compression_block % self.compression_stride:
             why = f"must divide compression_block ({self.compression_block})"
@@ -281,7 +281,7 @@ class SelectionFields(Checked):
     n_local: Count = Field(2, description="Latest blocks, the query's own included, always selected.")
     query_group: QueryGroup = 1
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         found = super().problems(d_model)
         forced = self.n_init + self.n_local
         if self.n_selected < forced:
@@ -293,7 +293,7 @@ class SelectionFields(Checked):
         return found
 
 
-def stride_problems(compression: CompressionFields, selection: SelectionFields) -> list[Problem]:
+def stride_problems(compression: CompressionFields, selection: SelectionFields) -> list[FieldProblem]:
     """What is wrong between the two: importance moves from compression to selection blocks in stride-sized pieces."""
     if selection.selection_block % compression.compression_stride == 0:
         return []
@@ -306,8 +306,8 @@ def _share(d_model: int | None, n_heads: int) -> int | None:
     return None if d_model is None or d_model % n_heads else d_model // n_heads
 
 
-def _head_problems(fields: GQAFields | LatentFields, d_model: int | None) -> list[Problem]:
-    found: list[Problem] = []
+def _head_problems(fields: GQAFields | LatentFields, d_model: int | None) -> list[FieldProblem]:
+    found: list[FieldProblem] = []
     n_kv_heads = fields.filled(d_model).get("n_kv_heads", fields.n_heads)
     if fields.n_heads % n_kv_heads:
         found.append((("n_kv_heads",), f"must divide n_heads ({fields.n_heads}); found {n_kv_heads}"))
@@ -317,7 +317,7 @@ def _head_problems(fields: GQAFields | LatentFields, d_model: int | None) -> lis
     return found
 
 
-def norm_set_problems(fields: Any, separate_kv: bool) -> list[Problem]:
+def norm_set_problems(fields: Any, separate_kv: bool) -> list[FieldProblem]:
     """Keys that are normed after their rotation have one norm, so a block cannot have several sets of them."""
     if not separate_kv or getattr(fields, "qk_norm_place", "before") == "before" or not fields.qk_norm_scale:
         return []
@@ -335,7 +335,7 @@ def _rotates(fields: Any) -> bool:
     return not isinstance(fields, RopeFields) or fields.embedding.rotates
 
 
-def _rotary_problems(fields: GQAFields | LatentFields, name: str, d_model: int | None) -> list[Problem]:
+def _rotary_problems(fields: GQAFields | LatentFields, name: str, d_model: int | None) -> list[FieldProblem]:
     width = fields.filled(d_model)[name]
     if width is None or width % 2 == 0 or not _rotates(fields):
         return []

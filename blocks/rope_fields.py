@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from zoo.blocks.checked import Checked, Flag, Length, Positive, Problem
+from zoo.blocks.checked import Checked, FieldProblem, Flag, Length, Positive
 from zoo.blocks.positions.base import PositionConfig
 from zoo.blocks.positions.none_config import NoPosition
 from zoo.blocks.positions.rotary_config import Rotary, Scaling, Theta
@@ -51,7 +51,7 @@ class RopeFields(Checked):
             return self.position
         return Rotary(theta=self.rope_theta, scaling=self.rope_scaling) if self.rope else NoPosition()
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         found = super().problems(d_model)
         if self.position is None:
             if self.rope_scaling is not None and not self.rope:

@@ -55,7 +55,7 @@ class AnsaConfig(
             values["kv_rank"] = self.n_kv_heads * values["head_dim"] - values["rope_dim"]
         return values
 
-    def problems(self, d_model: int | None = None) -> list[fields.Problem]:
+    def problems(self, d_model: int | None = None) -> list[fields.FieldProblem]:
         found = super().problems(d_model) + fields.stride_problems(self, self)
         rank = self.filled(d_model)["kv_rank"]
         if rank is not None and rank < 1:

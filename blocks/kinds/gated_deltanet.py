@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import About, Paper
-from zoo.blocks.checked import Count, Flag, Problem
+from zoo.blocks.checked import Count, FieldProblem, Flag
 from zoo.blocks.linear.config import KeyDim, LinearConfig, LinearFields, ValueDim, head_problems, known, share
 
 
@@ -73,7 +73,7 @@ $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \operatorname{silu}(W_G\, x_t)]$
         values = {"head_dim": head_dim, "v_head_dim": self.v_head_dim or head_dim}
         return {"n_key_heads": self.n_key_heads or self.n_heads, **values}
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         found = super().problems(d_model) + head_problems(self, d_model, self.n_heads, "head_dim")
         if self.n_key_heads and self.n_heads % self.n_key_heads:
             found.append((("n_key_heads",), f"must divide n_heads ({self.n_heads}); found {self.n_key_heads}"))

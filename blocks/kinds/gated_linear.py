@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import About, Paper
-from zoo.blocks.checked import Count, Positive, Problem, Size
+from zoo.blocks.checked import Count, FieldProblem, Positive, Size
 from zoo.blocks.linear.config import ConvSize, LinearConfig, LinearFields, head_problems, known, share
 
 
@@ -67,7 +67,7 @@ is $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \operatorname{silu}(W_R\, x_t
             "v_head_dim": self.v_head_dim or share(d_model, self.n_heads),
         }
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         found = super().problems(d_model) + head_problems(self, d_model, self.n_heads, "v_head_dim")
         if d_model is not None and self.head_dim is None and d_model % (2 * self.n_heads):
             why = f"twice it must divide d_model ({d_model}) where head_dim is not given"

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import About, Paper
-from zoo.blocks.checked import Count, Problem, Size
+from zoo.blocks.checked import Count, FieldProblem, Size
 from zoo.blocks.linear.config import KeyDim, LinearConfig, LinearFields, ValueDim, head_problems, known, share
 
 
@@ -73,7 +73,7 @@ $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \sigma(W_{G2} W_{G1}\, x_t)]$, t
         ranks = {"decay_rank": self.decay_rank or head_dim, "gate_rank": self.gate_rank or v_head_dim}
         return {"head_dim": head_dim, "v_head_dim": v_head_dim, **ranks}
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         return super().problems(d_model) + head_problems(self, d_model, self.n_heads, "head_dim")
 
     @property

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import About, Paper
-from zoo.blocks.checked import Count, Flag, Problem
+from zoo.blocks.checked import Count, FieldProblem, Flag
 from zoo.blocks.linear.config import ConvSize, KeyDim, LinearConfig, LinearFields, ValueDim, head_problems, known, share
 
 
@@ -63,7 +63,7 @@ The output is $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \sigma(W_G\, x_t)]
         head_dim = self.head_dim or share(d_model, self.n_heads)
         return {"head_dim": head_dim, "v_head_dim": self.v_head_dim or head_dim}
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         return super().problems(d_model) + head_problems(self, d_model, self.n_heads, "head_dim")
 
     @property

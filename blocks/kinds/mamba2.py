@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import About, Paper
-from zoo.blocks.checked import Count, Problem, Size
+from zoo.blocks.checked import Count, FieldProblem, Size
 from zoo.blocks.linear.config import LinearConfig, LinearFields, known
 
 
@@ -65,7 +65,7 @@ $y_t = W_O \operatorname{RMSNorm}(o_t \odot \operatorname{silu}(W_Z\, u_t))$, th
         default = None if d_model is None or 2 * d_model % self.v_head_dim else 2 * d_model // self.v_head_dim
         return {"n_heads": self.n_heads or default}
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         found, n_heads = super().problems(d_model), self.filled(d_model)["n_heads"]
         if d_model is not None and n_heads is None:
             why = f"must divide 2 d_model ({2 * d_model}) where n_heads is not given"

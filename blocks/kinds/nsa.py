@@ -42,7 +42,7 @@ class NSAConfig(
     n_kv_heads: fields.KVHeads = 4
     separate_kv: fields.Flag = Field(False, description="A key/value projection for each pattern, as the NSA paper.")
 
-    def problems(self, d_model: int | None = None) -> list[fields.Problem]:
+    def problems(self, d_model: int | None = None) -> list[fields.FieldProblem]:
         found = super().problems(d_model) + fields.stride_problems(self, self)
         return found + fields.norm_set_problems(self, self.separate_kv)
 

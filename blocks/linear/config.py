@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
-from zoo.blocks.checked import Checked, Count, Positive, Problem, Size
+from zoo.blocks.checked import Checked, Count, FieldProblem, Positive, Size
 from zoo.blocks.config import DEFAULT_SEQ_LEN, BlockConfig
 from zoo.blocks.cost import BF16, FLOAT, Cost, everything_from, lowest
 from zoo.blocks.registry import load
@@ -163,7 +163,7 @@ class ResolvedLinear(ResolvedMixer):
         return int(seq_len * per_token)
 
 
-def head_problems(fields: LinearConfig, d_model: int | None, n_heads: int | None, name: str) -> list[Problem]:
+def head_problems(fields: LinearConfig, d_model: int | None, n_heads: int | None, name: str) -> list[FieldProblem]:
     """What is wrong with a width that is d_model / n_heads unless it is given."""
     if d_model is None or n_heads is None or getattr(fields, name) is not None or d_model % n_heads == 0:
         return []

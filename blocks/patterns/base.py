@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from zoo.blocks.cost import BF16, FLOAT
-from zoo.blocks.fields import Kinded, Problem
+from zoo.blocks.fields import FieldProblem, Kinded
 
 if TYPE_CHECKING:
     from zoo.blocks.projections.base import ResolvedProjection
@@ -70,7 +70,7 @@ class PatternConfig(Kinded):
         """
         return self
 
-    def problems_beside(self, others: Mapping[str, "PatternConfig"]) -> list[Problem]:
+    def problems_beside(self, others: Mapping[str, "PatternConfig"]) -> list[FieldProblem]:
         """What is wrong between this pattern and the others of its block, by kind."""
         return []
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from zoo.blocks.about import NSA_PAPER, About
 from zoo.blocks.cost import INT32, compression_pairs, everything_from, lowest, selection_pairs
-from zoo.blocks.fields import Problem, SelectionFields, stride_problems
+from zoo.blocks.fields import FieldProblem, SelectionFields, stride_problems
 from zoo.blocks.patterns.base import Buffer, PatternConfig
 from zoo.blocks.patterns.compression_config import SLOTS, Compression
 
@@ -44,7 +44,7 @@ Queries with the same $\lfloor t/q \rfloor$ use the choice made for the first of
 
     kind: Literal["selection"] = Field("selection", description="Attention over selected blocks.")
 
-    def problems_beside(self, others: Mapping[str, PatternConfig]) -> list[Problem]:
+    def problems_beside(self, others: Mapping[str, PatternConfig]) -> list[FieldProblem]:
         compression = others.get("compression")
         if compression is None:
             return [((), "selection needs the pattern compression beside it: its scores choose the blocks; found none")]

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import ROPE_PAPER, About
-from zoo.blocks.checked import Checked, Factor, Flag, Length, Positive, Problem, Weight
+from zoo.blocks.checked import Checked, Factor, FieldProblem, Flag, Length, Positive, Weight
 from zoo.blocks.positions.base import PositionConfig
 
 
@@ -73,7 +73,7 @@ class YarnScaling(Checked):
     def _mscale(self, weight: float) -> float:
         return 0.1 * weight * math.log(self.factor) + 1.0
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         found = super().problems(d_model)
         if self.beta_fast <= self.beta_slow:
             found.append((("beta_fast",), f"must be above beta_slow ({self.beta_slow:g}); found {self.beta_fast:g}"))
@@ -107,7 +107,7 @@ class Llama3Scaling(Checked):
     def score_factor(self) -> float:
         return 1.0
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         found = super().problems(d_model)
         if self.high_freq_factor < self.low_freq_factor:
             why = f"must not be below low_freq_factor ({self.low_freq_factor:g}); found {self.high_freq_factor:g}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from zoo.blocks.about import About
-from zoo.blocks.checked import Problem
+from zoo.blocks.checked import FieldProblem
 from zoo.parts import SOURCES, TOKENIZERS, PartOf
 
 END_OF_DOCUMENT_BYTE = 256
@@ -43,7 +43,7 @@ class Source(Part):
         "(then each counts by its size).",
     )
 
-    def problems(self, *, seq_len: int, vocab_size: int) -> Iterator[Problem]:
+    def problems(self, *, seq_len: int, vocab_size: int) -> Iterator[FieldProblem]:
         """Yield (key path, message) for what disagrees with the model; called by `DataConfig.problems`."""
         yield from ()
 
@@ -221,7 +221,7 @@ class Synthetic(Source):
         between = 1 if self.task == "copy" else self.gap
         return self.span or (length - between) // 2
 
-    def problems(self, *, seq_len: int, vocab_size: int) -> Iterator[Problem]:
+    def problems(self, *, seq_len: int, vocab_size: int) -> Iterator[FieldProblem]:
         length = self.length or seq_len
         if self.vocab_size > vocab_size:
             yield ("vocab_size",), f"must be at most model.vocab_size = {vocab_size}; found {self.vocab_size}"
@@ -236,7 +236,7 @@ class Synthetic(Source):
         rewritten = self.pairs // 2 if self.task == "forgetting_mqar" else 0
         return 3 * self.pairs if self.task == "compositional_mqar" else 2 * (self.pairs + rewritten)
 
-    def _mqar_problems(self, length: int) -> Iterator[Problem]:
+    def _mqar_problems(self, length: int) -> Iterator[FieldProblem]:
         if length % 2:
             yield ("length",), f"{self.task} needs an even number of tokens; found {length}"
         if self.vocab_size <= length:
@@ -247,7 +247,7 @@ class Synthetic(Source):
         if self.task == "compositional_mqar" and (self.pairs % 2 or self.pairs < 4):
             yield ("pairs",), f"{self.task} needs an even number of pairs from 4; found pairs = {self.pairs}"
 
-    def _repeat_problems(self, length: int, seq_len: int) -> Iterator[Problem]:
+    def _repeat_problems(self, length: int, seq_len: int) -> Iterator[FieldProblem]:
         span = self.resolved_span(seq_len)
         between = 1 if self.task == "copy" else self.gap
         least = 1 if self.task == "copy" else 2
@@ -386,9 +386,9 @@ class DataConfig(Part):
         text = self.text_streams() or (self.validation_source and not self.validation_source.holds_tokens)
         return self.tokenizer or (ByteTokenizer(kind="byte") if text else None)
 
-    def problems(self, *, vocab_size: int, max_seq_len: int) -> list[Problem]:
+    def problems(self, *, vocab_size: int, max_seq_len: int) -> list[FieldProblem]:
         """What disagrees with the model, as (key path below `data`, message); empty if nothing does."""
-        found: list[Problem] = []
+        found: list[FieldProblem] = []
         if self.seq_len is not None and self.seq_len > max_seq_len:
             found.append((("seq_len",), f"must be at most model.max_seq_len = {max_seq_len}; found {self.seq_len}"))
         tokenizer = self.resolved_tokenizer()
@@ -400,8 +400,8 @@ class DataConfig(Part):
             found += [(path + key, message) for key, message in checks]
         return found + self._combination_problems(tokenizer)
 
-    def _combination_problems(self, tokenizer: TokenizerConfig | None) -> list[Problem]:
-        found: list[Problem] = []
+    def _combination_problems(self, tokenizer: TokenizerConfig | None) -> list[FieldProblem]:
+        found: list[FieldProblem] = []
         if tokenizer and tokenizer.is_trained and not self.text_streams():
             found.append(
                 (("tokenizer",), f"{tokenizer.kind} is trained on the source's text, and no source here has any")

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from zoo.blocks.about import About, Paper
 from zoo.blocks.checked import Count as Few
-from zoo.blocks.checked import Flag, Positive, Problem
+from zoo.blocks.checked import FieldProblem, Flag, Positive
 from zoo.blocks.cost import BF16, FLOAT
 from zoo.feed_forward.base import Count, FeedForwardConfig
 
@@ -95,7 +95,7 @@ sum of a token's scores), $\alpha$ = `balance_loss` and $\zeta$ = `z_loss`.
         0.0, description="Step of each expert's bias after a batch (DeepSeek-V3: 0.001); 0: there is no bias."
     )
 
-    def problems(self, d_model: int | None = None) -> list[Problem]:
+    def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         found = super().problems(d_model) + self._choice_problems()
         if self.normalise and self.n_active == 1:
             why = "needs n_active of 2 or more: one expert's weight would always be 1, and the router learn nothing"
@@ -111,7 +111,7 @@ sum of a token's scores), $\alpha$ = `balance_loss` and $\zeta$ = `z_loss`.
                 found.append(((name,), f"{why}; found {str(value).lower()}"))
         return found
 
-    def _choice_problems(self) -> list[Problem]:
+    def _choice_problems(self) -> list[FieldProblem]:
         """What is wrong with the numbers of experts and groups; the first of it."""
         if self.n_active > self.n_experts:
             return [(("n_active",), f"must be at most n_experts ({self.n_experts}); found {self.n_active}")]

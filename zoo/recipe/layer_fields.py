@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from zoo.blocks.checked import Flag, Problem
+from zoo.blocks.checked import FieldProblem, Flag
 from zoo.blocks.cost import BF16, FLOAT
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ LogitSoftcap = Annotated[
 ]
 
 
-def around_problems(norm: str, norm_bias: bool) -> Iterator[Problem]:
+def around_problems(norm: str, norm_bias: bool) -> Iterator[FieldProblem]:
     """What does not fit together."""
     if norm_bias and norm != "layer":
         yield ("norm_bias",), f"needs norm: layer; found true with norm: {norm}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from zoo.blocks.checked import Checked, Problem
+from zoo.blocks.checked import Checked, FieldProblem
 from zoo.errors import unknown
 from zoo.recipe import schedule
 
@@ -46,7 +46,7 @@ class MultiToken(Checked):
 
 def multi_token_problems(
     found: Any, blocks: Mapping[str, Any], names: set[str], ffn_names: set[str]
-) -> Iterator[Problem]:
+) -> Iterator[FieldProblem]:
     """What does not fit the rest of the model.
 
     found: MultiToken; anything else has problems of its own.  blocks: those that are valid; names: all of them.

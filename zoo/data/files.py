@@ -1,5 +1,6 @@
 """Local files of a source: which files its `paths` name, what is left out and why, and what is refused by name."""
 
+import errno
 import fnmatch
 import glob
 import os
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import NoReturn
 
 from zoo.data.config import Files
 from zoo.data.errors import DataError
@@ -136,10 +138,7 @@ def _folders(top: Path, found: Found, hidden_too: bool = False) -> Iterator[tupl
     """Yield the folders below `top` with their files.  Links are followed, each folder once, so that a loop ends."""
     been: set[str] = set()
 
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}")
-
-    for folder, inner, names in os.walk(top, followlinks=True, onerror=fail):
+    for folder, inner, names in os.walk(top, followlinks=True, onerror=_refuse_folder):
         real = os.path.realpath(folder)
         if real in been:
             found.left_out["linked folders that are read already"] += 1
@@ -152,8 +151,31 @@ def _folders(top: Path, found: Found, hidden_too: bool = False) -> Iterator[tupl
         yield Path(folder), names
 
 
+def files_below(top: Path) -> list[Path]:
+    """All files in and below a folder, sorted; empty if there is no folder.  Links to folders are not followed.
+
+    Raises DataError for a folder that cannot be read.
+    """
+    folders = os.walk(top, onerror=_refuse_folder) if top.is_dir() else ()
+    return sorted(path for folder, _, names in folders for name in names if (path := Path(folder, name)).is_file())
+
+
+def _refuse_folder(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
+
+
+def _check_folders(pattern: Path) -> None:
+    """Raise DataError for a folder on the way of a glob that cannot be read: glob.glob finds nothing in it."""
+    for i, part in enumerate(pattern.parts[1:], start=1):
+        needed = os.X_OK | (os.R_OK if glob.has_magic(part) else 0)
+        for name in glob.glob(str(Path(*pattern.parts[:i]))):
+            if os.path.isdir(name) and not os.access(name, needed):
+                _refuse_folder(PermissionError(errno.EACCES, os.strerror(errno.EACCES), name))
+
+
 def _glob(pattern: Path, source: Files, found: Found) -> None:
     if "**" not in pattern.parts:
+        _check_folders(pattern)
         matches = [Path(name) for name in glob.glob(str(pattern))]
     else:  # glob.glob goes round in linked folders
         at = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))

@@ -32,7 +32,7 @@ from zoo.data.config import (
     TextFiles,
 )
 from zoo.data.errors import DataError
-from zoo.data.files import check_head, find_files, is_hidden, local_path, survey
+from zoo.data.files import check_head, files_below, find_files, is_hidden, local_path, survey
 from zoo.data.parquet import groups_of, values
 from zoo.data.reading import (
     begins_with_mark,
@@ -474,7 +474,7 @@ def source_files(source: Source) -> list[Path]:
     if isinstance(source, PythonStdlib):
         return stdlib_files(source)
     if isinstance(source, HuggingFaceDataset):
-        return sorted(p for p in local_path(source.path).rglob("*") if p.is_file())
+        return files_below(local_path(source.path))
     if not isinstance(source, Files):
         raise DataError(f"source {source.kind}: {type(source).__name__} must be a zoo.data.config.DocumentSource")
     return find_files(source)
@@ -563,7 +563,7 @@ def _huggingface_texts(source: HuggingFaceDataset) -> Iterator[object]:
             f"dataset {source.path!r}: the name of a reader of the datasets library, which would read the working "
             "directory (pandas: pickles, which run code); name a dataset, or a folder of data files"
         )
-    for file in filter(Path.is_file, path.rglob("*")):
+    for file in files_below(path):
         if not is_hidden(file.relative_to(path)):
             check_head(file)
     try:

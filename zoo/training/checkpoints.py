@@ -4,6 +4,7 @@ Composer's own `latest` link is not used: it is replaced in two steps, so a kill
 starts over in silence. Here the folder is read instead, and every file is verified before it is trusted.
 """
 
+import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -63,6 +64,10 @@ def newest_good(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """
     if not folder.is_dir():
         return None
+    try:
+        os.listdir(folder)
+    except OSError as error:  # glob would find nothing there, and the run would start over
+        raise ZooError(f"{folder}: the folder cannot be read: {error.strerror}") from error
     for left in folder.glob(f"{TEMPORARY}*"):  # a write that a kill cut short
         left.unlink()
     for checkpoint in reversed(listed(folder)):

@@ -6,7 +6,7 @@ import pytest
 
 from zoo.data import DataError
 from zoo.data.config import DataConfig
-from zoo.data.files import find_files, survey
+from zoo.data.files import files_below, find_files, survey
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
@@ -145,3 +145,41 @@ def test_a_glob_of_folders_finds_what_the_library_finds(folder, pattern, monkeyp
         wanted = sorted(Path(path) for path in glob.glob(place, recursive=True) if Path(path).is_file())
         assert find_files(source(place)) == wanted
         assert wanted
+
+
+@pytest.mark.parametrize(
+    ("pattern", "closed", "needed", "refused"),
+    [
+        ("*/*.txt", "inner", os.R_OK, True),
+        ("*/deep/*.txt", "inner", os.X_OK, True),
+        ("*/deep/*.txt", "inner/deep", os.R_OK, True),
+        ("inner/*.txt", "other", os.R_OK, False),
+        ("inner/deep/d.*", "inner", os.R_OK, False),  # it may be entered, and nothing of it has to be listed
+    ],
+)
+def test_a_folder_on_the_way_of_a_glob_that_cannot_be_read(folder, monkeypatch, pattern, closed, needed, refused):
+    """Of which glob.glob only finds nothing.  Root, who runs tests too, may read every folder: os.access is told."""
+    for name in ("inner/c.txt", "inner/deep/d.txt", "other/e.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    monkeypatch.setattr(os, "access", lambda path, mode: not (path == str(folder / closed) and mode & needed))
+    if not refused:
+        assert find_files(source(folder / pattern))
+        return
+    with pytest.raises(DataError, match=f"{closed}: the folder cannot be read: Permission denied"):
+        find_files(source(folder / pattern))
+
+
+def test_files_below_a_folder_of_a_dataset(folder, monkeypatch):
+    assert files_below(folder) == [folder / "a.txt", folder / "inner" / "b.md"]
+    assert files_below(folder / "nowhere") == []
+    scandir = os.scandir
+
+    def scan(path):
+        if os.fspath(path) == str(folder / "inner"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(DataError, match="inner: the folder cannot be read: Permission denied"):
+        files_below(folder)

@@ -58,6 +58,15 @@ def test_only_damaged_checkpoints_are_not_a_silent_restart(folder):
             newest_good(folder, lambda text: None)
 
 
+def test_a_folder_that_cannot_be_read_is_not_a_silent_restart(folder, monkeypatch):
+    def deny(path):
+        raise PermissionError(13, "Permission denied", path)  # root, who runs tests too, may read every folder
+
+    monkeypatch.setattr(os, "listdir", deny)
+    with pytest.raises(ZooError, match="checkpoints: the folder cannot be read: Permission denied"):
+        newest_good(folder, print)
+
+
 def test_a_write_that_was_cut_short_is_removed(folder):
     left = folder / ".writing-ep1-ba120-rank0.pt"
     left.write_bytes(b"half")

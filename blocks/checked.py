@@ -1,6 +1,8 @@
 """What configs are made of: the bounds of each kind of number, and configs that list all their problems. No torch."""
 
-from typing import Annotated, ClassVar, Self
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -50,3 +52,11 @@ class Kinded(Checked):
     about: ClassVar[About] = About()  # what its page in the documentation says beyond fields and cost
 
     kind: str
+
+
+Made = TypeVar("Made")
+
+
+def resolved(made: type[Made], values: Mapping[str, Any]) -> Made:
+    """The dataclass `made` of those of the values that are fields of it: a config with every number known."""
+    return made(**{field.name: values[field.name] for field in fields(made)})  # type: ignore[arg-type] # a dataclass

@@ -1,12 +1,39 @@
 """`gated_deltanet`: the gated delta rule, as in Qwen3-Next."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from zoo.blocks.about import About, Paper
 from zoo.blocks.checked import Count, FieldProblem, Flag
-from zoo.blocks.linear.config import KeyDim, LinearConfig, LinearFields, ValueDim, head_problems, known, share
+from zoo.blocks.linear.config import KeyDim, LinearConfig, LinearFields, ResolvedLinear, ValueDim, head_problems, share
+
+
+@dataclass(frozen=True)
+class ResolvedGatedDeltaNet(ResolvedLinear):
+    """`gated_deltanet` with every number known."""
+
+    module: ClassVar[str] = "zoo.blocks.linear.gated_deltanet:GatedDeltaNet"
+    title: ClassVar[str] = "gated DeltaNet"
+    delta: ClassVar[bool] = True
+    by_channel: ClassVar[bool] = False
+
+    n_key_heads: int
+    head_dim: int
+    negative_eigenvalues: bool
+
+    @property
+    def key_dim(self) -> int:
+        return self.head_dim
+
+    def rows(self) -> dict[str, int]:
+        keys, values = self.n_key_heads * self.head_dim, self.n_heads * self.v_head_dim
+        of_head = {"beta": self.n_heads, "decay": self.n_heads}
+        return {"query": keys, "key": keys, "value": values, "gate": values, **of_head}
+
+    def vectors(self) -> dict[str, int]:
+        return {"rates": 2 * self.n_heads, "norm": self.v_head_dim}
 
 
 class GatedDeltaNetConfig(LinearFields, LinearConfig):
@@ -16,10 +43,7 @@ class GatedDeltaNetConfig(LinearFields, LinearConfig):
     3/4 d_model / n_heads and v_head_dim twice that; the defaults here are d_model / n_heads for both.
     """
 
-    module: ClassVar[str] = "zoo.blocks.linear.gated_deltanet:GatedDeltaNet"
-    title: ClassVar[str] = "gated DeltaNet"
-    delta: ClassVar[bool] = True
-    by_channel: ClassVar[bool] = False
+    resolved: ClassVar[type[ResolvedLinear]] = ResolvedGatedDeltaNet
     about: ClassVar[About] = About(
         r"""
 A head keeps a matrix $S_t \in \mathbb{R}^{d_n \times d_v}$ in place of keys and values. A token decays it, takes out
@@ -78,15 +102,3 @@ $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \operatorname{silu}(W_G\, x_t)]$
         if self.n_key_heads and self.n_heads % self.n_key_heads:
             found.append((("n_key_heads",), f"must divide n_heads ({self.n_heads}); found {self.n_key_heads}"))
         return found
-
-    @property
-    def key_dim(self) -> int:
-        return known(self.head_dim)
-
-    def rows(self) -> dict[str, int]:
-        keys, values = known(self.n_key_heads) * known(self.head_dim), self.n_heads * known(self.v_head_dim)
-        of_head = {"beta": self.n_heads, "decay": self.n_heads}
-        return {"query": keys, "key": keys, "value": values, "gate": values, **of_head}
-
-    def vectors(self) -> dict[str, int]:
-        return {"rates": 2 * self.n_heads, "norm": known(self.v_head_dim)}

@@ -1,12 +1,41 @@
 """`gated_linear`: gated linear attention. Called GLA by its paper, which here is grouped latent attention."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from zoo.blocks.about import About, Paper
 from zoo.blocks.checked import Count, FieldProblem, Positive, Size
-from zoo.blocks.linear.config import ConvSize, LinearConfig, LinearFields, head_problems, known, share
+from zoo.blocks.linear.config import ConvSize, LinearConfig, LinearFields, ResolvedLinear, head_problems, share
+
+
+@dataclass(frozen=True)
+class ResolvedGatedLinear(ResolvedLinear):
+    """`gated_linear` with every number known."""
+
+    module: ClassVar[str] = "zoo.blocks.linear.gated_linear:GatedLinear"
+    title: ClassVar[str] = "gated linear attention"
+    delta: ClassVar[bool] = False
+    by_channel: ClassVar[bool] = True
+
+    head_dim: int
+    decay_rank: int
+    decay_temperature: float
+
+    @property
+    def key_dim(self) -> int:
+        return self.head_dim
+
+    def rows(self) -> dict[str, int]:
+        keys, values = self.n_heads * self.head_dim, self.n_heads * self.v_head_dim
+        return {"query": keys, "key": keys, "value": values, "gate": values, "decay_latent": self.decay_rank}
+
+    def maps(self) -> dict[str, tuple[int, int]]:
+        return {"decay": (self.decay_rank, self.n_heads * self.head_dim)}
+
+    def vectors(self) -> dict[str, int]:
+        return {"rates": self.n_heads * self.head_dim, "norm": self.v_head_dim}
 
 
 class GatedLinearConfig(LinearFields, LinearConfig):
@@ -15,10 +44,7 @@ class GatedLinearConfig(LinearFields, LinearConfig):
     Not `gla`, grouped latent attention. The defaults of the widths are the paper's: keys half as wide as values.
     """
 
-    module: ClassVar[str] = "zoo.blocks.linear.gated_linear:GatedLinear"
-    title: ClassVar[str] = "gated linear attention"
-    delta: ClassVar[bool] = False
-    by_channel: ClassVar[bool] = True
+    resolved: ClassVar[type[ResolvedLinear]] = ResolvedGatedLinear
     about: ClassVar[About] = About(
         r"""
 A head keeps a matrix $S_t \in \mathbb{R}^{d_n \times d_v}$ in place of keys and values. Each of its rows decays by
@@ -73,17 +99,3 @@ is $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \operatorname{silu}(W_R\, x_t
             why = f"twice it must divide d_model ({d_model}) where head_dim is not given"
             found.append((("n_heads",), f"{why}; found {self.n_heads}"))
         return found
-
-    @property
-    def key_dim(self) -> int:
-        return known(self.head_dim)
-
-    def rows(self) -> dict[str, int]:
-        keys, values = self.n_heads * known(self.head_dim), self.n_heads * known(self.v_head_dim)
-        return {"query": keys, "key": keys, "value": values, "gate": values, "decay_latent": self.decay_rank}
-
-    def maps(self) -> dict[str, tuple[int, int]]:
-        return {"decay": (self.decay_rank, self.n_heads * known(self.head_dim))}
-
-    def vectors(self) -> dict[str, int]:
-        return {"rates": self.n_heads * known(self.head_dim), "norm": known(self.v_head_dim)}

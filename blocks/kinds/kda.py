@@ -1,21 +1,49 @@
 """`kda`: Kimi Delta Attention."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from zoo.blocks.about import About, Paper
 from zoo.blocks.checked import Count, FieldProblem, Size
-from zoo.blocks.linear.config import KeyDim, LinearConfig, LinearFields, ValueDim, head_problems, known, share
+from zoo.blocks.linear.config import KeyDim, LinearConfig, LinearFields, ResolvedLinear, ValueDim, head_problems, share
 
 
-class KDAConfig(LinearFields, LinearConfig):
-    """Kimi Delta Attention (Kimi Linear, arXiv 2510.26692): the gated delta rule with a decay for each channel."""
+@dataclass(frozen=True)
+class ResolvedKDA(ResolvedLinear):
+    """`kda` with every number known."""
 
     module: ClassVar[str] = "zoo.blocks.linear.kda:KimiDelta"
     title: ClassVar[str] = "Kimi delta attention"
     delta: ClassVar[bool] = True
     by_channel: ClassVar[bool] = True
+
+    head_dim: int
+    decay_rank: int
+    gate_rank: int
+
+    @property
+    def key_dim(self) -> int:
+        return self.head_dim
+
+    def rows(self) -> dict[str, int]:
+        keys, values = self.n_heads * self.head_dim, self.n_heads * self.v_head_dim
+        latents = {"decay_latent": self.decay_rank, "gate_latent": self.gate_rank}
+        return {"query": keys, "key": keys, "value": values, "beta": self.n_heads, **latents}
+
+    def maps(self) -> dict[str, tuple[int, int]]:
+        keys, values = self.n_heads * self.head_dim, self.n_heads * self.v_head_dim
+        return {"decay": (self.decay_rank, keys), "gate": (self.gate_rank, values)}
+
+    def vectors(self) -> dict[str, int]:
+        return {"rates": self.n_heads * self.head_dim + self.n_heads, "norm": self.v_head_dim}
+
+
+class KDAConfig(LinearFields, LinearConfig):
+    """Kimi Delta Attention (Kimi Linear, arXiv 2510.26692): the gated delta rule with a decay for each channel."""
+
+    resolved: ClassVar[type[ResolvedLinear]] = ResolvedKDA
     about: ClassVar[About] = About(
         r"""
 A head keeps a matrix $S_t \in \mathbb{R}^{d_n \times d_v}$ in place of keys and values. A token decays each row of it
@@ -75,19 +103,3 @@ $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \sigma(W_{G2} W_{G1}\, x_t)]$, t
 
     def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         return super().problems(d_model) + head_problems(self, d_model, self.n_heads, "head_dim")
-
-    @property
-    def key_dim(self) -> int:
-        return known(self.head_dim)
-
-    def rows(self) -> dict[str, int]:
-        keys, values = self.n_heads * known(self.head_dim), self.n_heads * known(self.v_head_dim)
-        latents = {"decay_latent": known(self.decay_rank), "gate_latent": known(self.gate_rank)}
-        return {"query": keys, "key": keys, "value": values, "beta": self.n_heads, **latents}
-
-    def maps(self) -> dict[str, tuple[int, int]]:
-        keys, values = self.n_heads * known(self.head_dim), self.n_heads * known(self.v_head_dim)
-        return {"decay": (known(self.decay_rank), keys), "gate": (known(self.gate_rank), values)}
-
-    def vectors(self) -> dict[str, int]:
-        return {"rates": self.n_heads * known(self.head_dim) + self.n_heads, "norm": known(self.v_head_dim)}

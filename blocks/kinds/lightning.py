@@ -1,12 +1,46 @@
 """`lightning`: linear attention whose heads decay at fixed rates, as in MiniMax-01."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from zoo.blocks.about import About, Paper
 from zoo.blocks.checked import Count, FieldProblem, Flag
-from zoo.blocks.linear.config import ConvSize, KeyDim, LinearConfig, LinearFields, ValueDim, head_problems, known, share
+from zoo.blocks.linear.config import (
+    ConvSize,
+    KeyDim,
+    LinearConfig,
+    LinearFields,
+    ResolvedLinear,
+    ValueDim,
+    head_problems,
+    share,
+)
+
+
+@dataclass(frozen=True)
+class ResolvedLightning(ResolvedLinear):
+    """`lightning` with every number known."""
+
+    module: ClassVar[str] = "zoo.blocks.linear.lightning:Lightning"
+    title: ClassVar[str] = "lightning attention"
+    delta: ClassVar[bool] = False
+    by_channel: ClassVar[bool] = False
+
+    head_dim: int
+    decay_by_depth: bool
+
+    @property
+    def key_dim(self) -> int:
+        return self.head_dim
+
+    def rows(self) -> dict[str, int]:
+        keys, values = self.n_heads * self.head_dim, self.n_heads * self.v_head_dim
+        return {"query": keys, "key": keys, "value": values, "gate": values}
+
+    def vectors(self) -> dict[str, int]:
+        return {"norm": self.n_heads * self.v_head_dim}
 
 
 class LightningConfig(LinearFields, LinearConfig):
@@ -15,10 +49,7 @@ class LightningConfig(LinearFields, LinearConfig):
     Named after the way it is computed, in chunks; what is computed is TransNormerLLM's linear attention.
     """
 
-    module: ClassVar[str] = "zoo.blocks.linear.lightning:Lightning"
-    title: ClassVar[str] = "lightning attention"
-    delta: ClassVar[bool] = False
-    by_channel: ClassVar[bool] = False
+    resolved: ClassVar[type[ResolvedLinear]] = ResolvedLightning
     about: ClassVar[About] = About(
         r"""
 A head keeps a matrix $S_t \in \mathbb{R}^{d_n \times d_v}$ in place of keys and values, which decays at a rate that
@@ -65,14 +96,3 @@ The output is $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \sigma(W_G\, x_t)]
 
     def problems(self, d_model: int | None = None) -> list[FieldProblem]:
         return super().problems(d_model) + head_problems(self, d_model, self.n_heads, "head_dim")
-
-    @property
-    def key_dim(self) -> int:
-        return known(self.head_dim)
-
-    def rows(self) -> dict[str, int]:
-        keys, values = self.n_heads * known(self.head_dim), self.n_heads * known(self.v_head_dim)
-        return {"query": keys, "key": keys, "value": values, "gate": values}
-
-    def vectors(self) -> dict[str, int]:
-        return {"norm": self.n_heads * known(self.v_head_dim)}

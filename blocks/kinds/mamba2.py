@@ -1,12 +1,42 @@
 """`mamba2`: the state space model of Mamba-2."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from zoo.blocks.about import About, Paper
 from zoo.blocks.checked import Count, FieldProblem, Size
-from zoo.blocks.linear.config import LinearConfig, LinearFields, known
+from zoo.blocks.linear.config import LinearConfig, LinearFields, ResolvedLinear
+
+
+@dataclass(frozen=True)
+class ResolvedMamba2(ResolvedLinear):
+    """`mamba2` with every number known."""
+
+    module: ClassVar[str] = "zoo.blocks.linear.mamba2:Mamba2"
+    title: ClassVar[str] = "Mamba-2"
+    delta: ClassVar[bool] = False
+    by_channel: ClassVar[bool] = False
+    conv_bias: ClassVar[bool] = True
+
+    n_groups: int
+    state_dim: int
+
+    @property
+    def key_dim(self) -> int:
+        return self.state_dim
+
+    def rows(self) -> dict[str, int]:
+        keys, values = self.n_groups * self.state_dim, self.n_heads * self.v_head_dim
+        return {"query": keys, "key": keys, "value": values, "gate": values, "decay": self.n_heads}
+
+    def vectors(self) -> dict[str, int]:
+        return {
+            "rates": 2 * self.n_heads,
+            "skip": self.n_heads,
+            "norm": self.n_heads * self.v_head_dim,
+        }
 
 
 class Mamba2Config(LinearFields, LinearConfig):
@@ -16,10 +46,7 @@ class Mamba2Config(LinearFields, LinearConfig):
     `n_heads` there are as many heads as make the values twice as wide as the model.
     """
 
-    module: ClassVar[str] = "zoo.blocks.linear.mamba2:Mamba2"
-    title: ClassVar[str] = "Mamba-2"
-    delta: ClassVar[bool] = False
-    by_channel: ClassVar[bool] = False
+    resolved: ClassVar[type[ResolvedLinear]] = ResolvedMamba2
     about: ClassVar[About] = About(
         r"""
 A head keeps a matrix $S_t \in \mathbb{R}^{N \times d_v}$, the state of a linear system with inputs $x_t$:
@@ -73,22 +100,3 @@ $y_t = W_O \operatorname{RMSNorm}(o_t \odot \operatorname{silu}(W_Z\, u_t))$, th
         if n_heads and n_heads % self.n_groups:
             found.append((("n_groups",), f"must divide n_heads ({n_heads}); found {self.n_groups}"))
         return found
-
-    @property
-    def key_dim(self) -> int:
-        return self.state_dim
-
-    @property
-    def conv_bias(self) -> bool:
-        return True
-
-    def rows(self) -> dict[str, int]:
-        keys, values = self.n_groups * self.state_dim, known(self.n_heads) * self.v_head_dim
-        return {"query": keys, "key": keys, "value": values, "gate": values, "decay": known(self.n_heads)}
-
-    def vectors(self) -> dict[str, int]:
-        return {
-            "rates": 2 * known(self.n_heads),
-            "skip": known(self.n_heads),
-            "norm": known(self.n_heads) * self.v_head_dim,
-        }

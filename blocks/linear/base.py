@@ -41,13 +41,13 @@ class LinearMixer(nn.Module):
 
     def __init__(self, mixer: ResolvedLinear):
         super().__init__()
-        config: Any = mixer.config  # of the kind, which has fields of its own
-        self.mixer, self.config = mixer, config
+        config: Any = mixer  # of the kind, which has fields of its own
+        self.config = config
         self.widths = config.rows()
         self.input = linear(mixer.d_model, sum(self.widths.values()))
         for name, (inputs, outputs) in config.maps().items():
             self.add_module(name, linear(inputs, outputs))
-        size, channels = config.conv_size, mixer.conv_channels
+        size, channels = config.conv_size, config.conv_channels
         self.conv_weight = nn.Parameter(torch.empty(channels, size)) if size else None
         self.conv_bias = nn.Parameter(torch.zeros(channels)) if size and config.conv_bias else None
         self.output = linear(config.n_heads * config.v_head_dim, mixer.d_model)
@@ -71,7 +71,7 @@ class LinearMixer(nn.Module):
         whole = self.input(x_BTC)
         state, tail = (None, None) if cache is None else cache.before(cast(Step, context))
         if self.conv_weight is not None:
-            mixed, rest = whole.split([self.mixer.conv_channels, whole.shape[-1] - self.mixer.conv_channels], -1)
+            mixed, rest = whole.split([self.config.conv_channels, whole.shape[-1] - self.config.conv_channels], -1)
             options = {"documents": context.documents, "tail_BNC": tail}
             convolved = short_convolution(mixed, self.conv_weight, self.conv_bias, **options)
             if cache is not None:
@@ -101,7 +101,7 @@ class LinearMixer(nn.Module):
 
     def new_cache(self, batch: int, max_len: int, device=None, dtype=None) -> StateCache:
         """An empty cache for `batch` rows; by default of torch's device and dtype. max_len makes no difference."""
-        return StateCache.empty(self.mixer, batch, device, dtype)
+        return StateCache.empty(self.config, batch, device, dtype)
 
     def initialise(self, generator: torch.Generator, std: float, residual_std: float) -> None:
         """Draw all weights."""

@@ -5,9 +5,9 @@ A projection is three classes: the config as a recipe writes it (`ProjectionConf
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 from zoo.blocks.fields import Kinded, PositionTemperature
 from zoo.blocks.positions.base import PositionConfig
@@ -135,12 +135,3 @@ class ResolvedProjection(ABC):
     @abstractmethod
     def norm_formula(self, separate_kv: bool) -> str:
         """`norms` as an expression, "" for none."""
-
-
-Made = TypeVar("Made", bound=ResolvedProjection)
-
-
-def resolved(made: type[Made], config: ProjectionConfig, d_model: int, **changes: "Any") -> Made:
-    """A `made` of the fields of a config, with derived defaults filled in for d_model. changes: fields that differ."""
-    values = {**dict(config), **config.filled(d_model), **changes}
-    return made(**{field.name: values[field.name] for field in fields(made)})

@@ -6,9 +6,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import GQA_PAPER, About
+from zoo.blocks.checked import resolved
 from zoo.blocks.cost import BF16
 from zoo.blocks.fields import GQAFields, RopeFields, ScoreFields, rotated_channels
-from zoo.blocks.projections.base import ProjectionConfig, ResolvedProjection, resolved
+from zoo.blocks.projections.base import ProjectionConfig, ResolvedProjection
 
 
 class GQA(RopeFields, ScoreFields, GQAFields, ProjectionConfig):
@@ -35,7 +36,7 @@ Cached for a token: the rotated $k$ and $v$ of all groups. The width of a score 
     kind: Literal["gqa"] = Field("gqa", description="Grouped-query projection.")
 
     def resolve(self, d_model: int, seq_len: int) -> "ResolvedGQA":
-        return resolved(ResolvedGQA, self, d_model, position=self.embedding)
+        return resolved(ResolvedGQA, {**dict(self), **self.filled(d_model), "position": self.embedding})
 
 
 @dataclass(frozen=True)

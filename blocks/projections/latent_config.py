@@ -6,9 +6,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import DEEPSEEK_V2, GLA_PAPER, About
+from zoo.blocks.checked import resolved
 from zoo.blocks.cost import BF16
 from zoo.blocks.fields import GroupedLatentFields, LatentFields, RopeFields, ScoreFields
-from zoo.blocks.projections.base import ProjectionConfig, ResolvedProjection, resolved
+from zoo.blocks.projections.base import ProjectionConfig, ResolvedProjection
 
 _LATENT = r"""
 Keys and values are made from a small latent, and one rotary key is shared by all heads:
@@ -46,7 +47,7 @@ $$ k_{t,i} = [\, W_{UK,i}\, c_t \;;\; k^R_t \,] \qquad v_{t,i} = W_{UV,i}\, c_t 
 
     def resolve(self, d_model: int, seq_len: int) -> "ResolvedLatent":
         single = {"n_kv_heads": self.n_heads, "n_latent_heads": 1}
-        return resolved(ResolvedLatent, self, d_model, position=self.embedding, **single)
+        return resolved(ResolvedLatent, {**dict(self), **self.filled(d_model), "position": self.embedding, **single})
 
 
 class GLA(RopeFields, ScoreFields, GroupedLatentFields, ProjectionConfig):
@@ -76,7 +77,7 @@ $$
     kind: Literal["gla"] = Field("gla", description="Grouped latent projection.")
 
     def resolve(self, d_model: int, seq_len: int) -> "ResolvedLatent":
-        return resolved(ResolvedLatent, self, d_model, position=self.embedding)
+        return resolved(ResolvedLatent, {**dict(self), **self.filled(d_model), "position": self.embedding})
 
 
 @dataclass(frozen=True)

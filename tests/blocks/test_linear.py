@@ -1,5 +1,6 @@
 """Mixers with a state: each kind by loops that know nothing of the implementation, cost, cache, peers."""
 
+import dataclasses
 import math
 import warnings
 
@@ -360,3 +361,16 @@ def test_kernels_on_a_gpu(kind, packed):
             parts.append(single(part, Step.after(start_B, part.shape[1], None, not parts), cache))
             start_B = start_B + part.shape[1]
     assert (torch.cat(parts, 1).double().cpu() - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", ["gated_linear", "gated_deltanet", "kda", "lightning", "mamba2"])
+def test_a_resolved_mixer_has_every_number(kind):
+    """What is derived is resolved once, and written out it means the same."""
+    written = config_class(kind)()
+    known = {name for name, value in written.filled(256).items() if value is not None}
+    assert any(getattr(written, name) is None for name in known)
+    resolved = written.resolve(256)
+    assert all(getattr(resolved, field.name) is not None for field in dataclasses.fields(resolved))
+    spelt = config_class(kind)(**{name: getattr(resolved, name) for name in known})
+    assert spelt.resolve(256) == resolved
+    assert spelt.cost(256, 64) == written.cost(256, 64)

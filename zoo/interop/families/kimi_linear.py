@@ -143,7 +143,7 @@ class KimiLinear(SomeExperts):
         return {}
 
     def write_layer_types(self, layers):
-        state = next((layer.mixer.config for layer in layers if layer.mixer.attention is None), None)
+        state = next((layer.mixer for layer in layers if layer.mixer.attention is None), None)
         written = {
             "kda_layers": [layer.index + 1 for layer in layers if layer.mixer.attention is None],
             "full_attn_layers": [layer.index + 1 for layer in layers if layer.mixer.attention is not None],
@@ -184,7 +184,7 @@ class KimiLinear(SomeExperts):
         yield Rule(ups, (Theirs(f"{theirs}kv_b_proj.weight", form=by_head),))
 
     def _state_rules(self, layer, ours, theirs):
-        config = layer.mixer.config
+        config = layer.mixer
         rows = config.rows()
         yield Rule(
             (f"{ours}input.weight",),

@@ -85,7 +85,7 @@ class MiniMax(Mixtral):
         if layer.mixer.attention is not None:
             yield from WithExperts.attention_rules(self, layer, ours, theirs)
             return
-        config = layer.mixer.config
+        config = layer.mixer
         width, heads = config.head_dim, config.n_heads
         both = (
             Theirs(f"{theirs}qkv_proj.weight", 3 * heads * width, ByHead(heads, (width,) * 3)),

@@ -115,7 +115,7 @@ class Qwen3Next(Qwen3Moe):
 
     def write_layer_types(self, layers):
         written = {"layer_types": [FULL if layer.mixer.attention else LINEAR for layer in layers]}
-        state = next((layer.mixer.config for layer in layers if layer.mixer.attention is None), None)
+        state = next((layer.mixer for layer in layers if layer.mixer.attention is None), None)
         if state is None:
             return written
         return written | {
@@ -148,7 +148,7 @@ class Qwen3Next(Qwen3Moe):
     def attention_rules(self, layer, ours, theirs):
         point = layer.mixer.attention
         if point is None:
-            yield from self._state_rules(layer.mixer.config, ours, theirs.removesuffix("self_attn.") + "linear_attn.")
+            yield from self._state_rules(layer.mixer, ours, theirs.removesuffix("self_attn.") + "linear_attn.")
             return
         projection = point.projection
         rows = projection.n_kv_heads * projection.head_dim

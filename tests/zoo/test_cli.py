@@ -220,3 +220,14 @@ def test_show_says_what_each_kind_of_layer_caches(zoo):
         ["16", "x", "ansa.local", "64.0", "MiB", "256.0", "MiB", "8,192", "8,192"],
         ["16", "x", "ansa.local", "4.0", "MiB", "4.0", "MiB", "512", "128"],
     ]
+
+
+def test_show_states_caches_at_lengths_of_the_models_own_context(zoo):
+    """256 and 1,024 tokens of a model for 256; the JSON keeps the lengths that it has for every model."""
+    tiny = str(ROOT / "recipes/tiny/full.yaml")
+    line = next(line for line in zoo("show", tiny)[1].splitlines() if line.startswith("cache of one row"))
+    assert " 256 tokens" in line
+    assert " 1,024 tokens" in line
+    assert list(json.loads(zoo("show", tiny, "--json")[1])["cache"]["held_bytes"]) == ["256", "1024", "8192", "32768"]
+    far = zoo("show", tiny, "--set", "model.max_seq_len=131072")[1]
+    assert " 32,768 tokens  131,072 tokens" in far

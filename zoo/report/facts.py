@@ -12,10 +12,8 @@ from zoo.report.colours import patterns_of
 from zoo.report.columns import Column, reason
 from zoo.report.reach import reach
 from zoo.report.settings import settings
-from zoo.report.show import cache_by_kind, description
+from zoo.report.show import FAR, cache_by_kind, description
 from zoo.report.verdict import verdict
-
-FAR = 131_072  # tokens; beyond it costs are stated up to a model's own max_seq_len only
 
 
 def default_seq_lens(columns: Sequence[Column]) -> list[int]:

@@ -17,7 +17,8 @@ from zoo.report.colours import Look, looks, patterns_of
 from zoo.tables import plain_table, rendered
 from zoo.training.names import frozen_parameters
 
-CONTEXTS = (8192, 32768)
+CONTEXTS = (8192, 32768)  # in the JSON of every model, beside `contexts` of its own
+FAR = 131_072  # tokens, to which `contexts` goes beyond a model's own max_seq_len
 MAX_ROWS = 256  # of the table of layers
 
 
@@ -29,7 +30,8 @@ def description(config: BlockConfig, part: str | None, d_model: int) -> str:
 def facts(recipe: Recipe) -> dict[str, Any]:
     """Everything `zoo show --json` prints. Bytes are those of a bf16 cache, FLOPs of a forward pass at max_seq_len."""
     model = recipe.model
-    at = {seq_len: model_cost(model, seq_len) for seq_len in (model.max_seq_len, *CONTEXTS)}
+    lengths = sorted({*CONTEXTS, *contexts(model)})
+    at = {seq_len: model_cost(model, seq_len) for seq_len in (model.max_seq_len, *lengths)}
     cost = at[model.max_seq_len]
     layers = [
         {
@@ -57,9 +59,9 @@ def facts(recipe: Recipe) -> dict[str, Any]:
         "flops_by_part": cost.flops_by_part,
         "cache": {
             "nominal_bytes_per_token": _whole(at[CONTEXTS[0]].nominal_bytes_per_token),
-            "nominal_bytes": {str(seq_len): at[seq_len].cache_nominal_bytes for seq_len in CONTEXTS},
-            "held_bytes": {str(seq_len): at[seq_len].cache_held_bytes for seq_len in CONTEXTS},
-            "by_kind": cache_by_kind(model, CONTEXTS),
+            "nominal_bytes": {str(seq_len): at[seq_len].cache_nominal_bytes for seq_len in lengths},
+            "held_bytes": {str(seq_len): at[seq_len].cache_held_bytes for seq_len in lengths},
+            "by_kind": cache_by_kind(model, lengths),
         },
     }
 
@@ -104,7 +106,9 @@ def as_text(recipe: Recipe, width: int | None = None, run: str | None = None) ->
     ]
     if found["around_layers"]:
         parts += [Text(), Text("; ".join(found["around_layers"]))]
-    return rendered([*parts, Text(), _size_table(found), Text(), _cache_table(found["cache"])], width)
+    return rendered(
+        [*parts, Text(), _size_table(found), Text(), _cache_table(found["cache"], contexts(recipe.model))], width
+    )
 
 
 def _strip(layers: list[dict], seen: dict[str, Look]) -> Text:
@@ -146,9 +150,15 @@ def _size_table(found: dict) -> Table:
     return table
 
 
-def _cache_table(cache: dict) -> Table:
+def contexts(model: ModelConfig) -> tuple[int, ...]:
+    """The two lengths of the table of caches: max_seq_len and 4 times as much, or a quarter of it if that is far."""
+    own = model.max_seq_len
+    return (own, 4 * own) if 4 * own <= FAR else (max(1, own // 4), own)
+
+
+def _cache_table(cache: dict, lengths: tuple[int, ...]) -> Table:
     """Nominal and allocated, in all and by kind of layer where there are several."""
-    headings = [f"{seq_len:,} tokens" for seq_len in CONTEXTS], [f"bytes/token at {n:,}" for n in CONTEXTS]
+    headings = [f"{seq_len:,} tokens" for seq_len in lengths], [f"bytes/token at {n:,}" for n in lengths]
     table = plain_table("cache of one row, bf16", *headings[0], *headings[1])
     for column in table.columns[1:]:
         column.justify = "right"
@@ -156,10 +166,14 @@ def _cache_table(cache: dict) -> Table:
     for name, shown in (("nominal", "nominal"), ("held", "allocated")):
         of_kinds = {f"  {found['layers']} x {kind}": found for kind, found in kinds.items()}
         for label, found in {shown: cache, **of_kinds}.items():
-            sizes = {seq_len: found[f"{name}_bytes"][str(seq_len)] for seq_len in CONTEXTS}
+            sizes = {seq_len: found[f"{name}_bytes"][str(seq_len)] for seq_len in lengths}
             per_token = (f"{size / seq_len:,.0f}" for seq_len, size in sizes.items())
-            table.add_row(label, *(f"{size / 2**20:,.1f} MiB" for size in sizes.values()), *per_token)
+            table.add_row(label, *map(_size, sizes.values()), *per_token)
     return table
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
 
 
 def first_line(config: type) -> str:

@@ -22,6 +22,12 @@ from zoo.model import fused
 TINY = 1e-20  # added to sums of scores before a division
 
 
+def _drawn(experts: int, outputs: int, inputs: int) -> torch.Tensor:
+    """Matrices drawn as torch draws those of an nn.Linear: a layer may be built alone. A decoder draws them anew."""
+    bound = inputs**-0.5
+    return torch.empty(experts, outputs, inputs).uniform_(-bound, bound)
+
+
 class MoEModule(nn.Module):
     """The sum of the chosen experts by their weights, and of the shared ones.  [B, T, C] -> [B, T, C].
 
@@ -36,9 +42,9 @@ class MoEModule(nn.Module):
         self.config = config
         experts, width = config.n_experts, config.d_ff
         self.router = nn.Linear(d_model, experts, bias=config.router_bias)
-        self.gate = nn.Parameter(torch.empty(experts, width, d_model))
-        self.up = nn.Parameter(torch.empty(experts, width, d_model))
-        self.down = nn.Parameter(torch.empty(experts, d_model, width))
+        self.gate = nn.Parameter(_drawn(experts, width, d_model))
+        self.up = nn.Parameter(_drawn(experts, width, d_model))
+        self.down = nn.Parameter(_drawn(experts, d_model, width))
         biases = {"gate_bias": width, "up_bias": width, "down_bias": d_model}
         for name, size in biases.items():
             bias = nn.Parameter(torch.zeros(experts, size)) if config.expert_bias else None

@@ -236,6 +236,17 @@ def test_tables_tell_all_and_active_parameters_apart(recipe):
     assert f"active {cost.active_parameters:>14,}" in as_text(recipe, 140)
 
 
+def test_a_layer_that_is_built_alone_has_all_its_weights():
+    """Not the memory that happened to be there."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second = (MoEModule(MoE(n_experts=4, n_active=2, d_ff=8), 16) for _ in range(2))
+    for name, bound in (("gate", 0.25), ("up", 0.25), ("down", 8**-0.5)):
+        one, other = getattr(first, name), getattr(second, name)
+        assert not torch.equal(one, other)
+        assert 0.9 * bound < one.abs().max() <= bound
+
+
 def test_initial_weights_follow_the_seed_and_the_depth():
     settings = {**MODEL, "d_model": 64, "ffns": {**MODEL["ffns"], "moe": {**MODEL["ffns"]["moe"], "d_ff": 64}}}
     models = [build_model(ModelConfig.model_validate(settings), seed=seed) for seed in (1, 1, 2)]

@@ -21,7 +21,7 @@ Text = Annotated[str, Field(min_length=1)]
 class Part(BaseModel):
     """Base of every piece of the data configuration: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # validators are made at first use
 
 
 class Source(Part):

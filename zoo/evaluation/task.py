@@ -171,7 +171,7 @@ class _AboutTask:
 class Task(BaseModel):
     """Base of every task: the fields that all have, and the facts that a task states about itself."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # validators are made at first use
 
     module: ClassVar[str | None] = None  # "package.module:Class" of what runs; None: the task has the methods itself
     title: ClassVar[str]

@@ -114,7 +114,7 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 class Section(BaseModel):
     """Base of the recipe's own sections: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # validators are made at first use
 
 
 FeedForward = Annotated[FeedForwardConfig, PartOf(FEED_FORWARDS)]

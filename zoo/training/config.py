@@ -43,7 +43,7 @@ Workers = Annotated[int | str, PlainValidator(_WORKERS.check), WithJsonSchema(_W
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # validators are made at first use
 
 
 LoggerName = Annotated[str, NameOf(LOGGERS)]

@@ -7,13 +7,11 @@
 A run that finds NAME.building redoes only the pieces that are not marked as done.
 """
 
-import multiprocessing
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
-from itertools import chain, islice
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +20,16 @@ from pydantic import ValidationError, create_model
 
 from zoo.data.config import Source, Synthetic
 from zoo.data.errors import DataError
-from zoo.data.packing import SPLITS, Counts, Packed, Tokenizer, pack, token_type
+from zoo.data.packing import SPLITS, Counts, Tokenizer, pack, token_type
+from zoo.data.pool import Numbered, each
 from zoo.data.progress import Progress
 from zoo.data.shards import merge_indexes, write_shards
-from zoo.data.sources import Piece, Texts, pieces
+from zoo.data.sources import Piece, pieces
 from zoo.data.synthetic import make_rows
 from zoo.errors import first_mistake
 from zoo.files import make_folder, present, read_json, sync, write_sealed_json
-from zoo.processes import sheltered, stay_with_parent
 
 SYNTHETIC_ROWS_A_PART = 1 << 14
-Numbered = Iterator[tuple[int, Piece]]
 
 
 def _required(types: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +123,8 @@ def build_text(
     tokens = f"ndarray:{token_type(tokenizer.vocab_size).__name__}"
     builder = Builder(folder, {"tokens": tokens, "starts": "ndarray:uint32"})
     todo = _unfinished(builder, pieces(source, piece_bytes, fraction), progress)
-    for part, packed in _pack_all(todo, tokenizer, fraction, workers, builder.scratch):
+    work = partial(pack, tokenizer=tokenizer, fraction=fraction)
+    for part, packed in each(work, todo, workers, builder.scratch):
         counts = {split: replace(p.counts, max_documents=p.max_documents(seq_len)) for split, p in packed.items()}
         builder.write(part, {split: p.rows(seq_len) for split, p in packed.items()}, counts)
         shutil.rmtree(builder.scratch / str(part))
@@ -161,61 +159,3 @@ def _unfinished(builder: Builder, all_pieces: Iterable[Piece], progress: Progres
             yield part, piece
         else:
             progress.advance(_bytes(counts))
-
-
-def _pack_all(
-    todo: Numbered, tokenizer: Tokenizer, fraction: float, workers: int, scratch: Path
-) -> Iterator[tuple[int, dict]]:
-    """Yield (part, packed splits), in any order; in this process when there is one worker or one piece."""
-    head = list(islice(todo, 2))
-    todo = chain(head, todo)
-    if workers == 1 or len(head) < 2:
-        yield from ((part, pack(piece, tokenizer, fraction, scratch / str(part))) for part, piece in todo)
-        return
-    # Spawned, not forked: the caller may have threads and CUDA.  A worker imports no torch and starts in about 0.3 s.
-    spawn = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(tokenizer, fraction))
-    try:
-        yield from _pack_in_pool(pool, todo, scratch, most=2 * workers)
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a tokenising process died: out of memory (lower data.workers), killed, or started from a script without "
-            '`if __name__ == "__main__":`'
-        ) from error
-    except BaseException:  # Ctrl-C, an error in another piece: nobody waits for what the workers have begun
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.kill()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _pack_in_pool(
-    pool: ProcessPoolExecutor, todo: Numbered, scratch: Path, most: int
-) -> Iterator[tuple[int, dict[str, Packed]]]:
-    pending: dict[Future, int] = {}
-    for part, piece in chain(todo, [(-1, None)]):
-        if piece is not None:
-            folder = scratch / str(part)
-            if isinstance(piece, Texts):  # pieces that wait must not hold their text in memory
-                folder.mkdir(parents=True)
-                piece = piece.written(folder / "texts.jsonl")
-            with sheltered():  # the pool starts its processes at the first piece
-                future = pool.submit(_pack_in_worker, piece, folder)
-            pending[future] = part
-        while len(pending) >= (most if piece is not None else 1):
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                yield pending.pop(future), future.result()
-
-
-_in_worker: dict = {}
-
-
-def _start_worker(tokenizer: Tokenizer, fraction: float) -> None:
-    _in_worker.update(tokenizer=tokenizer, fraction=fraction)
-    stay_with_parent()  # the preparation that started it decides what a signal to the group means
-
-
-def _pack_in_worker(piece: Piece, folder: Path) -> dict[str, Packed]:
-    return pack(piece, folder=folder, **_in_worker)

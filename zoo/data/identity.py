@@ -140,6 +140,12 @@ class DataRecord(_Record):
         left_out: Any = {"version": True, "run": True, "init_from": True, **stamps}
         return digest(self.model_dump(exclude=left_out))
 
+    @property
+    def rows_digest(self) -> str:
+        """A hash of the tokens of all rows and of the tokenizer, wherever the text lies."""
+        used = self.tokenizer and self.tokenizer.model_dump()
+        return digest([self.seq_len, used, self._text(by_rows=True)])
+
     def is_of(self, data: DataConfig) -> bool:
         """Whether the files that `data` names, and a tokenizer that is not learnt from them, are untouched.
 

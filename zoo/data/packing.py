@@ -8,6 +8,7 @@ last row may be shorter; the loader pads it.  Nothing is dropped.
 import shutil
 import tempfile
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from pydantic import Field
 
 from zoo.data.errors import DataError
 from zoo.data.sources import Part, Piece, share_held_out
-from zoo.data.tokenizers import Bytes, Subwords
+from zoo.data.tokenizers import GPT2_CUTTER, Bytes, Subwords
+from zoo.data.words import GPT2_WORDS
 
 SPLITS = ("train", "validation")
 READ_TOKENS = 1 << 20
@@ -174,7 +176,7 @@ def _below(hash_: int, fraction: float) -> bool:
     return hash_ < fraction * 2**64
 
 
-def pack(piece: Piece, tokenizer: Tokenizer, fraction: float, folder: Path) -> dict[str, Packed]:
+def pack(piece: Piece, folder: Path, *, tokenizer: Tokenizer, fraction: float) -> dict[str, Packed]:
     """Tokenise a piece into its two splits; empty documents are left out.
 
     Tokens are written to files in `folder`: memory does not grow with the piece, nor with its largest document.
@@ -231,6 +233,23 @@ def training_documents(all_pieces: Iterable[Piece], fraction: float, cutter: Cut
                     file.seek(0)
                     file.truncate()
                     lengths, hash_ = [], xxhash.xxh64()
+
+
+def count_words(piece: Piece, folder: Path, *, fraction: float, most: float) -> tuple[Counter[str], int]:
+    """Count the words of a piece's training documents, for learning a byte-level BPE.
+
+    most: bytes of text; the document that reaches it is the last.  Returns the words in the order in which they first
+    occur, and the bytes.  `folder` is not used: `pool.each` gives one to every work.
+    """
+    words: Counter[str] = Counter()
+    size = 0
+    for document in training_documents([piece], fraction, GPT2_CUTTER):
+        for text in document:
+            words.update(GPT2_WORDS.findall(text))
+            size += len(text.encode())
+        if size >= most:
+            break
+    return words, size
 
 
 def cut(piece: Piece, tokenizer: Tokenizer | Cutter) -> Iterator[tuple[Part, bool]]:

@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import time
+from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,21 +24,23 @@ from zoo.data.config import BpeTokenizer, ByteTokenizer, DataConfig, HuggingFace
 from zoo.data.errors import DataError
 from zoo.data.files import local_path
 from zoo.data.mds import open_mds
-from zoo.data.packing import SPLITS, Tokenizer, training_documents
+from zoo.data.packing import SPLITS, Tokenizer, count_words
+from zoo.data.pool import each
 from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.progress import Progress
-from zoo.data.sources import cut_notes, fingerprint, notes, pieces, separator_notes, total_bytes, validation_cut
-from zoo.data.tokenizers import GPT2_CUTTER, Bytes, Subwords, check_files, load_huggingface, train_bpe
+from zoo.data.sources import Piece, cut_notes, fingerprint, notes, pieces, separator_notes, total_bytes, validation_cut
+from zoo.data.tokenizers import Bytes, Subwords, WordCounts, check_files, learn_bpe, load_huggingface
 from zoo.data.vocabulary import check_numbers
 from zoo.files import make_folder, present, read_json, write_sealed_json
 from zoo.processes import cores
 from zoo.terminal import err
 
 FORMAT = 2  # part of every cache key: raise it when the same configuration makes other rows, or other counts
-BPE_LEARNING = 2  # part of the key of a learnt bpe: raise it when the same text gives other merges
+BPE_LEARNING = 3  # part of the key of a learnt bpe: raise it when the same text gives other merges
 BUILDING = re.compile(r"[a-z-]+-[0-9a-f]{16}\.building")  # nothing else is removed: the cache may be any folder
 CHECKSUMS = "checksums.json"  # of a tokenizer's files
 PIECE_BYTES = 1 << 25
+COUNTED_BYTES = 1 << 23  # of text whose words are counted at a time, for learning a tokenizer
 ABANDONED_S = 7 * 24 * 3600  # a preparation that was cut short and not taken up for so long will not be
 MORE = (
     "give more documents (`separator` cuts a text file into several), change validation_fraction, "
@@ -140,25 +144,44 @@ class _Preparation:
                 for source in sources:
                     self.check_separators(source)
                 with self.timed():
-                    _save(train_bpe(config, self._training_texts(config, sources)), path)
+                    _save(learn_bpe(config, self._words(config, sources, building(path))), path)
         remedy = f"remove the folder {path} and prepare again"
         if present(path / CHECKSUMS, DataError):  # caches of earlier versions lack it
             check_files(path, read_json(path / CHECKSUMS, remedy, DataError).get("files"), remedy)
         return load_huggingface(HuggingFaceTokenizer(kind="huggingface", path=str(path)))
 
-    def _training_texts(self, config: BpeTokenizer, sources: list[Source]) -> Iterator[str]:
-        """Yield training documents of each source, up to its share of `training_bytes`; long ones in parts."""
+    def _words(self, config: BpeTokenizer, sources: list[Source], folder: Path) -> WordCounts:
+        """Count the words of the training documents of each source, up to its share of `training_bytes`."""
+        counts, scratch = WordCounts(), folder / "words"
         weights = [source.proportion or 1.0 for source in sources]
         for source, weight in zip(sources, weights, strict=True):
-            left = config.training_bytes * weight / sum(weights)
-            for document in training_documents(
-                pieces(source, self.piece_bytes, self.fraction), self.fraction, GPT2_CUTTER
-            ):
-                for text in document:
-                    left -= len(text.encode())
-                    yield text
-                if left <= 0:
-                    break
+            shutil.rmtree(scratch, ignore_errors=True)
+            make_folder(folder, DataError)
+            for found in self._words_of(source, config.training_bytes * weight / sum(weights), scratch):
+                counts.add(found)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return counts
+
+    def _words_of(self, source: Source, share: float, scratch: Path) -> Iterator[Counter[str]]:
+        """Yield the words of the pieces of a source, in order, up to `share` bytes."""
+        kept: deque[Piece] = deque()
+
+        def todo() -> Iterator[tuple[int, Piece]]:
+            # Smaller pieces than those of the shards: the last one is counted again, up to the share.
+            for numbered in enumerate(pieces(source, min(self.piece_bytes, COUNTED_BYTES), self.fraction)):
+                kept.append(numbered[1])
+                yield numbered
+
+        work = partial(count_words, fraction=self.fraction, most=share)
+        with closing(each(work, todo(), self.data.workers or cores(), scratch, in_order=True)) as found:
+            for number, (words, size) in found:
+                piece, folder = kept.popleft(), scratch / str(number)
+                if size >= share:
+                    yield count_words(piece, folder, fraction=self.fraction, most=share)[0]
+                    return
+                yield words
+                share -= size
+                shutil.rmtree(folder, ignore_errors=True)
 
     def streams(
         self, source: Source, tokenizer: Tokenizer | None, vocab_size: int, fraction: float
@@ -294,8 +317,13 @@ def digest(value: Any) -> str:
     return xxhash.xxh64(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def building(path: Path) -> Path:
+    """Where a folder of the cache is made before it is renamed to `path`."""
+    return path.with_name(f"{path.name}.building")
+
+
 def _save(tokenizer: Subwords, path: Path) -> None:
-    temporary = path.with_name(f"{path.name}.building")
+    temporary = building(path)
     make_folder(temporary, DataError)
     write_sealed_json(temporary / CHECKSUMS, {"files": tokenizer.save(temporary)})
     temporary.rename(path)

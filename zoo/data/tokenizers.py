@@ -7,7 +7,8 @@ document), `identity` (changes when the tokens of any text could change), `encod
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -19,10 +20,11 @@ from zoo.data import cutting
 from zoo.data.config import BYTE_VOCAB_SIZE, END_OF_DOCUMENT_BYTE, BpeTokenizer, HuggingFaceTokenizer
 from zoo.data.errors import DataError
 from zoo.data.files import LFS_POINTER, local_path
-from zoo.data.words import GPT2_WORDS, Words
+from zoo.data.words import GPT2_WORDS, ONE_WORD, Words
 from zoo.files import check_file, present, read_text, sha256, write_text
 
 MOST_LEARNT_CHARACTERS = 6_000_000  # of different words; the library needs about 85 bytes for each
+FED_CHARACTERS = 1 << 18  # of text that the library is given at a time, to learn from
 PROBE = "a B\n\tc1,  naïve 注意 \U0001f600 \x00 �"
 END_OF_DOCUMENT_TEXT = "<|end-of-document|>"
 
@@ -186,12 +188,41 @@ def _numbers(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [found.ids for found in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
+class WordCounts:
+    """How often each word occurs, as `train_bpe` reads it.
+
+    Memory is that of the different words: once they have MOST_LEARNT_CHARACTERS, words that were not seen before are
+    left out.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self._room = MOST_LEARNT_CHARACTERS
+
+    def add(self, found: Mapping[str, int]) -> None:
+        """Add what the next part of the text holds, in the order in which its words first occur."""
+        counts = self.counts
+        for word, times in found.items():
+            if word in counts:
+                counts[word] += times
+            elif self._room > 0:
+                counts[word] = times
+                self._room -= len(word)
+
+
 def train_bpe(config: BpeTokenizer, texts: Iterable[str]) -> Subwords:
     """Learn byte-level BPE (GPT-2's splitting into words) from `texts`; the same texts give the same merges.
 
-    A long document may come in several texts, cut at `cutting.BETWEEN_CLASSES`.  Memory is that of the different words:
-    once they have MOST_LEARNT_CHARACTERS, words that were not seen before are left out.
+    A long document may come in several texts, cut at `cutting.BETWEEN_CLASSES`.
     """
+    words = WordCounts()
+    for text in texts:
+        words.add(Counter(GPT2_WORDS.findall(text)))
+    return learn_bpe(config, words)
+
+
+def learn_bpe(config: BpeTokenizer, words: WordCounts) -> Subwords:
+    """As `train_bpe`, from words that are counted already."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -206,23 +237,30 @@ def train_bpe(config: BpeTokenizer, texts: Iterable[str]) -> Subwords:
         show_progress=False,
     )
     with _threads():
-        tokenizer.train_from_iterator(_split_words(texts, splitter), trainer)
+        tokenizer.train_from_iterator(_repeated(words, splitter), trainer)
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.ByteLevel()
     return Subwords(tokenizer.to_str(), END_OF_DOCUMENT_TEXT)
 
 
-def _split_words(texts: Iterable[str], splitter) -> Iterator[str]:
-    """Yield texts as their words in the byte-level alphabet; each different word is split once."""
-    known: dict[str, str] = {}
-    room = MOST_LEARNT_CHARACTERS
-    for text in texts:
-        words = GPT2_WORDS.findall(text)
-        for word in dict.fromkeys(words):
-            if word not in known and room > 0:
-                known[word] = " ".join(part for part, _ in splitter.pre_tokenize_str(word))
-                room -= len(word)
-        yield " ".join(filter(None, map(known.get, words)))
+def _repeated(words: WordCounts, splitter) -> Iterator[str]:
+    """Yield every word as often as it occurs, in the byte-level alphabet: the library takes texts, not counts."""
+    letters = str.maketrans({c: splitter.pre_tokenize_str(c)[0][0] for c in map(chr, range(128))})
+    held: list[str] = []
+    size = 0
+    for word, times in words.counts.items():
+        if ONE_WORD.fullmatch(word):
+            spelt = word.translate(letters) + " "
+        else:
+            spelt = "".join(f"{part} " for part, _ in splitter.pre_tokenize_str(word))
+        while times:
+            some = min(times, 1 + (FED_CHARACTERS - size) // len(spelt))
+            held.append(spelt * some)
+            size, times = size + some * len(spelt), times - some
+            if size >= FED_CHARACTERS:
+                yield "".join(held)
+                held, size = [], 0
+    yield "".join(held)
 
 
 @contextmanager

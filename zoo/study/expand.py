@@ -208,3 +208,10 @@ def _data_seed_notes(study: Study, recipes: dict) -> list[str]:
     seed = study.config.seeds[0]
     made = any(isinstance(source, Synthetic) for recipe in recipes.values() for source in recipe.data.streams())
     return [f"rows made by rule have the seed {seed} in every run, so that they are made once"] if made else []
+
+
+def data_key(run: Run) -> str:
+    """What decides which rows are prepared for a run: equal for runs that differ in the seed or the learning rate."""
+    recipe = run.recipe
+    data = recipe.data.model_dump(mode="json", exclude={"workers"})
+    return json.dumps([data, recipe.model.max_seq_len, recipe.model.vocab_size], sort_keys=True)

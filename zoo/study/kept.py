@@ -32,6 +32,7 @@ class _Results(_Content):
     tokens: Count
     parameters: Count
     weights_sha256: str
+    data: str | None = None  # earlier versions did not record it
     loss: Number | None
     bits_per_byte: Number | None
     best_loss: Number | None

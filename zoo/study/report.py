@@ -9,9 +9,10 @@ from zoo.files import write_text
 from zoo.json_text import json_text
 from zoo.study.expand import Runs
 from zoo.study.findings import findings
+from zoo.study.results import refuse_other_data
 from zoo.study.runner import Runner
 from zoo.study.slots import Slots
-from zoo.study.state import StudyFolder, refuse_other_settings
+from zoo.study.state import DONE, StudyFolder, refuse_other_settings
 from zoo.study.tables import tables
 from zoo.tables import plain_table, rendered
 
@@ -30,6 +31,7 @@ def write_report(
 
     runner = Runner(runs, folder, Slots(1))
     refuse_other_settings(folder, runner.all())
+    refuse_other_data(folder, [run for run in runner.all() if runner.state(run).name == DONE])
     found = findings(runner, against)
     write_text(folder.path / "results.json", json_text(found["results"], indent=1))
     write_text(folder.path / "measured.json", json_text(found["measured"], indent=1))

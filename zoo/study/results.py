@@ -5,6 +5,8 @@ and machines are kept apart, in `measured`.
 """
 
 import math
+from collections.abc import Iterable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -12,8 +14,10 @@ from zoo.counting.model_cost import model_cost
 from zoo.files import present, read_json
 from zoo.recipe import Recipe
 from zoo.report.runs import check_metrics
+from zoo.runs.folder import RunFolder
 from zoo.runs.metrics import read_metrics
-from zoo.study.expand import Run
+from zoo.study.config import StudyError
+from zoo.study.expand import Run, data_key
 from zoo.study.kept import read_summary
 from zoo.study.state import DONE, StudyFolder
 
@@ -51,6 +55,7 @@ def run_results(folder: StudyFolder, run: Run, state: str, why: str) -> dict[str
         "tokens": summary["tokens"],
         "parameters": summary["parameters"],
         "weights_sha256": summary["sha256"],
+        "data": _rows_digest(kept),
         "loss": last.get("validation_loss"),
         "bits_per_byte": last.get("validation_bits_per_byte"),
         "best_loss": min((r["validation_loss"] for r in validations), default=None),
@@ -58,6 +63,45 @@ def run_results(folder: StudyFolder, run: Run, state: str, why: str) -> dict[str
         "training": _thinned([[r["tokens"], r["loss"]] for r in records if math.isfinite(r.get("loss", math.nan))]),
         "scores": _scores(folder, run, summary["sha256"]),
     }
+
+
+def _rows_digest(kept: RunFolder) -> str | None:
+    """A hash of the rows that a run was trained on; None of a run by a version that wrote no data.json."""
+    if not present(kept.data):
+        return None
+    from zoo.data.identity import DataRecord  # imports numpy
+
+    return DataRecord.read(kept.data).rows_digest
+
+
+def refuse_other_data(folder: StudyFolder, done: Iterable[Run]) -> None:
+    """Raise StudyError if runs that are done and whose recipes name the same data were trained on other rows.
+
+    A corpus that grew, or a tokenizer learnt by another version, gives losses that cannot be compared.
+    """
+    found: dict[str, dict[str | None, list[Run]]] = {}
+    for run in done:
+        rows = run_results(folder, run, DONE, "").get("data")
+        found.setdefault(data_key(run), {}).setdefault(rows, []).append(run)
+    for of_rows in found.values():
+        if len(of_rows) > 1:
+            newest = max(of_rows, key=lambda rows: max(_written(folder, run) for run in of_rows[rows]))
+            others = [run for rows, runs in of_rows.items() if rows != newest for run in runs]
+            paths = [path for run in others for path in _traces(folder, run)]
+            raise StudyError(
+                f"{folder.path}: {len(others)} runs were trained on other rows than the newest, "
+                f"{of_rows[newest][0].id}: text or tokenizer changed, or their version did not record the rows: "
+                f"{', '.join(map(str, paths[:4]))}{', ...' if len(paths) > 4 else ''}. "
+                "Remove these to train the runs anew, or give the study another folder with out: ..."
+            )
+
+
+def _traces(folder: StudyFolder, run: Run) -> list[Path]:
+    return [path for path in (folder.outcome(run), folder.folder(run).path) if path.exists()]
+
+
+def _written(folder: StudyFolder, run: Run) -> float:
+    return max((path.stat().st_mtime for path in _traces(folder, run)), default=0.0)
 
 
 def _thinned(points: list[list[float]]) -> list[list[float]]:

@@ -19,9 +19,9 @@ from zoo.errors import ZooError
 from zoo.evaluation.registry import make_tasks
 from zoo.files import create, present, write_json
 from zoo.study.config import StudyError
-from zoo.study.expand import Point, Run, Runs
+from zoo.study.expand import Point, Run, Runs, data_key
 from zoo.study.preload import STOPPED
-from zoo.study.results import final_loss, flops_per_token, keep, tokens_and_time
+from zoo.study.results import final_loss, flops_per_token, keep, refuse_other_data, tokens_and_time
 from zoo.study.slots import Ended, Job, Slots
 from zoo.study.state import DONE, FAILED, State, StudyFolder, latest, refuse_other_settings, tail
 from zoo.study.statistics import Choice, choose
@@ -82,6 +82,7 @@ class Runner:
             for run in self.all():
                 if self.state(run).name == DONE:
                     keep(self.folder, run, self.tasks)
+            self._refuse_other_data()
             self._note_needs()
             self.slots.keep_threads(self.folder.threads(self.slots.threads))
             try:
@@ -100,6 +101,9 @@ class Runner:
             if point is not None:
                 found += self.runs.counting(name, point)
         return found
+
+    def _refuse_other_data(self) -> None:
+        refuse_other_data(self.folder, [run for run in self.all() if self.state(run).name == DONE])
 
     def expected(self) -> int:
         """How many runs there will be in all."""
@@ -245,6 +249,7 @@ class Runner:
         elif state.ended:
             if state.name == DONE:
                 keep(self.folder, run, self.tasks)
+                self._refuse_other_data()
             self.say(f"{run.id}: {state.name}{f': {state.why}' if state.why else ''}")
         elif self.stopping:
             return
@@ -344,13 +349,6 @@ def train_command(runner: Runner, run: Run) -> list[str]:
 def prepare_command(runner: Runner, run: Run) -> list[str]:
     """The process that prepares the data of a run."""
     return python_module("zoo", ["data", "prepare", str(runner.folder.recipe(run)), *plugin_options()])
-
-
-def data_key(run: Run) -> str:
-    """What decides which rows are prepared for a run: equal for runs that differ in the seed or the learning rate."""
-    recipe = run.recipe
-    data = recipe.data.model_dump(mode="json", exclude={"workers"})
-    return json.dumps([data, recipe.model.max_seq_len, recipe.model.vocab_size], sort_keys=True)
 
 
 def last_words(log: Path, most: int = 3) -> str:

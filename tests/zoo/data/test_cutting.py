@@ -1,6 +1,7 @@
 """Text cut in pieces has the tokens of the whole: for every kind of tokenizer that is cut, on text made to break it."""
 
 import json
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from zoo.data.config import BpeTokenizer, DataConfig
 from zoo.data.packing import cut, pack, training_documents
 from zoo.data.sources import Texts, pieces
 from zoo.data.tokenizers import GPT2_CUTTER, Subwords, train_bpe
-from zoo.data.words import GPT2_WORDS, Words
+from zoo.data.words import GPT2_WORDS, ONE_WORD, Words
 
 BITS = [
     *"abzABZ019 \n\t\r.,;:!?'\"()[]{}<>/\\|-_+=*&^%$#@~`",
@@ -144,8 +145,12 @@ def test_the_last_cut_is_a_safe_place(tokenizer, text):
 
 @given(TEXT)
 @settings(max_examples=200, deadline=None)
-def test_words_are_all_of_the_text(text):
-    assert "".join(GPT2_WORDS.findall(text)) == text
+def test_words_are_split_as_the_library_splits_the_text(text):
+    splitter, words = pre_tokenizers.ByteLevel(add_prefix_space=False), GPT2_WORDS.findall(text)
+    assert "".join(words) == text
+    parts = [[part for part, _ in splitter.pre_tokenize_str(word)] for word in words]
+    assert list(chain.from_iterable(parts)) == [part for part, _ in splitter.pre_tokenize_str(text)]
+    assert all(len(found) == 1 for word, found in zip(words, parts, strict=True) if ONE_WORD.fullmatch(word))
 
 
 def test_the_last_cut_of_a_long_text(monkeypatch):
@@ -210,7 +215,7 @@ def small_parts(monkeypatch):
 def test_long_documents_are_packed_as_if_whole(tmp_path, small_parts, fraction):
     bpe = train_bpe(BpeTokenizer(kind="bpe", vocab_size=300), CORPUS)
     texts = tuple(f"{i} naïve words, and more; " * (i % 7) + "注意" * (i % 5) for i in range(30))
-    packed = pack(Texts(texts), bpe, fraction, tmp_path)
+    packed = pack(Texts(texts), tmp_path, tokenizer=bpe, fraction=fraction)
     for split, held in (("train", False), ("validation", True)):
         from zoo.data.packing import held_out
 

@@ -10,7 +10,7 @@ TEXTS = tuple(f"document {i} " * (i % 5 + 1) for i in range(30)) + ("",)
 
 @pytest.mark.parametrize("seq_len", [1, 7, 64, 100_000])
 def test_every_token_is_a_target_once_and_documents_come_back(seq_len, tmp_path):
-    packed = pack(Texts(TEXTS), Bytes(), 0.0, tmp_path)["train"]
+    packed = pack(Texts(TEXTS), tmp_path, tokenizer=Bytes(), fraction=0.0)["train"]
     rows = list(packed.rows(seq_len))
     assert all(len(r["tokens"]) == seq_len + 1 for r in rows[:-1])
     targets = np.concatenate([r["tokens"][1:] for r in rows])
@@ -21,7 +21,7 @@ def test_every_token_is_a_target_once_and_documents_come_back(seq_len, tmp_path)
 
 @pytest.mark.parametrize("seq_len", [1, 7, 64])
 def test_starts_stand_after_each_end(seq_len, tmp_path):
-    for row in pack(Texts(TEXTS), Bytes(), 0.0, tmp_path)["train"].rows(seq_len):
+    for row in pack(Texts(TEXTS), tmp_path, tokenizer=Bytes(), fraction=0.0)["train"].rows(seq_len):
         after_ends = np.flatnonzero(row["tokens"][:-1] == 256) + 1
         assert row["starts"].tolist() == [0, *after_ends]
 
@@ -34,12 +34,12 @@ def documents_of(row, seq_len: int) -> int:
 
 @pytest.mark.parametrize("seq_len", [1, 7, 20, 64, 977, 100_000])
 def test_most_documents_of_a_row(seq_len, tmp_path):
-    packed = pack(Texts(TEXTS), Bytes(), 0.0, tmp_path)["train"]
+    packed = pack(Texts(TEXTS), tmp_path, tokenizer=Bytes(), fraction=0.0)["train"]
     assert packed.max_documents(seq_len) == max(documents_of(row, seq_len) for row in packed.rows(seq_len))
 
 
 def test_counts(tmp_path):
-    packed = pack(Texts(TEXTS), Bytes(), 0.4, tmp_path)
+    packed = pack(Texts(TEXTS), tmp_path, tokenizer=Bytes(), fraction=0.4)
     kept = {
         "validation": [t for t in TEXTS if t and held_out(t, 0.4)],
         "train": [t for t in TEXTS if t and not held_out(t, 0.4)],
@@ -60,7 +60,7 @@ def test_held_out_share_is_the_fraction():
 
 
 def test_nothing_to_pack(tmp_path):
-    packed = pack(Texts(("", "")), Bytes(), 0.5, tmp_path)["train"]
+    packed = pack(Texts(("", "")), tmp_path, tokenizer=Bytes(), fraction=0.5)["train"]
     assert list(packed.rows(8)) == []
     assert packed.max_documents(8) == 0
     assert packed.counts.documents == 0

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from zoo.data import DataError, prepare_command
+from zoo.data.config import BpeTokenizer
 from zoo.data.packing import held_out
 from zoo.data.preparing import ABANDONED_S
 from zoo.data.shards import make_ready, read_index
+from zoo.data.tokenizers import train_bpe
 from zoo.export.tokenizer_files import bytes_as_subwords
 from zoo.recipe import load_recipe
 
@@ -163,9 +165,9 @@ def test_a_killed_preparation_is_continued(prep, of_text, corpus, tmp_path):
 
 INTERRUPTED = """
 import os, signal, threading, time
-from zoo.data import build
+from zoo.data import packing
 
-plain = build.pack
+plain = packing.pack
 
 def slow(piece, *settings, **more):  # in a worker
     print("begun", flush=True)
@@ -181,7 +183,7 @@ if __name__ == "__main__":
     data = DataConfig.model_validate({"source": {"kind": "text", "paths": [sys.argv[1]]}, "workers": 2})
     prepare(data, max_seq_len=32, vocab_size=1000, seed=17, cache_dir=sys.argv[2], piece_bytes=1, quiet=True)
 else:
-    build.pack = slow
+    packing.pack = slow
 """
 
 
@@ -234,6 +236,25 @@ def test_bpe_is_trained_once_and_on_training_documents(prep, of_text, tmp_path):
     assert first.bytes_per_token["train"] > 1.5
     rows = stored_tokens(first.streams["train"][0])
     assert max(map(max, rows)) < 300
+
+
+@pytest.mark.parametrize("training_bytes", [3000, 10**8])
+def test_words_are_counted_by_several_processes_as_by_one(prep, of_text, training_bytes, corpus):
+    """The bound on the text falls into a piece, or behind all."""
+    tokenizer = {"kind": "bpe", "vocab_size": 300, "training_bytes": training_bytes}
+    found = [
+        prep(of_text(tokenizer=tokenizer, workers=workers), cache=f"{workers}{piece}", piece_bytes=piece).tokenizer
+        for workers, piece in ((1, 1 << 20), (1, 400), (2, 400))
+    ]
+    assert len({each.identity for each in found}) == 1
+    texts, size = [], 0
+    for path in sorted(corpus.rglob("*.txt")):
+        if not held_out(path.read_text(), 0.2):
+            texts.append(path.read_text())
+            size += len(texts[-1].encode())
+        if size >= training_bytes:
+            break
+    assert found[0].identity == train_bpe(BpeTokenizer.model_validate(tokenizer), texts).identity
 
 
 def test_bpe_larger_than_the_text_can_fill_is_as_large_as_it_gets(prep, of_text):

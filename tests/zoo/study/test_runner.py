@@ -18,6 +18,7 @@ from zoo.errors import ZooError
 from zoo.files import read_json, write_sealed_json
 from zoo.study.config import StudyError
 from zoo.study.findings import findings
+from zoo.study.report import write_report
 from zoo.study.runner import Runner
 from zoo.study.state import DONE, OtherSettings
 
@@ -195,6 +196,25 @@ def test_results_of_a_version_without_a_key_count_where_its_default_is_the_same(
     assert read_json(path)["recipe"] == kept["recipe"]
     with pytest.raises(OtherSettings, match=r"train.clip_norm: 1.0 -> 2.0"):
         make_runner(seeds=[1], set={"train.clip_norm": 2.0}).run()
+
+
+def test_runs_of_other_rows_are_not_compared(make_runner):
+    """A corpus that grew between two sessions; results of a version that did not record the rows."""
+    runner = make_runner(seeds=[1])
+    runner.run()
+    first, second = map(runner.folder.outcome, runner.all())
+    for path, rows in ((first, "a"), (second, "b")):
+        kept = read_json(path)
+        write_sealed_json(path, kept | {"results": kept["results"] | {"data": rows}})
+    os.utime(first, (1, 1))
+    wanted = rf"1 runs were trained on other rows than the newest, {second.stem}: .*: \S*{first.stem}\.json"
+    with pytest.raises(StudyError, match=wanted):
+        make_runner(seeds=[1]).run()
+    with pytest.raises(StudyError, match=wanted):
+        write_report(runner.runs, runner.folder)
+    kept = read_json(second)
+    write_sealed_json(second, kept | {"results": kept["results"] | {"data": "a"}})
+    make_runner(seeds=[1]).run()
 
 
 def test_a_folder_that_cannot_be_made_is_refused(make_runner, tmp_path):

@@ -221,6 +221,14 @@ def _too_slow(candidate: Implementation, *tensors) -> str | None:
     return f"the tensors are on {device}" if candidate.name == "triton" and device != "cuda" else None
 
 
+def has_capability(device: torch.device, least: tuple[int, int]) -> bool:
+    """Whether a CUDA device has this compute capability or more; a constant where torch.compile traces the caller."""
+    return torch.cuda.get_device_capability(device) >= least
+
+
+has_capability._dynamo_marked_constant = True  # type: ignore[attr-defined] # as _load below
+
+
 def _unfit(device: torch.device) -> str | None:
     if device not in dispatcher.unfit:
         reason = None

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from zoo.kernels import dispatch
+
 # cuDNN is the quickest here, by 1.5x on an H200, but not the first that torch takes (docs/log.md).
 _BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -36,8 +38,15 @@ def _cudnn_takes(q: torch.Tensor, v: torch.Tensor) -> bool:
     return fits and q.dtype in (torch.float16, torch.bfloat16) and _has_cudnn(q.device)
 
 
-@cache
 def _has_cudnn(device: torch.device) -> bool:
+    return _ask_for_cudnn(device)
+
+
+@cache
+def _ask_for_cudnn(device: torch.device) -> bool:
     if device.type != "cuda" or not torch.backends.cudnn.is_available():
         return False
-    return torch.backends.cuda.cudnn_sdp_enabled() and torch.cuda.get_device_capability(device) >= (9, 0)
+    return torch.backends.cuda.cudnn_sdp_enabled() and dispatch.has_capability(device, (9, 0))
+
+
+_has_cudnn._dynamo_marked_constant = True  # type: ignore[attr-defined] # as in zoo/kernels/dispatch.py

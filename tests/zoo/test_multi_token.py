@@ -19,6 +19,7 @@ from zoo.kernels.documents import Documents
 from zoo.model import Decoder, build_model
 from zoo.model.multi_token import further_labels
 from zoo.recipe import ModelConfig, load_recipe
+from zoo.report.settings import settings
 from zoo.report.show import as_text
 from zoo.training.initial import Initial
 
@@ -213,6 +214,9 @@ def test_show_says_it():
     shown = as_text(load_recipe("recipes/tiny/full.yaml", ["model.multi_token={depth: 2}"]), 120)
     assert "training also predicts the 2 tokens after the next, weight 0.3" in shown
     assert "\nmulti_token " in shown
+    model = load_recipe("recipes/tiny/full.yaml", ["model.multi_token={}", "model.norm_place=stream"]).model
+    around = "the stream itself is normed before each part; training also predicts the token after the next, weight 0.3"
+    assert settings(model)["around the layers"] == around
 
 
 def test_transformers_model_of_it():

@@ -1,9 +1,10 @@
-"""The settings of a model that a strip of layers does not show: widths, heads, rotation, norms of queries. No torch."""
+"""The settings of a model that a strip of layers does not show: widths, heads, rotation, norms, scales. No torch."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from zoo.recipe import ModelConfig
+from zoo.recipe.layer_fields import describe
 
 NONE = "–"  # a layer that has no such setting, as a linear layer has no rope_theta
 
@@ -19,6 +20,7 @@ def settings(model: ModelConfig) -> dict[str, str]:
         "vocab_size": f"{model.vocab_size:,}",
         "max_seq_len": f"{model.max_seq_len:,}",
         "feed-forward": _joined(layer.feed_forward.describe() for layer in layers),
+        "around the layers": "; ".join(describe(model)) or NONE,
     }
     return found | {name: _joined(_text(read(p)) for p in projections) for name, read in _READ.items()}
 

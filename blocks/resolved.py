@@ -40,6 +40,11 @@ class ResolvedMixer(ABC):
         """The block as a projection and patterns; None if it is not made of these."""
         return None
 
+    @property
+    def settings(self) -> Any:
+        """What has the block's fields as attributes, every number known as far as the kind resolves it."""
+        return self
+
     def following(self) -> "ResolvedMixer":
         """The block of a layer that reads the keys and values of an earlier one (`share_kv`)."""
         raise ValueError(f"{type(self).__name__} cannot share keys and values: only a projection with patterns can")
@@ -204,6 +209,10 @@ class StatedMixer(ResolvedMixer):
     @property
     def attention(self) -> ResolvedAttention | None:
         return self.point
+
+    @property
+    def settings(self) -> Any:
+        return self.config
 
     def cost(self, seq_len: int) -> Cost:
         if self.config.states("cost") or self.point is None:

@@ -96,8 +96,7 @@ def _modules(model: ModelConfig) -> dict[str, Any]:
 def _layer_facts(layer: Any) -> dict[str, Any]:
     point = layer.mixer.attention
     if point is None:
-        config = getattr(layer.mixer, "config", layer.config)  # with every number known, where the kind keeps them so
-        return {"mixer": config.model_dump(mode="json"), "ffn": _ffn_facts(layer.feed_forward)}
+        return {"mixer": _plain(layer.mixer.settings), "ffn": _ffn_facts(layer.feed_forward)}
     values = {field.name: getattr(point.projection, field.name) for field in fields(point.projection)}
     position = values.pop("position")
     projection = {name: _plain(value) for name, value in (values | rope_facts(position)).items()}

@@ -78,7 +78,7 @@ def retrofit(
 
 def _of_one_kind(old: Any, new: Any) -> bool:
     """Whether both are blocks of one kind that is no projection with patterns."""
-    kinds = [getattr(getattr(mixer, "config", None), "kind", None) for mixer in (old, new)]
+    kinds = [getattr(mixer.settings, "kind", None) for mixer in (old, new)]
     return old.attention is None and kinds[0] is not None and kinds[0] == kinds[1]
 
 

@@ -200,7 +200,7 @@ def _other_meanings(now, before) -> Iterator[str]:
             if layer.kind != source.kind:
                 found[f"model.blocks.{layer.name}.kind is {layer.kind}; the weights are of {source.kind}"] = None
             else:
-                mixers = (getattr(each.mixer, "config", each.config) for each in (layer, source))
+                mixers = (each.mixer.settings for each in (layer, source))
                 found |= dict.fromkeys(_other_numbers(layer.name, STATE_MEANING, *mixers))
             continue
         found |= dict.fromkeys(_other_numbers(layer.name, MEANING, one.projection, other.projection))

@@ -141,3 +141,17 @@ def test_the_command(tmp_path, capsys):
     assert not (tmp_path / "out2").exists()
     with pytest.raises(ExportError, match="--as llama: is of --format hf; found safetensors"):
         export(tmp_path / "run", tmp_path / "out2", "safetensors", family="llama")
+
+
+@pytest.mark.parametrize("kind", ["gated_deltanet", "kda", "mamba2"])
+def test_a_state_with_its_widths_written_out_is_the_same_model(kind):
+    """Derived numbers are compared as they come out, not as they are written."""
+    blocks = {"a": {"kind": kind}}
+    sizes = {"d_model": 128, "vocab_size": 264, "max_seq_len": 64, "ffn": {"kind": "swiglu", "d_ff": 24}}
+    written = ModelConfig.model_validate({**sizes, "blocks": blocks, "layers": "a*2"})
+    (mixer, *_) = (layer.mixer for layer in written.expanded())
+    names = [name for name, value in type(written.blocks["a"])().filled(128).items() if value is not None]
+    spelt = {"a": {"kind": kind, **{name: getattr(mixer, name) for name in names}}}
+    other = ModelConfig.model_validate({**sizes, "blocks": spelt, "layers": "a*2"})
+    assert written.blocks != other.blocks
+    assert facts(written) == facts(other)

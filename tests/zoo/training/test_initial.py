@@ -169,6 +169,11 @@ def test_equal_shapes_of_other_heads_are_refused(recipe, tmp_path):
             {"kind": "gated_linear", "n_heads": 2, "head_dim": 8, "v_head_dim": 8, "decay_temperature": 4.0},
             None,
         ),
+        (  # the default, written out
+            {"kind": "gated_deltanet", "n_heads": 4, "head_dim": 8, "v_head_dim": 8},
+            {"kind": "gated_deltanet", "n_heads": 4, "n_key_heads": 4, "head_dim": 8, "v_head_dim": 8},
+            None,
+        ),
     ],
 )
 def test_equal_shapes_of_other_states_are_refused(first, second, why):

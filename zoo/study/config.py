@@ -180,7 +180,7 @@ def load_study(path: str | os.PathLike, overrides: tuple[str, ...] | list[str] =
     try:
         config = StudyConfig.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        found = [locate(line, root) for line in translate(error, data, _known_keys)]
+        found = [locate(line, root) for line in translate(error, data, lambda at: _known_keys(at, data))]
         raise RecipeError(sorted(dict.fromkeys(found), key=lambda p: (p.line or 0, p.column or 0))) from error
     study = Study(Path(path), config, root, tuple(overrides))
     lacking = [i for i, entry in enumerate(config.recipes) if entry.recipe is None and config.base is None]
@@ -191,7 +191,11 @@ def load_study(path: str | os.PathLike, overrides: tuple[str, ...] | list[str] =
     return study
 
 
-def _known_keys(path: tuple[str | int, ...]) -> list[str]:
+def _known_keys(path: tuple[str | int, ...], data: dict[str, Any]) -> list[str]:
+    if path[:1] == ("tasks",):
+        from zoo.recipe.schema import known_keys, schema_definitions
+
+        return known_keys(("eval", *path), {"eval": data}, schema_definitions())
     sections: dict[tuple, type[BaseModel]] = {
         (): StudyConfig,
         ("match",): MatchConfig,

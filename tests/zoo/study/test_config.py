@@ -35,6 +35,10 @@ def refusal(path) -> str:
         ({"match": {"parameters": "0%"}}, "must be a share between 0% and 100%, such as 1%; found '0%'"),
         ({"match": {"parameters": "1e-7%"}, "recipes": [FULL96, "nsa"]}, "cannot be matched to "),
         ({"match": {"flops": "1%"}}, "unknown key 'flops'"),
+        (
+            {"tasks": [{"task": "mqar", "length": 8}]},
+            "unknown key 'length'; known: task, rows, seed",
+        ),
         ({"tasks": ["mqra"]}, "mqar"),
         ({"jobs": 0}, "jobs"),
         ({"seedz": [1]}, "Did you mean 'seeds'"),

@@ -146,3 +146,19 @@ def test_two_processes_balance_experts_as_one(recipe_file, tmp_path, environment
     for name, expected in load_file(tmp_path / "one" / "model.safetensors").items():
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=3e-3)
     assert found["layers.0.feed_forward.balance_bias"].any()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
+def test_two_processes_predict_further_tokens_as_one(recipe_file, tmp_path, environment, parallelism):
+    """The modules' losses are summed as the model's is, so that devices may differ in their targets."""
+    settings = ("model.multi_token={depth: 2}", "train.duration=3ba", f"train.parallelism={parallelism}")
+    environment.pop("OMP_NUM_THREADS", None)
+    finish([*command(recipe_file, tmp_path / "two", *settings), "--devices", "2"], environment)
+    finish(command(recipe_file, tmp_path / "one", *settings), environment)
+    two, one = ([r for r in read_metrics(tmp_path / run / "metrics.jsonl") if "loss" in r] for run in ("two", "one"))
+    for name in ("loss", "added_loss", "multi_token_loss"):
+        assert [r[name] for r in two] == pytest.approx([r[name] for r in one], rel=1e-4), name
+    found = load_file(tmp_path / "two" / "model.safetensors")
+    for name, expected in load_file(tmp_path / "one" / "model.safetensors").items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-3)

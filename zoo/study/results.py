@@ -4,6 +4,7 @@ Two studies of the same file have the same results whatever was stopped, killed 
 and machines are kept apart, in `measured`.
 """
 
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from zoo.report.runs import check_metrics
 from zoo.runs.folder import RunFolder
 from zoo.runs.metrics import read_metrics
 from zoo.study.config import StudyError
-from zoo.study.expand import Run, data_key
+from zoo.study.expand import Run
 from zoo.study.kept import read_summary
 from zoo.study.state import DONE, StudyFolder
 
@@ -81,19 +82,28 @@ def refuse_other_data(folder: StudyFolder, done: Iterable[Run]) -> None:
     """
     found: dict[str, dict[str | None, list[Run]]] = {}
     for run in done:
-        rows = run_results(folder, run, DONE, "").get("data")
-        found.setdefault(data_key(run), {}).setdefault(rows, []).append(run)
+        # Results of an earlier version lack the rows; the run's folder may still have them.
+        rows = run_results(folder, run, DONE, "").get("data") or _rows_digest(folder.folder(run))
+        found.setdefault(_source_of_rows(run), {}).setdefault(rows, []).append(run)
     for of_rows in found.values():
         if len(of_rows) > 1:
             newest = max(of_rows, key=lambda rows: max(_written(folder, run) for run in of_rows[rows]))
             others = [run for rows, runs in of_rows.items() if rows != newest for run in runs]
             paths = [path for run in others for path in _traces(folder, run)]
+            why = "the text or the tokenizer changed"
+            if None in of_rows:
+                why += ", or an earlier version did not record the rows"
             raise StudyError(
-                f"{folder.path}: {len(others)} runs were trained on other rows than the newest, "
-                f"{of_rows[newest][0].id}: text or tokenizer changed, or their version did not record the rows: "
-                f"{', '.join(map(str, paths[:4]))}{', ...' if len(paths) > 4 else ''}. "
-                "Remove these to train the runs anew, or give the study another folder with out: ..."
+                f"{folder.path}: runs of this study cannot be compared: {len(others)} were trained on other rows than "
+                f"the newest, {of_rows[newest][0].id}, because {why}: {', '.join(map(str, paths))}. "
+                "Remove these to train the runs again, or give the study another folder with out: ..."
             )
+
+
+def _source_of_rows(run: Run) -> str:
+    """What decides the rows of a run, whatever the size of its model: equal for runs that are to have the same rows."""
+    data = run.recipe.data.model_dump(mode="json", exclude={"workers", "cache_dir"})
+    return json.dumps([data, run.recipe.seq_len], sort_keys=True)
 
 
 def _traces(folder: StudyFolder, run: Run) -> list[Path]:

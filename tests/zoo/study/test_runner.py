@@ -8,17 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.zoo.study import drive, synthetic
 from tests.zoo.study.conftest import runner_of
+from zoo.data.identity import DataRecord
 from zoo.errors import ZooError
 from zoo.files import read_json, write_sealed_json
 from zoo.study.config import StudyError
 from zoo.study.findings import findings
 from zoo.study.report import write_report
+from zoo.study.results import refuse_other_data
 from zoo.study.runner import Runner
 from zoo.study.state import DONE, OtherSettings
 
@@ -207,7 +210,7 @@ def test_runs_of_other_rows_are_not_compared(make_runner):
         kept = read_json(path)
         write_sealed_json(path, kept | {"results": kept["results"] | {"data": rows}})
     os.utime(first, (1, 1))
-    wanted = rf"1 runs were trained on other rows than the newest, {second.stem}: .*: \S*{first.stem}\.json"
+    wanted = rf"1 were trained on other rows than the newest, {second.stem}, .*: \S*{first.stem}\.json"
     with pytest.raises(StudyError, match=wanted):
         make_runner(seeds=[1]).run()
     with pytest.raises(StudyError, match=wanted):
@@ -215,6 +218,35 @@ def test_runs_of_other_rows_are_not_compared(make_runner):
     kept = read_json(second)
     write_sealed_json(second, kept | {"results": kept["results"] | {"data": "a"}})
     make_runner(seeds=[1]).run()
+
+
+def test_rows_that_an_earlier_version_did_not_record_are_read_from_its_run_folder(make_runner):
+    runner = make_runner(seeds=[1])
+    runner.run()
+    old, new = runner.all()
+    record = DataRecord(version="0.1.0", format=1, seq_len=32, tokenizer=None, train=[], validation=[])
+    kept = read_json(runner.folder.outcome(new))
+    results = kept["results"] | {"data": record.rows_digest}
+    write_sealed_json(runner.folder.outcome(new), kept | {"results": results})
+    with pytest.raises(StudyError, match=r"tokenizer changed, or an earlier version did not record the rows: "):
+        make_runner(seeds=[1]).run()
+    runner.folder.folder(old).data.write_text(record.model_dump_json())
+    make_runner(seeds=[1]).run()
+
+
+def test_models_of_other_sizes_must_have_the_same_rows_too(make_runner):
+    runner = make_runner(seeds=[1], recipes=["full"])
+    runner.run()
+    (run,) = runner.all()
+    model = run.recipe.model.model_copy(update={"vocab_size": run.recipe.model.vocab_size + 1})
+    larger = replace(run, id="larger", recipe=run.recipe.model_copy(update={"model": model}))
+    kept = read_json(runner.folder.outcome(run))
+    for rows in ("a", "b"):
+        path = runner.folder.outcome(larger if rows == "b" else run)
+        write_sealed_json(path, kept | {"results": kept["results"] | {"data": rows}})
+    refuse_other_data(runner.folder, [run])
+    with pytest.raises(StudyError, match="1 were trained on other rows than the newest, larger, because the text"):
+        refuse_other_data(runner.folder, [run, larger])
 
 
 def test_a_folder_that_cannot_be_made_is_refused(make_runner, tmp_path):

@@ -62,7 +62,7 @@ NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 SHOWN_FILES = 3
 MOST_SKIPPED = 20  # files that on_error: skip lists
 FEW_FILES = 32  # up to so many, their hashes may put all of them on one side of training and validation
-SIDES = 1  # part of the name of what is kept of them: raise it when the same files make other text
+SIDES = 2  # part of the name of what is kept of them: raise it when the same files give another answer
 SAMPLES, SAMPLE_BYTES = 4, 1 << 16
 
 
@@ -341,10 +341,12 @@ def _on_both_sides(files: list[Path], fraction: float, cache: Path | None) -> bo
 def _read_on_both_sides(files: tuple[Path, ...], fraction: float, *states: tuple[int, ...]) -> bool:
     sides = set()
     for path in files:
-        hasher = xxhash.xxh64()
+        hasher, size = xxhash.xxh64(), 0
         for part in WholeFiles((path,)).parts():
             hasher.update(part.text.encode())
-        sides.add(hasher.intdigest() < fraction * 2**64)
+            size += len(part.text)
+        if size:  # an empty document is on no side
+            sides.add(hasher.intdigest() < fraction * 2**64)
         if len(sides) == 2:
             return True
     return False

@@ -10,6 +10,7 @@ import pytest
 from zoo.data import prepare, sources
 from zoo.data.config import DataConfig
 from zoo.data.errors import DataError
+from zoo.data.packing import held_out
 from zoo.data.places import with_absolute_paths
 from zoo.data.sources import documents, notes, validation_cut
 from zoo.data.stored import stored_rows
@@ -175,6 +176,15 @@ def test_a_few_files_that_are_all_on_one_side_are_cut_too(tmp_path):
     assert prepared.rows("train") > 100
     assert validation_cut(source, 0.0) is None
     assert validation_cut(source_of(paths=paths, separator=" "), 0.01) is None
+
+
+def test_an_empty_file_does_not_stand_for_a_side(tmp_path):
+    """A byte-order mark alone: the hash of no text is on the training side, and nothing could be trained on."""
+    text = next(text for i in range(1000) if held_out(text := f"file {i} " * 300, 0.2))
+    paths = [str(write(tmp_path / "a.txt", text)), str(write(tmp_path / "b.txt", "\ufeff"))]
+    prepared = prepared_of(tmp_path, paths, validation_fraction=0.2)
+    assert prepared.rows("validation") > 0
+    assert prepared.rows("train") > 10
 
 
 def test_a_few_files_are_read_for_their_side_once_for_all_later_calls(tmp_path, monkeypatch):

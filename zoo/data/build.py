@@ -52,6 +52,7 @@ class Builder:
         for made in (self._building, self._done, *(self._building / split for split in SPLITS)):
             make_folder(made, DataError)
         shutil.rmtree(self.scratch, ignore_errors=True)
+        make_folder(self.scratch, DataError)  # which refuses a symbolic link
 
     def counts(self, part: int) -> dict[str, Counts] | None:
         """Return what a finished part holds, None if it is not finished."""

@@ -20,13 +20,14 @@ from pydantic import Field
 
 from zoo.data.errors import DataError
 from zoo.data.sources import Part, Piece, share_held_out
-from zoo.data.tokenizers import GPT2_CUTTER, Bytes, Subwords
+from zoo.data.tokenizers import GPT2_CUTTER, Bytes, Subwords, WordCounts
 from zoo.data.words import GPT2_WORDS
 
 SPLITS = ("train", "validation")
 READ_TOKENS = 1 << 20
 WRITE_BYTES = 1 << 20
 PART_CHARACTERS = 1 << 18  # of text that is encoded at a time
+COUNTED_BYTES = 1 << 23  # of text whose words are counted at a time, for learning a tokenizer
 UNCUT_CHARACTERS = 1 << 20  # the most of one document without a safe place to cut
 Tokenizer = Bytes | Subwords
 
@@ -235,21 +236,26 @@ def training_documents(all_pieces: Iterable[Piece], fraction: float, cutter: Cut
                     lengths, hash_ = [], xxhash.xxh64()
 
 
-def count_words(piece: Piece, folder: Path, *, fraction: float, most: float) -> tuple[Counter[str], int]:
+def count_words(piece: Piece, folder: Path, *, fraction: float, most: float) -> tuple[dict[str, int], int]:
     """Count the words of a piece's training documents, for learning a byte-level BPE.
 
     most: bytes of text; the document that reaches it is the last.  Returns the words in the order in which they first
-    occur, and the bytes.  `folder` is not used: `pool.each` gives one to every work.
+    occur, and the bytes.  Memory does not grow with the piece, which may be one large document: `WordCounts` bounds the
+    words.  `folder` is not used: `pool.each` passes one to every work.
     """
-    words: Counter[str] = Counter()
-    size = 0
+    counts, words = WordCounts(), Counter[str]()
+    size = added = 0
     for document in training_documents([piece], fraction, GPT2_CUTTER):
         for text in document:
             words.update(GPT2_WORDS.findall(text))
             size += len(text.encode())
+            if size - added >= COUNTED_BYTES:
+                counts.add(words)
+                words, added = Counter(), size
         if size >= most:
             break
-    return words, size
+    counts.add(words)
+    return counts.counts, size
 
 
 def cut(piece: Piece, tokenizer: Tokenizer | Cutter) -> Iterator[tuple[Part, bool]]:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -24,11 +24,21 @@ from zoo.data.config import BpeTokenizer, ByteTokenizer, DataConfig, HuggingFace
 from zoo.data.errors import DataError
 from zoo.data.files import local_path
 from zoo.data.mds import open_mds
-from zoo.data.packing import SPLITS, Tokenizer, count_words
+from zoo.data.packing import COUNTED_BYTES, SPLITS, Tokenizer, count_words
 from zoo.data.pool import each
 from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.progress import Progress
-from zoo.data.sources import Piece, cut_notes, fingerprint, notes, pieces, separator_notes, total_bytes, validation_cut
+from zoo.data.sources import (
+    Piece,
+    Texts,
+    cut_notes,
+    fingerprint,
+    notes,
+    pieces,
+    separator_notes,
+    total_bytes,
+    validation_cut,
+)
 from zoo.data.tokenizers import Bytes, Subwords, WordCounts, check_files, learn_bpe, load_huggingface
 from zoo.data.vocabulary import check_numbers
 from zoo.files import make_folder, present, read_json, write_sealed_json
@@ -40,7 +50,6 @@ BPE_LEARNING = 3  # part of the key of a learnt bpe: raise it when the same text
 BUILDING = re.compile(r"[a-z-]+-[0-9a-f]{16}\.building")  # nothing else is removed: the cache may be any folder
 CHECKSUMS = "checksums.json"  # of a tokenizer's files
 PIECE_BYTES = 1 << 25
-COUNTED_BYTES = 1 << 23  # of text whose words are counted at a time, for learning a tokenizer
 ABANDONED_S = 7 * 24 * 3600  # a preparation that was cut short and not taken up for so long will not be
 MORE = (
     "give more documents (`separator` cuts a text file into several), change validation_fraction, "
@@ -75,6 +84,9 @@ def prepare(
         work.remove_abandoned()  # last: what this call could go on with is finished by now
         return prepared
     except OSError as error:
+        path = error.filename
+        if isinstance(path, str) and not Path(path).is_relative_to(root):  # a file of a source
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         raise DataError(f"data cache {root}: {error}") from error
 
 
@@ -144,7 +156,11 @@ class _Preparation:
                 for source in sources:
                     self.check_separators(source)
                 with self.timed():
-                    _save(learn_bpe(config, self._words(config, sources, building(path))), path)
+                    try:
+                        _save(learn_bpe(config, self._words(config, sources, building(path))), path)
+                    except BaseException:  # the next call cannot use what is there, and may have another text
+                        shutil.rmtree(building(path), ignore_errors=True)
+                        raise
         remedy = f"remove the folder {path} and prepare again"
         if present(path / CHECKSUMS, DataError):  # caches of earlier versions lack it
             check_files(path, read_json(path / CHECKSUMS, remedy, DataError).get("files"), remedy)
@@ -155,32 +171,40 @@ class _Preparation:
         counts, scratch = WordCounts(), folder / "words"
         weights = [source.proportion or 1.0 for source in sources]
         for source, weight in zip(sources, weights, strict=True):
-            shutil.rmtree(scratch, ignore_errors=True)
             make_folder(folder, DataError)
+            shutil.rmtree(scratch, ignore_errors=True)
+            make_folder(scratch, DataError)
             for found in self._words_of(source, config.training_bytes * weight / sum(weights), scratch):
                 counts.add(found)
         shutil.rmtree(scratch, ignore_errors=True)
         return counts
 
-    def _words_of(self, source: Source, share: float, scratch: Path) -> Iterator[Counter[str]]:
+    def _words_of(self, source: Source, share: float, scratch: Path) -> Iterator[dict[str, int]]:
         """Yield the words of the pieces of a source, in order, up to `share` bytes."""
         kept: deque[Piece] = deque()
+        # Smaller pieces than those of the shards: the last one is counted again, up to what is left of the share.
+        size_of_piece, left = min(self.piece_bytes, COUNTED_BYTES), share
 
         def todo() -> Iterator[tuple[int, Piece]]:
-            # Smaller pieces than those of the shards: the last one is counted again, up to the share.
-            for numbered in enumerate(pieces(source, min(self.piece_bytes, COUNTED_BYTES), self.fraction)):
-                kept.append(numbered[1])
-                yield numbered
+            for number, piece in enumerate(pieces(source, size_of_piece, self.fraction)):
+                if isinstance(piece, Texts):  # pieces that are kept must not hold their text in memory
+                    make_folder(scratch / str(number), DataError)
+                    piece = piece.written(scratch / str(number) / "texts.jsonl")
+                kept.append(piece)
+                yield number, piece
 
+        # More processes than the share has pieces would read text ahead that is not counted.
+        workers = min(self.data.workers or cores(), 1 + int(share // size_of_piece))
         work = partial(count_words, fraction=self.fraction, most=share)
-        with closing(each(work, todo(), self.data.workers or cores(), scratch, in_order=True)) as found:
+        with closing(each(work, todo(), workers, scratch, in_order=True)) as found:
             for number, (words, size) in found:
                 piece, folder = kept.popleft(), scratch / str(number)
-                if size >= share:
-                    yield count_words(piece, folder, fraction=self.fraction, most=share)[0]
+                if size >= left:
+                    # The first piece was counted up to the whole share already.
+                    yield words if left == share else count_words(piece, folder, fraction=self.fraction, most=left)[0]
                     return
                 yield words
-                share -= size
+                left -= size
                 shutil.rmtree(folder, ignore_errors=True)
 
     def streams(

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from zoo.data.packing import held_out, pack
+from zoo.data import packing, tokenizers
+from zoo.data.packing import count_words, held_out, pack
 from zoo.data.sources import Texts
 from zoo.data.tokenizers import Bytes
 
@@ -64,3 +65,20 @@ def test_nothing_to_pack(tmp_path):
     assert list(packed.rows(8)) == []
     assert packed.max_documents(8) == 0
     assert packed.counts.documents == 0
+
+
+def test_counted_words_of_one_large_document_are_bounded(tmp_path, monkeypatch):
+    """Words of numbers never repeat: their memory would grow with the document."""
+    monkeypatch.setattr(packing, "PART_CHARACTERS", 1000)
+    monkeypatch.setattr(packing, "COUNTED_BYTES", 2000)
+    monkeypatch.setattr(tokenizers, "MOST_LEARNT_CHARACTERS", 5000)
+    text = " ".join(map(str, range(100_000, 103_000))) + " 100000" * 10
+    words, size = count_words(Texts((text,)), tmp_path, fraction=0.0, most=1e9)
+    assert size == len(text)
+    assert list(words)[:3] == ["100000", " 100001", " 100002"]
+    assert 5000 <= sum(map(len, words)) < 5010
+    assert words[" 100002"] == 1
+    first = " 100000"
+    assert first not in words, "seen first when there is no room"
+    short, _ = count_words(Texts(("a b a b a", "c")), tmp_path, fraction=0.0, most=5)
+    assert short == {"a": 1, " b": 2, " a": 2}

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from zoo.data import DataError, prepare_command
+from zoo.data import DataError, prepare_command, preparing
 from zoo.data.config import BpeTokenizer
 from zoo.data.packing import held_out
 from zoo.data.preparing import ABANDONED_S
 from zoo.data.shards import make_ready, read_index
+from zoo.data.sources import Texts
 from zoo.data.tokenizers import train_bpe
 from zoo.export.tokenizer_files import bytes_as_subwords
 from zoo.recipe import load_recipe
@@ -167,12 +168,9 @@ INTERRUPTED = """
 import os, signal, threading, time
 from zoo.data import packing
 
-plain = packing.pack
-
 def slow(piece, *settings, **more):  # in a worker
     print("begun", flush=True)
     time.sleep(60)
-    return plain(piece, *settings, **more)
 
 if __name__ == "__main__":
     import sys
@@ -180,24 +178,26 @@ if __name__ == "__main__":
     from zoo.data.config import DataConfig
     from zoo.data import prepare
 
-    data = DataConfig.model_validate({"source": {"kind": "text", "paths": [sys.argv[1]]}, "workers": 2})
-    prepare(data, max_seq_len=32, vocab_size=1000, seed=17, cache_dir=sys.argv[2], piece_bytes=1, quiet=True)
+    settings = {"source": {"kind": "text", "paths": [sys.argv[1]]}, "workers": 2, "tokenizer": {"kind": sys.argv[3]}}
+    data = DataConfig.model_validate(settings)
+    prepare(data, max_seq_len=32, vocab_size=5000, seed=17, cache_dir=sys.argv[2], piece_bytes=1, quiet=True)
 else:
-    packing.pack = slow
+    packing.pack = packing.count_words = slow
 """
 
 
-@pytest.mark.parametrize("everyone", [True, False])
-def test_ctrl_c_ends_the_tokenising_processes_at_once_and_without_a_word(corpus, tmp_path, everyone):
+@pytest.mark.parametrize(("everyone", "tokenizer"), [(True, "byte"), (False, "byte"), (True, "bpe"), (False, "bpe")])
+def test_ctrl_c_ends_the_tokenising_processes_at_once_and_without_a_word(corpus, tmp_path, everyone, tokenizer):
     script = tmp_path / "script.py"
     script.write_text(INTERRUPTED)
-    command = [sys.executable, str(script), str(corpus), str(tmp_path / "cache")]
+    command = [sys.executable, str(script), str(corpus), str(tmp_path / "cache"), tokenizer]
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     with subprocess.Popen(command, **settings) as child:
         assert [child.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
         (os.killpg if everyone else os.kill)(child.pid, signal.SIGINT)
         _, errors = child.communicate(timeout=30)
     assert errors.count("Traceback") == errors.count("\nKeyboardInterrupt\n") == 1, errors
+    assert not list((tmp_path / "cache").glob("bpe-*")), "of words that are counted nothing can be used later"
 
 
 def test_what_was_cut_short_a_week_ago_is_removed_unless_a_process_owns_it(prep, of_text, tmp_path, capfd):
@@ -255,6 +255,60 @@ def test_words_are_counted_by_several_processes_as_by_one(prep, of_text, trainin
         if size >= training_bytes:
             break
     assert found[0].identity == train_bpe(BpeTokenizer.model_validate(tokenizer), texts).identity
+
+
+def test_words_of_documents_that_were_read_already_are_counted_by_processes(prep, of_text, tmp_path, monkeypatch):
+    """As of a dataset, whose pieces hold their text.  Little is read beyond the share: it has work for two."""
+    texts = [f"word{i} and word{i % 7}; " * 9 for i in range(300)]
+    yielded = []
+
+    def of_dataset(source, piece_bytes, fraction):
+        for i in range(0, 300, 2):
+            yielded.append(i)
+            yield Texts(tuple(texts[i : i + 2]), i, "d")
+
+    monkeypatch.setattr(preparing, "pieces", of_dataset)
+    tokenizer = {"kind": "bpe", "vocab_size": 300, "training_bytes": 1200}
+    data = of_text(tokenizer=tokenizer, workers=4) | {"validation_fraction": 0.0}
+    found = prep(data, piece_bytes=800).tokenizer
+    counted = next(n for n in range(300) if sum(map(len, texts[:n])) >= 1200)
+    assert found.identity == train_bpe(BpeTokenizer.model_validate(tokenizer), texts[:counted]).identity
+    assert len(yielded) <= 8
+    assert not list((tmp_path / "cache").glob("*/words")), "scratch files"
+
+
+def test_words_that_cannot_be_counted_leave_nothing_in_the_cache(prep, of_text, corpus, tmp_path):
+    (corpus / "39.txt").write_bytes(b"\xff" * 9)
+    for workers in (1, 2):
+        with pytest.raises(DataError, match=r"39\.txt: .*UTF-8"):
+            prep(of_text(tokenizer={"kind": "bpe", "vocab_size": 300}, workers=workers), piece_bytes=400)
+    assert not list((tmp_path / "cache").glob("bpe-*"))
+
+
+@pytest.mark.parametrize(("made", "inside"), [("bpe", ""), ("bpe", "words"), ("text", "tokens")])
+def test_scratch_files_are_not_written_or_removed_through_a_link(prep, of_text, tmp_path, made, inside):
+    data = of_text(tokenizer={"kind": "bpe", "vocab_size": 300}, workers=2)
+    prep(data, cache="known", piece_bytes=400)
+    (folder,) = (tmp_path / "known").glob(f"{made}-*")
+    link = tmp_path / "cache" / f"{folder.name}.building" / inside
+    link.parent.mkdir(parents=True)
+    kept = tmp_path / "theirs" / ("" if inside else "words") / "0" / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("kept")
+    link.symlink_to(tmp_path / "theirs")
+    with pytest.raises(DataError, match=r"building\S*: a symbolic link to \S+theirs; nothing is written"):
+        prep(data, piece_bytes=400)
+    assert kept.read_text() == "kept"
+    assert len(list((tmp_path / "theirs").rglob("*"))) == len(kept.relative_to(tmp_path / "theirs").parts)
+
+
+def test_an_unreadable_file_of_a_source_is_not_called_the_cache(prep, of_text, monkeypatch, tmp_path):
+    def refuse(source):
+        raise PermissionError(errno.EACCES, "Permission denied", "/data/closed")
+
+    monkeypatch.setattr(preparing, "notes", refuse)
+    with pytest.raises(DataError, match=r"^/data/closed: cannot be read: Permission denied$"):
+        prep(of_text())
 
 
 def test_bpe_larger_than_the_text_can_fill_is_as_large_as_it_gets(prep, of_text):

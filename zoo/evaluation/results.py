@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from zoo.errors import ZooError, first_mistake
+from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.statistics import bootstrap
 from zoo.evaluation.task import Example, Row, Task
 from zoo.files import present, read_json, write_sealed_json
@@ -151,6 +153,14 @@ class ResultFile:
         return found if same else None
 
     def add(self, result: Result) -> None:
+        """Keep a result.  Raises EvaluationError for one that is not finite, which the file, as JSON, cannot hold."""
+        for name, numbers in (*result.metrics.items(), *_leaves(result.by)):
+            if not math.isfinite(numbers["value"]):
+                raise EvaluationError(
+                    f"{result.label}: {name} is {numbers['value']}, because what the model gives in "
+                    f"{result.model.get('dtype', 'this dtype')} is not finite; use --dtype fp32, and if that gives the "
+                    "same, the weights are broken: train with a lower learning rate"
+                )
         self._results[result.label] = result
         write_sealed_json(self.path, {"format": FORMAT, "results": [asdict(each) for each in self._results.values()]})
 
@@ -169,10 +179,11 @@ def read_results(path: Path) -> list[Result]:
 
 def _read_result(value: Any) -> Result:
     result = _RESULT.validate_json(json.dumps(value), strict=True)
-    for numbers in (*result.metrics.values(), *_leaves(result.by)):
+    for _, numbers in (*result.metrics.items(), *_leaves(result.by)):
         _NUMBERS.validate_json(json.dumps(numbers), strict=True)
     return result
 
 
-def _leaves(by: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> Iterator[dict[str, Any]]:
-    return (numbers for keys in by.values() for metrics in keys.values() for numbers in metrics.values())
+def _leaves(by: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(metric, numbers) of all breakdowns."""
+    return (pair for keys in by.values() for metrics in keys.values() for pair in metrics.items())

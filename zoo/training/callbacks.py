@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -67,9 +67,9 @@ class NonFinite(ZooError):
     """The loss or the gradient norm became infinite or not a number."""
 
 
-def refuse_non_finite(batch: int, loss: float, norm: float, last_good: Callable[[], str]) -> None:
-    """Raise NonFinite if the loss or the gradient norm of a batch is not finite."""
-    for name, value in {"loss": loss, "gradient norm": norm}.items():
+def refuse_non_finite(batch: int, numbers: Mapping[str, float], last_good: Callable[[], str]) -> None:
+    """Raise NonFinite if one of the numbers, such as the loss of a batch, is not finite.  numbers: by their names."""
+    for name, value in numbers.items():
         if not math.isfinite(value):
             raise NonFinite(
                 f"batch {batch}: the {name} is {value}; training stopped. {last_good()} A lower learning rate "
@@ -104,7 +104,8 @@ class Metrics(Callback):
     grad_norm, tokens_per_s and, where the device's peak is known, mfu; a validation's has batch, tokens, time_s,
     validation_loss (nats a target) and, where rows are text, validation_bits_per_byte (of the same targets' bytes),
     or, where targets are the answers of a task, validation_accuracy.
-    check: called as check(batch, loss, norm) before a record is written; it raises to stop the training.
+    check: called with the batch and its loss and gradient norm, or its validation loss, before a record is written; it
+    raises to stop the training.
     saves: whether a checkpoint is due after so many batches.
     after_batch: called once after each batch; the numbers that it returns join the record.
 
@@ -119,7 +120,7 @@ class Metrics(Callback):
         clip: ClipGradients,
         writers: list,
         mfu_per_token: float | None,
-        check: Callable[[int, float, float], None] = lambda batch, loss, norm: None,
+        check: Callable[[int, Mapping[str, float]], None] = lambda batch, numbers: None,
         saves: Callable[[int], bool] = lambda batch: False,
         after_batch: Callable[[], dict[str, torch.Tensor]] = dict,
     ):
@@ -157,12 +158,14 @@ class Metrics(Callback):
         while len(self._waiting) > left:
             record, numbers = self._waiting.popleft()
             record |= numbers.read()
-            self.check(record["batch"], record["loss"], record["grad_norm"])
+            self.check(record["batch"], {"loss": record["loss"], "gradient norm": record["grad_norm"]})
             self._write(record, logger, "train")
 
     def eval_end(self, state, logger) -> None:
         found = {name: float(metric.compute()) for name, metric in state.eval_metrics["validation"].items()}
         record = self._place(state) | {f"validation_{name}": value for name, value in found.items()}
+        if "loss" in found:  # after the last batch no other loss would show it
+            self.check(record["batch"], {"validation loss": found["loss"]})
         self._write(record, logger, "validation")
 
     def scores(self, state, logger, found: dict) -> None:

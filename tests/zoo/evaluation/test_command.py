@@ -1,7 +1,8 @@
 """`zoo eval`: what it prints, and one line for every mistake."""
 
+import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -141,6 +142,19 @@ def test_results_of_other_examples_are_not_taken(tmp_path, monkeypatch):
     second = evaluate(model, ["copy"], rows=4, output=kept)[0]
     assert second.examples_hash != first.examples_hash
     assert read_results(kept) == [second]
+
+
+@pytest.mark.parametrize("where", ["metrics", "by"])
+def test_a_score_that_is_not_finite_is_refused_and_the_others_are_kept(tmp_path, where):
+    """A model that overflows in half precision: the file could not be read again."""
+    kept = ResultFile(tmp_path / "eval.json")
+    first = evaluate(Guesser(), ["copy"], rows=4)[0]
+    kept.add(first)
+    broken = copy.deepcopy(replace(first, label="other", by={"length": {"8": {"accuracy": first.primary[1]}}}))
+    (broken.metrics if where == "metrics" else broken.by["length"]["8"])["accuracy"]["value"] = float("nan")
+    with pytest.raises(EvaluationError, match=r"^other: accuracy is nan, because .* is not finite; use --dtype fp32"):
+        kept.add(broken)
+    assert read_results(tmp_path / "eval.json") == [first]
 
 
 def test_results_of_other_weights_are_not_taken(tmp_path):

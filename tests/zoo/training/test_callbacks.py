@@ -1,6 +1,7 @@
 """The callbacks of a training, alone; test_train.py sees them at work together."""
 
 import datetime
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -71,13 +72,24 @@ def test_a_late_number_that_is_not_finite_still_names_its_batch(monkeypatch):
     monkeypatch.setattr(callbacks, "Numbers", Late)
     written = []
 
-    def check(batch, loss, norm):
-        callbacks.refuse_non_finite(batch, loss, norm, lambda: "no checkpoint.")
-
+    check = partial(callbacks.refuse_non_finite, last_good=lambda: "no checkpoint.")
     metrics = callbacks.Metrics(clip_of(float("nan")), [written.append], None, check=check)
     metrics.batch_end(after_batch(7, 1.0), SILENT)
     with pytest.raises(callbacks.NonFinite, match="batch 7: the gradient norm is nan"):
         metrics.batch_end(after_batch(8, 1.0), SILENT)
+    assert written == []
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_validation_loss_that_is_not_finite_stops_the_training(loss):
+    """After the last batch nothing else shows it: the run would be complete, with a summary that is no JSON."""
+    written = []
+    check = partial(callbacks.refuse_non_finite, last_good=lambda: "no checkpoint.")
+    metrics = callbacks.Metrics(clip_of(1.0), [written.append], None, check=check)
+    state = after_batch(7, 1.0)
+    state.eval_metrics = {"validation": {"loss": SimpleNamespace(compute=lambda: loss)}}
+    with pytest.raises(callbacks.NonFinite, match=f"batch 7: the validation loss is {loss}; training stopped"):
+        metrics.eval_end(state, SILENT)
     assert written == []
 
 

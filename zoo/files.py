@@ -242,9 +242,14 @@ def replace_durably(temporary: Path, final: Path) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file as `replace_durably` does."""
     temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
-    with create(temporary) as file:
-        file.write(data)
-    replace_durably(temporary, path)
+    try:
+        with create(temporary) as file:
+            file.write(data)
+        replace_durably(temporary, path)
+    except BaseException:  # a full disk, a folder in the file's place: what was written is of no use
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

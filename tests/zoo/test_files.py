@@ -125,6 +125,20 @@ def test_writing_replaces_a_link_and_never_follows_it(tmp_path):
     assert stat.S_IMODE(link.stat().st_mode) == stat.S_IMODE(victim.stat().st_mode)
 
 
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        files.write_text(tmp_path / "folder", "text")
+
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_text(tmp_path / "file", "text")
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
 def test_appending(tmp_path):
     victim, link = tmp_path / "victim", tmp_path / "log.txt"
     victim.write_text("precious\n")

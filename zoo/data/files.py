@@ -138,7 +138,7 @@ def _folders(top: Path, found: Found, hidden_too: bool = False) -> Iterator[tupl
     """Yield the folders below `top` with their files.  Links are followed, each folder once, so that a loop ends."""
     been: set[str] = set()
 
-    for folder, inner, names in os.walk(top, followlinks=True, onerror=_refuse_folder):
+    for folder, inner, names in os.walk(top, followlinks=True, onerror=refuse_folder):
         real = os.path.realpath(folder)
         if real in been:
             found.left_out["linked folders that are read already"] += 1
@@ -156,11 +156,12 @@ def files_below(top: Path) -> list[Path]:
 
     Raises DataError for a folder that cannot be read.
     """
-    folders = os.walk(top, onerror=_refuse_folder) if top.is_dir() else ()
+    folders = os.walk(top, onerror=refuse_folder) if top.is_dir() else ()
     return sorted(path for folder, _, names in folders for name in names if (path := Path(folder, name)).is_file())
 
 
-def _refuse_folder(error: OSError) -> NoReturn:
+def refuse_folder(error: OSError) -> NoReturn:
+    """Raise DataError that names the folder of an error: what `os.walk` calls for one that cannot be read."""
     raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
 
 
@@ -170,7 +171,7 @@ def _check_folders(pattern: Path) -> None:
         needed = os.X_OK | (os.R_OK if glob.has_magic(part) else 0)
         for name in glob.glob(str(Path(*pattern.parts[:i]))):
             if os.path.isdir(name) and not os.access(name, needed):
-                _refuse_folder(PermissionError(errno.EACCES, os.strerror(errno.EACCES), name))
+                refuse_folder(PermissionError(errno.EACCES, os.strerror(errno.EACCES), name))
 
 
 def _glob(pattern: Path, source: Files, found: Found) -> None:

@@ -32,7 +32,7 @@ from zoo.data.config import (
     TextFiles,
 )
 from zoo.data.errors import DataError
-from zoo.data.files import check_head, files_below, find_files, is_hidden, local_path, survey
+from zoo.data.files import check_head, files_below, find_files, is_hidden, local_path, refuse_folder, survey
 from zoo.data.parquet import groups_of, values
 from zoo.data.reading import (
     begins_with_mark,
@@ -487,7 +487,7 @@ def stdlib_files(source: PythonStdlib) -> list[Path]:
     root = Path(sysconfig.get_paths()["stdlib"])
     left_out = NOT_STDLIB if source.tests else NOT_STDLIB | STDLIB_TESTS
     found = []
-    for folder, inner, names in os.walk(root):
+    for folder, inner, names in os.walk(root, onerror=refuse_folder):
         inner[:] = [name for name in inner if name not in left_out]
         found += [Path(folder, name) for name in names if name.endswith(".py")]
     found = sorted(path for path in found if path.is_file())

@@ -37,6 +37,24 @@ def test_stdlib_is_sorted_python_files_of_the_library_alone():
     assert len(stdlib_files(source(kind="python-stdlib", tests=True))) > len(files)
 
 
+def test_a_folder_of_the_library_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """Root, who runs tests too, may read every folder: os.scandir raises what others see."""
+    (tmp_path / "json").mkdir()
+    (tmp_path / "a.py").write_text("a = 1")
+    scandir = os.scandir
+
+    def scan(path):
+        if os.fspath(path) == str(tmp_path / "json"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    assert stdlib_files(source(kind="python-stdlib")) == [tmp_path / "a.py"]
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(DataError, match="json: the folder cannot be read: Permission denied"):
+        stdlib_files(source(kind="python-stdlib"))
+
+
 def test_text_paths_are_files_folders_and_globs_each_file_once(corpus):
     first = str(corpus / "00.txt")
     texts = read(kind="text", paths=[first, str(corpus), str(corpus / "**" / "*.txt")])

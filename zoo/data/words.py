@@ -29,6 +29,8 @@ GPT2_WORDS = re.compile(
 # Those of them that are certainly one word.
 ONE_WORD = re.compile(rf" ?(?:[A-Za-z]+|[0-9]+|{_SIGNS})|[ \t-\r]+")
 MOST_WORDS = 200_000  # remembered at a time, about 200 bytes each
+# Of all words that are remembered. A line of Chinese is one word that never comes again: 15 bytes for each character.
+MOST_CHARACTERS = 4_000_000
 
 
 class _Places(dict[str, int]):
@@ -52,13 +54,13 @@ class Words:
         self._forget()
 
     def _forget(self) -> None:
-        self._places = _Places()
+        self._places, self._characters = _Places(), 0
         self._tokens: np.ndarray = np.empty(0, self._kind)
         self._begins, self._lengths = np.empty(0, np.int64), np.empty(0, np.int64)
 
     def tokens(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens of all words in a row, and how many each word has."""
-        if len(self._places) > MOST_WORDS:
+        if len(self._places) > MOST_WORDS or self._characters > MOST_CHARACTERS:
             self._forget()
         places = np.fromiter(map(self._places.__getitem__, words), np.int64, len(words))
         try:
@@ -75,6 +77,7 @@ class Words:
     def _learn(self, words: list[str]) -> None:
         if not words:
             return
+        self._characters += sum(map(len, words))
         found = self._encode(words)
         lengths = np.array([len(numbers) for numbers in found], np.int64)
         begins = len(self._tokens) + np.cumsum(lengths) - lengths

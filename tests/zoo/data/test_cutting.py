@@ -204,6 +204,18 @@ def test_words_are_forgotten_and_learnt_again(monkeypatch):
     assert sum(map(len, calls)) > 8
 
 
+def test_long_words_that_never_come_again_are_forgotten(monkeypatch):
+    """Lines of a script without spaces: few words, and memory that would grow with the text."""
+    monkeypatch.setattr("zoo.data.words.MOST_CHARACTERS", 1000)
+    words = Words(lambda some: [[len(word)] * len(word) for word in some], np.uint16)
+    most = 0
+    for i in range(50):
+        word = f"{i:02}" + "注" * 198
+        assert words.tokens([word])[0].tolist() == [200] * 200
+        most = max(most, sum(map(len, words._places)), len(words._tokens))
+    assert most == 1200
+
+
 @pytest.fixture
 def small_parts(monkeypatch):
     monkeypatch.setattr("zoo.data.packing.PART_CHARACTERS", 40)

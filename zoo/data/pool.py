@@ -23,8 +23,8 @@ def each(
 ) -> Generator[tuple[int, Result]]:
     """Yield (number, what `work` returns) of every piece; in this process when there is one worker or one piece.
 
-    work: called with a piece and a folder of `scratch` for its files; sent to each process once.  in_order: as the
-    pieces come; otherwise as they are done.  Raises DataError if a process dies.
+    work: called with a piece and a folder of `scratch` for its files; sent to each process once.  in_order: yield the
+    results in the order of the pieces; otherwise as soon as each is there.  Raises DataError if a process dies.
     """
     head = list(islice(todo, 2))
     todo = chain(head, todo)

@@ -9,7 +9,7 @@ torch and triton are installed.
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _EXPORTS = {
     "load_recipe": "zoo.recipe",

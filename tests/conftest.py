@@ -11,6 +11,12 @@ if not any(os.path.exists(device) for device in _GPU_DEVICES):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(autouse=True)
+def plugins_of_one_test(monkeypatch):
+    """A plugin that a recipe of one test names is not imported by the processes that later tests start."""
+    monkeypatch.setattr("zoo.blocks.plugins._named", {})
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if item.get_closest_marker("interp"):

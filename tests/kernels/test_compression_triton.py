@@ -9,7 +9,7 @@ from zoo.kernels import Documents, compression_attention, mean_pool, n_slots, rm
 SHAPES = [
     (1, 3, 1, 1, 16, 0, 16, 8, 4, False),
     pytest.param((2, 150, 3, 1, 16, 16, 16, 8, 4, False), marks=pytest.mark.slow),
-    (1, 130, 4, 2, 16, 0, 24, 2, 2, False),
+    pytest.param((1, 130, 4, 2, 16, 0, 24, 2, 2, False), marks=pytest.mark.long),
     pytest.param((2, 90, 4, 2, 24, 8, 16, 4, 4, True), marks=pytest.mark.slow),
 ]
 

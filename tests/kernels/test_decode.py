@@ -239,6 +239,7 @@ def test_rows_of_all_heads_are_few_or_not(rows, few, randn, monkeypatch):
 
 
 @pytest.mark.interp
+@pytest.mark.long
 def test_choice_of_several_tiles_interpreted(randn, poisoned, monkeypatch):
     from zoo.kernels.decode_choice import op
 
@@ -264,14 +265,17 @@ def test_choice_of_long_pieces_interpreted(shape, n, i_grid, randn, poisoned, mo
 
 
 @pytest.mark.interp
-@pytest.mark.parametrize("shape", [*SHAPES[:3], (1, *SHAPES[3][1:]), SHAPES[4]])
+@pytest.mark.parametrize(
+    "shape", [*SHAPES[:2], pytest.param(SHAPES[2], marks=pytest.mark.long), (1, *SHAPES[3][1:]), SHAPES[4]]
+)
 def test_selection_interpreted(shape, randn, poisoned):
     check_selection(shape, 60, 16, 2, randn, poisoned)
 
 
 @pytest.mark.interp
 @pytest.mark.parametrize(
-    ("shape", "query_group"), [(LONG[0], 4), (LONG[1], 1), (LONG[1], 2), ((100, 4, 1, 20, 0, 8), 4)]
+    ("shape", "query_group"),
+    [(LONG[0], 4), (LONG[1], 1), pytest.param(LONG[1], 2, marks=pytest.mark.long), ((100, 4, 1, 20, 0, 8), 4)],
 )
 def test_selection_of_long_pieces_interpreted(shape, query_group, randn, poisoned):
     check_selection(shape, shape[0] + 60, 16, 2, randn, poisoned, query_group)

@@ -80,7 +80,7 @@ def test_gradients_are_those_of_the_reference(name, documents, randn, too_little
 
 
 @pytest.mark.interp
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("reentrant", [pytest.param(False, marks=pytest.mark.long), True])
 def test_checkpointed_layers_fall_back_after_the_pass(reentrant, randn, too_little, caplog):
     """What is computed again in the pass that failed is computed as before; and the warning comes though it is known
     that the reference runs.
@@ -124,7 +124,7 @@ def test_autocast_does_not_reach_the_reference(randn, too_little):
 
 
 @pytest.mark.interp
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n == "selection")) for n in CALLS])
 def test_a_named_implementation_raises(name, randn, too_little):
     (q, k, v, q_rope, k_rope), _ = inputs(randn, False)
     from triton.runtime.errors import OutOfResources

@@ -39,9 +39,9 @@ class Shape:
 
 
 SHAPES = [
-    Shape(1, 32, 48, 0, 16, ((19,), (19,)), K=2),
+    pytest.param(Shape(1, 32, 48, 0, 16, ((19,), (19,)), K=2), marks=pytest.mark.long),
     Shape(2, 64, 32, 16, 32, ((1, 3, 37),), K=2, query_group=2),
-    Shape(3, 96, 96, 0, 64, ((70,),), query_group=4),
+    pytest.param(Shape(3, 96, 96, 0, 64, ((70,),), query_group=4), marks=pytest.mark.long),
     pytest.param(Shape(4, 128, 64, 32, 128, ((1, 1, 133),), query_group=4), marks=pytest.mark.slow),
     Shape(8, 256, 192, 0, 16, ((5,),), query_group=8),  # shorter than a block
     pytest.param(Shape(16, 48, 80, 16, 16, ((9, 1, 20),), query_group=4), marks=pytest.mark.slow),

@@ -82,7 +82,7 @@ def test_selection(randn, pack, poisoned, lengths):
 
 
 @pytest.mark.interp
-@pytest.mark.parametrize("keys", [16, 32])
+@pytest.mark.parametrize("keys", [pytest.param(16, marks=pytest.mark.long), 32])
 def test_tiles_of_several_blocks(randn, poisoned, monkeypatch, keys):
     """A tile may hold several small blocks, in any order, or a part of one."""
     from zoo.kernels.selection import op_by_query
@@ -136,7 +136,7 @@ def test_cached_attention(randn, poisoned):
 
 
 @pytest.mark.interp
-@pytest.mark.parametrize(("at", "tokens"), [([-20, 22, 90], 2), ([-3, 30], 17)])
+@pytest.mark.parametrize(("at", "tokens"), [([-20, 22, 90], 2), pytest.param([-3, 30], 17, marks=pytest.mark.long)])
 def test_cached_selection(randn, poisoned, at, tokens):
     """Positions before, in and after the cache."""
     q, k, v = (randn(len(at), n, heads, 8, dtype=torch.float32) for n, heads in ((tokens, 2), (40, 2), (40, 2)))

@@ -155,7 +155,10 @@ def by_key(monkeypatch):
 @pytest.mark.interp
 @pytest.mark.parametrize(
     "name",
-    ["one token", "groups of 3 heads, rotary", "one head a key head", "blocks of 64", "documents", "short documents"],
+    [
+        *("one token", "groups of 3 heads, rotary", "blocks of 64", "documents"),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("one head a key head", "short documents")),
+    ],
 )
 def test_by_key(name, by_key, poisoned):
     test_small(SMALL[name], poisoned)

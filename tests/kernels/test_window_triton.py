@@ -8,7 +8,7 @@ from zoo.kernels import Documents, window_attention
 # B, T, H, K, D, R, V, window, documents
 SHAPES = [
     (1, 1, 1, 1, 16, 0, 16, 1, False),
-    (2, 53, 4, 2, 16, 8, 24, 20, False),
+    pytest.param((2, 53, 4, 2, 16, 8, 24, 20, False), marks=pytest.mark.long),
     (1, 70, 3, 1, 24, 0, 16, 100, False),
     (2, 50, 2, 2, 16, 16, 16, 7, True),
 ]

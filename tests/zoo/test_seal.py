@@ -81,7 +81,6 @@ def module(tmp_path, monkeypatch):
     mark = tmp_path / "imported"
     (tmp_path / "modules" / "strange_module_of_tests.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
     monkeypatch.syspath_prepend(tmp_path / "modules")
-    monkeypatch.setattr("zoo.blocks.plugins._named", {})
     yield mark
     sys.modules.pop("strange_module_of_tests", None)
 

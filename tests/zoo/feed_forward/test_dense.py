@@ -154,7 +154,6 @@ def test_a_plugin_adds_a_kind(monkeypatch, tmp_path):
     (tmp_path / "swish_plugin.py").write_text(
         "from zoo.blocks import register\nregister('swish', 'zoo_swish:Swish', family='ffns')\n"
     )
-    monkeypatch.setattr("zoo.blocks.plugins._named", {})  # processes that later tests start would import it too
     monkeypatch.setitem(sys.modules, "swish_plugin", None)
     del sys.modules["swish_plugin"]  # taken out again with the rest
     monkeypatch.syspath_prepend(str(tmp_path))

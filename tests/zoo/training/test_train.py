@@ -132,7 +132,7 @@ def validations(run):
     return {r["batch"]: r["validation_loss"] for r in read_metrics(run / "metrics.jsonl") if "validation_loss" in r}
 
 
-@pytest.mark.parametrize("batch", [0, 6, 12])
+@pytest.mark.parametrize("batch", [pytest.param(0, marks=pytest.mark.long), 6, 12])
 def test_sigterm_ends_a_validation_at_once_and_it_is_made_up_for(uninterrupted, recipe, tmp_path, monkeypatch, batch):
     """Before the first batch, in the middle and at the end: its loss is not recorded, and known after a resume."""
     run, forward = tmp_path / "run", composer_model.LanguageModel.eval_forward

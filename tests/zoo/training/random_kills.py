@@ -261,10 +261,11 @@ class Harness:
             time.sleep(after)
             return f"after {after:.2f} s"
         batch, later = self.draw.randint(0, BATCHES), self.draw.uniform(0.0, 0.1)
+        known = self.done(name) >= batch  # from an earlier session: this one has only begun
         while self.done(name) < batch and _lives(run.leader):
             time.sleep(0.01)
         time.sleep(later)
-        return f"{later:.2f} s after batch {batch}"
+        return f"{later:.2f} s after the start" if known else f"{later:.2f} s after batch {batch}"
 
     def done(self, name: str) -> int:
         """Batches in the metrics of a run, -1 if there are none yet."""

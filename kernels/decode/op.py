@@ -119,6 +119,7 @@ def _long_rows(width: int, dtype: torch.dtype) -> int:
 
 
 def precision(dtype: torch.dtype) -> str:
+    """How a kernel multiplies matrices of this dtype: float32 exactly, others by tensor cores."""
     return "ieee" if dtype == torch.float32 else "tf32"
 
 

@@ -1,7 +1,7 @@
 """Words and their tokens, remembered: natural text repeats its words, so most of them are encoded once.
 
-Encoding 10 MB of source code with the `tokenizers` library takes 5.3 s of one core; looking up its 2.2 million words,
-54,000 of them different, takes 1 s.
+Encoding 10 MB of source code with the `tokenizers` library takes 11.9 s of one core; looking up its 2.6 million words,
+45,000 of them different, takes 2.8 s.
 """
 
 import re

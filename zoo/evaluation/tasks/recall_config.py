@@ -84,6 +84,8 @@ class ForgettingMqar(Pairs):
 
 
 class Repeat(Recall):
+    """What tasks share that ask for the tokens of an earlier span again."""
+
     module: ClassVar[str] = "zoo.evaluation.tasks.recall:RepeatRows"
 
     span: int | None = Field(

@@ -114,7 +114,7 @@ def test_it_reaches_every_kind_and_costs_no_parameters(fading, kind, noise):
 
 
 WRONG = {
-    "an unknown kind": ({"position": {"kind": "fadin"}}, ("position",), "'fadin'"),
+    "an unknown kind": ({"position": {"kind": "fades"}}, ("position",), "'fades'"),
     "no kind": ({"position": {"share": 0.5}}, ("position",), "kind"),
     "a field": ({"position": {"kind": "fading", "share": 2.0}}, ("position", "share"), "less than 1"),
     "both spellings": ({"position": {"kind": "fading"}, "rope_theta": 100.0}, ("rope_theta",), r"left out where posit"),

@@ -41,23 +41,32 @@ class Reply:
     likeliest: np.ndarray
 
 
-def answer(
-    subject: Subject, examples: Sequence[Example], advance: Callable[[int], object] = lambda n: None
-) -> list[Answer]:
+Advance = Callable[[int], object]  # called with the number of rows done since the last call
+
+
+def answer(subject: Subject, examples: Sequence[Example], advance: Advance = lambda n: None) -> list[Answer]:
     """The answer to each example, in order.  advance: called with the number of examples done since the last call.
 
     Raises EvaluationError for an example that the model cannot be given, before the first batch runs.
+    """
+    return plan(subject, examples)(advance)
+
+
+def plan(subject: Subject, examples: Sequence[Example]) -> Callable[[Advance], list[Any]]:
+    """Make the examples of tokens and check them; what is returned asks the model, and returns the answers in order.
+
+    Raises EvaluationError for an example that the model cannot be given.
     """
     kinds = {type(example) for example in examples}
     if len(kinds) > 1:
         raise EvaluationError(f"a task must have one kind of example; found {sorted(kind.__name__ for kind in kinds)}")
     if not examples:
-        return []
+        return lambda advance: []
     ways: dict[type, Callable[..., Any]] = {Choice: _choices, Labelled: _labelled, Prompt: _prompts}
-    return ways[kinds.pop()](subject, examples, advance)
+    return ways[kinds.pop()](subject, examples)
 
 
-def ask(subject: Subject, queries: Sequence[Query], advance: Callable[[int], object] = lambda n: None) -> list[Reply]:
+def ask(subject: Subject, queries: Sequence[Query], advance: Advance = lambda n: None) -> list[Reply]:
     """Replies to queries, in order. Rows of like length run together, the longest first, so that memory fails early."""
     order = sorted(range(len(queries)), key=lambda i: -len(queries[i].tokens))
     replies: dict[int, Reply] = {}
@@ -148,7 +157,7 @@ def _row_ranges(rows: Sequence[int], at_once: int) -> Iterator[tuple[int, int]]:
     yield lo, len(counts)
 
 
-def _choices(subject: Subject, examples: Sequence[Choice], advance) -> list[Chosen]:
+def _choices(subject: Subject, examples: Sequence[Choice]) -> Callable[[Advance], list[Chosen]]:
     """Options that differ in their last token only share one row, so that one-word answers cost one row a question."""
     pairs = [[_pair(subject, *option) for option in example.options] for example in examples]
     queries: list[Query] = []
@@ -159,8 +168,9 @@ def _choices(subject: Subject, examples: Sequence[Choice], advance) -> list[Chos
     for row, options in enumerate(pairs):
         found, truncated = [], False
         for context, continuation in options:
-            if not continuation:
-                raise EvaluationError(f"row {row}: an option is empty once it is made of tokens")
+            for part, name in ((continuation, "an option"), (context, "the text before an option")):
+                if not part:
+                    raise EvaluationError(f"row {row}: {name} is empty once it is made of tokens")
             tokens = [*context, *continuation][:-1]
             if len(continuation) > subject.max_len:
                 limit = f"the model takes {subject.max_len} tokens"
@@ -170,8 +180,12 @@ def _choices(subject: Subject, examples: Sequence[Choice], advance) -> list[Chos
             found.append(_placed(tuple(tokens), continuation, queries, index, shared))
         at.append(found)
         cut.append(truncated)
-    replies = ask(subject, queries, _in_rows(advance, len(queries), len(examples)))
-    return [_chosen(found, pair, replies, truncated) for found, pair, truncated in zip(at, pairs, cut, strict=True)]
+
+    def run(advance: Advance) -> list[Chosen]:
+        replies = ask(subject, queries, _in_rows(advance, len(queries), len(examples)))
+        return [_chosen(found, pair, replies, truncated) for found, pair, truncated in zip(at, pairs, cut, strict=True)]
+
+    return run
 
 
 def _pair(subject: Subject, context: Text, continuation: Text) -> tuple[list[int], list[int]]:
@@ -208,7 +222,7 @@ def _chosen(found, pairs, replies: Sequence[Reply], truncated: bool) -> Chosen:
     return Chosen(tuple(logs), tuple(greedy), tuple(len(c) for _, c in pairs), truncated)
 
 
-def _labelled(subject: Subject, examples: Sequence[Labelled], advance) -> list[Predicted]:
+def _labelled(subject: Subject, examples: Sequence[Labelled]) -> Callable[[Advance], list[Predicted]]:
     queries = []
     for row, example in enumerate(examples):
         if subject.longest is not None and len(example.tokens) > subject.longest:
@@ -217,22 +231,29 @@ def _labelled(subject: Subject, examples: Sequence[Labelled], advance) -> list[P
         if top >= subject.vocab_size:
             raise EvaluationError(f"row {row} holds token {top}, and the model knows {subject.vocab_size}")
         places = np.flatnonzero(example.labels != IGNORED)
+        if not len(places):
+            raise EvaluationError(f"row {row} asks for nothing: every label is {IGNORED}")
         starts = None if example.starts is None else tuple(example.starts.tolist())
         labels = tuple(example.labels[places].tolist())
         queries.append(Query(tuple(example.tokens.tolist()), tuple(places.tolist()), labels, starts))
-    return [Predicted(reply.likeliest, -reply.loglikelihood) for reply in ask(subject, queries, advance)]
+    return lambda advance: [Predicted(r.likeliest, -r.loglikelihood) for r in ask(subject, queries, advance)]
 
 
-def _prompts(subject: Subject, examples: Sequence[Prompt], advance) -> list[Generated]:
+def _prompts(subject: Subject, examples: Sequence[Prompt]) -> Callable[[Advance], list[Generated]]:
     for row, example in enumerate(examples):
         need = len(example.tokens) + max(example.max_tokens, *map(len, example.options), 0)
         if need > subject.max_len:
             raise EvaluationError(f"row {row} takes {need} tokens, and the model takes {subject.max_len}")
     choices = [Choice(tuple((e.tokens, option) for option in e.options), 0) for e in examples if e.options]
-    chosen = iter(_choices(subject, choices, lambda n: None))
-    logs = [next(chosen).loglikelihood if example.options else () for example in examples]
-    texts = _generated(subject, examples, advance)
-    return [Generated(text, log) for text, log in zip(texts, logs, strict=True)]
+    rank = plan(subject, choices)
+
+    def run(advance: Advance) -> list[Generated]:
+        chosen = iter(rank(lambda n: advance(0)))  # no row is done by its ranks alone; a watchdog waits for a call
+        logs = [next(chosen).loglikelihood if example.options else () for example in examples]
+        texts = _generated(subject, examples, advance)
+        return [Generated(text, log) for text, log in zip(texts, logs, strict=True)]
+
+    return run
 
 
 def _generated(subject: Subject, examples: Sequence[Prompt], advance) -> list[str]:

@@ -281,11 +281,11 @@ class Engine:
         setup = self.setup
         if not setup.recipe.eval.tasks:
             return []
-        subject = TrainingSubject(model, decoder, setup.prepared, setup.device.precision)
+        subject = TrainingSubject(model, decoder, setup.prepared, setup.device.precision, setup.device.sharded)
         tasks = make_tasks(setup.recipe.eval.tasks)
         stopped = lambda: self.stopper.stopped  # noqa: E731 - asked later
         beat = self.watchdog.beat
-        return [TaskScores(subject, tasks, setup.plan.validates, stopped, metrics.scores, setup.device.sharded, beat)]
+        return [TaskScores(subject, tasks, setup.plan.validates, stopped, metrics.scores, beat)]
 
     def _make_writers(self) -> list:
         setup = self.setup

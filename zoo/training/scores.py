@@ -8,7 +8,7 @@ import torch
 from composer import Callback
 from composer.utils import dist
 
-from zoo.evaluation.asking import answer
+from zoo.evaluation.asking import answer, plan
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.held_out import HeldOut
 from zoo.evaluation.results import summarise
@@ -16,21 +16,46 @@ from zoo.evaluation.run import make_examples
 from zoo.evaluation.subject import ZooSubject
 from zoo.evaluation.task import Prompt, Row, Task
 
+WAITING_TOKENS = 16  # of the row that a process without rows calls the model with
+
 
 class TrainingSubject(ZooSubject):
-    """The model that trains, asked through the module that training calls, so that sharded weights are gathered."""
+    """The model that trains, asked through the module that training calls, so that sharded weights are gathered.
 
-    def __init__(self, model, decoder, prepared, precision: str):
+    sharded: every call of the module is one that all processes make together, whatever rows each of them has.
+    """
+
+    def __init__(self, model, decoder, prepared, precision: str, sharded: bool = False):
         self._set(decoder, prepared.tokenizer, "the model in training")
-        self._module, self._precision = model.summed_loss, precision
+        self._module, self._precision, self.sharded = model.summed_loss, precision, sharded
         self.data = prepared.config
         self.held_out = HeldOut.of_prepared(prepared)
 
-    @torch.no_grad()
     def logits(self, tokens_BT, row_N, position_N, document_starts_BT=None):
+        if self.sharded:
+            self._any_asks(True)
+        return self._logits(tokens_BT, row_N, position_N, document_starts_BT)
+
+    def wait_for_others(self) -> None:
+        """Return once every process has had its answers; until then take part in the calls that the others make."""
+        if not self.sharded:
+            return
+        tokens_1T = torch.zeros(1, min(self.max_len, WAITING_TOKENS), dtype=torch.int64, device=self.device)
+        place_1 = torch.zeros(1, dtype=torch.int64, device=self.device)
+        while self._any_asks(False):
+            self._logits(tokens_1T, place_1, place_1)
+
+    @torch.no_grad()
+    def _logits(self, tokens_BT, row_N, position_N, document_starts_BT=None):
         batch = {"input_ids": tokens_BT, "document_starts": document_starts_BT}
         with self._autocast():
             return self._module(batch, places=(row_N, position_N)).float()
+
+    def _any_asks(self, asks: bool) -> bool:
+        """Whether any process has a call of its own to make; all of them must ask this at once."""
+        found = torch.tensor(int(asks), device=self.device)
+        dist.all_reduce(found, reduce_operation="MAX")
+        return bool(found)
 
     def greedy(self, prompts, max_tokens):
         with self._autocast():
@@ -46,27 +71,34 @@ class TaskScores(Callback):
     """Score tasks after each batch that is validated, and hand the record to the writers.
 
     The record has batch, tokens, time_s and, for each task and metric, task/LABEL/METRIC and .../stderr. Processes
-    share the rows; where weights are sharded each process scores all of them, since all must make the same calls.
+    share the rows, and each ends with the scores of all.
     stopped: asked between batches of rows; once it is true the scores are left out.  beat: called as often, for the
     watchdog.
     """
 
     def __init__(
         self,
-        subject: ZooSubject,
+        subject: TrainingSubject,
         tasks: Sequence[Task],
         due: Callable[[int], bool],
         stopped: Callable[[], bool],
         write: Callable[[Any, Any, dict], None],
-        sharded: bool,
         beat: Callable[[str], object] = lambda what: None,
     ):
         self._beat = beat
-        self._subject, self._due, self._stopped, self._write, self._sharded = subject, due, stopped, write, sharded
+        self._subject, self._due, self._stopped, self._write = subject, due, stopped, write
         self._tasks = [(task, make_examples(task, subject)) for task in tasks]
         for task, examples in self._tasks:
-            if sharded and any(isinstance(e, Prompt) and e.max_tokens for e in examples):
-                raise EvaluationError(f"{task.task}: generates, which sharded weights cannot; set generate: false")
+            self._check(task, examples)
+
+    def _check(self, task: Task, examples: list) -> None:
+        """Raise EvaluationError, before anything is trained, for a row that this model cannot be given."""
+        if self._subject.sharded and any(isinstance(e, Prompt) and e.max_tokens for e in examples):
+            raise EvaluationError(f"{task.task}: generates, which sharded weights cannot; set generate: false")
+        try:
+            plan(self._subject, examples)
+        except EvaluationError as error:
+            raise EvaluationError(f"{task.task}: {error}") from error
 
     def batch_end(self, state, logger) -> None:
         if self._due(int(state.timestamp.batch)):
@@ -87,9 +119,10 @@ class TaskScores(Callback):
         self._write(state, logger, record)
 
     def _scores(self, task: Task, examples: list) -> dict[str, float]:
-        world = 1 if self._sharded else dist.get_world_size()
-        mine = range(dist.get_global_rank() if world > 1 else 0, len(examples), world)
+        world = dist.get_world_size()
+        mine = range(dist.get_global_rank(), len(examples), world)
         answers = answer(self._subject, [examples[i] for i in mine], self._go_on)
+        self._subject.wait_for_others()
         rows = {i: task.score(examples[i], reply) for i, reply in zip(mine, answers, strict=True)}
         if world > 1:
             rows = {i: row for part in dist.all_gather_object(rows) for i, row in part.items()}

@@ -3,6 +3,7 @@
 `AttentionConfig` is a point of the grid of docs/blocks.md; every kind in blocks/kinds/ is a shorter spelling of one.
 """
 
+from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, Field
@@ -11,33 +12,28 @@ from zoo.blocks.about import About
 from zoo.blocks.cost import Cost
 from zoo.blocks.fields import FieldProblem, Flag, GateFields, Kinded, OutputFields, SharingFields, norm_set_problems
 from zoo.blocks.patterns.base import SCORE_OPTIONS, PatternConfig
-from zoo.blocks.patterns.compression_config import Compression
 from zoo.blocks.patterns.full_config import Full
-from zoo.blocks.patterns.selection_config import Selection
-from zoo.blocks.patterns.window_config import Window
 from zoo.blocks.projections.base import ProjectionConfig
 from zoo.blocks.projections.gqa_config import GQA
-from zoo.blocks.projections.latent_config import GLA, MLA
 from zoo.blocks.registry import PATTERNS, PROJECTIONS, PartOf
 from zoo.blocks.resolved import ResolvedAttention, ResolvedMixer, StatedMixer
-
-__all__ = [
-    "GLA",
-    "GQA",
-    "MLA",
-    "AttentionConfig",
-    "BlockConfig",
-    "Compression",
-    "Full",
-    "Pattern",
-    "Projection",
-    "Selection",
-    "Window",
-]
 
 DEFAULT_SEQ_LEN = 4096  # the longest row that a block is resolved for if nobody says
 
 Config = TypeVar("Config", bound=BaseModel)
+_PARTS = {  # that blocks of other packages import from here; a recipe without them does without their modules
+    "GLA": "zoo.blocks.projections.latent_config",
+    "MLA": "zoo.blocks.projections.latent_config",
+    "Compression": "zoo.blocks.patterns.compression_config",
+    "Selection": "zoo.blocks.patterns.selection_config",
+    "Window": "zoo.blocks.patterns.window_config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return getattr(import_module(_PARTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class BlockConfig(Kinded):

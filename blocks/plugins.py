@@ -78,6 +78,23 @@ def distributions() -> list[metadata.Distribution]:
 
 
 @cache
+def offers() -> dict[str, list[metadata.EntryPoint]]:
+    """Group -> the entry points that installed packages have in it, for groups `zoo.*`; looked for once.
+
+    Of a package that is installed twice, the one that comes first on sys.path counts.
+    """
+    found: dict[str, list[metadata.EntryPoint]] = {}
+    seen: set[str] = set()
+    for package in distributions():
+        entries = [entry for entry in package.entry_points if entry.group.startswith("zoo.")]
+        if entries and package.name not in seen:
+            seen.add(package.name)
+            for entry in entries:
+                found.setdefault(entry.group, []).append(entry)
+    return found
+
+
+@cache
 def _by_module() -> dict[str, list[metadata.Distribution]]:
     found: dict[str, list[metadata.Distribution]] = {}
     for distribution in distributions():

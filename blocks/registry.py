@@ -9,13 +9,13 @@ import difflib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
-from zoo.blocks.plugins import distributions
+from zoo.blocks.plugins import offers
 
 
 def load(target: str) -> Any:
@@ -42,9 +42,11 @@ class Family:
     default: str | None = None
     tag: str = "kind"
     _offers: tuple[dict[str, str], dict[str, str]] | None = field(default=None, repr=False)
+    _built_in: frozenset[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.groups = self.groups or (f"zoo.{self.name}",)
+        self._built_in = frozenset(self.own)
 
     @property
     def base_class(self) -> type:
@@ -58,7 +60,7 @@ class Family:
         if self._offers is None:
             found: dict[str, str] = {}
             refused: dict[str, str] = {}
-            for entry in self._offered():
+            for entry in (entry for group in self.groups for entry in offers().get(group, ())):
                 taken = self.own.get(entry.name) or found.get(entry.name, entry.value)
                 if taken != entry.value:
                     refused[entry.name] = f"is offered by {entry.value} and by {taken}; uninstall one"
@@ -67,18 +69,10 @@ class Family:
             self._offers = {kind: target for kind, target in found.items() if kind not in refused}, refused
         return self._offers
 
-    def _offered(self) -> Iterator[metadata.EntryPoint]:
-        """The entry points of installed packages; of a package that is there twice, those of the first on sys.path."""
-        seen: set[str] = set()
-        for package in distributions():
-            entries = [entry for entry in package.entry_points if entry.group in self.groups]
-            if entries and package.name not in seen:
-                seen.add(package.name)
-                yield from entries
-
     def forget_installed(self) -> None:
         """Look at the installed packages anew when they are next asked for."""
         self._offers = None
+        offers.cache_clear()
 
     def register(self, kind: str, target: str) -> None:
         """Add a kind for this process. target: "module:ConfigClass", imported at the first look-up."""
@@ -137,10 +131,10 @@ class Family:
                 continue
 
     def broken(self) -> dict[str, str]:
-        """What other packages offer and cannot be used, by name: the reason. Imports every kind."""
+        """What other packages and plugins bring and cannot be used, by name: the reason. Imports what they bring."""
         found, refused = self.installed()
         reasons = {kind: f"{self.what} {kind!r} {why}" for kind, why in refused.items()}
-        for kind in dict.fromkeys([*found, *self.own]):
+        for kind in dict.fromkeys([*found, *(kind for kind in self.own if kind not in self._built_in)]):
             try:
                 self.config_class(kind)
             except ValueError as error:
@@ -322,5 +316,5 @@ def block_kinds() -> Iterator[tuple[str, Any]]:
 
 
 def broken() -> dict[str, str]:
-    """Blocks that other packages offer and that cannot be used, by name: the reason. Imports every kind."""
+    """Blocks that other packages and plugins bring and that cannot be used, by name: the reason."""
     return MIXERS.broken()

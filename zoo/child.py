@@ -4,8 +4,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from zoo.blocks.plugins import named_plugins
-
 
 def python_module(module: str, arguments: Sequence[str]) -> list[str]:
     """The command that runs a module of the zoo with this Python.
@@ -38,4 +36,6 @@ def _imports_from_here() -> bool:
 
 def plugin_options() -> list[str]:
     """`--plugin` for each plugin that was imported in this process."""
+    from zoo.blocks.plugins import named_plugins  # every command needs this module, few need plugins
+
     return [part for name in named_plugins() for part in ("--plugin", name)]

@@ -7,15 +7,15 @@ the zoo prints passes `clean`.
 
 import codecs
 import contextlib
+import functools
 import io
-import logging
 import os
 import re
 import shutil
 import sys
 from typing import Any, TextIO
 
-_UNSAFE = re.compile(
+_UNSAFE = (
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and line feed, DEL, C1 (0x9b is CSI, 0x9d OSC)
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional controls
     "\u2028\u2029\ufeff\ufff9-\ufffb"  # line and paragraph separators, byte-order mark, interlinear annotation
@@ -35,7 +35,14 @@ _NEAREST = {
 
 def clean(text: str) -> str:
     r"""Replace what a terminal would act on by escapes such as `\x1b`; line feeds and tabs stay."""
-    return _UNSAFE.sub(_escape, text)
+    if text.replace("\n", "").isprintable():  # nearly all text; what is unsafe is never printable to Python
+        return text
+    return _unsafe().sub(_escape, text)
+
+
+@functools.cache
+def _unsafe() -> re.Pattern:
+    return re.compile(_UNSAFE)  # takes 6 ms
 
 
 def one_line(text: object) -> str:
@@ -92,13 +99,6 @@ def _print(stream: TextIO | None, text: str, end: str, flush: bool) -> None:
     if stream is not None:
         encoding = getattr(stream, "encoding", None) or "utf-8"
         print(text.encode(encoding, "zoo.nearest").decode(encoding), end=end, file=stream, flush=flush)
-
-
-class CleanFormatter(logging.Formatter):
-    """A log formatter whose lines pass `clean`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return clean(super().format(record))
 
 
 def cleaned(renderable: Any, console: Any) -> Any:

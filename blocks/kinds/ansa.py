@@ -6,7 +6,11 @@ from pydantic import Field
 
 from zoo.blocks import fields
 from zoo.blocks.about import ASA_PAPER, About
-from zoo.blocks.config import GLA, MLA, AttentionConfig, BlockConfig, Compression, Selection, Window
+from zoo.blocks.config import AttentionConfig, BlockConfig
+from zoo.blocks.patterns.compression_config import Compression
+from zoo.blocks.patterns.selection_config import Selection
+from zoo.blocks.patterns.window_config import Window
+from zoo.blocks.projections.latent_config import GLA, MLA
 
 
 class AnsaConfig(

@@ -5,9 +5,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import About
-from zoo.blocks.config import GQA, AttentionConfig, BlockConfig
+from zoo.blocks.config import AttentionConfig, BlockConfig
 from zoo.blocks.fields import ChunkFields, GQAFields, OutputFields, RopeFields, ScoreFields, SharingFields
 from zoo.blocks.patterns.chunked_config import Chunked
+from zoo.blocks.projections.gqa_config import GQA
 
 
 class ChunkedConfig(SharingFields, OutputFields, RopeFields, ChunkFields, ScoreFields, GQAFields, BlockConfig):

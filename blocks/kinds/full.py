@@ -5,8 +5,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import About
-from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Full
+from zoo.blocks.config import AttentionConfig, BlockConfig
 from zoo.blocks.fields import GQAFields, OutputFields, RopeFields, ScoreFields, SharingFields
+from zoo.blocks.patterns.full_config import Full
+from zoo.blocks.projections.gqa_config import GQA
 
 
 class FullConfig(SharingFields, OutputFields, RopeFields, ScoreFields, GQAFields, BlockConfig):

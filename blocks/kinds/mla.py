@@ -6,7 +6,10 @@ from pydantic import Field
 
 from zoo.blocks import fields
 from zoo.blocks.about import About
-from zoo.blocks.config import MLA, AttentionConfig, BlockConfig, Full, Window
+from zoo.blocks.config import AttentionConfig, BlockConfig
+from zoo.blocks.patterns.full_config import Full
+from zoo.blocks.patterns.window_config import Window
+from zoo.blocks.projections.latent_config import MLA
 
 
 class MLAConfig(

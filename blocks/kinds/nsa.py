@@ -6,7 +6,11 @@ from pydantic import Field
 
 from zoo.blocks import fields
 from zoo.blocks.about import NSA_PAPER, About
-from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Compression, Selection, Window
+from zoo.blocks.config import AttentionConfig, BlockConfig
+from zoo.blocks.patterns.compression_config import Compression
+from zoo.blocks.patterns.selection_config import Selection
+from zoo.blocks.patterns.window_config import Window
+from zoo.blocks.projections.gqa_config import GQA
 
 
 class NSAConfig(

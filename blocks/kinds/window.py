@@ -5,8 +5,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import About
-from zoo.blocks.config import GQA, AttentionConfig, BlockConfig, Window
+from zoo.blocks.config import AttentionConfig, BlockConfig
 from zoo.blocks.fields import GQAFields, OutputFields, RopeFields, ScoreFields, SharingFields, WindowFields
+from zoo.blocks.patterns.window_config import Window
+from zoo.blocks.projections.gqa_config import GQA
 
 
 class WindowConfig(SharingFields, OutputFields, RopeFields, WindowFields, ScoreFields, GQAFields, BlockConfig):

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo import terminal
+from zoo.training.screen import CleanFormatter
 
 HOSTILE = {
     "colour": "\x1b[31mred",
@@ -53,9 +54,16 @@ def test_an_encoding_that_lacks_a_character(monkeypatch):
     assert stream.buffer.getvalue() == b"?\\x1b\n"
 
 
-def test_log_lines(caplog):
+def test_log_lines():
     record = logging.LogRecord("zoo", logging.INFO, "", 0, "a\x1b[31m%s", ("\r",), None)
-    assert terminal.CleanFormatter("%(message)s").format(record) == r"a\x1b[31m\x0d"
+    assert CleanFormatter("%(message)s").format(record) == r"a\x1b[31m\x0d"
+
+
+def test_what_is_unsafe_is_never_printable_to_python():
+    """Text that is printable is not searched at all."""
+    unsafe = [char for char in map(chr, range(0x110000)) if terminal._unsafe().match(char)]
+    assert len(unsafe) > 2_000
+    assert not any(char.isprintable() for char in unsafe)
 
 
 def test_rich_text_is_cleaned_and_keeps_its_colours():

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from zoo.cli.starting import collection_paused
 from zoo.terminal import out, out_styled
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -25,6 +26,7 @@ def init(
     out(write_starter(where, source))
 
 
+@collection_paused()
 def recipes(json: AsJson = False) -> None:
     """List the recipes that come with the package. Their names, zoo:..., stand wherever a recipe's path may."""
     from zoo.cli import shipped_text as room

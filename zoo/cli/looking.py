@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli.options import AsJson, Kind, Override, Plugins, RecipeFile, load, load_run
+from zoo.cli.starting import collection_paused
 from zoo.terminal import err, out, out_styled
 
 ShowKernels = Annotated[
@@ -21,6 +22,7 @@ def _report_broken_kinds() -> None:
         err(f"note: {why}")
 
 
+@collection_paused()
 def show(
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe or a run folder.", show_default=False)
@@ -46,14 +48,14 @@ def show(
     for option, value in (("--seq-len", seq_len), ("--text", text), ("--output", output)):
         if value is not None:
             raise typer.BadParameter(f"is for --pattern layer=N, which is missing; found {value}.", param_hint=option)
-    from zoo.report import show as room
-
     loaded = load_run(recipe, overrides) if recipe.is_dir() else load(recipe, overrides)
     if kernels:
         from zoo.cli import serving
 
         out(serving.as_text(loaded), end="")
         return
+    from zoo.report import show as room
+
     run: Any = None
     if recipe.is_dir():
         from zoo.runs import listing as run_list
@@ -88,6 +90,7 @@ def compare(
     out_styled(compare(request), end="")
 
 
+@collection_paused()
 def cost(
     recipe: RecipeFile,
     overrides: Override = None,
@@ -109,6 +112,7 @@ def blocks(name: Kind = None, json: AsJson = False, plugins: Plugins = None) -> 
     parts("mixers", name, json)
 
 
+@collection_paused()
 def parts(
     family: Annotated[str | None, typer.Argument(help="A family of parts; without it all families.")] = None,
     name: Annotated[str | None, typer.Argument(help="A kind of the family; without it all kinds.")] = None,
@@ -122,6 +126,7 @@ def parts(
     out_styled((room.as_json if json else room.as_text)(family, name), end="")
 
 
+@collection_paused()
 def keys(
     key: Annotated[
         list[str] | None,
@@ -139,6 +144,7 @@ def keys(
     out_styled((room.as_json if json else room.as_text)(key or []), end="")
 
 
+@collection_paused()
 def schema(plugins: Plugins = None) -> None:
     """Print the JSON Schema of recipes, for editors that check while you write.
 

@@ -18,6 +18,7 @@ from zoo.address_space import watch_imports
 from zoo.child import import_nothing_from_here
 from zoo.cli import bench, docs, folders, looking, models, study, training
 from zoo.cli.app import App
+from zoo.cli.starting import without_pydantic_plugins
 from zoo.errors import RecipeError, ZooError
 from zoo.terminal import err, out, tolerate_encoding
 
@@ -128,6 +129,7 @@ def main() -> None:
     """The `zoo` command."""
     tolerate_encoding()
     import_nothing_from_here()
+    without_pydantic_plugins()
     watch_imports()
     code = run()
     for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # what was to be done is done; its exit code must stay

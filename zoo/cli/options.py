@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from zoo.cli.starting import collection_paused
 from zoo.errors import Problem, RecipeError
 from zoo.terminal import err
 
@@ -48,6 +49,7 @@ Kind = Annotated[str | None, typer.Argument(help="A kind of block; without it al
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
+@collection_paused()
 def load(path: Path, overrides: list[str] | None):
     """Read a recipe for a command; its notes go to standard error."""
     from zoo.recipe import load_recipe
@@ -58,6 +60,7 @@ def load(path: Path, overrides: list[str] | None):
     return recipe
 
 
+@collection_paused()
 def load_run(folder: Path, overrides: list[str] | None):
     """The recipe that a run was trained with."""
     from zoo.files import present

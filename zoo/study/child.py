@@ -59,16 +59,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(asked: argparse.Namespace) -> None:
     from zoo.blocks import load_plugin
+    from zoo.evaluation.registry import make_tasks
     from zoo.recipe import load_recipe
 
     for module in asked.plugin:
         load_plugin(module)
     recipe = load_recipe(asked.recipe)
+    tasks = json.loads(asked.tasks)
+    for task in make_tasks(tasks):
+        if why := task.missing():  # on another node of a cluster: said before the training, not after it
+            raise ZooError(f"tasks: {task.task}: {why}")
     _wait_for_folder(asked.run_dir)
     from zoo import training
 
     training.train(recipe, asked.run_dir)
-    if tasks := json.loads(asked.tasks):
+    if tasks:
         from zoo.evaluation.run import evaluate
 
         evaluate(asked.run_dir, tasks)

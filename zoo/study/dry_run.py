@@ -9,6 +9,7 @@ from zoo.study.estimate import all_runs, estimate, flops_per_token, length
 from zoo.study.expand import Runs
 from zoo.study.gpus import visible_gpus
 from zoo.study.matching import described, parameters_of
+from zoo.study.runner import Runner
 from zoo.study.slots import Slots
 from zoo.study.state import StudyFolder
 from zoo.tables import plain_table, rendered
@@ -23,16 +24,18 @@ def as_text(runs: Runs, folder: StudyFolder, jobs: int | None, on: str, width: i
     slots = Slots(jobs, gpus)
     known = next((gpu for key, gpu in GPUS.items() if gpus and key in gpus[0].name.casefold()), None)
     gpu = (known or GPUS["h200"]) if gpus else None
-    found = estimate(runs, folder, slots.limit(), gpu, slots.cores)
-    parts = [_runs_table(runs), Text(), *map(Text, _facts(runs, found, slots))]
+    runner = Runner(runs, folder, slots)
+    found = estimate(runner, slots.limit(), gpu, slots.cores)
+    parts = [_runs_table(runner), Text(), *map(Text, _facts(runner, found, slots))]
     return rendered(parts, width)
 
 
-def _runs_table(runs: Runs):
-    table = plain_table("run", "for", "parameters", "tokens", "training FLOPs", "state of the point")
+def _runs_table(runner: Runner):
+    table = plain_table("run", "for", "parameters", "tokens", "training FLOPs", "state")
     for column in table.columns[2:5]:
         column.justify = "right"
-    made = list(all_runs(runs))
+    runs = runner.runs
+    made = list(all_runs(runs, {name: runner.point(name) for name in runs.architectures}))
     for run, stands_in in made[:MOST_ROWS]:
         tokens = length(run.recipe).tokens
         flops = "" if tokens is None else decimal(tokens * flops_per_token(run.recipe))
@@ -40,13 +43,15 @@ def _runs_table(runs: Runs):
         name = f"{run.architecture}-...-seed{run.seed}" if stands_in else run.id
         parameters = f"{parameters_of(run.recipe):,}"
         shown = "epochs" if tokens is None else decimal(tokens)
-        table.add_row(name, purpose, parameters, shown, flops, "chosen by then" if stands_in else run.point.label)
+        state = "chosen by then" if stands_in else runner.state(run).name
+        table.add_row(name, purpose, parameters, shown, flops, state)
     if len(made) > MOST_ROWS:
         table.add_row(f"and {len(made) - MOST_ROWS} more")
     return table
 
 
-def _facts(runs: Runs, found: dict, slots: Slots):
+def _facts(runner: Runner, found: dict, slots: Slots):
+    runs = runner.runs
     config = runs.study.config
     choosing = found["choosing"]
     yield (
@@ -62,11 +67,14 @@ def _facts(runs: Runs, found: dict, slots: Slots):
         yield f"{found['unknown']} runs have a length in epochs, which is known when the data are prepared"
     yield f"{decimal(found['tokens'])} tokens, {decimal(found['flops'])} training FLOPs"
     time = f"about {as_time(found['time_s'])}" if found["time_s"] is not None else "not known"
-    yield f"time: {time} ({found['basis']}); {slots.about()}"
+    if found["done"]:
+        yield f"{found['done']} runs are done; the time is that of the other {found['runs'] - found['done']}"
+    yield f"time: {time}{' without the tasks' if config.tasks else ''} ({found['basis']}); {slots.about()}"
     if config.match:
         yield f"parameters matched within {config.match.parameters:.2%}:"
         yield from (f"  {change}" for change in described(runs.changes))
-    yield from (f"note: {note}" for note in (*runs.notes, *unequal(runs)))
+    lacking = [f"task {name}: {why}" for name, why in runner.missing_data().items()]
+    yield from (f"note: {note}" for note in (*lacking, *runs.notes, *unequal(runs)))
 
 
 def _remedy(config) -> str:

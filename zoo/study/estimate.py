@@ -1,14 +1,15 @@
 """What a study will take, before it is started: tokens, FLOPs, time, and what each number rests on. No torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zoo.data.config import Synthetic
 from zoo.recipe import Recipe
-from zoo.study.expand import Run, Runs
-from zoo.study.results import flops_per_token, tokens_and_time
-from zoo.study.state import DONE, StudyFolder
+from zoo.study.expand import Point, Run, Runs
+from zoo.study.results import flops_per_token
+from zoo.study.runner import Runner
+from zoo.study.state import DONE
 from zoo.training.duration import Span
 
 CPU_FLOPS_PER_CORE = 15e9  # float32, small models, measured with recipes/quickstart.yaml on two cores
@@ -41,27 +42,33 @@ def _rows_of_epoch(recipe: Recipe) -> int | None:
     return sum(made) if len(made) == len(streams) else None
 
 
-def all_runs(runs: Runs) -> Iterator[tuple[Run, bool]]:
+def all_runs(runs: Runs, points: Mapping[str, Point | None]) -> Iterator[tuple[Run, bool]]:
     """(run, whether its point is a stand-in) of every run that the study will train.
 
-    The runs that count are trained at the point that will be chosen; the first point stands for it.
+    points: architecture -> the point that was chosen for it. Where it is None, the first point stands for the one at
+    which the runs that count will be trained.
     """
-    choosing = list(runs.choosing())
-    yield from ((run, False) for run in choosing)
+    yield from ((run, False) for run in runs.choosing())
     for name in runs.architectures:
-        yield from ((run, bool(choosing)) for run in runs.counting(name, runs.points[0]))
+        point = points.get(name)
+        yield from ((run, point is None) for run in runs.counting(name, point or runs.points[0]))
 
 
-def estimate(runs: Runs, folder: StudyFolder, at_once: int, gpu: Any | None, cores: int) -> dict[str, Any]:
-    """Runs, tokens, FLOPs and hours in all.  at_once: runs at a time.  gpu: a `sizing.Gpu`, None on a CPU.
+def estimate(runner: Runner, at_once: int, gpu: Any | None, cores: int) -> dict[str, Any]:
+    """Runs, tokens and FLOPs in all, and the hours of the runs that are not done.
 
+    at_once: runs at a time.  gpu: a `sizing.Gpu`, None on a CPU.
     `time_s` is None where a length is not known; `basis` says what it rests on.
     """
-    measured = _measured_s_per_flop(runs, folder)
-    total = {"runs": 0, "choosing": sum(1 for _ in runs.choosing()), "tokens": 0, "flops": 0.0, "unknown": 0}
+    runs = runner.runs
+    every = list(all_runs(runs, {name: runner.point(name) for name in runs.architectures}))
+    done = {run.id for run, stands_in in every if not stands_in and runner.state(run).name == DONE}
+    measured = _measured_s_per_flop(runner, [run for run, _ in every if run.id in done])
+    choosing = sum(1 for _ in runs.choosing())
+    total = {"runs": 0, "done": len(done), "choosing": choosing, "tokens": 0, "flops": 0.0, "unknown": 0}
     seconds = 0.0
     speeds: dict[str, float] = {}
-    for run, _ in all_runs(runs):
+    for run, _ in every:
         total["runs"] += 1
         tokens = length(run.recipe).tokens
         if tokens is None:
@@ -72,16 +79,17 @@ def estimate(runs: Runs, folder: StudyFolder, at_once: int, gpu: Any | None, cor
         total["flops"] += flops
         if run.architecture not in speeds:
             speeds[run.architecture] = _s_per_flop(run, measured, gpu, cores, at_once)
-        seconds += START_S["gpu" if gpu else "cpu"] + flops * speeds[run.architecture]
+        if run.id not in done:
+            seconds += START_S["gpu" if gpu else "cpu"] + flops * speeds[run.architecture]
     known = not total["unknown"]
     return total | {"time_s": seconds / max(1, at_once) if known else None, "basis": _basis(measured, runs, gpu)}
 
 
-def _measured_s_per_flop(runs: Runs, folder: StudyFolder) -> dict[str, float]:
+def _measured_s_per_flop(runner: Runner, done: Sequence[Run]) -> dict[str, float]:
     """Architecture -> seconds of a FLOP in its runs that are done."""
     found: dict[str, list[float]] = {}
-    for run, _ in all_runs(runs):
-        numbers = tokens_and_time(folder, run) if folder.state(run, []).name == DONE else {}
+    for run in done:
+        numbers = runner.numbers(run)
         if numbers.get("tokens"):
             flops = numbers["tokens"] * flops_per_token(run.recipe)
             found.setdefault(run.architecture, []).append(numbers["time_s"] / flops)

@@ -45,7 +45,7 @@ def findings(runner: Runner, against: str | None = None) -> dict[str, Any]:
         "about": ABOUT,
         "seeds": {"choosing": config.choosing, "counting": config.counting},
         "grid": config.grid,
-        "tasks": runner.tasks,
+        "tasks": list(runner.tasks),
         "verdicts": [verdict(name, found, metric, len(config.counting)) for name in found],
         "notes": [*notes(runner, found), *runs.notes],
         "architectures": list(found.values()),

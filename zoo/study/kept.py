@@ -39,6 +39,7 @@ class _Results(_Content):
     validation: Points
     training: Points
     scores: dict[str, dict[str, _Score]]
+    versions: dict[str, Count] = {}  # of the tasks; earlier versions of the zoo had the first of each
 
 
 class _Measured(_Content):

@@ -31,7 +31,7 @@ def write_report(
 
     runner = Runner(runs, folder, Slots(1))
     refuse_other_settings(folder, runner.all())
-    refuse_other_data(folder, [run for run in runner.all() if runner.state(run).name == DONE])
+    refuse_other_data(folder, [(run, runner.rows(run)) for run in runner.all() if runner.state(run).name == DONE])
     found = findings(runner, against)
     write_text(folder.path / "results.json", json_text(found["results"], indent=1))
     write_text(folder.path / "measured.json", json_text(found["measured"], indent=1))

@@ -6,7 +6,7 @@ and machines are kept apart, in `measured`.
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +20,7 @@ from zoo.runs.metrics import read_metrics
 from zoo.study.config import StudyError
 from zoo.study.expand import Run
 from zoo.study.kept import read_summary
-from zoo.study.state import DONE, StudyFolder
+from zoo.study.state import DONE, StudyFolder, has_scores
 
 MOST_POINTS = 200
 
@@ -62,7 +62,7 @@ def run_results(folder: StudyFolder, run: Run, state: str, why: str) -> dict[str
         "best_loss": min((r["validation_loss"] for r in validations), default=None),
         "validation": [[r["tokens"], r["validation_loss"]] for r in validations],
         "training": _thinned([[r["tokens"], r["loss"]] for r in records if math.isfinite(r.get("loss", math.nan))]),
-        "scores": _scores(folder, run, summary["sha256"]),
+        **_scores(folder, run, summary["sha256"]),
     }
 
 
@@ -75,32 +75,45 @@ def _rows_digest(kept: RunFolder) -> str | None:
     return DataRecord.read(kept.data).rows_digest
 
 
-def refuse_other_data(folder: StudyFolder, done: Iterable[Run]) -> None:
+def rows_of(folder: StudyFolder, run: Run) -> str | None:
+    """A hash of the rows that a run which is done was trained on; None if no version recorded it."""
+    # Results of an earlier version lack the rows; the run's folder may still have them.
+    return run_results(folder, run, DONE, "").get("data") or _rows_digest(folder.folder(run))
+
+
+def refuse_other_data(
+    folder: StudyFolder, done: Iterable[tuple[Run, str | None]], prepared: Iterable[tuple[Run, str | None]] = ()
+) -> None:
     """Raise StudyError if runs that are done and whose recipes name the same data were trained on other rows.
 
     A corpus that grew, or a tokenizer learnt by another version, gives losses that cannot be compared.
+    done: runs with `rows_of` each.  prepared: runs that are not trained yet, with the rows that are there for them now.
     """
     found: dict[str, dict[str | None, list[Run]]] = {}
-    for run in done:
-        # Results of an earlier version lack the rows; the run's folder may still have them.
-        rows = run_results(folder, run, DONE, "").get("data") or _rows_digest(folder.folder(run))
-        found.setdefault(_source_of_rows(run), {}).setdefault(rows, []).append(run)
-    for of_rows in found.values():
-        if len(of_rows) > 1:
-            newest = max(of_rows, key=lambda rows: max(_written(folder, run) for run in of_rows[rows]))
-            others = [run for rows, runs in of_rows.items() if rows != newest for run in runs]
+    for run, rows in done:
+        found.setdefault(source_of_rows(run), {}).setdefault(rows, []).append(run)
+    now = {source_of_rows(run): (run, rows) for run, rows in prepared}
+    for source, of_rows in found.items():
+        if source in now:
+            run, kept = now[source]
+            newest = f"those prepared now for {run.id}"
+        else:
+            kept = max(of_rows, key=lambda rows: max(_written(folder, run) for run in of_rows[rows]))
+            newest = f"the newest, {of_rows[kept][0].id}"
+        others = [run for rows, runs in of_rows.items() if rows != kept for run in runs]
+        if others:
             paths = [path for run in others for path in _traces(folder, run)]
             why = "the text or the tokenizer changed"
             if None in of_rows:
                 why += ", or an earlier version did not record the rows"
             raise StudyError(
                 f"{folder.path}: runs of this study cannot be compared: {len(others)} were trained on other rows than "
-                f"the newest, {of_rows[newest][0].id}, because {why}: {', '.join(map(str, paths))}. "
+                f"{newest}, because {why}: {', '.join(map(str, paths))}. "
                 "Remove these to train the runs again, or give the study another folder with out: ..."
             )
 
 
-def _source_of_rows(run: Run) -> str:
+def source_of_rows(run: Run) -> str:
     """What decides the rows of a run, whatever the size of its model: equal for runs that are to have the same rows."""
     data = run.recipe.data.model_dump(mode="json", exclude={"workers", "cache_dir"})
     return json.dumps([data, run.recipe.seq_len], sort_keys=True)
@@ -121,25 +134,26 @@ def _thinned(points: list[list[float]]) -> list[list[float]]:
     return [[part[-1][0], sum(loss for _, loss in part) / len(part)] for part in parts]
 
 
-def _scores(folder: StudyFolder, run: Run, digest: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Task label -> metric -> value, rows, chance, better, share; breakdowns by position and length under `by`."""
+def _scores(folder: StudyFolder, run: Run, digest: str) -> dict[str, dict[str, Any]]:
+    """scores: task label -> metric -> value, rows, chance, better, share.  versions: task label -> of the task."""
     path = folder.folder(run).path / "eval.json"
     if not present(path):
-        return {}
+        return {"scores": {}, "versions": {}}
     from zoo.evaluation.results import read_results
 
     kept = ("value", "rows", "chance", "better", "share")
-    return {
-        found.label: {name: {key: numbers.get(key) for key in kept} for name, numbers in found.metrics.items()}
-        for found in read_results(path)
-        if found.model.get("digest") == digest
+    found = [result for result in read_results(path) if result.model.get("digest") == digest]
+    scores = {
+        result.label: {name: {key: numbers.get(key) for key in kept} for name, numbers in result.metrics.items()}
+        for result in found
     }
+    return {"scores": scores, "versions": {result.label: result.version for result in found}}
 
 
-def keep(folder: StudyFolder, run: Run, tasks: list[str]) -> None:
+def keep(folder: StudyFolder, run: Run, tasks: Mapping[str, int]) -> None:
     """Write down the results of a run that is done, unless they are, with the scores of these tasks."""
     known = folder.kept(run)
-    if known is None or not set(tasks) <= known["results"]["scores"].keys():
+    if known is None or not has_scores(known["results"], tasks):
         folder.forget(run)
         folder.keep(run, run_results(folder, run, DONE, ""), run_measured(folder, run))
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from zoo.evaluation.registry import make_tasks
 from zoo.files import create, present, write_json
 from zoo.study.config import StudyError
 from zoo.study.expand import Point, Run, Runs, data_key
+from zoo.study.kept import read_summary
 from zoo.study.preload import STOPPED
-from zoo.study.results import final_loss, flops_per_token, keep, refuse_other_data, tokens_and_time
+from zoo.study.preparation import read_failure, read_rows
+from zoo.study.results import final_loss, flops_per_token, keep, refuse_other_data, rows_of, tokens_and_time
 from zoo.study.slots import Ended, Job, Slots
 from zoo.study.state import DONE, FAILED, State, StudyFolder, latest, refuse_other_settings, tail
 from zoo.study.statistics import Choice, choose
@@ -59,12 +61,14 @@ class Runner:
         self.runs, self.folder, self.slots, self.follow, self.say = runs, folder, slots, follow, say
         self._command, self._prepare, self._poll_s = command or train_command, prepare or prepare_command, poll_s
         config = runs.study.config
-        self.tasks = [task.label for task in make_tasks(config.tasks)] if config.tasks else []
+        self._made = make_tasks(config.tasks) if config.tasks else []
+        self.tasks = {task.label: task.version for task in self._made}
         self.states: dict[str, State] = {}
         self.started_at: dict[str, float] = {}
         self.kills: dict[str, tuple[int, int]] = {}  # run -> (kills in a row without progress, batches then)
         self.stopping = 0
         self._losses: dict[str, float | None] = {}
+        self._rows: dict[str, str | None] = {}
         self._flops: dict[tuple[str, str], float] = {}
         self._numbers: dict[str, dict[str, float]] = {}
 
@@ -77,12 +81,15 @@ class Runner:
             refuse_other_settings(self.folder, self.all())
             if retry:
                 for run in self.all():
-                    if self.folder.state(run, self.tasks).name == FAILED:
+                    if self.folder.state(run, self.tasks_of(run)).name == FAILED:
                         self.folder.forget(run)
             for run in self.all():
                 if self.state(run).name == DONE:
-                    keep(self.folder, run, self.tasks)
+                    keep(self.folder, run, self.tasks_of(run))
             self._refuse_other_data()
+            if not all(self.state(run).ended for run in self.all()):
+                self._refuse_missing_data()
+            self._say_what_lacks_scores()
             self._note_needs()
             self.slots.keep_threads(self.folder.threads(self.slots.threads))
             try:
@@ -102,8 +109,29 @@ class Runner:
                 found += self.runs.counting(name, point)
         return found
 
-    def _refuse_other_data(self) -> None:
-        refuse_other_data(self.folder, [run for run in self.all() if self.state(run).name == DONE])
+    def _refuse_other_data(self, prepared: Iterable[tuple[Run, str | None]] = ()) -> None:
+        """Refuse runs of other rows.  prepared: runs to come with the rows that are there for them."""
+        done = [run for run in self.all() if self.state(run).name == DONE]
+        refuse_other_data(self.folder, [(run, self.rows(run)) for run in done], prepared)
+
+    def missing_data(self) -> dict[str, str]:
+        """Tasks whose data are not installed -> why, and the command that installs them."""
+        found = {task.task: task.missing() for task in self._made}
+        return {name: why for name, why in found.items() if why is not None}
+
+    def _refuse_missing_data(self) -> None:
+        """Raise StudyError if the data of a task are not installed, before hours of training end in that error."""
+        for name, why in self.missing_data().items():
+            raise StudyError(f"tasks: {name}: {why}")
+
+    def _say_what_lacks_scores(self) -> None:
+        """Say which runs that are trained have to be scored on further tasks; those without weights train again."""
+        lacking = [run for run in self.all() if not self.state(run).ended and self.folder.kept(run) is not None]
+        gone = [run for run in lacking if read_summary(self.folder.folder(run)) is None]
+        if scored := len(lacking) - len(gone):
+            self.say(f"{scored} runs are trained already, and are scored on tasks that they lack")
+        for run in gone:
+            self.say(f"{run.id}: lacks scores, and its weights were removed: it is trained again")
 
     def expected(self) -> int:
         """How many runs there will be in all."""
@@ -134,14 +162,24 @@ class Runner:
         """What became of a run; one that has ended is not looked at again."""
         known = self.states.get(run.id)
         if known is None or not known.ended:
-            self.states[run.id] = self.folder.state(run, self.tasks)
+            self.states[run.id] = self.folder.state(run, self.tasks_of(run))
         return self.states[run.id]
+
+    def tasks_of(self, run: Run) -> dict[str, int]:
+        """Label -> version of the tasks that a run is scored on: none if it only chooses, since it is in no mean."""
+        return {} if run.seed in self.runs.study.config.choosing else self.tasks
 
     def numbers(self, run: Run) -> dict[str, float]:
         """Tokens and seconds of a run that is done, from its summary, which is read once."""
         if run.id not in self._numbers:
             self._numbers[run.id] = tokens_and_time(self.folder, run)
         return self._numbers[run.id]
+
+    def rows(self, run: Run) -> str | None:
+        """A hash of the rows of a run that is done, which is read once."""
+        if run.id not in self._rows:
+            self._rows[run.id] = rows_of(self.folder, run)
+        return self._rows[run.id]
 
     def flops_per_token(self, run: Run) -> float:
         """Training FLOPs of a token of a run; the same for every seed."""
@@ -173,13 +211,16 @@ class Runner:
         for number, run in enumerate(wanted.values(), start=1):
             self.say(f"preparing data {number} of {len(wanted)} (as {run.id} reads it)")
             self.folder.write_recipe(run)
+            self.folder.prepared(run).unlink(missing_ok=True)
             log, code, kills = self.folder.logs / f"prepare-{number}.txt", None, 0
             while code is None or (code < 0 and kills < MOST_KILLS):  # a preparation that was killed goes on
                 code = self._wait_for(self._prepare(self, run), log)
                 kills += code < 0
             if code != 0:
-                why = f"killed by {_signal_name(-code)}" if code < 0 else last_words(log) or f"exit code {code}"
+                said = read_failure(self.folder.prepared(run)) or last_words(log)
+                why = f"killed by {_signal_name(-code)}" if code < 0 else said or f"exit code {code}"
                 raise StudyError(f"the data of {run.id} cannot be prepared: {why}")
+            self._refuse_other_data([(run, read_rows(self.folder.prepared(run)))])
 
     def _wait_for(self, command: list[str], log: Path) -> int:
         """Run a process while nothing else runs; it ends when the study is stopped."""
@@ -239,16 +280,16 @@ class Runner:
     def _end(self, ended: Ended) -> None:
         """Note how a run ended. One that was killed, or ran out of memory beside others, waits for another start."""
         run = next(run for run in self.all() if run.id == ended.id)
-        state = self.folder.state(run, self.tasks)
+        state = self.folder.state(run, self.tasks_of(run))
         self.states[run.id] = state
         self._write_running()
         if state.name == FAILED and ended.shared and _is_memory(state.why) and self.slots.fewer(ended.device):
             self.say(f"{run.id}: out of memory beside other runs; waits, and one run less at a time from now on")
             self.folder.forget(run)
-            self.states[run.id] = self.folder.state(run, self.tasks)
+            self.states[run.id] = self.folder.state(run, self.tasks_of(run))
         elif state.ended:
             if state.name == DONE:
-                keep(self.folder, run, self.tasks)
+                keep(self.folder, run, self.tasks_of(run))
                 self._refuse_other_data()
             self.say(f"{run.id}: {state.name}{f': {state.why}' if state.why else ''}")
         elif self.stopping:
@@ -335,7 +376,7 @@ class Runner:
 
 def train_command(runner: Runner, run: Run) -> list[str]:
     """The process that trains and scores a run."""
-    folder, tasks = runner.folder, runner.runs.study.config.tasks
+    folder, tasks = runner.folder, runner.runs.study.config.tasks if runner.tasks_of(run) else []
     arguments = [
         str(folder.recipe(run)),
         "--run-dir",
@@ -347,8 +388,10 @@ def train_command(runner: Runner, run: Run) -> list[str]:
 
 
 def prepare_command(runner: Runner, run: Run) -> list[str]:
-    """The process that prepares the data of a run."""
-    return python_module("zoo", ["data", "prepare", str(runner.folder.recipe(run)), *plugin_options()])
+    """The process that prepares the data of a run, and checks that its tasks can be given."""
+    folder, tasks = runner.folder, runner.runs.study.config.tasks
+    arguments = [str(folder.recipe(run)), "--record", str(folder.prepared(run)), "--tasks", json.dumps(tasks)]
+    return python_module("zoo.study.preparation", [*arguments, *plugin_options()])
 
 
 def last_words(log: Path, most: int = 3) -> str:

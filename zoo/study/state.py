@@ -3,7 +3,7 @@
     OUT/recipes/RUN.yaml     the resolved recipe of a run
     OUT/runs/RUN/            its run folder
     OUT/outcomes/RUN.json    what became of it: why it failed or diverged; of a run that is done its results
-    OUT/logs/RUN.txt         all that its processes printed
+    OUT/logs/RUN.txt         all that its processes printed; beside them what the preparation printed and found
     OUT/speed/NAME.json      decoding speed of an architecture
     OUT/threads.json         threads of each run
     OUT/running.json         what the running study does now
@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,10 @@ class StudyFolder:
         """The file that says what became of a run."""
         return self.outcomes / f"{run.id}.json"
 
+    def prepared(self, run: Run) -> Path:
+        """The file that says which rows were prepared for a run and for those that share its data."""
+        return self.logs / f"prepared-{run.id}.json"
+
     def log(self, run: Run) -> Path:
         """The file with what the processes of a run printed."""
         return self.logs / f"{run.id}.txt"
@@ -139,12 +143,12 @@ class StudyFolder:
         if not (present(path, StudyError) and read_bytes(path, error=StudyError) == text.encode()):
             write_text(path, text)
 
-    def state(self, run: Run, tasks: list[str]) -> State:
-        """What became of a run.  tasks: labels of the tasks that a run must have been scored on."""
+    def state(self, run: Run, tasks: Mapping[str, int]) -> State:
+        """What became of a run.  tasks: label -> version of the tasks that a run must have been scored on."""
         found = read_outcome(self.outcome(run)) if present(self.outcome(run)) else {}
         if found.get("state") in (FAILED, DIVERGED):
             return State(found["state"], str(found.get("why", "")))
-        if found.get("state") == DONE and set(tasks) <= found["results"]["scores"].keys():
+        if found.get("state") == DONE and has_scores(found["results"], tasks):
             return State(DONE)
         summary = read_summary(self.folder(run))
         if summary is None or not self._scored(run, tasks, summary):
@@ -165,7 +169,7 @@ class StudyFolder:
             self.outcome(run), {"state": DONE, "recipe": recipe, "results": results, "measured": measured}
         )
 
-    def _scored(self, run: Run, tasks: list[str], summary: dict[str, Any]) -> bool:
+    def _scored(self, run: Run, tasks: Mapping[str, int], summary: dict[str, Any]) -> bool:
         path = self.folder(run).path / "eval.json"
         if not tasks:
             return True
@@ -173,8 +177,8 @@ class StudyFolder:
             return False
         from zoo.evaluation.results import read_results  # imports numpy
 
-        known = {r.label for r in read_results(path) if r.model.get("digest") == summary.get("sha256")}
-        return set(tasks) <= known
+        found = [r for r in read_results(path) if r.model.get("digest") == summary.get("sha256")]
+        return tasks.items() <= {r.label: r.version for r in found}.items()
 
     def fail(self, run: Run, why: str) -> None:
         """Record that a run failed."""
@@ -192,6 +196,12 @@ class StudyFolder:
             names = read_json(self.running).get("runs")
             return [str(name) for name in names] if isinstance(names, list) else []
         return []
+
+
+def has_scores(results: Mapping[str, Any], tasks: Mapping[str, int]) -> bool:
+    """Whether the results of a run hold the scores of these tasks, label -> version."""
+    versions = results.get("versions", {})
+    return all(label in results["scores"] and versions.get(label, 1) == wanted for label, wanted in tasks.items())
 
 
 def refuse_other_settings(folder: StudyFolder, runs: list[Run]) -> None:

@@ -1,5 +1,6 @@
 """Studies of tiny recipes, whose runs are made by rule (synthetic.py)."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,23 +36,29 @@ def write_study(tmp_path) -> Callable[..., Path]:
 def make_runner(write_study) -> Callable[..., Runner]:
     """`make_runner(...)`: the runner of such a study, whose processes train by rule."""
 
-    def make(jobs: int = 2, batch_s: float = 0.0, **keys) -> Runner:
-        return runner_of(write_study(**keys), jobs, batch_s)
+    def make(jobs: int = 2, batch_s: float = 0.0, rows: str | None = None, **keys) -> Runner:
+        return runner_of(write_study(**keys), jobs, batch_s, rows)
 
     return make
 
 
-def runner_of(path: Path, jobs: int = 2, batch_s: float = 0.0, **options) -> Runner:
-    """The runner of a study file, whose processes train by rule."""
+def runner_of(path: Path, jobs: int = 2, batch_s: float = 0.0, rows: str | None = None, **options) -> Runner:
+    """The runner of a study file, whose processes train by rule.  rows: the hash of the rows that are prepared."""
     runs = expand(load_study(path))
 
     def train(runner: Runner, run) -> list[str]:
         folder = runner.folder
-        arguments = [str(folder.recipe(run)), str(folder.folder(run).path), str(batch_s)]
+        arguments = [
+            str(folder.recipe(run)),
+            str(folder.folder(run).path),
+            str(batch_s),
+            json.dumps(runner.tasks_of(run)),
+        ]
         return [sys.executable, synthetic.__file__, *arguments]
 
     def prepare(runner: Runner, run) -> list[str]:
-        return [sys.executable, "-c", f"print('prepared for {run.id}')"]
+        code = f"import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{json.dumps({'rows': rows})}')"
+        return [sys.executable, "-c", code, str(runner.folder.prepared(run))]
 
     slots = Slots(jobs, cores=2)
     return Runner(runs, StudyFolder(runs.study.folder), slots, command=train, prepare=prepare, poll_s=0.02, **options)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.zoo.study.conftest import TINY
 from zoo.errors import ZooError
+from zoo.evaluation import package_data
 from zoo.study import child
 from zoo.training.interrupts import Interrupted
 
@@ -43,6 +44,15 @@ def test_the_outcome_is_written_down(tmp_path, monkeypatch, raised, code, outcom
     arguments = [str(TINY / "full.yaml"), "--run-dir", str(tmp_path / "run"), "--outcome", str(file)]
     assert child.main(arguments) == code
     assert (json.loads(file.read_text()) if file.exists() else None) == outcome
+
+
+def test_missing_data_of_a_task_are_said_before_the_training(tmp_path, monkeypatch, capsys):
+    """On a node of a cluster, which may lack what the machine of the study has."""
+    monkeypatch.setattr(package_data, "installed", lambda: False)
+    monkeypatch.setattr("zoo.training.train", lambda *a: pytest.fail("it trained"))
+    arguments = [str(TINY / "full.yaml"), "--run-dir", str(tmp_path / "run"), "--outcome", str(tmp_path / "o.json")]
+    assert child.main([*arguments, "--tasks", '["lambada"]']) == 1
+    assert json.loads((tmp_path / "o.json").read_text())["why"].startswith("tasks: lambada: its data come with the")
 
 
 def test_a_process_whose_study_has_ended_leaves_at_once(tmp_path, monkeypatch):

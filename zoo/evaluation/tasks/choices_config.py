@@ -34,6 +34,9 @@ class MultipleChoice(Task):
     form: Literal["olmes", "harness"] = Field("olmes", description="Whose wording of the questions.")
     shots: Literal[0, 5] = Field(0, description="Solved questions before each; 5 are those that OLMES chose.")
 
+    def missing(self) -> str | None:
+        return package_data.missing()
+
     @classmethod
     def row_count(cls) -> str:
         return f"{cls.n_rows:,}"
@@ -237,6 +240,9 @@ class Lambada(Task):
         Metric("nats", "lower", False, about="of the last word; its exponential is the perplexity"),
     )
     task: Literal["lambada"] = "lambada"
+
+    def missing(self) -> str | None:
+        return package_data.missing()
 
     @classmethod
     def row_count(cls) -> str:

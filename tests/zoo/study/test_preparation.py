@@ -1,0 +1,53 @@
+"""What a study prepares, and refuses, before the first run is trained."""
+
+import json
+
+import pytest
+
+from tests.zoo.study.conftest import TINY
+from zoo import load_recipe
+from zoo.data.identity import DataRecord
+from zoo.data.show import prepare_for
+from zoo.study.config import StudyError
+from zoo.study.preparation import main, read_failure, read_rows
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """The tiny recipe over a small text of its own."""
+    (tmp_path / "text.txt").write_text("the window of a token is a block of tokens\n" * 300)
+    path = tmp_path / "recipe.yaml"
+    source = f"{{kind: text, paths: [{tmp_path}/text.txt], separator: ' '}}"
+    data = f"data:\n  source: {source}\n  validation_fraction: 0.3\n  cache_dir: {tmp_path}/cache\n"
+    path.write_text(f"extends: {TINY / 'full.yaml'}\nname: mine\n{data}model: {{max_seq_len: 64}}\n")
+    return path
+
+
+def test_the_record_names_the_rows_that_training_will_read(recipe, tmp_path):
+    record = tmp_path / "record.json"
+    tasks = ["loss_by_position", {"task": "copy", "lengths": [32], "rows": 2}]
+    assert main([str(recipe), "--record", str(record), "--tasks", json.dumps(tasks)]) == 0
+    assert read_rows(record) == DataRecord.of(prepare_for(load_recipe(recipe))).rows_digest
+
+
+@pytest.mark.parametrize(
+    ("task", "why"),
+    [
+        ({"task": "niah_single_1", "lengths": [4096]}, "niah_single_1: lengths: 4096 tokens, and the model takes 64"),
+        ({"task": "loss_by_position", "lengths": [1 << 20]}, "loss_by_position: the held-out text has fewer than"),
+        ({"task": "copy", "vocab_size": 5000}, "copy: vocab_size: "),
+    ],
+    ids=["too long", "too little text", "too few tokens"],
+)
+def test_a_task_that_cannot_be_given_is_refused(recipe, tmp_path, capsys, task, why):
+    record = tmp_path / "record.json"
+    assert main([str(recipe), "--record", str(record), "--tasks", json.dumps([task])]) == 1
+    assert why in capsys.readouterr().err
+    assert read_failure(record).startswith(why)
+
+
+def test_a_record_of_another_kind_is_named(tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text('{"rows": 3}')
+    with pytest.raises(StudyError, match=r"record\.json: rows: must be a hash; found 3"):
+        read_rows(path)

@@ -139,6 +139,7 @@ TASKS = _family(
         "social_iqa": "zoo.evaluation.tasks.choices_config:SocialIQa",
         "lambada": "zoo.evaluation.tasks.choices_config:Lambada",
         "mmlu": "zoo.evaluation.tasks.choices_config:Mmlu",
+        "common_sense_bits": "zoo.evaluation.tasks.gold_config:CommonSenseBits",
     },
     "What a model is scored on: `zoo eval --tasks`, `eval.tasks`.",
     tag="task",

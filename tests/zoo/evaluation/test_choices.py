@@ -1,6 +1,7 @@
 """Multiple choice: questions equal to OLMES's requests, scores by hand."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -71,6 +72,24 @@ def test_rows_are_drawn_by_the_seed():
     first, again, other = (make_tasks([{"task": "piqa", "rows": 20, "seed": s}])[0].examples(None) for s in (1, 1, 2))
     assert first == again != other
     assert len(first) == 20
+
+
+@needs_data
+def test_bits_of_right_answers_are_the_mean_over_the_tasks():
+    """Each task counts alike, though COPA has fewer rows; every number is that of the task itself."""
+    model = Guesser(vocab_size=257, max_len=4096, tokenizer=Bytes())
+    [result] = evaluate(model, ["common_sense_bits"], rows=3, seed=5)
+    of_tasks = {name: numbers["bits_per_byte"]["value"] for name, numbers in result.by["task"].items()}
+    assert set(of_tasks) == set(GROUPS["common_sense"])
+    assert result.metrics["bits_per_byte"]["value"] == pytest.approx(sum(of_tasks.values()) / 12)
+    for each in evaluate(model, ["copa", "lambada"], rows=3, seed=5):
+        assert of_tasks[each.task] == pytest.approx(each.metrics["bits_per_byte"]["value"])
+    [task] = make_tasks([{"task": "common_sense_bits", "rows": 150}])
+    weights = Counter()
+    for example in task.examples(None):
+        weights[example.facets["task"]] += example.facets["weight"]
+    assert set(weights) == set(GROUPS["common_sense"])
+    assert all(weight == pytest.approx(1) for weight in weights.values())
 
 
 @needs_data

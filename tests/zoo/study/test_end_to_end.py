@@ -88,3 +88,36 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_results(tmp_p
     assert kills >= 1
     finish(start(study), study)
     assert results.read_text() == expected
+
+
+@pytest.mark.long
+def test_a_task_more_is_scored_and_nothing_is_trained_anew_and_other_text_is_refused(tmp_path):
+    study = write(tmp_path, "toy")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("the window of a token is a block of tokens\n" * 2000)
+    content = json.loads(study.read_text()) | {"grid": {}, "seeds": [1]}
+    content["set"]["data.source"] = {"kind": "text", "paths": [str(tmp_path / "text")]}
+    content["set"]["data.cache_dir"] = str(tmp_path / "cache")
+    study.write_text(json.dumps(content))
+    finish(start(study), study)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "toy" / "runs").glob("*/m*") if path.is_file()}
+    assert len(before) == 6
+    study.write_text(
+        json.dumps(content | {"tasks": ["loss_by_position", {"task": "copy", "lengths": [32], "rows": 3}]})
+    )
+    finish(start(study), study)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    results = json.loads((tmp_path / "toy" / "results.json").read_text())
+    assert results["tasks"] == ["loss_by_position", "copy(lengths=[32], rows=3)"]
+    assert all(
+        numbers["mean"] for each in results["architectures"] for numbers in each["scores"][results["tasks"][1]].values()
+    )
+    (tmp_path / "text" / "b.txt").write_text("another text\n" * 200)
+    study.write_text(json.dumps(content | {"seeds": [1, 2]}))
+    process = start(study)
+    assert process.wait(timeout=600) == 1
+    assert (
+        "2 were trained on other rows than those prepared now for tiny_full-seed2"
+        in study.with_suffix(".txt").read_text()
+    )
+    assert len(list((tmp_path / "toy" / "runs").iterdir())) == 2

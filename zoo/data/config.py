@@ -25,7 +25,10 @@ class Part(BaseModel):
 
 
 class Source(Part):
-    """What every source has. One of another package subclasses `DocumentSource`."""
+    """What every source has. One of another package subclasses `DocumentSource`, or names a `reader` of its own.
+
+    A source of text states `reader`; one that holds tokens has rows that are made or read without it.
+    """
 
     if TYPE_CHECKING:
         kind: str  # each has its own, with the name that a recipe writes as its only value
@@ -33,6 +36,9 @@ class Source(Part):
     about: ClassVar[About] = About()  # what its page in the documentation says beyond its fields
     holds_tokens: ClassVar[bool] = False  # rows of token numbers, which need no tokenizer
     can_hold_out: ClassVar[bool] = True  # whether a share of it can be held out for validation
+    reader: ClassVar[str] = ""  # "package.module:Class" of a zoo.data.sources.base.Reader
+    path_fields: ClassVar[tuple[str, ...]] = ()  # hold paths, which the recipe of a run has absolute
+    path_or_name_fields: ClassVar[tuple[str, ...]] = ()  # the same, but of what is not there: a name on the Hub
 
     proportion: float | None = Field(
         None,
@@ -43,6 +49,10 @@ class Source(Part):
         "(then each counts by its size).",
     )
 
+    def describe(self) -> str:
+        """Where it reads, in a few words, for messages."""
+        return ""
+
     def problems(self, *, seq_len: int, vocab_size: int) -> Iterator[FieldProblem]:
         """Yield (key path, message) for what disagrees with the model; called by `DataConfig.problems`."""
         yield from ()
@@ -50,6 +60,8 @@ class Source(Part):
 
 class PythonStdlib(Source):
     """The standard library's own *.py files of the running interpreter: real text on every machine."""
+
+    reader: ClassVar[str] = "zoo.data.sources.python_stdlib:StdlibReader"
 
     kind: Literal["python-stdlib"]
     tests: bool = Field(
@@ -60,11 +72,16 @@ class PythonStdlib(Source):
 class Files(Source):
     """What the sources that read local files share."""
 
+    path_fields: ClassVar[tuple[str, ...]] = ("paths",)
+
     paths: list[Text] = Field(
         min_length=1,
         description="Files, folders (every file below them that the kind reads) and globs (`**` crosses folders); "
         "relative to the working directory; `~` is the home folder.",
     )
+
+    def describe(self) -> str:
+        return ", ".join(self.paths)
 
 
 class TextFiles(Files):
@@ -73,6 +90,8 @@ class TextFiles(Files):
     Of a folder the files with these extensions are read: .txt .text .md .rst .py .html .htm, or those of `extensions`.
     HTML is read as its text, without tags, scripts and styles.
     """
+
+    reader: ClassVar[str] = "zoo.data.sources.text:TextReader"
 
     kind: Literal["text"]
     separator: Text | None = Field(
@@ -96,6 +115,8 @@ class TextFiles(Files):
 class JsonLines(Files):
     """One JSON object a line, plain or .gz .zst .bz2 .lz4; one document an object."""
 
+    reader: ClassVar[str] = "zoo.data.sources.json_lines:JsonLinesReader"
+
     kind: Literal["jsonl"]
     field: Text = Field("text", description="Key of the object that holds the document's text.")
 
@@ -103,12 +124,17 @@ class JsonLines(Files):
 class Parquet(Files):
     """Parquet files, one document a row."""
 
+    reader: ClassVar[str] = "zoo.data.sources.parquet:ParquetReader"
+
     kind: Literal["parquet"]
     column: Text = Field("text", description="Column that holds the document's text.")
 
 
 class HuggingFaceDataset(Source):
     """A dataset read by the `datasets` library: by its name on the Hub, or a local folder (works offline)."""
+
+    reader: ClassVar[str] = "zoo.data.sources.huggingface:HubReader"
+    path_or_name_fields: ClassVar[tuple[str, ...]] = ("path",)
 
     kind: Literal["huggingface"]
     path: Text = Field(description="Name on the Hub, or a local folder of data files.")
@@ -122,6 +148,9 @@ class HuggingFaceDataset(Source):
     streaming: bool = Field(False, description="Read over the network while tokenising, instead of downloading first.")
     max_documents: int | None = Field(None, ge=1, description="Stop after so many documents; absent: all of them.")
 
+    def describe(self) -> str:
+        return f"{self.path} ({self.split})"
+
 
 class DocumentSource(Source):
     """A source of text of another package.
@@ -131,10 +160,7 @@ class DocumentSource(Source):
     """
 
     module: ClassVar[str]  # "package.module:Class" of what reads
-
-    def describe(self) -> str:
-        """Where it reads, in a few words, for messages."""
-        return ""
+    reader: ClassVar[str] = "zoo.data.sources.own_documents:OwnDocumentsReader"
 
 
 class Mds(Source):
@@ -145,6 +171,7 @@ class Mds(Source):
 
     holds_tokens: ClassVar[bool] = True
     can_hold_out: ClassVar[bool] = False
+    path_fields: ClassVar[tuple[str, ...]] = ("local",)
 
     kind: Literal["mds"]
     local: Text | None = Field(None, description="Folder with index.json; with `remote`: where shards are kept.")
@@ -164,6 +191,9 @@ class Mds(Source):
         ge=0,
         description="Token that ends a document; absent: a column `starts` if there is one, else one document a row.",
     )
+
+    def describe(self) -> str:
+        return "/".join(filter(None, (self.remote or self.local, self.split)))
 
     @model_validator(mode="after")
     def _has_a_place(self) -> "Mds":
@@ -214,6 +244,9 @@ class Synthetic(Source):
     )
     gap: int = Field(0, ge=0, description="induction: tokens between the sequence and its repetition.")
     seed: int | None = Field(None, ge=0, description="Seed of the rows. Default: the recipe's.")
+
+    def describe(self) -> str:
+        return self.task
 
     def resolved_span(self, seq_len: int) -> int:
         """Length of the repeated sequence in rows of `seq_len` tokens."""
@@ -274,6 +307,8 @@ class TokenizerConfig(Part):
     about: ClassVar[About] = About()  # what its page in the documentation says beyond its fields
     module: ClassVar[str] = ""  # of what makes it; the zoo's own are made where data are prepared
     is_trained: ClassVar[bool] = False  # on the text of the recipe's sources
+    path_fields: ClassVar[tuple[str, ...]] = ()  # as of a source
+    path_or_name_fields: ClassVar[tuple[str, ...]] = ()
 
     def known_vocab_size(self) -> int | None:
         """Token numbers this tokenizer uses, None where only loading it tells."""
@@ -313,6 +348,8 @@ class BpeTokenizer(TokenizerConfig):
 
 class HuggingFaceTokenizer(TokenizerConfig):
     """A tokenizer by its name on the Hub, a local folder, or a local tokenizer.json."""
+
+    path_or_name_fields: ClassVar[tuple[str, ...]] = ("path",)
 
     kind: Literal["huggingface"]
     path: Text = Field(description="Name on the Hub, local folder, or local tokenizer.json.")

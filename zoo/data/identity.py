@@ -19,12 +19,8 @@ from zoo.data.config import (
     BpeTokenizer,
     ByteTokenizer,
     DataConfig,
-    DocumentSource,
-    Files,
-    HuggingFaceDataset,
     HuggingFaceTokenizer,
     Mds,
-    PythonStdlib,
     Source,
     Synthetic,
 )
@@ -298,22 +294,8 @@ def _key(data: DataConfig, source: Source) -> str:
 
 def describe(source: Source) -> str:
     """A source in a few words: its kind and where it reads."""
-    match source:
-        case PythonStdlib():
-            return source.kind
-        case HuggingFaceDataset():
-            place = f"{source.path} ({source.split})"
-        case Mds():
-            place = "/".join(filter(None, (source.remote or source.local, source.split)))
-        case Synthetic():
-            place = source.task
-        case DocumentSource():
-            place = source.describe()
-        case Files():
-            place = ", ".join(source.paths)
-        case _:
-            place = ""
-    return f"{source.kind} {place if len(place) <= 80 else shorten(place, 80)[1:-1]}"
+    place = source.describe()
+    return f"{source.kind} {place if len(place) <= 80 else shorten(place, 80)[1:-1]}".rstrip()
 
 
 def _content(stream: RowStream, read_files: bool) -> str:

@@ -19,7 +19,7 @@ import xxhash
 from pydantic import Field
 
 from zoo.data.errors import DataError
-from zoo.data.sources import Part, Piece, share_held_out
+from zoo.data.sources.pieces import Part, Piece
 from zoo.data.tokenizers import GPT2_CUTTER, Bytes, Subwords, WordCounts
 from zoo.data.words import GPT2_WORDS
 
@@ -183,7 +183,7 @@ def pack(piece: Piece, folder: Path, *, tokenizer: Tokenizer, fraction: float) -
     Tokens are written to files in `folder`: memory does not grow with the piece, nor with its largest document.
     Raises DataError for a document of more than UNCUT_CHARACTERS that the tokenizer gives no place to cut.
     """
-    kind, fraction = token_type(tokenizer.vocab_size), share_held_out(piece, fraction)
+    kind, fraction = token_type(tokenizer.vocab_size), piece.share_held_out(fraction)
     end: np.ndarray = np.array([tokenizer.end_of_document], kind)
     folder.mkdir(parents=True, exist_ok=True)
     splits = {name: _Split(folder / f"{name}.tokens", kind) for name in SPLITS}
@@ -215,7 +215,7 @@ def training_documents(all_pieces: Iterable[Piece], fraction: float, cutter: Cut
     A document of several parts is kept in a file until its end is known, and with it whether it is held out.
     """
     for piece in all_pieces:
-        share = share_held_out(piece, fraction)
+        share = piece.share_held_out(fraction)
         with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as file:
             lengths: list[int] = []
             hash_ = xxhash.xxh64()

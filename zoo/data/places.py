@@ -2,8 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import TypeVar
 
-from zoo.data.config import DataConfig, Files, HuggingFaceDataset, HuggingFaceTokenizer, Mds, Source, TokenizerConfig
+from zoo.data.config import DataConfig, Source, TokenizerConfig
+
+AnyPart = TypeVar("AnyPart", Source, TokenizerConfig)
 
 
 def absolute(path: str) -> str:
@@ -22,26 +25,21 @@ def _if_local(path: str) -> str:
 def with_absolute_paths(data: DataConfig) -> DataConfig:
     """The same section with absolute paths of files, folders, globs and the cache."""
     update = {
-        "source": data.source and _source(data.source),
-        "sources": data.sources and [_source(source) for source in data.sources],
-        "validation_source": data.validation_source and _source(data.validation_source),
-        "tokenizer": data.tokenizer and _tokenizer(data.tokenizer),
+        "source": data.source and _with_places(data.source),
+        "sources": data.sources and [_with_places(source) for source in data.sources],
+        "validation_source": data.validation_source and _with_places(data.validation_source),
+        "tokenizer": data.tokenizer and _with_places(data.tokenizer),
         "cache_dir": data.cache_dir and absolute(data.cache_dir),
     }
     return data.model_copy(update=update)
 
 
-def _source(source: Source) -> Source:
-    if isinstance(source, Files):
-        return source.model_copy(update={"paths": [absolute(path) for path in source.paths]})
-    if isinstance(source, Mds) and source.local is not None:
-        return source.model_copy(update={"local": absolute(source.local)})
-    if isinstance(source, HuggingFaceDataset):
-        return source.model_copy(update={"path": _if_local(source.path)})
-    return source
-
-
-def _tokenizer(tokenizer: TokenizerConfig) -> TokenizerConfig:
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        return tokenizer.model_copy(update={"path": _if_local(tokenizer.path)})
-    return tokenizer
+def _with_places(part: AnyPart) -> AnyPart:
+    """A source or a tokenizer with absolute paths in the fields that it says hold some."""
+    update = {}
+    for place, names in ((absolute, part.path_fields), (_if_local, part.path_or_name_fields)):
+        for name in names:
+            value = getattr(part, name)
+            if value is not None:
+                update[name] = [place(path) for path in value] if isinstance(value, list) else place(value)
+    return part.model_copy(update=update) if update else part

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zoo.data.errors import DataError
-from zoo.data.sources import Piece, Texts
+from zoo.data.sources.pieces import Piece, Texts
 from zoo.processes import sheltered, stay_with_parent
 
 Result = TypeVar("Result")

@@ -10,7 +10,8 @@ import pytest
 
 from zoo.data import DataError
 from zoo.data.config import DataConfig
-from zoo.data.sources import READERS, documents, fingerprint, pieces, stdlib_files
+from zoo.data.sources import documents, fingerprint, pieces, reader_of
+from zoo.data.sources.huggingface import READERS
 
 
 def source(**settings):
@@ -27,14 +28,18 @@ def write_jsonl(path: Path, values: list, opener=open) -> Path:
     return path
 
 
+def library_files(stdlib) -> list[Path]:
+    return reader_of(stdlib).files()
+
+
 def test_stdlib_is_sorted_python_files_of_the_library_alone():
-    files = stdlib_files(source(kind="python-stdlib"))
+    files = library_files(source(kind="python-stdlib"))
     root = Path(sysconfig.get_paths()["stdlib"])
     inside = [p.relative_to(root).parts for p in files]
     assert files == sorted(files)
     assert ("json", "decoder.py") in inside
     assert not any({"site-packages", "test", "__pycache__"} & set(parts[:-1]) for parts in inside)
-    assert len(stdlib_files(source(kind="python-stdlib", tests=True))) > len(files)
+    assert len(library_files(source(kind="python-stdlib", tests=True))) > len(files)
 
 
 def test_a_folder_of_the_library_that_cannot_be_read_is_named(tmp_path, monkeypatch):
@@ -49,10 +54,10 @@ def test_a_folder_of_the_library_that_cannot_be_read_is_named(tmp_path, monkeypa
         return scandir(path)
 
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    assert stdlib_files(source(kind="python-stdlib")) == [tmp_path / "a.py"]
+    assert library_files(source(kind="python-stdlib")) == [tmp_path / "a.py"]
     monkeypatch.setattr(os, "scandir", scan)
     with pytest.raises(DataError, match="json: the folder cannot be read: Permission denied"):
-        stdlib_files(source(kind="python-stdlib"))
+        library_files(source(kind="python-stdlib"))
 
 
 def test_text_paths_are_files_folders_and_globs_each_file_once(corpus):

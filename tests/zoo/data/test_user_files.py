@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from zoo.data import prepare, sources
+from zoo.data import prepare
 from zoo.data.config import DataConfig
 from zoo.data.errors import DataError
 from zoo.data.packing import held_out
 from zoo.data.places import with_absolute_paths
 from zoo.data.sources import documents, notes, validation_cut
+from zoo.data.sources import held_out as held_out_files
 from zoo.data.stored import stored_rows
 from zoo.data.text_files import html_text
 from zoo.recipe import load_recipe
@@ -190,7 +191,7 @@ def test_an_empty_file_does_not_stand_for_a_side(tmp_path):
 def test_a_few_files_are_read_for_their_side_once_for_all_later_calls(tmp_path, monkeypatch):
     paths = [str(write(tmp_path / f"{i}.txt", f"file {i} " * 300)) for i in range(3)]
     reads = []
-    monkeypatch.setattr(sources, "_read_on_both_sides", lambda files, *_: bool(reads.append(files)))
+    monkeypatch.setattr(held_out_files, "_read_on_both_sides", lambda files, *_: bool(reads.append(files)))
     cut = validation_cut(source_of(paths=paths), 0.01, tmp_path / "cache")
     assert cut == validation_cut(source_of(paths=paths), 0.01, tmp_path / "cache")
     assert len(reads) == 1
@@ -212,7 +213,7 @@ def test_a_few_files_are_read_for_their_side_once_for_all_later_calls(tmp_path, 
 def test_a_second_preparation_reads_no_file_for_its_side(tmp_path, monkeypatch):
     paths = [str(write(tmp_path / f"{i}.txt", f"file {i} " * 300)) for i in range(3)]
     before = prepared_of(tmp_path, paths, validation_fraction=0.01)
-    monkeypatch.setattr(sources, "_read_on_both_sides", None)
+    monkeypatch.setattr(held_out_files, "_read_on_both_sides", None)
     assert prepared_of(tmp_path, paths, validation_fraction=0.01).key == before.key
 
 

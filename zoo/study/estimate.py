@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.data.config import Synthetic
 from zoo.recipe import Recipe
 from zoo.study.expand import Point, Run, Runs
 from zoo.study.results import flops_per_token
-from zoo.study.runner import Runner
 from zoo.study.state import DONE
 from zoo.training.duration import Span
+
+if TYPE_CHECKING:
+    from zoo.study.runner import Runner  # imports numpy
 
 CPU_FLOPS_PER_CORE = 15e9  # float32, small models, measured with recipes/quickstart.yaml on two cores
 GPU_SHARE_OF_PEAK = 0.25  # of what small models reach
@@ -54,7 +56,7 @@ def all_runs(runs: Runs, points: Mapping[str, Point | None]) -> Iterator[tuple[R
         yield from ((run, point is None) for run in runs.counting(name, point or runs.points[0]))
 
 
-def estimate(runner: Runner, at_once: int, gpu: Any | None, cores: int) -> dict[str, Any]:
+def estimate(runner: "Runner", at_once: int, gpu: Any | None, cores: int) -> dict[str, Any]:
     """Runs, tokens and FLOPs in all, and the hours of the runs that are not done.
 
     at_once: runs at a time.  gpu: a `sizing.Gpu`, None on a CPU.
@@ -85,7 +87,7 @@ def estimate(runner: Runner, at_once: int, gpu: Any | None, cores: int) -> dict[
     return total | {"time_s": seconds / max(1, at_once) if known else None, "basis": _basis(measured, runs, gpu)}
 
 
-def _measured_s_per_flop(runner: Runner, done: Sequence[Run]) -> dict[str, float]:
+def _measured_s_per_flop(runner: "Runner", done: Sequence[Run]) -> dict[str, float]:
     """Architecture -> seconds of a FLOP in its runs that are done."""
     found: dict[str, list[float]] = {}
     for run in done:

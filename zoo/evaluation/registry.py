@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from zoo.errors import unknown
+from zoo.errors import shorten, unknown
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.groups import GROUPS, members, unknown_task
 from zoo.evaluation.task import Task
@@ -67,4 +67,6 @@ def _make(name: str, own: dict[str, Any], settings: dict[str, Any]) -> Task:
         if first["type"] == "extra_forbidden":
             raise EvaluationError(f"task {name}: {unknown('key', key, fields)}") from error
         message = first["msg"].removeprefix("Value error, ")
-        raise EvaluationError(f"task {name}: {key}: {message}; found {first['input']!r}") from error
+        if not key:  # of several fields together, which the message names
+            raise EvaluationError(f"task {name}: {message}") from error
+        raise EvaluationError(f"task {name}: {key}: {message}; found {shorten(first['input'])}") from error

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from zoo.errors import ZooError
 from zoo.evaluation.asking import answer
 from zoo.evaluation.errors import EvaluationError
@@ -14,7 +16,7 @@ from zoo.evaluation.results import FILE, Result, ResultFile, hash_examples, summ
 from zoo.evaluation.screen import Screen
 from zoo.evaluation.subject import Subject, with_data
 from zoo.evaluation.subjects import load_subject
-from zoo.evaluation.task import Chosen, Task
+from zoo.evaluation.task import Answer, Chosen, Predicted, Task
 
 
 def evaluate(
@@ -111,6 +113,7 @@ def score(task: Task, subject: Subject, examples: list, facts: dict[str, Any], b
         answers = answer(subject, examples, advance)
     except EvaluationError as error:
         raise EvaluationError(f"{task.task}: {error}") from error
+    check_finite(task, answers, subject.dtype_name)
     rows = [task.score(example, reply) for example, reply in zip(examples, answers, strict=True)]
     metrics, by = summarise(task, examples, rows)
     return Result(
@@ -127,6 +130,18 @@ def score(task: Task, subject: Subject, examples: list, facts: dict[str, Any], b
         model=facts,
         time_s=round(time.perf_counter() - start, 3),
     )
+
+
+def check_finite(task: Task, answers: Sequence[Answer], dtype: str) -> None:
+    """Raise EvaluationError for a likelihood that is no finite number: no option is likelier than another then."""
+    for row, reply in enumerate(answers):
+        logs = reply.nats if isinstance(reply, Predicted) else reply.loglikelihood
+        if not np.isfinite(logs).all():
+            raise EvaluationError(
+                f"{task.task}: row {row}: a log-likelihood is not finite, because what the model gives in {dtype} is "
+                "not; use --dtype fp32, and if that gives the same, the weights are broken: train with a lower "
+                "learning rate"
+            )
 
 
 def model_facts(subject: Subject) -> dict[str, Any]:

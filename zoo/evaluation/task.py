@@ -16,9 +16,9 @@ greedy generation.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from zoo.blocks.about import About, Paper
 from zoo.blocks.registry import load
@@ -166,6 +166,16 @@ class _AboutTask:
             "Metrics": metrics,
         }
         return About("\n".join(f"- {name}: {text}." for name, text in facts.items()), task.papers)
+
+
+def _different(values: tuple[int, ...]) -> tuple[int, ...]:
+    if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+        raise ValueError(f"must be different, since equal rows are no new evidence; {twice[0]} is there twice")
+    return values
+
+
+Different = AfterValidator(_different)
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), Different]  # lengths, numbers of pairs
 
 
 class Task(BaseModel):

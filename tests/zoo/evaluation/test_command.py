@@ -2,19 +2,26 @@
 
 import copy
 import json
+import math
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
+import torch
 
 from tests.zoo.evaluation.subjects import Guesser
 from zoo.cli import run as zoo
+from zoo.data.stored import StoredRow
+from zoo.data.tokenizers import Bytes
 from zoo.errors import ZooError
+from zoo.evaluation.asking import plan
 from zoo.evaluation.command import parse_lengths, parse_tasks
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.registry import GROUPS, make_tasks, names, register, task_class
 from zoo.evaluation.results import ResultFile, read_results
 from zoo.evaluation.run import evaluate
 from zoo.evaluation.table import as_table
+from zoo.evaluation.task import Choice, Labelled
 
 
 def test_the_list_names_every_task_and_group(capsys):
@@ -155,6 +162,54 @@ def test_a_score_that_is_not_finite_is_refused_and_the_others_are_kept(tmp_path,
     with pytest.raises(EvaluationError, match=r"^other: accuracy is nan, because .* is not finite; use --dtype fp32"):
         kept.add(broken)
     assert read_results(tmp_path / "eval.json") == [first]
+
+
+@pytest.mark.parametrize("task", ["copy", "niah_multikey_2"])
+def test_likelihoods_that_are_no_numbers_are_no_answer(monkeypatch, task):
+    """A model with broken weights: no option is likelier than another, and token 0 is no prediction."""
+    model = Guesser(vocab_size=257, max_len=600, tokenizer=Bytes())
+    monkeypatch.setattr(
+        type(model), "logits", lambda self, t, row_N, p, s=None: torch.full((len(row_N), 257), math.nan)
+    )
+    with pytest.raises(EvaluationError, match=rf"^{task}: row 0: a log-likelihood is not finite, .*; use --dtype fp32"):
+        evaluate(model, [{"task": task, "rows": 2, **({"generate": False} if "niah" in task else {})}])
+
+
+def test_a_text_that_is_empty_in_tokens_is_refused(monkeypatch):
+    """A tokenizer that drops the characters of a context: there is no place to ask at."""
+    model = Guesser(vocab_size=257, max_len=600, tokenizer=Bytes())
+    examples = [Choice((("a", "b"), ("", "b")), 0), Choice((((), (5,)), ((3,), (5,))), 0)]
+    with pytest.raises(EvaluationError, match="row 1: the text before an option is empty once it is made of tokens"):
+        plan(model, examples)
+    with pytest.raises(EvaluationError, match="row 0 asks for nothing: every label is -100"):
+        plan(model, [Labelled(np.arange(4), np.full(4, -100))])
+
+
+def test_documents_are_counted_over_rows_that_go_on_and_rows_that_do_not():
+    class Rows:
+        token_bytes = name = None
+
+        def rows(self):
+            for tokens, starts in (
+                ([1, 2, 3, 4], [0, 2]),
+                ([4, 5, 6, 7], [0]),
+                ([1, 2, 3, 4], [0]),
+                ([4, 9, 9, 1], [0, 1]),
+            ):
+                numbers = np.array(tokens)
+                yield StoredRow(numbers[:-1], numbers[1:], np.array(starts))
+            yield StoredRow(np.arange(3), np.full(3, -100), np.zeros(1, np.int64))  # labels of its own, none of them
+
+    model = Guesser()
+    model.held_out = Rows()
+    [result] = evaluate(model, ["perplexity"])
+    assert {key: numbers["nats"]["rows"] for key, numbers in result.by["document"].items()} == {
+        "0": 1,
+        "1": 2,
+        "2": 2,
+        "3": 1,
+    }
+    assert result.rows == 4
 
 
 def test_results_of_other_weights_are_not_taken(tmp_path):

@@ -45,12 +45,14 @@ def test_the_answer_is_hidden_once_and_nothing_collides(name, length, prose):
         values = [value for _, value in hidden]
         assert len(values) == len(set(values))
         keys = {key for key, value in hidden if value in example.answers}
-        assert [value for key, value in hidden if key in keys].sort() == list(example.answers).sort()
+        assert sorted(value for key, value in hidden if key in keys) == sorted(example.answers)
         assert len(example.answers) == task.n_queries * task.n_values
         assert all(text.count(answer) == 1 for answer in example.answers)
         options = [model.tokenizer.decode(option) for option in example.options]
         assert len(set(options)) == len(options) == 16
         assert options[: example.n_right] == [f" {answer}" for answer in example.answers]
+        in_text = sum(option.strip() in values for option in options[example.n_right :])
+        assert in_text == min(len(values) - len(example.answers), 16 - example.n_right)
 
 
 @pytest.mark.parametrize("name", ["niah_single_1", "niah_single_2", "niah_multikey_2"])
@@ -63,6 +65,18 @@ def test_the_needle_moves_in_even_steps_from_the_beginning_to_the_end(name, pros
     assert max(steps) - min(steps) < 150
     for example, start in zip(examples, starts, strict=True):
         assert model.tokenizer.decode(example.tokens[start:]).startswith("One of the special magic numbers for ")
+
+
+def test_a_model_that_likes_any_value_of_the_text_is_no_better_than_a_guess_among_needles():
+    """The key decides, or the task would measure whether a number has been seen."""
+    model = Guesser(vocab_size=257, max_len=2048, tokenizer=Bytes())
+    for name, least in (("niah_multikey_2", 16), ("niah_multikey_3", 10)):
+        _, examples = made(name, model, None, lengths=[2000])
+        for example in examples:
+            text = model.tokenizer.decode(example.tokens)
+            seen = [model.tokenizer.decode(option).strip() in text for option in example.options]
+            assert sum(seen) >= least
+            assert seen[0]
 
 
 @pytest.mark.parametrize("name", NIAH)
@@ -160,6 +174,11 @@ def test_the_same_seed_gives_the_same_rows_on_every_machine():
         ({"task": "niah_single_2", "text": "nowhere.txt"}, "nowhere.txt: no such file"),
         ({"task": "common_words", "lengths": [512]}, "the shortest list takes"),
         ({"task": "frequent_words", "lengths": [200]}, "lengths"),
+        ({"task": "common_words", "often": 3}, r"^task common_words: often must be more than seldom; found 3 and 3$"),
+        ({"task": "niah_single_1", "lengths": [512, 512]}, "lengths: must be different, .*; 512 is there twice"),
+        ({"task": "loss_by_position", "lengths": [0]}, r"lengths.0: Input should be greater than or equal to 1"),
+        ({"task": "copy", "lengths": []}, "lengths: Tuple should have at least 1 item"),
+        ({"task": "induction", "gaps": [-1]}, r"gaps.0: Input should be greater than or equal to 0"),
     ],
 )
 def test_prompts_that_cannot_be_made_are_refused(own, message):

@@ -112,7 +112,9 @@ class FrequentWordsRows(LongContextRows):
             raise EvaluationError(f"lengths: {left} tokens are too few for words of clearly different frequency")
         drawn = np.repeat(np.arange(len(coded)), counts)
         text = encode(model, " ".join(coded[i] for i in rng.permutation(drawn)))
-        return text + (encode(model, "\n") * left)[: max(0, left - len(text))]
+        if len(text) > left:  # a tokenizer that cuts words in a row otherwise than each alone
+            raise EvaluationError(f"lengths: the words take {len(text)} tokens of this tokenizer, {left} are left")
+        return text + (encode(model, "\n") * left)[: left - len(text)]
 
 
 def _longest(model: ModelFacts, texts: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from zoo.evaluation.tasks.long_context_config import LongContext, WithHaystack
 
@@ -30,6 +30,12 @@ class CommonWords(LongContext):
     task: Literal["common_words"] = "common_words"
     often: int = Field(30, ge=2, description="How many times each of the ten words occurs.")
     seldom: int = Field(3, ge=1, description="How many times each of the others occurs.")
+
+    @model_validator(mode="after")
+    def _tells_them_apart(self) -> "CommonWords":
+        if self.often <= self.seldom:
+            raise ValueError(f"often must be more than seldom; found {self.often} and {self.seldom}")
+        return self
 
 
 class FrequentWords(LongContext):

@@ -61,12 +61,17 @@ class PerplexityRows(TaskRows):
 
     def examples(self, model: ModelFacts) -> list[Labelled]:
         text = _held_out(model)
-        found, document = [], -1
-        for row in islice(text.rows(), self.task.rows):
-            firsts = {int(start) for start in row.starts if start > 0 or document < 0}
+        found: list[Labelled] = []
+        document, last = -1, None
+        for row in text.rows():
+            # A row that goes on begins with the last label of the row before; any other one begins a document.
+            document += last is None or last != row.inputs[0]
             facets = {"bytes": _bytes(text, row.labels), "first": document, "bucket": self.task.bucket}
-            found.append(Labelled(row.inputs, row.labels, starts=row.starts, facets=facets))
-            document += len(firsts)
+            document, last = document + int((row.starts > 0).sum()), row.labels[-1]
+            if (row.labels != IGNORED).any():  # rows with labels of their own may have none
+                found.append(Labelled(row.inputs, row.labels, starts=row.starts, facets=facets))
+            if len(found) == self.task.rows:
+                break
         return found
 
     def score(self, example: Labelled, answer: Predicted) -> Row:
@@ -85,7 +90,7 @@ class PerplexityRows(TaskRows):
         assert example.starts is not None
         begun = np.searchsorted(example.starts[example.starts > 0], places, side="right")
         for index in np.unique(begun):
-            number = max(0, first) + int(index)
+            number = first + int(index)
             if number < DOCUMENTS:
                 part = answer.nats[begun == index]
                 yield "document", number, "nats", float(part.mean()), float(len(part))

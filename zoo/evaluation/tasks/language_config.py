@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from zoo.evaluation.task import Metric, Task
+from zoo.evaluation.task import Counts, Metric, Task
 
 ROWS = 64
 
@@ -28,7 +28,7 @@ class LossByPosition(Task):
     needs_text: ClassVar[bool] = False
 
     task: Literal["loss_by_position"] = "loss_by_position"
-    lengths: tuple[int, ...] | None = Field(
+    lengths: Counts | None = Field(
         None, description="Tokens of a row, one set of rows for each. Default: the model's context."
     )
     bucket: int | None = Field(None, ge=1, description="Positions in a bucket. Default: a sixteenth of the longest.")
@@ -43,6 +43,7 @@ class Perplexity(Task):
 
     module: ClassVar[str] = "zoo.evaluation.tasks.language:PerplexityRows"
     title: ClassVar[str] = "Perplexity"
+    version: ClassVar[int] = 2  # 1 counted documents that begin with a row as part of the one before
     measures: ClassVar[str] = "loss and bits per byte of a text, by position and by document"
     data_from: ClassVar[str] = "the run's held-out text, or --data"
     metrics: ClassVar = (

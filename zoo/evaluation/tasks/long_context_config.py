@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from zoo.blocks.about import Paper
-from zoo.evaluation.task import Metric, Task
+from zoo.evaluation.task import Counts, Metric, Task
 
 ROWS = 500
 N_OPTIONS = 16
@@ -25,7 +25,7 @@ class LongContext(Task):
     papers: ClassVar = (Paper("RULER: The Real Context Size of Long-Context Models (Hsieh 2024)", "2404.06654"),)
     facets: ClassVar[tuple[str, ...]] = ("length",)
 
-    lengths: tuple[int, ...] | None = Field(
+    lengths: Counts | None = Field(
         None, description="Tokens of the prompt with the answer, one set of rows each. Default: the model's context."
     )
     max_tokens: int | None = Field(

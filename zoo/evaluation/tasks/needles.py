@@ -40,21 +40,24 @@ class NeedleRows(WithHaystackRows):
         # The first needle stands at the row's depth, the others anywhere.
         where = [depth, *rng.random(len(hidden) - 1).tolist()]
         available = length - (max_tokens if self.task.generate else max(len(encode(model, f" {a}")) for a in answers))
+        # Values that the text gives to other keys come first: a model that likes what it has seen must not be right.
+        others = [value for key, value in hidden if key not in asked]
         if fill is None:
-            laid = self._among_needles(
+            laid, around = self._among_needles(
                 model, rng, head, sentences, where, tail, available, {*keys}, {*values, *distractors}
             )
+            others += rng.permutation(around).tolist()
         else:
             laid = lay(head, list(zip(where, sentences, strict=True)), tail, lambda n: fill.cut(n, rng), available)
-        others = [value for key, value in hidden if key not in asked] + distractors
+        others += distractors
         facets = {"length": length, "depth": round(depth, 3), "length_depth": f"{length}/{depth:.3f}"}
         facets["starts"] = laid.starts
         return self.make(model, laid.tokens, answers, others, max_tokens, **facets)
 
     def _among_needles(self, model, rng, head, sentences, where, tail, available, keys, values):
-        """The prompt with needles of other keys and values around; the rest, shorter than a needle, is noise."""
+        """(prompt, the values around) with needles of other keys around; the rest, shorter than a needle, is noise."""
         room = room_for(head, sentences, tail, available)
-        made, used = [], 0
+        made, around, used = [], [], 0
         while True:
             (key,), (value,) = words.MAKERS[self.task.keys](rng, 1), words.MAKERS[self.task.values](rng, 1)
             if key in keys or value in values:
@@ -65,6 +68,7 @@ class NeedleRows(WithHaystackRows):
             keys.add(key)
             values.add(value)
             made.append(sentence)
+            around.append(value)
             used += len(sentence)
         before = [round(depth * len(made)) for depth in where]
         order = sorted(range(len(sentences)), key=lambda i: before[i])
@@ -76,7 +80,7 @@ class NeedleRows(WithHaystackRows):
             at = max(at, before[index])
             starts[index] = len(tokens)
             tokens += sentences[index]
-        return Laid((*tokens, *joined(made[at:]), *tail), tuple(starts[i] for i in range(len(sentences))))
+        return Laid((*tokens, *joined(made[at:]), *tail), tuple(starts[i] for i in range(len(sentences)))), around
 
     def _head(self) -> str:
         what = f"special magic {self.task.values}"

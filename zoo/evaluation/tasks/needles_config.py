@@ -43,6 +43,7 @@ class _InProse(Needle):
 
 class _AmongNeedles(Needle):
     needles_only: ClassVar[bool] = True
+    version: ClassVar[int] = 2  # 1 ranked the answer among values that are not in the text
 
 
 class NiahSingle2(_InProse):

@@ -1,11 +1,11 @@
 """Recall tasks: MQAR and its two variants, copy, induction. No numpy; the rows: zoo/evaluation/tasks/recall.py."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from zoo.blocks.about import Paper
-from zoo.evaluation.task import Metric, Task
+from zoo.evaluation.task import Counts, Different, Metric, Task
 
 ROWS = 500
 METRICS = (
@@ -24,7 +24,7 @@ class Recall(Task):
     data_from: ClassVar[str] = "made by rule"
     facets: ClassVar[tuple[str, ...]] = ("length", "distance")
 
-    lengths: tuple[int, ...] | None = Field(
+    lengths: Counts | None = Field(
         None, description="Tokens of a row, one set of rows for each. Default: as the model was trained, else 256."
     )
     vocab_size: int | None = Field(
@@ -47,7 +47,7 @@ class Pairs(Recall):
     papers: ClassVar = (Paper("Zoology: Measuring Recall in Efficient Language Models (Arora 2023)", "2312.04927"),)
     facets: ClassVar[tuple[str, ...]] = ("length", "pairs", "distance")
 
-    pairs: tuple[int, ...] | None = Field(
+    pairs: Counts | None = Field(
         None, description="Key-value pairs, one set of rows for each. Default: as trained, else 4, 8, 16 ... that fit."
     )
     power: float | None = Field(None, gt=0, le=1, description="As in the data source. Default: as trained, else 0.01.")
@@ -111,4 +111,6 @@ class Induction(Repeat):
     papers: ClassVar = (Paper("In-context Learning and Induction Heads (Olsson 2022)", "2209.11895"),)
 
     task: Literal["induction"] = "induction"
-    gaps: tuple[int, ...] | None = Field(None, description="Tokens before the repetition; default as trained, else 0.")
+    gaps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Different] | None = Field(
+        None, description="Tokens before the repetition; default as trained, else 0."
+    )

@@ -87,7 +87,8 @@ def _tasks(request: Request) -> list:
     if lengths is not None:
         without = [task.task for task in made if "lengths" not in type(task).model_fields]
         if without:
-            raise EvaluationError(f"--seq-len: {', '.join(without)} has texts of its own length; leave it out")
+            have = "has texts of its" if len(without) == 1 else "have texts of their"
+            raise EvaluationError(f"--seq-len: {', '.join(without)} {have} own length; leave it out")
     return made
 
 

@@ -145,12 +145,13 @@ class ResultFile:
         return found if found is not None and found.version == task.version else None
 
     def find_label(self, label: str, model: dict[str, Any]) -> Result | None:
-        """The result of this label for these weights, this tokenizer and this dtype, if it is there."""
+        """The result of this label for this model, this tokenizer and this dtype, if it is there."""
         found = self._results.get(label)
         if found is None or not model["digest"]:
             return None
         same = all(found.model.get(key) == model[key] for key in ("digest", "dtype", "tokenizer", "held_out"))
-        return found if same else None
+        config = model.get("config")  # results of earlier versions have none
+        return found if same and found.model.get("config", config) == config else None
 
     def add(self, result: Result) -> None:
         """Keep a result.  Raises EvaluationError for one that is not finite, which the file, as JSON, cannot hold."""

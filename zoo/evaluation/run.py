@@ -149,6 +149,7 @@ def model_facts(subject: Subject) -> dict[str, Any]:
     return {
         "name": subject.name,
         "digest": subject.digest,
+        "config": subject.config_digest,
         "dtype": subject.dtype_name,
         "device": subject.device.type,
         "tokenizer": subject.tokenizer.identity if subject.tokenizer else None,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from zoo.data.packing import Tokenizer
+from zoo.data.preparing import digest
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.held_out import HeldOut
 from zoo.files import present
@@ -22,7 +23,8 @@ class Subject(ABC):
     tokenizer: None if it reads plain numbers.  start: the token that stands for an empty context; None if no token may.
     max_len: most tokens of a row.  longest: most that it can compute at all, None if any number.
     data, held_out: the data section it was trained with, and validation rows; None where not known.
-    digest: of the weights, so that results of other weights are not taken for theirs.
+    digest: of the weights, so that results of other weights are not taken for theirs.  config_digest: of what computes
+    with them, where it can change by itself: an edited model.yaml.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Subject(ABC):
     data: Any = None
     held_out: Any = None
     digest: str | None = None
+    config_digest: str | None = None
     device: torch.device = torch.device("cpu")
     dtype_name: str = "fp32"
 
@@ -92,6 +95,7 @@ class ZooSubject(Subject):
         folder = Path(run)
         self._set(load_for_generation(folder, device, dtype), load_tokenizer(folder), str(run))
         self.digest = _digest(folder)
+        self.config_digest = digest(self.model.config.model_dump(mode="json", exclude_defaults=True))
         recipe = _recipe(folder)
         if recipe is not None:
             self.data = recipe.data

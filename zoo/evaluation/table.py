@@ -1,6 +1,6 @@
 """Results and tasks as plain text tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,34 @@ def as_table(results: Mapping[str, Sequence[Result]]) -> str:
             ]
             chance = shown.metrics[name]["chance"]
             lines.append([label if i == 0 else "", name, "" if chance is None else number(chance, shown, name), *cells])
-    notes = [
-        f"{Path(model).name}: {result.label}: {result.truncated:,} of {result.rows:,} rows were cut at the left to fit"
-        for model, found in results.items()
-        for result in found
-        if result.truncated
-    ]
     foot = "value (95% interval, bootstrap over rows); chance: a model that guesses"
+    notes = [*_notes_of_results(results), *_notes_between(labels, list(by_model.values()))]
     return aligned(lines, left=2) + "\n" + "\n".join([foot, *notes]) + "\n"
+
+
+def _notes_of_results(results: Mapping[str, Sequence[Result]]) -> Iterator[str]:
+    """What limits a score by itself: rows that were cut, or fewer rows than were asked for."""
+    for model, found in results.items():
+        for result in found:
+            name = f"{Path(model).name}: {result.label}"
+            if result.truncated:
+                yield f"{name}: {result.truncated:,} of {result.rows:,} rows were cut at the left to fit"
+            asked = (result.settings.get("rows") or 0) * len(result.settings.get("lengths") or (1,))
+            if result.rows < asked:
+                yield f"{name}: {result.rows:,} rows, all that there are; {asked:,} were asked for"
+
+
+def _notes_between(labels: Sequence[str], models: Sequence[Mapping[str, Result]]) -> Iterator[str]:
+    """What keeps the scores of several models from being compared."""
+    for label in labels:
+        found = [model[label] for model in models if label in model]
+        if len({result.examples_hash for result in found}) > 1:
+            yield (
+                f"{label}: the models were given different rows, because their tokenizers, contexts, held-out texts or "
+                "training tasks differ"
+            )
+        if len({result.model.get("tokenizer") for result in found}) > 1 and "nats" in found[0].metrics:
+            yield f"{label}: nats are per token, and the tokenizers differ; compare bits_per_byte where it is given"
 
 
 def _cell(numbers: Mapping[str, Any] | None, result: Result, name: str) -> str:

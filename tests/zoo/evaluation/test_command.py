@@ -24,6 +24,29 @@ from zoo.evaluation.table import as_table
 from zoo.evaluation.task import Choice, Labelled
 
 
+def test_the_table_says_what_keeps_scores_from_being_compared():
+    text = Guesser(vocab_size=257, max_len=128, tokenizer=Bytes())
+    results = {
+        "runs/a": evaluate(Guesser(), ["copy", {"task": "induction", "vocab_size": 64}], rows=3),
+        "runs/b": evaluate(text, ["copy", {"task": "induction", "vocab_size": 64}], rows=3, lengths=[64]),
+    }
+    results = {name: [replace(each, label=each.task) for each in found] for name, found in results.items()}
+    said = as_table(results).splitlines()
+    assert any(
+        line.startswith("copy: the models were given different rows, because their tokenizers, ") for line in said
+    )
+    assert "induction: nats are per token, and the tokenizers differ; compare bits_per_byte where it is given" in said
+    same = evaluate(Guesser(), ["copy"], rows=3)
+    assert "different rows" not in as_table({"runs/a": same, "runs/b": same})
+
+
+def test_fewer_rows_than_were_asked_for_are_said():
+    [result] = evaluate(Guesser(), ["copy"], rows=3)
+    few = replace(result, rows=2, settings=result.settings | {"lengths": [32]})
+    assert "a: copy(rows=3): 2 rows, all that there are; 3 were asked for" in as_table({"runs/a": [few]})
+    assert "asked for" not in as_table({"runs/a": [result]})
+
+
 def test_the_list_names_every_task_and_group(capsys):
     assert zoo(["eval", "--list"]) == 0
     text = capsys.readouterr().out
@@ -221,6 +244,7 @@ def test_results_of_other_weights_are_not_taken(tmp_path):
     assert ResultFile(kept).find(task, first[0].model) == first[0]
     assert ResultFile(kept).find(task, first[0].model | {"digest": "other"}) is None
     assert ResultFile(kept).find(task, first[0].model | {"dtype": "bf16"}) is None
+    assert ResultFile(kept).find(task, first[0].model | {"config": "of an edited model.yaml"}) is None
 
 
 def test_needles_and_losses_are_drawn(tmp_path):

@@ -84,7 +84,7 @@ def test_the_wheel_holds_every_recipe_and_module(wheel):
 def test_the_first_steps_from_another_folder(zoo, elsewhere):
     assert "zoo:ansa_340m" in run(zoo, "recipes", cwd=elsewhere)
     run(zoo, "init", "--from", "ansa", "mine.yaml", cwd=elsewhere)
-    assert "4 layers   A  B  A  B" in run(zoo, "show", "mine.yaml", cwd=elsewhere)
+    assert "4 layers  A B A B" in run(zoo, "show", "mine.yaml", cwd=elsewhere)
     assert "24 layers" in run(zoo, "show", "zoo:ansa_340m", cwd=elsewhere)
     (elsewhere / "short.yaml").write_text(
         "name: short\nextends: zoo:tiny/window\ntrain: {duration: 2ba, schedule: {warmup: 0ba}}\n"

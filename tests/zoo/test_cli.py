@@ -53,7 +53,7 @@ def test_show_json_has_what_programs_read(zoo):
 def test_show_prints_the_layers_the_parts_and_both_caches(zoo):
     code, out, err = zoo("show", ANSA, "--set", "model.layers=(ansa.local*2 ansa.global)*8")
     assert (code, err) == (0, "")
-    assert "24 layers   A  A  B  A  A  B" in out
+    assert "24 layers  0-23 A A B A A B ..." in out
     for text in (
         "MLA, window 512",
         "GLA, compression 16/16, selection 64 x 16",
@@ -71,7 +71,7 @@ def test_a_letter_stands_for_what_a_layer_attends_to_under_whatever_name(zoo):
     blocks = "{a: {kind: full, n_heads: 4}, b: {kind: window, n_heads: 4, window: 8}, c: {kind: full, n_heads: 4}}"
     settings = (f"model.blocks={blocks}", "model.layers=[a, b, c, {use: b, with: {window: 9}}]", "model.n_layers=4")
     _, out, _ = zoo("show", ANSA, *(word for setting in settings for word in ("--set", setting)))
-    assert "4 layers   A  B  A  C" in out
+    assert "4 layers  A B A C" in out
 
 
 def test_a_long_schedule_is_cut_in_text_and_whole_in_json(zoo):
@@ -231,3 +231,14 @@ def test_show_states_caches_at_lengths_of_the_models_own_context(zoo):
     assert list(json.loads(zoo("show", tiny, "--json")[1])["cache"]["held_bytes"]) == ["256", "1024", "8192", "32768"]
     far = zoo("show", tiny, "--set", "model.max_seq_len=131072")[1]
     assert " 32,768 tokens  131,072 tokens" in far
+
+
+def test_show_and_compare_print_one_strip(zoo):
+    """Short, repeated, with stretches between, and without repeats: `zoo show` prints what `zoo compare` does."""
+    for layers in ("[g, l, l, g]", "l*3 (l*5 g)*4 g", "(l g)*12", "l g*2 l*2 g l*4 g*3 l*2 g"):
+        settings = ["--set", "model.blocks={l: {kind: window, n_heads: 4, window: 8}, g: {kind: full, n_heads: 4}}"]
+        settings += ["--set", f"model.layers={layers}", "--set", "model.n_layers=null"]
+        shown = zoo("show", ANSA, *settings)[1].splitlines()
+        strip = next(line for line in shown if " layers  " in line).partition(" layers  ")[2]
+        compared = zoo("compare", ANSA, ANSA, *settings)[1]
+        assert " ".join(strip.split()) in " ".join(compared.split()), layers  # long lines are wrapped

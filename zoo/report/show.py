@@ -14,7 +14,8 @@ from zoo.json_text import json_text
 from zoo.recipe import ModelConfig, Recipe
 from zoo.recipe.layer_fields import describe
 from zoo.report.colours import Look, looks, patterns_of
-from zoo.tables import plain_table, rendered
+from zoo.report.strips import strip
+from zoo.tables import has_colours, plain_table, rendered
 from zoo.training.names import frozen_parameters
 
 CONTEXTS = (8192, 32768)  # in the JSON of every model, beside `contexts` of its own
@@ -100,7 +101,7 @@ def as_text(recipe: Recipe, width: int | None = None, run: str | None = None) ->
         title,
         *([Text(run)] if run else []),
         Text(),
-        _strip(found["layers"], seen),
+        strip([seen[layer["attention"]] for layer in found["layers"]], _count(found["layers"]), has_colours()),
         Text(),
         _layer_table(recipe, found["layers"], seen),
     ]
@@ -111,11 +112,8 @@ def as_text(recipe: Recipe, width: int | None = None, run: str | None = None) ->
     )
 
 
-def _strip(layers: list[dict], seen: dict[str, Look]) -> Text:
-    strip = Text(f"{len(layers)} layers  ")
-    for layer in layers[:MAX_ROWS]:
-        strip.append_tokens(seen[layer["attention"]].cell())
-    return strip.append(" ...") if len(layers) > MAX_ROWS else strip
+def _count(layers: list[dict]) -> str:
+    return f"{len(layers):,} layer{'s' * (len(layers) != 1)}  "
 
 
 def _layer_table(recipe: Recipe, layers: list[dict], seen: dict[str, Look]) -> Table:

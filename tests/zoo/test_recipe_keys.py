@@ -1,6 +1,7 @@
 """`zoo keys` and the reference page: every key of every config, an example of each that loads, hints after mistakes."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -114,6 +115,19 @@ def test_a_key_that_there_is_not_is_refused_with_the_nearest(zoo):
     )
 
 
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [
+        ("model.windw", "model.blocks.<name>.window"),  # the right name in the wrong section
+        ("trian.workers", "train.workers"),
+        ("train.optimiser.lr", "train.optimizer.lr"),
+        ("data.max_seq_len", "model.max_seq_len"),
+    ],
+)
+def test_the_nearest_key_has_the_nearest_name(asked, near):
+    assert recipe_keys.nearest(asked) == f" Did you mean {near!r}?"
+
+
 def test_the_mistakes_of_a_recipe_end_with_the_command_that_explains_their_keys(zoo):
     sets = ["train.workers=-2", "model.blocks.full.windw=3", "model.layers=full*3 gloabl", "data.seq_len=0"]
     code, out, err = zoo("show", "zoo:tiny/full", *(word for one in sets for word in ("--set", one)))
@@ -128,3 +142,10 @@ def test_the_mistakes_of_a_recipe_end_with_the_command_that_explains_their_keys(
 
 def test_other_refusals_have_no_such_line(zoo):
     assert zoo("show", "nowhere.yaml")[2] == "nowhere.yaml: no such file.\n"
+
+
+def test_a_section_without_kinds_is_described_by_its_keys_not_by_its_python_class(zoo):
+    described = zoo("blocks", "full")[1]
+    assert "PositionTemperature" not in described
+    assert "mapping with every, scale" in described
+    assert [key.path for key in recipe_keys.all_keys() if re.search("[a-z][A-Z]", key.types)] == []

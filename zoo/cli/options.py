@@ -68,7 +68,13 @@ def load_run(folder: Path, overrides: list[str] | None):
 
     path = folder / "recipe.yaml"
     if not present(path):
-        raise RecipeError([Problem(f"no such file; {folder} is neither a recipe nor a run folder", str(path))])
+        raise RecipeError(
+            [
+                Problem(
+                    f"no such file; {folder} is neither a recipe nor a run folder; zoo runs lists the runs", str(path)
+                )
+            ]
+        )
     if overrides:
         raise typer.BadParameter(f"a run is shown as it was trained; found {overrides[0]}.", param_hint="--set")
     return load_recipe(path, of_run=True)

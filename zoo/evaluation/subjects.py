@@ -8,6 +8,7 @@ from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.subject import Subject, ZooSubject
 from zoo.evaluation.transformers_subject import TransformersSubject
 from zoo.files import present
+from zoo.runs.weights import no_run_folder
 
 
 def load_subject(path: str | Path, device: str = "auto", dtype: str = "auto") -> Subject:
@@ -25,5 +26,5 @@ def load_subject(path: str | Path, device: str = "auto", dtype: str = "auto") ->
     if is_folder and present(folder / "config.json", EvaluationError):
         return TransformersSubject(folder, device, dtype)
     if not is_folder:
-        raise EvaluationError(f"{path}: no such folder; zoo train makes runs/<name>")
+        raise EvaluationError(no_run_folder(path))
     raise EvaluationError(f"{path}: neither a run of the zoo (model.yaml) nor a transformers folder (config.json)")

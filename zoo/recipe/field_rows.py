@@ -1,6 +1,7 @@
 """The fields of a config as text, read off its JSON Schema: for `zoo blocks` and for the docs. No torch."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -34,15 +35,19 @@ def field_rows(schema: dict[str, Any], nested: dict[str, Any], literal: Callable
 
 
 def title(name: str, schema: dict[str, Any], literal: Callable[[str], str] = str) -> str:
-    """What a recipe writes to get this config: the value of its tag, or its name."""
+    """What a recipe writes to get this config, the value of its tag; without a tag the words of its class name."""
+    return _tag(schema, literal) or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
+
+
+def _tag(schema: dict[str, Any], literal: Callable[[str], str]) -> str | None:
     tags = (schema["properties"].get(tag, {}).get("const") for tag in TAGS)
-    return next((literal(tag) for tag in tags if tag), name)
+    return next((literal(tag) for tag in tags if tag), None)
 
 
 def _types(field: dict[str, Any], nested: dict[str, Any], literal: Callable[[str], str]) -> Iterator[str]:
     if "$ref" in field:
-        name = field["$ref"].rsplit("/", 1)[-1]
-        yield title(name, nested[name], literal)
+        inner = nested[field["$ref"].rsplit("/", 1)[-1]]
+        yield _tag(inner, literal) or f"mapping with {', '.join(map(literal, inner['properties']))}"
     elif options := field.get("anyOf") or field.get("oneOf"):
         for option in options:
             if option.get("type") != "null":

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 from zoo.errors import Problem, did_you_mean
@@ -140,9 +141,14 @@ def _fits(path: list[str], parts: list[str]) -> bool:
 
 
 def nearest(asked: str) -> str:
-    """A suggestion for a key that there is not, or ""."""
-    keys = all_keys()
-    return did_you_mean(asked, [key.path for key in keys]) or did_you_mean(asked, {key.name for key in keys})
+    """A suggestion for a key that there is not, or "": of the keys with the nearest name, the nearest path."""
+    paths: dict[str, list[str]] = {}
+    for key in all_keys():
+        paths.setdefault(key.name, []).append(key.path)
+    name = get_close_matches(_parts(asked)[-1], paths, n=1)
+    if not name or len(_parts(asked)) == 1:
+        return did_you_mean(asked, paths)
+    return f" Did you mean {get_close_matches(asked, paths[name[0]], n=1, cutoff=0)[0]!r}?"
 
 
 def hint(problems: Iterable[Problem]) -> str | None:

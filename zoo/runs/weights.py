@@ -5,6 +5,7 @@ those two files are also what one gives to somebody else.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,13 @@ def recorded_digest(run: str | Path) -> object:
     return section.get("sha256") if isinstance(section, dict) else None
 
 
+def no_run_folder(path: str | Path) -> str:
+    """What to say of a path that should be a run folder and is no folder: nothing, or a recipe."""
+    if os.path.isfile(path) and str(path).endswith((".yaml", ".yml")):
+        return f"{path}: is a recipe, not a run folder; zoo train {path} makes runs/<name>"
+    return f"{path}: no such folder; zoo train makes runs/<name>"
+
+
 def _description(folder: Path) -> dict:
     """model.yaml as a mapping."""
     from zoo.files import present
@@ -133,11 +141,14 @@ def _description(folder: Path) -> dict:
         problem = getattr(error, "strerror", None) or error
         raise LoadError(f"{shorten(str(folder))}: cannot be read: {problem}") from error
     if not is_folder:
-        raise LoadError(f"{folder}: no such folder; zoo train makes runs/<name>")
+        raise LoadError(no_run_folder(folder))
+    if not has_model and (folder / "checkpoints").is_dir():
+        raise LoadError(
+            f"{folder}: this run is not finished, so it has no {path.name} and weights yet; "
+            "the same `zoo train` continues it"
+        )
     if not has_model:
-        training = (folder / "checkpoints").is_dir()
-        hint = "this run is not finished; the same `zoo train` continues it" if training else "not a run folder"
-        raise LoadError(f"{path}: no such file; {hint}")
+        raise LoadError(f"{path}: no such file; not a run folder")
     from zoo.recipe.yaml_reader import read_mapping
 
     try:

@@ -69,7 +69,8 @@ class Device:
     def make(cls, train, seq_len: int) -> "Device":
         """Settle what the recipe leaves to the device, and join the other processes if there are any."""
         if (why := train.schedule_problem(seq_len)) is not None:
-            raise RecipeError([Problem(why, key="train.schedule")])
+            hint = "shorten train.schedule.warmup, or write it as a share of the duration: 0.1dur"
+            raise RecipeError([Problem(f"{why}; {hint}", key="train.schedule")])
         name_node_rank()
         on_gpu, world_size = torch.cuda.is_available(), dist.get_world_size()
         sharded = world_size > 1 and train.parallelism == "fsdp2"

@@ -20,6 +20,7 @@ from zoo.evaluation.subject import ZooSubject, with_data
 from zoo.evaluation.subjects import load_subject
 from zoo.evaluation.task import Choice, Generated, Prompt
 from zoo.evaluation.tasks.needles_config import NiahSingle1
+from zoo.runs.weights import load
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 PAIRS = [
@@ -131,6 +132,11 @@ def test_a_task_of_the_harness_runs_in_process(llama, tmp_path):
 def test_an_unknown_folder_is_one_line(tmp_path):
     with pytest.raises(EvaluationError, match="no such folder"):
         load_subject(tmp_path / "nowhere")
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    for function in (load_subject, load):
+        with pytest.raises(ZooError, match=r"mine\.yaml: is a recipe, not a run folder; zoo train \S+mine\.yaml"):
+            function(tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").unlink()
     with pytest.raises(EvaluationError, match="neither a run of the zoo"):
         load_subject(tmp_path)
     with pytest.raises(EvaluationError, match="cannot be read: File name too long"):

@@ -119,7 +119,7 @@ def test_a_key_that_there_is_not_is_refused_with_the_nearest(zoo):
     ("asked", "near"),
     [
         ("model.windw", "model.blocks.<name>.window"),  # the right name in the wrong section
-        ("trian.workers", "train.workers"),
+        ("trains.workers", "train.workers"),
         ("train.optimiser.lr", "train.optimizer.lr"),
         ("data.max_seq_len", "model.max_seq_len"),
     ],

@@ -68,7 +68,7 @@ def minimal_recipe(kind: str, config: type[BlockConfig]) -> str:
         "train": {"duration": "20ba", "batch_size": 4},
         "eval": {"batches": 4},
     }
-    return yaml.dump(recipe, sort_keys=False, default_flow_style=None, width=80)
+    return yaml.dump(recipe, sort_keys=False, default_flow_style=None, width=68)
 
 
 def _page_or_reason(kind: str, config: type[BlockConfig]) -> str:
@@ -95,7 +95,9 @@ def kind_page(kind: str, config: type[BlockConfig]) -> str:
     """
     block = example(config)
     parts = _parts(block)
-    sections = [f"# {kind}", as_markdown(config.__doc__ or ""), _parts_note(kind, config), "## What it computes"]
+    sections = [f"# {kind}", as_markdown(config.__doc__ or ""), _parts_note(kind, config)]
+    sections += ["## Minimal recipe", _tab("In a recipe", _minimal(kind, config))]
+    sections += [_tab("In your own PyTorch model", _in_python(kind, config)), "## What it computes"]
     if isinstance(block, AttentionConfig):
         sections.append(_every_pair())
     else:
@@ -107,8 +109,7 @@ def kind_page(kind: str, config: type[BlockConfig]) -> str:
         fields_page(config),
     ]
     sections += ["## Cost and cache", _cost_note(block), *(_heading(kind, p) + _costs(kind, block, p) for p in parts)]
-    sections += ["## Minimal recipe", _minimal(kind, config)]
-    sections += ["## In your own model", _in_python(kind, config), _papers(block)]
+    sections.append(_papers(block))
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -228,6 +229,11 @@ def _costs(kind: str, config: BlockConfig, part: str | None) -> str:
             lines.append(f"| **total** | | **{sum(counted[name] for name in rows):,.0f}** |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _tab(title: str, content: str) -> str:
+    """One of several tabs that follow one another; of those with a title, the site remembers which was open last."""
+    return f"/// tab | {title}\n\n{content}\n\n///"
 
 
 def _minimal(kind: str, config: type[BlockConfig]) -> str:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 from zoo.errors import ZooError
 
 _FENCES = re.compile("<mi>(&#x0(?:2308|2309|230A|230B);)</mi>")  # floor and ceiling, which are no letters
+_FUNCTIONS = re.compile("<mi>([a-z]{2,})</mi>")  # ln, tanh: upright, and not run into the letter before them
 # What pymdownx.arithmatex (generic) leaves on a page for $...$ and $$...$$.
 _SPAN = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
@@ -28,4 +29,5 @@ def mathml(latex: str, display: bool) -> str:
     if "\\" in made:
         raise ZooError(f"this LaTeX cannot be shown: {latex.strip()}: unknown command")
     made = _FENCES.sub(r'<mo stretchy="false">\1</mo>', made)
+    made = _FUNCTIONS.sub(r'<mo lspace="0.17em" rspace="0.1em">\1</mo>', made)
     return f'<div class="zoo-math">{made}</div>' if display else made

@@ -43,6 +43,24 @@ def test_equations_are_mathml(site):
 
 
 @needs_mkdocs
+def test_functions_in_equations_are_upright_and_set_off(site):
+    page = (site / "reference/blocks/full.html").read_text()
+    assert '<mo lspace="0.17em" rspace="0.1em">tanh</mo>' in page
+    assert re.findall(r"<mi>[a-z]{2,}</mi>", page) == []
+
+
+@needs_mkdocs
+@pytest.mark.parametrize("kind", ["nsa", "mamba2"])
+def test_a_block_page_shows_recipe_and_python_as_tabs(site, kind):
+    page = (site / f"reference/blocks/{kind}.html").read_text()
+    labels = re.findall(r'<label for="[^"]+">([^<]+)</label>', page[page.index('class="tabbed-labels"') :])
+    assert labels[:2] == ["In a recipe", "In your own PyTorch model"]
+    first, second = page.split('class="tabbed-block"')[1:3]
+    assert f"minimal_{kind}.yaml" in first
+    assert "Context" in second.partition('id="what-it-computes"')[0]
+
+
+@needs_mkdocs
 def test_python_docstrings_are_on_the_page(site):
     page = (site / "reference/python.html").read_text()
     for name in ("zoo.load_recipe", "zoo.build_model", "zoo.kernels.window_attention", "zoo.blocks.config.BlockConfig"):

@@ -7,6 +7,7 @@ Shape suffixes of blocks/:
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,8 +17,10 @@ from zoo.blocks.cache import AttentionCache, CachedSource
 from zoo.blocks.config import AttentionConfig
 from zoo.blocks.context import Context, Step
 from zoo.blocks.interface import Attended
+from zoo.blocks.making import PartError, check_methods, is_own, make_module
 from zoo.blocks.parts import Entries, Queries, Source, linear
-from zoo.blocks.registry import load
+from zoo.blocks.patterns.base import PatternConfig
+from zoo.blocks.projections.base import ResolvedProjection
 from zoo.blocks.resolved import ResolvedAttention
 from zoo.kernels import gated_sum
 
@@ -37,10 +40,9 @@ class Attention(nn.Module):
         point = config.point(d_model)
         projection, n_patterns = point.projection, len(point.patterns)
         self.config = point
-        self.projection = load(projection.module)(projection, d_model, point.n_kv_sets)
-        self.patterns = nn.ModuleDict(
-            {pattern.kind: load(pattern.module)(pattern, projection) for pattern in point.patterns}
-        )
+        what = f"projection {projection.kind!r}"
+        self.projection = make_module(what, projection.module, projection, d_model, point.n_kv_sets)
+        self.patterns = nn.ModuleDict({one.kind: _made_pattern(one, projection) for one in point.patterns})
         self.gate = linear(d_model, point.gates, point.gate_bias) if n_patterns > 1 else None
         self.output_gate = linear(d_model, point.output_gates) if point.output_gates else None
         self.output = linear(projection.n_heads * projection.v_head_dim, d_model, point.output_bias)
@@ -70,6 +72,8 @@ class Attention(nn.Module):
 
     def new_cache(self, batch: int, max_len: int, device=None, dtype=None) -> AttentionCache:
         """An empty cache for `batch` rows of up to max_len tokens; by default of torch's device and dtype."""
+        for kind, module in self.patterns.items():
+            check_methods(f"pattern {kind!r}, which is to read a cache,", module, ("keep", "cached"))
         return AttentionCache.empty(self.config, batch, max_len, device, dtype)
 
     def attend(
@@ -142,3 +146,21 @@ class Attention(nn.Module):
     def _by_pattern(self, sources: list) -> dict[str, Any]:
         """The source of each pattern: its own, or the one that all share."""
         return dict(zip(self.patterns, sources * (len(self.patterns) // len(sources)), strict=True))
+
+
+def _made_pattern(config: PatternConfig, projection: ResolvedProjection) -> nn.Module:
+    what = f"pattern {config.kind!r}"
+    module = make_module(what, config.module, config, projection)
+    if not is_own(type(module)):
+        module.register_forward_hook(partial(_check_attended, what))
+    return module
+
+
+def _check_attended(what: str, module: nn.Module, arguments: tuple, result: Any) -> None:
+    """Raise PartError unless a pattern of another package returns what the block reads."""
+    asked, output = list(arguments[0].q.shape[:-1]), getattr(result, "output", None)
+    if isinstance(output, torch.Tensor) and list(output.shape[:-1]) == asked:
+        return
+    found = f"an output {list(output.shape)}" if isinstance(output, torch.Tensor) else type(result).__name__
+    must = f"must return a zoo.blocks.parts.Attended whose output has the shape {asked} + [v_head_dim]"
+    raise PartError(f"{what}: {type(module).__name__}.forward {must}; found {found}")

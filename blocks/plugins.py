@@ -24,7 +24,7 @@ def load_plugin(module: str) -> None:
     """
     try:
         import_module(module)
-    except Exception as error:  # a module can raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a module can raise anything while it is imported
         raise ValueError(f"plugin {module!r} cannot be imported: {type(error).__name__}: {error}") from error
     _named[module] = None
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
@@ -80,6 +80,11 @@ class Family:
             raise ValueError(f"{self.what} {kind!r} is taken by {self.own[kind]}; found {target}")
         self.own[kind] = target
 
+    def of_others(self) -> list[str]:
+        """The targets of what plugins registered, and of what packages offer if they were searched already."""
+        registered = [target for kind, target in self.own.items() if kind not in self._built_in]
+        return [*registered, *(self._offers[0].values() if self._offers else ())]
+
     def kinds(self) -> list[str]:
         """Every known kind, the zoo's own first."""
         return [*self.own, *(kind for kind in self.installed()[0] if kind not in self.own)]
@@ -108,7 +113,7 @@ class Family:
             raise ValueError(f"unknown {self.what} {kind!r}; known: {', '.join(known)}.{hint}")
         try:
             made = load(target)
-        except Exception as error:  # a module of another package can raise anything while it is imported
+        except (Exception, SystemExit) as error:  # a module of another package can raise anything while it is imported
             raise ValueError(f"{self.what} {kind!r} cannot be loaded from {target}: {error}") from error
         self._check_class(kind, target, made)
         return made
@@ -117,9 +122,17 @@ class Family:
         """Raise ValueError unless it is a config of this family that calls itself by the name it is offered under."""
         if not (isinstance(made, type) and issubclass(made, self.base_class)):
             raise ValueError(f"{self.what} {kind!r}: {target} must be a subclass of {self.base.replace(':', '.')}")
-        own = getattr(made, "model_fields")[self.tag].default  # noqa: B009 - pydantic's; this file does without it
-        if own != kind and kind not in self.own:
-            why = f"{target} must have the default {self.tag} {kind!r}; found {own!r}"
+        if kind not in self.own:
+            self._check_name(kind, made)
+
+    def _check_name(self, kind: str, made: Any) -> None:
+        """Raise ValueError unless the config's `kind` has the name as its default, or as the one value it may have."""
+        field = made.model_fields[self.tag]
+        required = kind in self.own and field.is_required()
+        if field.default != kind and not (required and kind in get_args(field.annotation)):
+            place = f"{made.__module__}:{made.__qualname__}"
+            found = "none" if field.is_required() else repr(field.default)
+            why = f"{place} must have the default {self.tag} {kind!r}; found {found}"
             raise ValueError(f"{self.what} {kind!r}: {why}")
 
     def classes(self) -> Iterator[tuple[str, Any]]:
@@ -160,6 +173,7 @@ class Family:
             raise refusal("union_tag_invalid", (), value, discriminator=tag, tag=str(kind), expected_tags=known)
         try:
             config = self.config_class(kind)
+            self._check_name(kind, config)
         except ValueError as error:
             raise refusal(PydanticCustomError("part", "{why}", {"why": str(error)}), (self.tag,), value) from error
         given = {self.tag: kind, **value}

@@ -14,7 +14,7 @@ from pydantic import Field
 from zoo.blocks.checked import Checked, Count, FieldProblem, Positive, Size, resolved
 from zoo.blocks.config import DEFAULT_SEQ_LEN, BlockConfig
 from zoo.blocks.cost import BF16, FLOAT, Cost, everything_from, lowest
-from zoo.blocks.registry import load
+from zoo.blocks.making import make_module
 from zoo.blocks.resolved import ResolvedMixer
 
 SOLVED = 64  # of each token and head, the row of the triangular system that the delta rule's kernels keep
@@ -89,7 +89,7 @@ class ResolvedLinear(ResolvedMixer):
         """Parameters that are no linear map, by part; without those of the convolution."""
 
     def build(self) -> Any:
-        return load(self.module)(self)
+        return make_module("linear block", self.module, self)
 
     def describe(self) -> str:
         heads, width, n_values = self.state

@@ -8,7 +8,7 @@ and sin (`blocks.interface.Positions`), named by `module`.
 from typing import Any, ClassVar
 
 from zoo.blocks.checked import Kinded
-from zoo.blocks.registry import load
+from zoo.blocks.making import make
 
 
 class PositionConfig(Kinded):
@@ -39,4 +39,6 @@ class PositionConfig(Kinded):
 
     def build(self) -> Any:
         """What makes the tables (`blocks.interface.Positions`); None if nothing is turned. Imports torch."""
-        return None if self.module is None else load(self.module)(self)
+        if self.module is None:
+            return None
+        return make(f"position embedding {self.kind!r}", self.module, self, needs=("table",))

@@ -8,9 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import zoo.kernels.attend as attend
 from zoo import blocks
 from zoo.blocks.base import Context
-from zoo.blocks.registry import load
 from zoo.kernels import Documents, use_implementation
 from zoo.kernels.dispatch import Choice, plan
+from zoo.model.layer import make_feed_forward
 from zoo.recipe import ModelConfig, Recipe
 
 
@@ -40,7 +40,7 @@ def _calls(model: ModelConfig, layer) -> list[tuple[str, Choice]]:
     bf16 = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
     with FakeTensorMode(), torch.device(device), _one_chunk(), torch.no_grad(), bf16:
         module = blocks.build(layer.config, model.d_model, part=layer.part)
-        feed_forward = load(layer.feed_forward.module)(layer.feed_forward, model.d_model)
+        feed_forward = make_feed_forward(layer.feed_forward, model.d_model)
         x_BTC = torch.empty(1, model.max_seq_len, model.d_model)
         documents = None
         if model.document_mask:

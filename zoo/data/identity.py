@@ -14,7 +14,6 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import zoo
-from zoo.blocks.registry import load
 from zoo.data.config import (
     BpeTokenizer,
     ByteTokenizer,
@@ -29,7 +28,7 @@ from zoo.data.prepared import PreparedData, RowStream
 from zoo.data.preparing import FORMAT, digest
 from zoo.data.shards import read_index
 from zoo.data.sources import fingerprint
-from zoo.data.tokenizers import Subwords, load_huggingface
+from zoo.data.tokenizers import Subwords, load_huggingface, own_tokenizer
 from zoo.errors import Problem, first_mistake, shorten
 from zoo.files import FileError, open_file, read_json
 
@@ -155,7 +154,7 @@ class DataRecord(_Record):
         config = data.resolved_tokenizer()
         if config is None or isinstance(config, ByteTokenizer | BpeTokenizer):
             return True
-        used = load_huggingface(config) if isinstance(config, HuggingFaceTokenizer) else load(config.module)(config)
+        used = load_huggingface(config) if isinstance(config, HuggingFaceTokenizer) else own_tokenizer(config)
         return not _other_tokenizer(tokenizer_record(config.kind, used), self.tokenizer)
 
     def differences(self, before: "DataRecord", run: Path) -> list[Problem]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import xxhash
 
-from zoo.blocks.registry import load
 from zoo.data.build import build_synthetic, build_text, read_counts, read_notes
 from zoo.data.config import BpeTokenizer, ByteTokenizer, DataConfig, HuggingFaceTokenizer, Mds, Source, Synthetic
 from zoo.data.errors import DataError
@@ -39,7 +38,7 @@ from zoo.data.sources import (
     total_bytes,
     validation_cut,
 )
-from zoo.data.tokenizers import Bytes, Subwords, WordCounts, check_files, learn_bpe, load_huggingface
+from zoo.data.tokenizers import Bytes, Subwords, WordCounts, check_files, learn_bpe, load_huggingface, own_tokenizer
 from zoo.data.vocabulary import check_numbers
 from zoo.files import make_folder, present, read_json, write_sealed_json
 from zoo.processes import cores
@@ -144,7 +143,7 @@ class _Preparation:
             case None:
                 return None
             case config:  # of another package
-                return load(config.module)(config)
+                return own_tokenizer(config)
 
     def _bpe(self, config: BpeTokenizer) -> Tokenizer:
         sources = self.data.text_streams()

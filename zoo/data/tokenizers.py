@@ -16,8 +16,15 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from zoo.blocks.making import make
 from zoo.data import cutting
-from zoo.data.config import BYTE_VOCAB_SIZE, END_OF_DOCUMENT_BYTE, BpeTokenizer, HuggingFaceTokenizer
+from zoo.data.config import (
+    BYTE_VOCAB_SIZE,
+    END_OF_DOCUMENT_BYTE,
+    BpeTokenizer,
+    HuggingFaceTokenizer,
+    TokenizerConfig,
+)
 from zoo.data.errors import DataError
 from zoo.data.files import LFS_POINTER, local_path
 from zoo.data.words import GPT2_WORDS, ONE_WORD, Words
@@ -382,3 +389,8 @@ def _standard_error_kept_back() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def own_tokenizer(config: TokenizerConfig) -> Subwords:
+    """The tokenizer of another package.  Raises PartError if its `module` makes none."""
+    return make(f"tokenizer {config.kind!r}", config.module, config, is_a=Subwords)

@@ -11,6 +11,7 @@ import numpy as np
 from zoo.errors import ZooError
 from zoo.evaluation.asking import answer
 from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.own_tasks import checked_examples, scored
 from zoo.evaluation.registry import make_tasks
 from zoo.evaluation.results import FILE, Result, ResultFile, hash_examples, summarise
 from zoo.evaluation.screen import Screen
@@ -96,7 +97,7 @@ def make_examples(task: Task, subject: Subject) -> list:
     if task.needs_text and subject.tokenizer is None:
         raise EvaluationError(f"{task.task}: needs text, and {subject.name} reads plain numbers (it has no tokenizer)")
     try:
-        made = list(task.examples(subject))
+        made = checked_examples(task, task.examples(subject))
     except ZooError as error:
         message = str(error)
         raise EvaluationError(message if message.startswith(task.task) else f"{task.task}: {message}") from error
@@ -114,7 +115,7 @@ def score(task: Task, subject: Subject, examples: list, facts: dict[str, Any], b
     except EvaluationError as error:
         raise EvaluationError(f"{task.task}: {error}") from error
     check_finite(task, answers, subject.dtype_name)
-    rows = [task.score(example, reply) for example, reply in zip(examples, answers, strict=True)]
+    rows = [scored(task, example, reply) for example, reply in zip(examples, answers, strict=True)]
     metrics, by = summarise(task, examples, rows)
     return Result(
         label=task.label,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from zoo.blocks.about import About, Paper
-from zoo.blocks.registry import load
+from zoo.blocks.making import make
 
 if TYPE_CHECKING:
     import numpy as np
@@ -238,7 +238,7 @@ class Task(BaseModel):
     def _that_runs(self) -> "TaskRows":
         if self.module is None:
             raise NotImplementedError(f"{type(self).__name__} defines neither `module` nor examples and score")
-        return load(self.module)(self)
+        return make(f"task {self.task!r}", self.module, self, is_a=TaskRows)
 
 
 class TaskRows(ABC):

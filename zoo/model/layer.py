@@ -3,12 +3,16 @@
 Shapes: B batch, T tokens, C model width.
 """
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
 
 from zoo.blocks.context import Context, Step
 from zoo.blocks.interface import AtDepth
-from zoo.blocks.registry import load
+from zoo.blocks.making import PartError, check_module, described, is_own, make_module
+from zoo.feed_forward.base import FeedForwardConfig
 from zoo.model import fused
 from zoo.recipe import LayerConfig, ModelConfig
 
@@ -47,6 +51,41 @@ def make_norm(model: ModelConfig) -> nn.Module:
     return AddRMSNorm(model.d_model, model.norm_eps)
 
 
+def make_feed_forward(config: FeedForwardConfig, d_model: int) -> nn.Module:
+    """The feed-forward of a layer.  Raises PartError if that of another package cannot be made."""
+    what = f"feed-forward {config.kind!r}"
+    return _watched(what, make_module(what, config.module, config, d_model))
+
+
+def _made_mixer(layer: LayerConfig) -> Any:
+    """The mixer of a layer.  Raises PartError if that of another package cannot be made."""
+    if is_own(type(layer.config)):
+        return layer.mixer.build()
+    what = f"block {layer.name!r}"
+    try:
+        module = layer.mixer.build()
+    except PartError:
+        raise
+    except Exception as error:  # the code of another package
+        raise PartError(f"{what}: {type(layer.config).__name__} cannot be built: {described(error)}") from error
+    return _watched(what, check_module(f"{what}: what {type(layer.config).__name__} builds", module))
+
+
+def _watched(what: str, module: nn.Module) -> nn.Module:
+    """The module; one of another package is checked for what it returns."""
+    if not is_own(type(module)):
+        module.register_forward_hook(partial(_check_output, what))
+    return module
+
+
+def _check_output(what: str, module: nn.Module, arguments: tuple, result: Any) -> None:
+    asked = list(arguments[0].shape)
+    found = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+    if found != asked:
+        must = f"must return a tensor as large as its input, {asked}"
+        raise PartError(f"{what}: {type(module).__name__}.forward {must}; found {found}")
+
+
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)): the residual layer; fields of the recipe change it.
 
@@ -63,7 +102,7 @@ class Layer(nn.Module):
         self.parallel, self.norm_stream = model.parallel, model.norm_place == "stream"
         self.residual_scale, self.stream_scale = model.residual_scale, model.stream_scale
         self.attention_norm = make_norm(model) if before else None
-        self.attention = layer.mixer.build()
+        self.attention = _made_mixer(layer)
         if layer.kv_layer is not None:
             self.attention.kv_layer = layer.kv_layer
         if isinstance(self.attention, AtDepth):  # modules of `multi_token` come after the last layer, and are as it is
@@ -71,7 +110,7 @@ class Layer(nn.Module):
         self.attention_post_norm = make_norm(model) if after else None
         self.feed_forward_norm = make_norm(model) if before and not model.parallel else None
         ffn = layer.feed_forward
-        self.feed_forward = load(ffn.module)(ffn, model.d_model)
+        self.feed_forward = make_feed_forward(ffn, model.d_model)
         self.feed_forward_post_norm = make_norm(model) if after else None
 
     def forward(

@@ -27,7 +27,7 @@ from zoo.data.config import DataConfig
 from zoo.errors import shorten
 from zoo.feed_forward.base import FeedForwardConfig
 from zoo.parts import FEED_FORWARDS, PartOf
-from zoo.recipe import schedule
+from zoo.recipe import own_parts, schedule
 from zoo.recipe.checking import Found
 from zoo.recipe.layer_fields import (
     EmbeddingScale,
@@ -215,6 +215,7 @@ class ModelConfig(Section):
         lines += ffn_problems(self.ffn is not None, self.ffns is not None, self.ffn_layers is not None)
         named = set(self.blocks), set(self.ffns or ())
         lines += [(path, "value", why) for path, why in multi_token_problems(self.multi_token, self.blocks, *named)]
+        lines = lines or [(path, "value", why) for path, why in own_parts.failures(self.expanded())]
         if lines:
             raise _refusal(lines, self)
         return self
@@ -330,7 +331,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> "Recipe":
-        lines = list(section_problems(self.model.vocab_size, self.model.max_seq_len, self.data, self.train))
+        parts = own_parts.of_sections(self.data, self.train)
+        lines: list[Found] = [(path, "value", why) for path, why in parts]
+        lines = lines or list(section_problems(self.model.vocab_size, self.model.max_seq_len, self.data, self.train))
         if lines:
             raise _refusal(lines, self)
         return self

@@ -36,7 +36,7 @@ from zoo.training.device import peak_flops, why_no_graph
 from zoo.training.final_weights import export, full_state_dict
 from zoo.training.graphs import BatchStep, StepTrainer
 from zoo.training.interrupts import Interrupted, StopRequests
-from zoo.training.loggers import JsonLines, TensorBoard, composer_loggers
+from zoo.training.loggers import JsonLines, TensorBoard, composer_loggers, only_destinations
 from zoo.training.optimizer import freeze, make_optimizer
 from zoo.training.scores import StopAtAccuracy, TaskScores, TrainingSubject
 from zoo.training.screen import Screen
@@ -127,7 +127,7 @@ class Engine:
             accumulate_train_batch_on_tokens=True,
             parallelism_config={"fsdp": FSDP2Config(state_dict_type="full")} if device.sharded else None,
             callbacks=callbacks,
-            loggers=composer_loggers(train.loggers, setup.recipe.name, setup.folder.path),
+            loggers=only_destinations(composer_loggers(train.loggers, setup.recipe.name, setup.folder.path)),
             load_path=str(setup.checkpoint.path) if setup.checkpoint else None,
             seed=setup.recipe.seed,
             run_name=setup.recipe.name,

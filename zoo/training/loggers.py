@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from zoo.blocks.registry import load
+from zoo.blocks.making import PartError, make
 from zoo.errors import Problem, RecipeError, ZooError
 from zoo.extras import install_command, installing
 from zoo.files import open_text_to_append, present, read_json, write_text
@@ -89,8 +89,21 @@ def composer_loggers(names: list[str], run_name: str, run_dir: Path) -> list:
     A run folder is one run of theirs: its id is kept in loggers.json, and later sessions go on with it, unless
     WANDB_RUN_ID or MLFLOW_RUN_ID names another.
     """
-    configs = [LOGGERS.config_class(name) for name in dict.fromkeys(names)]
-    return [load(config.module)(run_name, run_dir) for config in configs if config.module]
+    configs = {name: LOGGERS.config_class(name) for name in names}
+    return [
+        make(f"logger {name!r}", config.module, run_name, run_dir) for name, config in configs.items() if config.module
+    ]
+
+
+def only_destinations(loggers: list) -> list:
+    """The loggers.  Raises PartError if one is nothing that Composer logs to, as one of another package may be."""
+    from composer.loggers import LoggerDestination
+
+    for logger in loggers:
+        if not isinstance(logger, LoggerDestination):
+            found = "None" if logger is None else type(logger).__name__
+            raise PartError(f"train.loggers: a logger must be a composer.loggers.LoggerDestination; found {found}")
+    return loggers
 
 
 def make_wandb(run_name: str, run_dir: Path):

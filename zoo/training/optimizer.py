@@ -1,11 +1,12 @@
 """Making the optimiser of a recipe, and the parameter groups that optimisers share."""
 
+import inspect
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from zoo.blocks.registry import load
+from zoo.blocks.making import PartError, make
 from zoo.training.names import factor_of, frozen_names
 from zoo.training.optimizers.base import OptimizerConfig
 
@@ -34,7 +35,10 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, lr_ratio: float = 
 
     Each kind makes its parameter groups; those that `lr_multipliers` divides are split here.
     """
-    optimizer = load(config.module)(model, config)
+    what = f"optimiser {config.kind!r}"
+    optimizer = make(what, config.module, model, config, is_a=torch.optim.Optimizer)
+    if "closure" not in inspect.signature(type(optimizer).step).parameters:
+        raise PartError(f"{what}: {type(optimizer).__name__}.step must take a closure, and call it")
     if config.lr_multipliers:
         _apply_multipliers(optimizer, model, config)
     for group in optimizer.param_groups:

@@ -11,6 +11,7 @@ from composer.utils import dist
 from zoo.evaluation.asking import answer, plan
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.held_out import HeldOut
+from zoo.evaluation.own_tasks import scored
 from zoo.evaluation.results import summarise
 from zoo.evaluation.run import make_examples
 from zoo.evaluation.subject import ZooSubject
@@ -123,7 +124,7 @@ class TaskScores(Callback):
         mine = range(dist.get_global_rank(), len(examples), world)
         answers = answer(self._subject, [examples[i] for i in mine], self._go_on)
         self._subject.wait_for_others()
-        rows = {i: task.score(examples[i], reply) for i, reply in zip(mine, answers, strict=True)}
+        rows = {i: scored(task, examples[i], reply) for i, reply in zip(mine, answers, strict=True)}
         if world > 1:
             rows = {i: row for part in dist.all_gather_object(rows) for i, row in part.items()}
         return _as_record(task, examples, [rows[i] for i in range(len(examples))])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zoo.blocks.registry import load
+from zoo.blocks.making import make
 from zoo.data.config import Source
 from zoo.data.errors import DataError
 from zoo.data.sources.pieces import Part, Piece, Texts
@@ -32,7 +32,7 @@ def reader_of(source: Source) -> Any:
     """What reads a source, a `base.Reader`.  Raises DataError for a source that nothing reads as text."""
     if not source.reader:
         raise DataError(f"source {source.kind}: {type(source).__name__} must be a zoo.data.config.DocumentSource")
-    return load(source.reader)(source)
+    return make(f"source {source.kind!r}", source.reader, source, needs=("files", "pieces", "fingerprint"))
 
 
 def pieces(source: Source, piece_bytes: int, fraction: float = 0.0) -> Iterator[Piece]:

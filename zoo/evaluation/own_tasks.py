@@ -1,0 +1,39 @@
+"""Tasks of other packages: whether they state and give what the zoo asks of a task."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from zoo.blocks.making import is_own
+from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.task import Choice, Labelled, Prompt, Row, Task
+
+STATED = ("title", "measures", "data_from", "metrics")  # class attributes of every task
+
+
+def checked_examples(task: Task, found: Any) -> list:
+    """What `task.examples` returned, as a list.  Raises EvaluationError if it is no sequence of one type of example."""
+    if is_own(type(task)):
+        return list(found)
+    name = type(task).__name__
+    missing = [each for each in STATED if not hasattr(type(task), each)]
+    if missing:
+        raise EvaluationError(f"{task.task}: {name} must state {', '.join(missing)}")
+    types = {type(example) for example in found} if isinstance(found, Sequence) else {type(found)}
+    if not types <= {Choice, Labelled, Prompt} or len(types) > 1:
+        names = " and ".join(sorted(each.__name__ for each in types))
+        raise EvaluationError(f"{task.task}: examples must be a list of Choice, Labelled or Prompt; found {names}")
+    return list(found)
+
+
+def scored(task: Task, example: Any, reply: Any) -> Row:
+    """`task.score`.  Raises EvaluationError if it is no `Row` of numbers of the task's metrics."""
+    row = task.score(example, reply)
+    if is_own(type(task)):
+        return row
+    if not isinstance(row, Row):
+        raise EvaluationError(f"{task.task}: score must return a zoo.evaluation.task.Row; found {type(row).__name__}")
+    for metric, value in row.values.items():
+        if not isinstance(value, int | float):
+            found = type(value).__name__
+            raise EvaluationError(f"{task.task}: score must give numbers; found {found} for {metric!r}")
+    return row

@@ -11,7 +11,7 @@ from zoo.study.expand import Run, Runs
 from zoo.study.matching import described
 from zoo.study.results import flops_per_token, run_measured, run_results
 from zoo.study.runner import Runner
-from zoo.study.state import DONE
+from zoo.study.state import DONE, has_scores
 from zoo.study.statistics import Curve, Difference, Mean, differences, fit_curve
 from zoo.study.verdicts import notes, verdict
 
@@ -35,7 +35,7 @@ def findings(runner: Runner, against: str | None = None) -> dict[str, Any]:
     order = dict.fromkeys([against or next(iter(runs.architectures)), *runs.architectures])
     found = {name: _architecture(runner, name) for name in order}
     metric = _metric(runs, found)
-    _conclude(found, metric)
+    _conclude(found, metric, runner.tasks)
     curve = _speedups(found, metric)
     config = runs.study.config
     results = {
@@ -107,7 +107,7 @@ def by_seed(architecture: dict, read) -> dict[int, float]:
     return {seed: value for seed, value in values.items() if value is not None}
 
 
-def _conclude(found: dict[str, dict], metric: str) -> None:
+def _conclude(found: dict[str, dict], metric: str, tasks: Mapping[str, int]) -> None:
     """Put means and differences into each architecture: of the metric, and of every score."""
     first, *others = found
     losses = {name: by_seed(each, lambda run: run[metric]) for name, each in found.items()}
@@ -118,19 +118,23 @@ def _conclude(found: dict[str, dict], metric: str) -> None:
             each[f"mean_{key}"] = mean.as_dict() if mean else None
         each["difference"] = compared[name].as_dict() if name in compared else None
         each["scores"] = {}
-    _conclude_scores(found, first, others)
+    _conclude_scores(found, first, others, tasks)
 
 
-def _conclude_scores(found: dict[str, dict], first: str, others: list[str]) -> None:
-    """All scores of all architectures are one family for the correction."""
+def _conclude_scores(found: dict[str, dict], first: str, others: list[str], tasks: Mapping[str, int]) -> None:
+    """All scores of all architectures are one family for the correction.
+
+    tasks: label -> version of the tasks of the study; runs may have been scored on others as well.
+    """
     names: dict[tuple[str, str], dict] = {}
     for each in found.values():
         for run in each["runs"]:
             for task, metrics in run.get("scores", {}).items():
-                for metric, numbers in metrics.items():
-                    names.setdefault((task, metric), numbers)
+                if has_scores(run, {task: tasks.get(task, -1)}):  # of this version of a task of this study
+                    for metric, numbers in metrics.items():
+                        names.setdefault((task, metric), numbers)
     values = {
-        (name, *key): by_seed(each, lambda run, key=key: _score(run, *key))
+        (name, *key): by_seed(each, lambda run, key=key: _score(run, key, tasks))
         for name, each in found.items()
         for key in names
     }
@@ -154,8 +158,11 @@ def _conclude_scores(found: dict[str, dict], first: str, others: list[str]) -> N
             }
 
 
-def _score(run: dict, task: str, metric: str) -> float | None:
-    return run["scores"].get(task, {}).get(metric, {}).get("value")
+def _score(run: dict, key: tuple[str, str], tasks: Mapping[str, int]) -> float | None:
+    task, metric = key
+    if not has_scores(run, {task: tasks[task]}):
+        return None
+    return run["scores"][task].get(metric, {}).get("value")
 
 
 def _speedups(found: dict[str, dict], metric: str) -> Curve | None:

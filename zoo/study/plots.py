@@ -12,6 +12,7 @@ from zoo.study.findings import mean_curve
 from zoo.study.tables import tokens_per_s
 
 MOST_SCORES = 24
+BEGINNING = 0.05  # of a training, whose losses are far above all others
 LOSS = "validation loss, nats a token"
 
 
@@ -49,10 +50,27 @@ def _curves(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 for index, curve in enumerate(curves):
                     if curve:
                         _banded(axes, f"{name}-curve-{index}", index, curve)
+                _leave_out_the_beginning(axes, curves)
                 if name != "time":
                     count_ticks(axes.xaxis)
 
-            yield f"Against {label}", draw(name, label, LOSS, fill)
+            cut = "; the first losses lie above" if any(_above(curves)) else ""
+            yield f"Against {label}{cut}", draw(name, label, LOSS, fill)
+
+
+def _above(curves: list[list[list[float]]]) -> Iterator[list[float]]:
+    """The points of the first BEGINNING of the curves that lie above all later ones: they would flatten the rest."""
+    last = max(point[0] for curve in curves for point in curve)
+    later = [point[3] for curve in curves for point in curve if point[0] >= BEGINNING * last]
+    yield from (p for curve in curves for p in curve if p[0] < BEGINNING * last and p[1] > max(later))
+
+
+def _leave_out_the_beginning(axes: Axes, curves: list[list[list[float]]]) -> None:
+    above = list(_above(curves))
+    kept = [point for curve in curves for point in curve if point not in above]
+    if above:
+        low, high = min(point[2] for point in kept), max(point[3] for point in kept)
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 
 def _banded(axes: Axes, gid: str, index: int, curve: list[list[float]]) -> None:
@@ -152,10 +170,13 @@ def _scores(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
         def fill(axes: Axes, number=number, numbers=numbers, unit=unit) -> None:
             if numbers[0]["chance"] is not None:
-                axes.axvline(unit * numbers[0]["chance"], color="#808080", linestyle=":", linewidth=1)
+                axes.axvline(unit * numbers[0]["chance"], color="#808080", linestyle=(0, (1, 1)), linewidth=2.5)
             for index, each in enumerate(numbers):
                 if each["mean"]:
                     _score(axes, f"score{number}-curve-{index}", index, each["mean"], unit)
+            low, high = axes.get_xlim()
+            if unit == 100 and high - low < 1:  # all at 0%, say: the axis must not show hundredths of a per cent
+                axes.set_xlim((low + high) / 2 - 0.5, (low + high) / 2 + 0.5)
             axes.set_yticks(range(len(numbers)), [each["name"] for each in architectures])
             axes.set_ylim(len(numbers) - 0.5, -0.5)
 

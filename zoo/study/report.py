@@ -29,7 +29,7 @@ def write_report(
     """
     from zoo.study.page import as_page
 
-    runner = Runner(runs, folder, Slots(1))
+    runner = Runner(runs, folder, Slots(1), scored=False)
     refuse_other_settings(folder, runner.all())
     refuse_other_data(folder, [(run, runner.rows(run)) for run in runner.all() if runner.state(run).name == DONE])
     found = findings(runner, against)

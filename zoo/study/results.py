@@ -49,8 +49,9 @@ def run_results(folder: StudyFolder, run: Run, state: str, why: str) -> dict[str
     summary = read_summary(kept) or {}  # of a run that is done it is there
     check_metrics(kept, summary)
     records = read_metrics(kept.metrics, needed=("tokens", "time_s"))
-    validations = [r for r in records if math.isfinite(r.get("validation_loss", math.nan))]
-    last = validations[-1] if validations else {}
+    every = [r for r in records if "validation_loss" in r]
+    validations = [r for r in every if math.isfinite(r["validation_loss"])]
+    last = every[-1] if every and every[-1] in validations[-1:] else {}  # one before it is not the final loss
     return about | {
         "batches": summary["batches"],
         "tokens": summary["tokens"],

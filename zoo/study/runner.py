@@ -45,6 +45,7 @@ class Runner:
 
     slots: where runs are started (`slots.Slots`, `ray_slots.RaySlots`).  follow: called with the runner after every
     look at the runs.  command, prepare: the commands that train a run and prepare its data; tests have cheap ones.
+    scored: whether a run that is trained must have its scores to be done; a report shows the losses without them.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class Runner:
         command: "Callable[[Runner, Run], list[str]] | None" = None,
         prepare: "Callable[[Runner, Run], list[str]] | None" = None,
         poll_s: float = POLL_S,
+        scored: bool = True,
     ):
         self.runs, self.folder, self.slots, self.follow, self.say = runs, folder, slots, follow, say
         self._command, self._prepare, self._poll_s = command or train_command, prepare or prepare_command, poll_s
         config = runs.study.config
+        self._scored = scored
         self._made = make_tasks(config.tasks) if config.tasks else []
         self.tasks = {task.label: task.version for task in self._made}
         self.states: dict[str, State] = {}
@@ -162,7 +165,7 @@ class Runner:
         """What became of a run; one that has ended is not looked at again."""
         known = self.states.get(run.id)
         if known is None or not known.ended:
-            self.states[run.id] = self.folder.state(run, self.tasks_of(run))
+            self.states[run.id] = self.folder.state(run, self.tasks_of(run) if self._scored else {})
         return self.states[run.id]
 
     def tasks_of(self, run: Run) -> dict[str, int]:

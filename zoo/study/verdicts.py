@@ -1,11 +1,11 @@
 """The conclusions of a study in sentences: a verdict for each architecture, and what limits it. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zoo.study.equality import unequal
 from zoo.study.runner import Runner
-from zoo.study.state import DIVERGED, FAILED, WAITING
+from zoo.study.state import DIVERGED, DONE, FAILED, WAITING, has_scores
 
 
 def verdict(name: str, found: Mapping[str, dict], metric: str, expected: int) -> dict[str, Any]:
@@ -38,7 +38,10 @@ def verdict(name: str, found: Mapping[str, dict], metric: str, expected: int) ->
         if difference["p_holm"] > 0
         else "every seed gave the same difference"
     )
-    return _said(name, word, f"{name}: {word} than {first} by {abs(difference['value']):.4f} ({bounds}; {p}); {value}.")
+    sign = 1 if word == "worse" else -1  # the interval of what the sentence says, so that its numbers have no sign
+    low, high = sorted(sign * difference[end] for end in ("holm_low", "holm_high"))
+    by = f"{abs(difference['value']):.4f} ({low:.4f} to {high:.4f}; {p})"
+    return _said(name, word, f"{name}: {word} than {first} by {by}; {value}.")
 
 
 def _said(name: str, outcome: str, sentence: str) -> dict[str, Any]:
@@ -60,6 +63,15 @@ def interval(low: float | None, high: float | None, digits: int = 4) -> str:
     return "" if low is None else f" ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def _lacking_scores(runner: Runner, found: Mapping[str, dict]) -> Iterator[str]:
+    """Tasks that runs which are done have not been scored on, or on another version of the task."""
+    done = [run for each in found.values() for run in each["runs"] if run["state"] == DONE]
+    for task, version in runner.tasks.items():
+        lacking = sum(not has_scores(run, {task: version}) for run in done)
+        if lacking:
+            yield f"{lacking} of {len(done)} runs lack the scores of {task}; zoo study run scores them."
+
+
 def notes(runner: Runner, found: Mapping[str, dict]) -> list[str]:
     """What limits the conclusions."""
     notes = []
@@ -79,6 +91,7 @@ def notes(runner: Runner, found: Mapping[str, dict]) -> list[str]:
     )
     if waiting:
         notes.append(f"{waiting} of {runner.expected()} runs are not done; what is said here may change.")
+    notes += _lacking_scores(runner, found)
     if len(runner.runs.study.config.counting) < 3:
         notes.append("Fewer than three seeds count: intervals are wide, and little can be decided.")
     return [*notes, *(f"{note[0].upper()}{note[1:]}." for note in unequal(runner.runs))]

@@ -1,13 +1,15 @@
 """What a study concludes from synthetic results: one architecture better by construction, two equal; failures."""
 
 import random
+import re
 
 import pytest
 
 from tests.zoo.study.synthetic import finish_study
+from zoo.evaluation.registry import task_class
 from zoo.study.config import StudyError
 from zoo.study.findings import findings
-from zoo.study.report import as_markdown, as_text
+from zoo.study.report import as_markdown, as_text, write_report
 from zoo.study.runner import Runner
 from zoo.study.slots import Slots
 from zoo.study.state import StudyFolder
@@ -71,6 +73,8 @@ def test_the_sentences_say_it_and_name_the_edge_of_the_grid(toy):
     assert "may be zero" in same
     assert better.startswith("better: better than tiny_full by 0.")
     assert "after Holm" in better
+    by, low, high = map(float, re.match(r".* by ([\d.]+) \(([\d.]+) to ([\d.]+); p = ", better).groups())
+    assert low < by < high
     notes = found["results"]["notes"]
     assert [n for n in notes if "edge of the grid" in n] == [
         "better: the chosen train.optimizer.lr = 0.001 is at the edge of the grid; the best value may lie outside."
@@ -158,6 +162,27 @@ def test_scores_are_one_family_and_follow_the_better_direction(make_runner):
     assert score["difference"]["decided"]
     assert score["difference"]["value"] == pytest.approx(0.2025)
     assert "better" in as_markdown(found).split("| mqar: accuracy, chance 50% |")[1].splitlines()[0]
+
+
+def test_a_report_shows_losses_of_runs_that_lack_scores_and_says_so(make_runner):
+    """A task was added, or its version raised, and the runs have not been scored again yet."""
+    finish_study(
+        make_runner(seeds=[1, 2, 3]), lambda run: 3.0 + 0.01 * run.seed, lambda run: {"mqar": 0.5, "copy": 0.5}
+    )
+    runner = make_runner(seeds=[1, 2, 3], tasks=["mqar", "induction"])
+    found = write_report(runner.runs, runner.folder)["results"]
+    assert [each["mean_loss"]["n"] for each in found["architectures"]] == [3, 3]
+    assert "6 of 6 runs lack the scores of induction; zoo study run scores them." in found["notes"]
+    assert not any("mqar" in note for note in found["notes"])
+    assert found["architectures"][0]["scores"].keys() == {"mqar"}  # copy is no task of the study
+
+
+def test_scores_of_an_older_version_of_a_task_are_not_reported(make_runner, monkeypatch):
+    finish_study(make_runner(seeds=[1, 2, 3]), lambda run: 3.0, lambda run: {"mqar": 0.5})
+    monkeypatch.setattr(task_class("mqar"), "version", 2)
+    found = write_report((runner := make_runner(seeds=[1, 2, 3], tasks=["mqar"])).runs, runner.folder)["results"]
+    assert found["architectures"][0]["scores"] == {}
+    assert "6 of 6 runs lack the scores of mqar; zoo study run scores them." in found["notes"]
 
 
 def test_what_is_not_equal_is_said(make_runner):

@@ -81,6 +81,10 @@ def notes(runner: Runner, found: Mapping[str, dict]) -> list[str]:
             notes.append(
                 f"{name}: the chosen {key} = {value} is at the edge of the grid; the best value may lie outside."
             )
+        failed = [run["point"] for run in each["choosing_runs"] if run["state"] == FAILED]
+        if failed and each["chosen"] is not None:
+            points = ", ".join(dict.fromkeys(failed))
+            notes.append(f"{name}: chosen without {points}, whose runs failed; zoo study run --retry trains them.")
         for kind in ("choosing_runs", "runs"):
             for run in each[kind]:
                 if run["state"] in (FAILED, DIVERGED):

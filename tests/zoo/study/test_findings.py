@@ -126,6 +126,18 @@ def test_a_diverged_point_is_not_chosen_and_a_diverged_run_is_named(make_runner)
     assert any("tiny_window-lr=0.001-seed3 diverged: loss is nan" in note for note in results["notes"])
 
 
+def test_a_choice_without_a_failed_run_is_said(make_runner):
+    """It failed for a full disk, say: unlike one that diverged, it could have been the best."""
+    options = {"seeds": [1, 2, 3], "grid": {"train.optimizer.lr": LRS}, "recipes": ["full"]}
+    runner = make_runner(**options)
+    runner.folder.make()
+    runner.folder.fail(next(iter(runner.runs.choosing())), "No space left on device")
+    finish_study(runner, lambda run: 3.0 + run.point.value("train.optimizer.lr"))
+    found = findings(make_runner(**options))["results"]
+    assert found["architectures"][0]["chosen"] == "lr=0.002"
+    assert "tiny_full: chosen without lr=0.001, whose runs failed; zoo study run --retry trains them." in found["notes"]
+
+
 def test_an_architecture_that_always_diverges_has_no_result(make_runner):
     options = {"grid": {"train.optimizer.lr": LRS}}
     finish_study(make_runner(**options), lambda run: None if run.architecture == "tiny_window" else 3.0)

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.docs.strip import strip
-from zoo.recipe import Recipe, load_recipe
+from zoo.recipe import Recipe, load_recipe, shipped
 from zoo.report.rows import binary, decimal
 from zoo.report.show import CONTEXTS, facts
+from zoo.training.duration import Span
 
 FOLDER = "reference/recipes"
 NOT_RECIPES = ("_", "study")  # what `extends` names, and studies
@@ -76,13 +77,25 @@ def _caches(found: dict[str, Any]) -> str:
 
 
 def _commands(path: Path, recipe: Recipe) -> str:
-    train = recipe.train
-    seq_len = recipe.seq_len
-    about = f"It trains for {train.duration}, {train.rows(seq_len):,} rows of {seq_len:,} tokens a batch."
+    train, seq_len = recipe.train, recipe.seq_len
+    name = shipped.PREFIX + path.relative_to("recipes").with_suffix("").as_posix()
+    rows = f"a batch has {train.rows(seq_len):,} rows of {seq_len:,} tokens"
+    about = f"It trains for {_in_words(train.duration)}; {rows}."
     return (
-        f"```bash\nzoo show {path}\nzoo cost {path}\nzoo data prepare {path}\nzoo train {path}\n```\n\n"
+        f"```bash\nzoo show {name}\nzoo cost {name}\nzoo data prepare {name}\nzoo train {name}\n```\n\n"
         f"{about} The run folder is `runs/{recipe.name}`."
     )
+
+
+def _in_words(duration: str) -> str:
+    """`15Btok` -> `15 billion tokens`, `250ba` -> `250 batches`."""
+    span = Span.parse(duration)
+    one, several = {"tok": ("token", "tokens"), "ba": ("batch", "batches"), "ep": ("epoch", "epochs")}[span.unit]
+    unit = one if span.value == 1 else several
+    for factor, word in ((10**9, "billion "), (10**6, "million ")):
+        if span.value >= factor:
+            return f"{span.value / factor:g} {word}{unit}"
+    return f"{span.value.normalize():,f} {unit}"
 
 
 def _resolved(recipe: Recipe) -> str:

@@ -120,7 +120,22 @@ def test_the_page_of_a_recipe_has_the_file_and_what_it_resolves_to(site, tmp_pat
         recipe = load_recipe(ROOT / path)
         assert load_recipe(tmp_path / "resolved.yaml") == recipe
         assert page.count('class="zoo-cell" style') >= len(recipe.model.expanded())
-        assert f"zoo train {path}\n" in page
+        name = f"zoo:{path.relative_to('recipes').with_suffix('')}"  # works in any folder
+        assert f"zoo train {name}\n" in page
+        assert load_recipe(name) == recipe
+
+
+@pytest.mark.parametrize(
+    ("duration", "words"),
+    [
+        ("15Btok", "15 billion tokens"),
+        ("1.5Mtok", "1.5 million tokens"),
+        ("1_000ba", "1,000 batches"),
+        ("1ep", "1 epoch"),
+    ],
+)
+def test_a_duration_is_stated_in_words(duration, words):
+    assert recipes._in_words(duration) == words
 
 
 def test_every_command_on_a_page_exists_with_its_options(written):

@@ -1,6 +1,6 @@
 """What is not comparable between the columns, said in sentences that stand on top of a report. No torch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from zoo.report.columns import Column, data_read
@@ -81,6 +81,7 @@ def _runs(trained) -> Iterator[str]:
     yield from _what_is_scored(columns)
     yield from _contents(trained)
     known = {column.label: found["run"] for column, found in trained}
+    yield from _other_examples(known)
     first = known[columns[0].label]
     for label, run in known.items():
         if run["diverged_at"] is not None:
@@ -94,6 +95,19 @@ def _runs(trained) -> Iterator[str]:
             yield f"Other number of training tokens: {counts}."
         if run["environment"] != first["environment"]:
             yield _other_machine(label, run, columns[0].label, first)
+
+
+def _other_examples(runs: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Tasks whose rows are not the same for all runs that were scored on them."""
+    hashes: dict[str, set[str]] = {}
+    for run in runs.values():
+        for task, metrics in (run.get("evaluation") or {}).items():
+            hashes.setdefault(task, set()).update(numbers.get("examples") or "" for numbers in metrics.values())
+    if tasks := [task for task, found in hashes.items() if len(found - {""}) > 1]:
+        yield (
+            f"Other rows in {', '.join(tasks)}: the runs were scored on different rows, because their tokenizers, "
+            "contexts, held-out texts or training tasks differ."
+        )
 
 
 def _other_machine(label: str, run: dict[str, Any], first_label: str, first: dict[str, Any]) -> str:

@@ -1,14 +1,19 @@
 """What a run folder holds, for a comparison: its curve, its final and best validation. No torch."""
 
 import math
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from zoo.counting.model_cost import model_cost
 from zoo.errors import ZooError
 from zoo.files import present, read_json, sha256
+from zoo.parts import TASKS
 from zoo.report.columns import Column
 from zoo.runs.folder import RunFolder
 from zoo.runs.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from zoo.evaluation.results import Result
 
 
 def facts(column: Column) -> dict[str, Any]:
@@ -94,7 +99,10 @@ def _data(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _evaluation(folder: RunFolder, summary: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """Task -> metric -> numbers, from eval.json; results of other weights are left out."""
+    """Task -> metric -> numbers, from eval.json; results of other weights are left out.
+
+    A result of another version of its task than this one's has the version in its name: it stands in a line of its own.
+    """
     path = folder.path / "eval.json"
     if not present(path):
         return {}
@@ -102,10 +110,21 @@ def _evaluation(folder: RunFolder, summary: dict[str, Any] | None) -> dict[str, 
 
     weights = None if summary is None else summary.get("sha256")
     return {
-        result.label: {name: {**numbers, "share": result.is_share(name)} for name, numbers in result.metrics.items()}
+        _versioned(result): {
+            name: {**numbers, "share": result.is_share(name), "examples": result.examples_hash}
+            for name, numbers in result.metrics.items()
+        }
         for result in read_results(path)
         if weights is None or result.model.get("digest") == weights
     }
+
+
+def _versioned(result: "Result") -> str:
+    known = result.version
+    if TASKS.knows(result.task):
+        with suppress(ValueError):  # a task of another package that cannot be imported here
+            known = TASKS.config_class(result.task).version
+    return result.label if result.version == known else f"{result.label}, version {result.version}"
 
 
 def _environment(folder: RunFolder) -> dict[str, Any]:

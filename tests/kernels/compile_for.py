@@ -1,7 +1,8 @@
-"""Compile every kernel for a GPU that is not there: compile_for.py CAPABILITY SHARED_BYTES DTYPE.
+"""Compile every kernel for a GPU that is not there: compile_for.py CAPABILITY SHARED_BYTES DTYPE few|all.
 
 Each call of an operation goes the usual way, to the tile that fits the shared memory; nothing is run, so what comes out
-means nothing. Prints for each kernel how many tiles served and how many were too large. test_compiles.py runs it.
+means nothing. `few`: each kernel at least once; `all`: at the sizes of more models, which takes twice as long.
+Prints for each kernel how many tiles served and how many were too large. test_compiles.py runs it.
 """
 
 import os
@@ -20,6 +21,7 @@ import zoo
 from zoo import kernels
 
 CAPABILITY, SHARED, DTYPE = int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3])
+ALL = {"few": False, "all": True}[sys.argv[4]]
 served, too_large = Counter(), Counter()
 
 
@@ -109,14 +111,15 @@ os.environ["TRITON_INTERPRET"] = "1"  # from here on, for dispatch: it takes ten
 import_module("zoo.kernels.selection.op").MIN_TOKENS = 1  # small groups by key block, as in long rows
 with kernels.use_implementation("triton"):
     layer(16, 4, 64, 32, 16, 16, 16, 4)  # ansa.global at 340M
-    layer(16, 2, 128, 0, 32, 16, 64, 1)  # as NSA publishes it
+    if ALL:
+        layer(16, 2, 128, 0, 32, 16, 64, 1)  # as NSA publishes it
+        capped(8, 4, 256, 4096)  # Gemma 2
+        around_attention(8192, 64)
+        decoding("nsa")
     q, k, chosen = noise(1, 2048, 16, 64), noise(1, 2048, 4, 64), torch.zeros(1, 2048, 4, 16, dtype=torch.int32)
     kernels.selection_attention(q, k, k, chosen, selection_block=64).sum().backward()  # NSA at 340M
     capped(64, 8, 64, 128)  # gpt-oss
-    capped(8, 4, 256, 4096)  # Gemma 2
     around_attention(1024, 2624)
-    around_attention(8192, 64)
     decoding("ansa")
-    decoding("nsa")
 for name in sorted(served):
     print(name, served[name], too_large[name])

@@ -17,12 +17,22 @@ GPUS = {  # compute capability, bytes of shared memory that a program may have, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("gpu", [pytest.param("RTX 4090", marks=pytest.mark.long), "H200"])
-def test_every_kernel_compiles(gpu, tmp_path):
+@pytest.mark.parametrize(
+    ("gpu", "sizes"),
+    [("H200", "few"), *(pytest.param(gpu, "all", marks=pytest.mark.long) for gpu in GPUS)],
+)
+def test_every_kernel_compiles(gpu, sizes, tmp_path):
     capability, shared, small = GPUS[gpu]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    command = [sys.executable, Path(__file__).with_name("compile_for.py"), str(capability), str(shared), "bfloat16"]
+    command = [
+        sys.executable,
+        Path(__file__).with_name("compile_for.py"),
+        str(capability),
+        str(shared),
+        "bfloat16",
+        sizes,
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.split() for line in done.stdout.splitlines()]

@@ -1,10 +1,16 @@
 """Where Triton kernels are tested: on a GPU (`gpu`), or without one through Triton's interpreter (`interp`)."""
 
 import os
+from collections import Counter
 
 import pytest
 
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+
+# Each of several pytest processes computes with one thread, and so do the processes that it starts: at these sizes a
+# second thread costs more than it saves, and on loaded cores threads that wait for each other cost several times more.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Triton decides at import whether its own library functions are interpreted, so this must precede every import of it.
 if not any(os.path.exists(device) for device in _GPU_DEVICES):
@@ -32,8 +38,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs a CUDA GPU")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Triton 3.6's interpreter makes loop bounds from arrays of one element, which NumPy deprecates."""
+    """Triton 3.6's interpreter makes loop bounds from arrays of one element, which NumPy deprecates.
+
+    Of a test that is `thinned(n)`, each n-th case is for every run, and the others are for `-m long`.
+    """
+    seen: Counter[str] = Counter()
     for item in items:
         if item.get_closest_marker("interp"):
             item.add_marker(pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"))
+        if (thinned := item.get_closest_marker("thinned")) and not item.get_closest_marker("long"):
+            test = item.nodeid.partition("[")[0]
+            if seen[test] % thinned.args[0]:
+                item.add_marker("long")
+            seen[test] += 1

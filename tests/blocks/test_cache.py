@@ -34,6 +34,7 @@ def read(block, x_BTC, pieces, max_len=T, n_new_per_piece=None):
     return torch.cat(outputs, 1), cache
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
 def test_pieces_give_what_the_whole_gives(case, make, noise, pieces):
     block, x = make(*case), noise(2, T, 24)
@@ -182,6 +183,7 @@ class OneDevice(TorchDispatchMode):
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("scaling", [None, YARN], ids=["plain", "yarn"])
 def test_a_step_of_one_token_stays_on_the_device(case, scaling):

@@ -104,6 +104,7 @@ def both(case: Case, poison, device="cpu", dtype=torch.float32):
         return choose(case, (q, k, lse.float()), options, "triton"), expected
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize(  # every second one in the quick run
     "case", [pytest.param(SMALL[name], id=name, marks=[pytest.mark.long] * (i % 2)) for i, name in enumerate(SMALL)]

@@ -36,6 +36,7 @@ def test_interpreted(shape, randn, pack, agree):
     agree(attend(documents, block, stride), make(randn, *sizes, stride))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize(("T", "block", "stride"), [(70, 8, 4), (90, 6, 4), (90, 5, 3), (5, 8, 8)])
 @pytest.mark.parametrize("packed", [False, True])
@@ -72,6 +73,7 @@ def test_pooling_compiled_as_one_graph(randn):
     assert all(torch.equal(a, b) for a, b in zip(results(function), results(compiled), strict=True))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("used", [(0, 1, 2, 3), (1,), (0, 2)])

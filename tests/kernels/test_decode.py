@@ -189,12 +189,14 @@ GRIDS = [
 ]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize("shape", SHAPES)
 def test_attention_interpreted(shape, randn, poisoned):
     check_attention(shape, 50, randn, poisoned)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.slow
 @pytest.mark.interp
 @pytest.mark.parametrize("shape", LONG)
@@ -205,6 +207,7 @@ def test_attention_of_long_pieces_interpreted(shape, randn, poisoned):
         check_attention(shape, 90, randn, poisoned)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize(("grid", "places"), GRIDS)
 @pytest.mark.parametrize("shape", SHAPES[:3])
@@ -264,6 +267,7 @@ def test_choice_of_long_pieces_interpreted(shape, n, i_grid, randn, poisoned, mo
     assert torch.equal(found, expected)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize(
     "shape", [*SHAPES[:2], pytest.param(SHAPES[2], marks=pytest.mark.long), (1, *SHAPES[3][1:]), SHAPES[4]]
@@ -272,6 +276,7 @@ def test_selection_interpreted(shape, randn, poisoned):
     check_selection(shape, 60, 16, 2, randn, poisoned)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize(
     ("shape", "query_group"),

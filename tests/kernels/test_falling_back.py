@@ -53,6 +53,7 @@ def inputs(randn, documents: bool) -> tuple[list[torch.Tensor], dict]:
     return leaves, {"documents": Documents.from_cu_seqlens(cuts, 1, SEQ_LEN) if documents else None}
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("name", CALLS)

@@ -19,6 +19,7 @@ def leaves(randn):
     return [randn(*shape).requires_grad_() for shape in shapes]
 
 
+@pytest.mark.thinned(2)
 def test_full_and_window(leaves, documents, chunked):
     for impl in ["reference"] if documents else ["reference", "sdpa"]:
 
@@ -33,6 +34,7 @@ def test_full_and_window(leaves, documents, chunked):
     assert torch.autograd.gradcheck(window, leaves)
 
 
+@pytest.mark.thinned(2)
 def test_pooling_and_compression(leaves, documents, chunked):
     grid = {"block": 3, "stride": 1, "documents": documents}
 
@@ -44,6 +46,7 @@ def test_pooling_and_compression(leaves, documents, chunked):
     assert torch.autograd.gradcheck(lambda x: kernels.gather_blocks(x, **grid), leaves[1])
 
 
+@pytest.mark.thinned(2)
 def test_selection(leaves, documents, chunked):
     groups = kernels.n_groups(T, 2, documents)
     chosen = torch.tensor([[0, -1], [0, 1]], dtype=torch.int32).expand(1, groups, 2, 2)

@@ -125,6 +125,7 @@ def small():
         yield pytest.param(case, id=name, marks=[pytest.mark.slow] if name in slow else [])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize("case", list(small()))
 def test_small(case, poisoned):
@@ -152,6 +153,7 @@ def by_key(monkeypatch):
     monkeypatch.setattr(op, "by_key", lambda *arguments: True)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize(
     "name",
@@ -213,7 +215,7 @@ def test_long_lists_are_cut(monkeypatch, poisoned):
 
     monkeypatch.setattr(op_by_key, "ROWS_PER_PROGRAM", 16)
     monkeypatch.setattr(op_by_key, "MAX_CHUNKS", 3)
-    test_small(Case(rows=((70,),), query_group=1), poisoned)
+    test_small(Case(rows=((40,),), query_group=1), poisoned)
 
 
 @pytest.mark.interp

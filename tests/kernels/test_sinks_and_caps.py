@@ -33,6 +33,7 @@ def attend(window, change, documents=None, impl="auto"):
     return function
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("packed", [False, True])
@@ -80,6 +81,7 @@ def test_a_query_without_keys_gives_all_to_the_sink(randn):
     assert lse[0, 1].tolist() == [0.5, -2.0]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize(
     ("window", "change", "packed"),
@@ -95,6 +97,7 @@ def test_interpreted(window, change, packed, randn, pack, agree):
     agree(attend(window, change, documents), made)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize("softcap", [0.3, 50.0, 1e4])
 def test_caps_far_above_and_below_the_scores_interpreted(softcap, randn, agree):
@@ -102,6 +105,7 @@ def test_caps_far_above_and_below_the_scores_interpreted(softcap, randn, agree):
     agree(attend(None, {"softcap": softcap}), made, bound=2e-5 if softcap > 100 else 1e-5)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ KINDS = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_graph(kind):
     """functools.cached_property of Python 3.11 takes a lock, which Dynamo cannot enter; that of 3.12 has none."""

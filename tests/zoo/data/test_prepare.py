@@ -285,6 +285,7 @@ def test_words_that_cannot_be_counted_leave_nothing_in_the_cache(prep, of_text, 
     assert not list((tmp_path / "cache").glob("bpe-*"))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("made", "inside"), [("bpe", ""), ("bpe", "words"), ("text", "tokens")])
 def test_scratch_files_are_not_written_or_removed_through_a_link(prep, of_text, tmp_path, made, inside):
     data = of_text(tokenizer={"kind": "bpe", "vocab_size": 300}, workers=2)

@@ -94,6 +94,7 @@ def one_token(config: MoE, module: MoEModule, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
 def test_it_is_its_formulas_with_their_gradients(fields):
     config, module = built(fields)

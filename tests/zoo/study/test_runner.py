@@ -276,6 +276,7 @@ def test_other_rows_are_refused_before_anything_is_trained_on_them(make_runner):
 def test_a_task_more_scores_the_runs_that_are_trained(make_runner):
     """Nothing is trained anew: the weights and the losses are those from before."""
     first = make_runner(seeds=[1, 2, 3], grid=GRID)
+    synthetic.finish_study(first, lambda run: 3.0)
     first.run()
     before = {path: path.read_bytes() for path in first.folder.runs.glob("*/m*")}
     losses = {run.id: read_json(first.folder.outcome(run))["results"]["loss"] for run in first.all()}
@@ -321,7 +322,7 @@ def test_missing_data_of_a_task_end_the_study_before_it_begins(make_runner, monk
 
 
 def test_results_are_read_once(make_runner, monkeypatch):
-    make_runner(seeds=[1, 2]).run()
+    synthetic.finish_study(make_runner(seeds=[1, 2, 3, 4, 5]), lambda run: 3.0)
     read = Counter()
     plain = results.run_results
     monkeypatch.setattr(results, "run_results", lambda f, run, *rest: read.update([run.id]) or plain(f, run, *rest))

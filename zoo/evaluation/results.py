@@ -84,16 +84,16 @@ def summarise(task: Task, examples: Sequence[Example], rows: Sequence[Row]) -> t
         found = [(row.values[metric.name], row.weights.get(metric.name, 1.0), cluster)
                  for row, cluster in zip(rows, clusters, strict=True) if metric.name in row.values]  # fmt: skip
         if found:
-            values: dict[str, Any] = bootstrap(*zip(*found, strict=True)).as_dict()
+            values: dict[str, Any] = _estimate(found, metric.percent)
             metrics[metric.name] = values | {
                 "chance": chance.get(metric.name),
                 "better": metric.better,
                 "share": metric.percent,
             }
-    return metrics, _breakdowns(rows, clusters)
+    return metrics, _breakdowns(rows, clusters, {metric.name for metric in task.metrics if metric.percent})
 
 
-def _breakdowns(rows: Sequence[Row], clusters: Sequence[str | None]) -> dict:
+def _breakdowns(rows: Sequence[Row], clusters: Sequence[str | None], shares: set[str]) -> dict:
     found: dict[tuple[str, str, str], list[tuple[float, float, object]]] = {}
     order: dict[str, dict[str, Any]] = {}
     for i, (row, cluster) in enumerate(zip(rows, clusters, strict=True)):
@@ -106,10 +106,14 @@ def _breakdowns(rows: Sequence[Row], clusters: Sequence[str | None]) -> dict:
         for name in sorted(keys, key=lambda name: _sort_key(keys[name])):
             for (f, k, metric), triples in found.items():
                 if (f, k) == (facet, name):
-                    by.setdefault(facet, {}).setdefault(name, {})[metric] = bootstrap(
-                        *zip(*triples, strict=True)
-                    ).as_dict()
+                    by.setdefault(facet, {}).setdefault(name, {})[metric] = _estimate(triples, metric in shares)
     return by
+
+
+def _estimate(triples: Sequence[tuple[float, float, object]], share: bool) -> dict[str, Any]:
+    """The mean of (value, weight, cluster) with its interval, as `Result` holds it."""
+    values, weights, clusters = zip(*triples, strict=True)
+    return bootstrap(values, weights, clusters, share).as_dict()
 
 
 def _sort_key(key: Any) -> tuple:

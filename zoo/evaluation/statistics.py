@@ -30,12 +30,17 @@ class Estimate:
 
 
 def bootstrap(
-    values: Sequence[float], weights: Sequence[float] | None = None, clusters: Sequence[object] | None = None
+    values: Sequence[float],
+    weights: Sequence[float] | None = None,
+    clusters: Sequence[object] | None = None,
+    share: bool = False,
 ) -> Estimate:
     """The weighted mean of `values` and how far it may be off.
 
     clusters: rows of one cluster are drawn together, since rows that share a context are not independent; None, as a
     cluster, is a row of its own.
+    share: the values are between 0 and 1. Where all are 0, or all are 1, every resample is alike and shows no spread,
+    so the interval is the exact one of that many draws (Clopper-Pearson): none right of 100 is 0% to 3.6%.
     Raises ValueError without values.
     """
     x = np.asarray(values, np.float64)
@@ -55,6 +60,9 @@ def bootstrap(
         means.append(sums_R2[:, 0] / np.maximum(sums_R2[:, 1], 1e-300))
     means_R = np.concatenate(means)
     low, high = np.percentile(means_R, (2.5, 97.5))
+    if share and (x.max() == 0 or x.min() == 1):
+        reach = 1 - 0.025 ** (1 / n)
+        low, high = (0.0, reach) if value == 0 else (1 - reach, 1.0)
     return Estimate(value, float(means_R.std(ddof=1)), float(low), float(high), len(x))
 
 

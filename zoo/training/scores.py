@@ -13,7 +13,7 @@ from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.held_out import HeldOut
 from zoo.evaluation.own_tasks import scored
 from zoo.evaluation.results import summarise
-from zoo.evaluation.run import make_examples
+from zoo.evaluation.run import check_finite, make_examples
 from zoo.evaluation.subject import ZooSubject
 from zoo.evaluation.task import Prompt, Row, Task
 
@@ -124,9 +124,16 @@ class TaskScores(Callback):
         mine = range(dist.get_global_rank(), len(examples), world)
         answers = answer(self._subject, [examples[i] for i in mine], self._go_on)
         self._subject.wait_for_others()
-        rows = {i: scored(task, examples[i], reply) for i, reply in zip(mine, answers, strict=True)}
-        if world > 1:
-            rows = {i: row for part in dist.all_gather_object(rows) for i, row in part.items()}
+        problem, rows = None, {}
+        try:
+            check_finite(task, answers, self._subject.dtype_name)
+            rows = {i: scored(task, examples[i], reply) for i, reply in zip(mine, answers, strict=True)}
+        except EvaluationError as error:
+            problem = str(error)
+        parts = dist.all_gather_object((rows, problem)) if world > 1 else [(rows, problem)]
+        if problems := [problem for _, problem in parts if problem is not None]:  # all raise it: none waits for another
+            raise EvaluationError(problems[0])
+        rows = {i: row for part, _ in parts for i, row in part.items()}
         return _as_record(task, examples, [rows[i] for i in range(len(examples))])
 
     def _go_on(self, rows: int) -> None:

@@ -27,6 +27,18 @@ def test_the_interval_covers_the_truth_19_times_in_20():
     assert 180 <= sum(found.low <= 0 <= found.high for found in covered) <= 199
 
 
+@pytest.mark.parametrize(("n", "reach"), [(2, 0.8419), (100, 0.0362), (500, 0.00735)])
+def test_a_share_of_none_or_all_is_not_certain(n, reach):
+    none, all_right = (bootstrap([value] * n, share=True) for value in (0.0, 1.0))
+    assert (none.low, none.high) == (0, pytest.approx(reach, abs=1e-4))
+    assert (all_right.low, all_right.high) == (pytest.approx(1 - reach, abs=1e-4), 1)
+    lost = bootstrap([3.0] * n)
+    assert (lost.low, lost.high) == (3, 3)
+    assert bootstrap([0.0] * 6, clusters=["a", "a", "a", "b", "b", "b"], share=True).high == pytest.approx(
+        0.8419, abs=1e-4
+    )
+
+
 def test_weights_are_those_of_a_weighted_mean():
     assert bootstrap([1.0, 0.0, 0.0], [2.0, 1.0, 1.0]).value == 0.5
 

@@ -1,19 +1,19 @@
 """Evaluation tasks while several processes train: rows are divided, and each process ends with the scores of all."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from zoo.data import prepare
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.registry import make_tasks
-from zoo.evaluation.task import Choice
+from zoo.evaluation.task import Choice, Chosen
 from zoo.model import build_model
 from zoo.training import scores
 from zoo.training.composer_model import LanguageModel
@@ -123,8 +123,18 @@ def test_each_process_scores_its_share_of_the_rows(parts, monkeypatch):
     assert sorted(asked) == [1, 2, 2, 2]
 
 
+def test_a_likelihood_that_is_no_number_ends_every_process_with_its_reason(parts, monkeypatch):
+    def broken(subject, examples, advance):
+        logs = (math.nan if scores.dist.get_global_rank() == 1 else 0.0, 0.0, 0.0)
+        return [Chosen(logs, (False,) * 3, (1,) * 3) for _ in examples]
+
+    monkeypatch.setattr(scores, "answer", broken)
+    with pytest.raises(EvaluationError, match="endings: row 0: a log-likelihood is not finite"):
+        scored(parts, monkeypatch, [{"task": "endings", "rows": 4}], 2, sharded=False)
+
+
 def _zeros(examples):
-    return [SimpleNamespace(loglikelihood=(0.0, 0.0, 0.0)) for _ in examples]
+    return [Chosen((0.0,) * 3, (False,) * 3, (1,) * 3) for _ in examples]
 
 
 def test_a_row_that_cannot_be_given_is_refused_before_training(parts, monkeypatch):

@@ -81,7 +81,9 @@ def _heads(recipe) -> tuple[int, int]:
     layer = recipe.model.expanded()[0]
     n_heads = getattr(layer.config, "n_heads", None)
     if n_heads is None:
-        raise ZooError(f"{recipe.name}: the block {layer.config.kind} has no n_heads, so no Llama is like it")
+        raise ZooError(
+            f"{recipe.name}: the block {layer.config.kind} has no n_heads, so there is no Llama of this shape"
+        )
     return n_heads, getattr(layer.config, "n_kv_heads", None) or n_heads
 
 
@@ -89,9 +91,11 @@ def _width(recipe) -> int:
     """Width of the first layer's feed-forward."""
     ffn, d_model = recipe.model.expanded()[0].feed_forward, recipe.model.d_model
     if not hasattr(ffn, "d_ff"):
-        raise ZooError(f"{recipe.name}: the feed-forward {ffn.kind} has no d_ff, so no Llama is like it")
+        raise ZooError(f"{recipe.name}: the feed-forward {ffn.kind} has no d_ff, so there is no Llama of this shape")
     if ffn.active_parameters(d_model) != ffn.parameters(d_model):
-        raise ZooError(f"{recipe.name}: the feed-forward {ffn.kind} is a mixture of experts, so no Llama is like it")
+        raise ZooError(
+            f"{recipe.name}: the feed-forward {ffn.kind} is a mixture of experts, so there is no Llama of this shape"
+        )
     return ffn.d_ff
 
 

@@ -113,7 +113,7 @@ def keys_page() -> str:
     keys = all_keys()
     own = {key.path: key for key in keys if key.path in EXAMPLES or not (key.kinds or key.types == "mapping")}
     if wrong := sorted(EXAMPLES.keys() - own.keys()):
-        raise ZooError(f"the reference of recipe keys: examples of keys that there are not: {', '.join(wrong)}")
+        raise ZooError(f"the reference of recipe keys: examples of keys that do not exist: {', '.join(wrong)}")
     parts = [_FRONT, _INTRO]
     for section, title in SECTIONS.items():
         inside = [key for key in own.values() if key.path.rpartition(".")[0] == section]

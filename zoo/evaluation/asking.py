@@ -232,7 +232,7 @@ def _labelled(subject: Subject, examples: Sequence[Labelled]) -> Callable[[Advan
             raise EvaluationError(f"row {row} holds token {top}, and the model knows {subject.vocab_size}")
         places = np.flatnonzero(example.labels != IGNORED)
         if not len(places):
-            raise EvaluationError(f"row {row} asks for nothing: every label is {IGNORED}")
+            raise EvaluationError(f"row {row} has no label to predict: every label is {IGNORED}")
         starts = None if example.starts is None else tuple(example.starts.tolist())
         labels = tuple(example.labels[places].tolist())
         queries.append(Query(tuple(example.tokens.tolist()), tuple(places.tolist()), labels, starts))

@@ -62,7 +62,7 @@ def eval_command(request: Request) -> str:
         raise EvaluationError("name at least one run folder, e.g. zoo eval runs/quickstart; the tasks: zoo eval --list")
     tasks = _tasks(request)
     if request.output is not None and len(request.models) > 1:
-        raise EvaluationError("--output: is for one model; each of several keeps an eval.json of its own")
+        raise EvaluationError("--output: is for one model; of several, each keeps its own eval.json")
     if request.plot is not None:
         from zoo.evaluation.plots import check_suffix
 

@@ -170,7 +170,7 @@ class _AboutTask:
 
 def _different(values: tuple[int, ...]) -> tuple[int, ...]:
     if twice := [value for i, value in enumerate(values) if value in values[:i]]:
-        raise ValueError(f"must be different, since equal rows are no new evidence; {twice[0]} is there twice")
+        raise ValueError(f"must be different, because equal rows add no evidence; {twice[0]} is there twice")
     return values
 
 

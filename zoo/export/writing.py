@@ -31,7 +31,7 @@ def export(
     if format not in FORMATS:
         raise ExportError(unknown("format", format, FORMATS))
     if family is not None and format != "hf":
-        raise ExportError(f"--as {family}: is of --format hf; found {format}")
+        raise ExportError(f"--as {family}: needs --format hf; found {format}")
     check_new_folder(folder, ExportError)
     from zoo.inference.placing import DTYPES, load_for_generation
     from zoo.runs.weights import load_tokenizer

@@ -18,7 +18,7 @@ def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer | None, model: ModelC
     numbers that are no tokens of the model, and more tokens than max_seq_len.
     """
     if not prompts:
-        raise GenerationError("no prompts: name one at least")
+        raise GenerationError("no prompts: give at least one")
     encoded, problems = [], []
     for number, prompt in enumerate(prompts, start=1):
         try:
@@ -59,7 +59,7 @@ def _of_numbers(prompt: Sequence[int], vocab_size: int) -> list[int]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"must be text or token numbers; found {shorten(prompt)}") from error
     if not tokens:
-        raise ValueError("has no tokens; one at least is needed")
+        raise ValueError("has no tokens; at least one is needed")
     for token in tokens:
         if not 0 <= token < vocab_size:
             raise ValueError(f"unknown token {token}; the model's are 0..{vocab_size - 1}")

@@ -93,7 +93,9 @@ def _check(source: Any, target: Any) -> None:
     fewer, more = sorted((source.n_kv_heads, target.n_kv_heads))
     if more % fewer or target.n_kv_heads < source.n_kv_heads:
         found = f"found {target.n_kv_heads}"
-        raise InteropError(f"n_kv_heads: must be a multiple of {source.n_kv_heads}, the groups there are; {found}")
+        raise InteropError(
+            f"n_kv_heads: must be a multiple of {source.n_kv_heads}, the groups of the old layer; {found}"
+        )
 
 
 def _length(position: PositionConfig) -> float:

@@ -181,7 +181,7 @@ def _copied(source: Any, target: Any, state: Mapping[str, torch.Tensor], made: R
     if one != other:
         names = [n for n in vars(one) if getattr(one, n) != getattr(other, n, None)] if type(one) is type(other) else []
         found = f"{one.kind} to {other.kind}" if not names else ", ".join(names)
-        raise InteropError(f"projection: a latent projection is kept or left, not changed; {found} differs")
+        raise InteropError(f"projection: a latent projection must stay as it is; {found} differs")
     made.state |= {name: tensor for name, tensor in state.items() if name.startswith(("projection.", "output.weight"))}
 
 

@@ -109,7 +109,7 @@ class StudyConfig(_Section):
     def _values(cls, value: dict[str, list]) -> dict[str, list]:
         for key, values in value.items():
             if key == "seed":
-                raise ValueError("seed is no axis of the grid; write seeds: [...]")
+                raise ValueError("seed cannot be a key of the grid; write seeds: [...]")
             if not values:
                 raise ValueError(f"{key}: must have at least 1 value")
             shown = [json.dumps(each, sort_keys=True) for each in values]

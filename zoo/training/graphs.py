@@ -132,7 +132,7 @@ class BatchStep:
         _forget_gradients(trainer)
         torch.cuda.empty_cache()
         if self.graph == "on":
-            raise ZooError(f"train.cuda_graph: cannot be on: {reason}; auto does without")
+            raise ZooError(f"train.cuda_graph: cannot be on: {reason}; auto trains without a graph")
         log.info("cuda_graph: not used: %s", reason)
         self.graph = "off"
 

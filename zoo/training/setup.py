@@ -76,7 +76,7 @@ class Device:
         sharded = world_size > 1 and train.parallelism == "fsdp2"
         per_device = rows_per_device(train.rows(seq_len), world_size)
         if train.cuda_graph == "on" and (why := why_no_graph(train, on_gpu, world_size)) is not None:
-            raise RecipeError([Problem(f"cannot be on: {why}; auto does without", key="train.cuda_graph")])
+            raise RecipeError([Problem(f"cannot be on: {why}; auto trains without a graph", key="train.cuda_graph")])
         device = cls(
             on_gpu=on_gpu,
             rank=dist.get_global_rank(),

@@ -63,7 +63,7 @@ def test_five_solved_questions_come_before_each():
     assert [e.gold for e in zero] == [e.gold for e in five]
     assert all(f.options[0][0].endswith(z.options[0][0]) for z, f in zip(zero, five, strict=True))
     assert five[0].options[0][0].count("Question:") == 6
-    with pytest.raises(EvaluationError, match="shots: 5 is there for form olmes only"):
+    with pytest.raises(EvaluationError, match="shots: 5 needs form: olmes"):
         make_tasks([{"task": "copa", "shots": 5}])[0].examples(None)
 
 

@@ -204,7 +204,7 @@ def test_a_text_that_is_empty_in_tokens_is_refused(monkeypatch):
     examples = [Choice((("a", "b"), ("", "b")), 0), Choice((((), (5,)), ((3,), (5,))), 0)]
     with pytest.raises(EvaluationError, match="row 1: the text before an option is empty once it is made of tokens"):
         plan(model, examples)
-    with pytest.raises(EvaluationError, match="row 0 asks for nothing: every label is -100"):
+    with pytest.raises(EvaluationError, match="row 0 has no label to predict: every label is -100"):
         plan(model, [Labelled(np.arange(4), np.full(4, -100))])
 
 

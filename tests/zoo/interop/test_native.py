@@ -139,7 +139,7 @@ def test_the_command(tmp_path, capsys):
     assert zoo_command(["export", str(tmp_path / "run"), out + "2", "--as", "qwen3"]) == 2
     assert "qwen3: cannot have this model: layers[0].projection.qk_norm is false" in capsys.readouterr().err
     assert not (tmp_path / "out2").exists()
-    with pytest.raises(ExportError, match="--as llama: is of --format hf; found safetensors"):
+    with pytest.raises(ExportError, match="--as llama: needs --format hf; found safetensors"):
         export(tmp_path / "run", tmp_path / "out2", "safetensors", family="llama")
 
 

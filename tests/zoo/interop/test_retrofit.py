@@ -276,8 +276,8 @@ REFUSED = {
     "an output bias": (("full", {**HEADS, "output_bias": True}), ("mla", LATENT), "output_bias: must be true"),
     "an output gate": (("full", {**HEADS, "output_gate": "head"}), ("full", HEADS), "output_gate: must be head"),
     "a query latent": (("full", HEADS), ("mla", {**LATENT, "q_rank": 8}), "q_rank: a query latent has a norm"),
-    "a latent to groups": (("mla", LATENT), ("full", HEADS), "projection: a latent projection is kept or left"),
-    "another latent": (("mla", LATENT), ("mla", {**LATENT, "kv_rank": 12}), "not changed; kv_rank differs"),
+    "a latent to groups": (("mla", LATENT), ("full", HEADS), "projection: a latent projection must stay as it is"),
+    "another latent": (("mla", LATENT), ("mla", {**LATENT, "kv_rank": 12}), "stay as it is; kv_rank differs"),
     "a scale with norms": (
         ("full", {**HEADS, "qk_norm": True}),
         ("full", {**HEADS, "qk_norm": True, "score_scale": 0.5}),

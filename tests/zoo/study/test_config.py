@@ -29,7 +29,7 @@ def refusal(path) -> str:
         ({"seeds": [1], "grid": {"train.optimizer.lr": [1, 2]}}, "must be more than choose_seeds"),
         ({"grid": {"train.optimizer.lr": []}}, "train.optimizer.lr: must have at least 1 value"),
         ({"grid": {"train.optimizer.lr": [1e-3, 1e-3]}}, "must have different values"),
-        ({"grid": {"seed": [1, 2]}}, "seed is no axis of the grid; write seeds"),
+        ({"grid": {"seed": [1, 2]}}, "seed cannot be a key of the grid; write seeds"),
         ({"grid": {"train.optimiser.lr": [1e-3, 2e-3]}}, "train.optimiser: unknown key 'optimiser'"),
         ({"grid": {"train.optimizer.lr": [-1.0, 2e-3]}}, "train.optimizer.lr"),
         ({"match": {"parameters": "0%"}}, "must be a share between 0% and 100%, such as 1%; found '0%'"),

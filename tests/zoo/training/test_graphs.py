@@ -77,7 +77,7 @@ def test_what_cannot_be_captured_is_said_or_refused(recipe, tmp_path, monkeypatc
         monkeypatch.setattr(engine.Engine, "_make_step", lambda self, graph=graph: Failing(graph))
         changed = recipe("train.duration=3ba")
         if graph == "on":
-            with pytest.raises(ZooError, match="cannot be on: the step cannot be captured: this op waits; auto does"):
+            with pytest.raises(ZooError, match="cannot be on: the step cannot be captured: this op waits; auto trains"):
                 train(changed, tmp_path / graph)
         else:
             train(changed, tmp_path / graph)
@@ -110,7 +110,9 @@ def test_readers_are_several_where_a_gpu_waits_for_them(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_on_is_refused_where_it_cannot_be(recipe, tmp_path):
-    with pytest.raises(RecipeError, match=r"train\.cuda_graph: cannot be on: there is no CUDA GPU; auto does without"):
+    with pytest.raises(
+        RecipeError, match=r"train\.cuda_graph: cannot be on: there is no CUDA GPU; auto trains without a graph"
+    ):
         train(recipe("train.cuda_graph=on"), tmp_path / "run")
 
 

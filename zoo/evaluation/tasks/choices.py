@@ -49,7 +49,7 @@ class MultipleChoiceRows(TaskRows):
     def few_shot(self) -> Iterator[Choice]:
         """Questions behind the five solved ones that OLMES chose, from ready requests."""
         if self.task.requests_5shot is None or self.task.form != "olmes":
-            raise EvaluationError("shots: 5 is there for form olmes only, and not for every task; use shots: 0")
+            raise EvaluationError("shots: 5 needs form: olmes, and a task with solved questions; use shots: 0")
         yield from _from_requests(self.task.requests_5shot)
 
     def score(self, example: Choice, answer: Chosen) -> Row:

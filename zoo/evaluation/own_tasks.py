@@ -1,6 +1,6 @@
 """Tasks of other packages: whether they state and give what the zoo asks of a task."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from zoo.blocks.making import is_own
@@ -11,18 +11,20 @@ STATED = ("title", "measures", "data_from", "metrics")  # class attributes of ev
 
 
 def checked_examples(task: Task, found: Any) -> list:
-    """What `task.examples` returned, as a list.  Raises EvaluationError if it is no sequence of one type of example."""
+    """What `task.examples` returned or yields, as a list.  Raises EvaluationError for what is no example."""
     if is_own(type(task)):
         return list(found)
     name = type(task).__name__
     missing = [each for each in STATED if not hasattr(type(task), each)]
     if missing:
         raise EvaluationError(f"{task.task}: {name} must state {', '.join(missing)}")
-    types = {type(example) for example in found} if isinstance(found, Sequence) else {type(found)}
+    many = isinstance(found, Iterable) and not isinstance(found, str | Mapping)
+    made = list(found) if many else [found]
+    types = {type(example) for example in made}
     if not types <= {Choice, Labelled, Prompt} or len(types) > 1:
         names = " and ".join(sorted(each.__name__ for each in types))
         raise EvaluationError(f"{task.task}: examples must be a list of Choice, Labelled or Prompt; found {names}")
-    return list(found)
+    return made
 
 
 def scored(task: Task, example: Any, reply: Any) -> Row:

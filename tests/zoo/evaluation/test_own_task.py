@@ -1,19 +1,23 @@
 """A task of another package: known like the zoo's own, in recipes, in `zoo parts`, in the schema and in the docs."""
 
+import re
 import sys
 import types
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import jsonschema
 import pytest
 from pydantic import Field
 
+from tests.zoo.evaluation.subjects import Guesser
 from zoo.blocks import register
 from zoo.cli import parts_text
 from zoo.docs.families import family_pages
 from zoo.errors import RecipeError
 from zoo.evaluation.groups import GROUPS, members
 from zoo.evaluation.registry import EvaluationError, make_tasks, task_class
+from zoo.evaluation.run import evaluate
 from zoo.evaluation.task import Metric, Task
 from zoo.parts import FAMILIES, TASKS
 from zoo.recipe import load_recipe
@@ -119,3 +123,17 @@ def test_one_that_cannot_be_used_says_why(path, monkeypatch, target, why):
 def test_groups_are_of_known_tasks():
     assert {name for tasks in GROUPS.values() for name in tasks} <= set(TASKS.kinds())
     assert members("copy") == ("copy",)
+
+
+def test_the_example_of_the_docs_is_scored(monkeypatch):
+    """Its examples are yielded one by one."""
+    text = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    [code] = [each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Parity" in each]
+    module = types.ModuleType("zoo_docs_parity")
+    monkeypatch.setitem(sys.modules, "zoo_docs_parity", module)
+    exec(code, module.__dict__)
+    monkeypatch.setattr(TASKS, "own", dict(TASKS.own))
+    register("parity", "zoo_docs_parity:Parity", family="tasks")
+    [result] = evaluate(Guesser(), ["parity"], rows=20)
+    assert result.rows == 20
+    assert result.metrics["accuracy"]["value"] < 0.5

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 
-# Scores (or gathered keys) of one chunk, in elements: 16 MB of float32. Smaller is no slower, for want of cache.
+# Scores (or gathered keys) of one chunk, in elements: 16 MB of float32. Smaller chunks, which fit the cache, are not
+# slower.
 CHUNK_ELEMENTS = 2**22
 
 
@@ -33,7 +34,7 @@ def attend(q, k, v, visible, scale: float, sinks=None, softcap=None) -> tuple[to
 
     q: [..., c, g, D].  k: [..., n, D].  v: [..., n, V].  visible: bool [..., c, n].  sinks: [..., c or 1, g], or None.
     Returns o [..., c, g, V] and the scores [..., c, g, n], with that of a sink as one more.  A query that sees nothing
-    yields zeros; so is its gradient.
+    gets zeros, and a gradient of zeros.
     """
     rows = q.shape[-3:-1]
     scores = ((q * scale).flatten(-3, -2) @ k.mT).unflatten(-2, rows)
@@ -49,15 +50,15 @@ def attend(q, k, v, visible, scale: float, sinks=None, softcap=None) -> tuple[to
 
 
 def sinks_by_key_head(sinks_H: torch.Tensor | None, n_kv_heads: int, axes: int) -> torch.Tensor | None:
-    """[H] -> [K, 1, ..., H/K], with so many `axes` of size 1, to go with `by_key_head`.  None passes through."""
+    """[H] -> [K, 1, ..., H/K], with `axes` axes of size 1, to broadcast with `by_key_head`.  None stays None."""
     return None if sinks_H is None else sinks_H.view(n_kv_heads, *[1] * axes, -1)
 
 
 def prefix(needed: int, available: int) -> int:
-    """How many keys a chunk reads of which it needs the first few: rounded up, so that chunks come in at most 8 sizes.
+    """Keys that a chunk reads when it needs the first `n`: rounded up, so that chunks have at most 8 different sizes.
 
-    Buffers that grow with every chunk do not fit the place that the one before left: full attention over 16K tokens
-    (H=4, D=32) then peaks at 2.2 GB on a CPU, in place of 0.9.
+    A buffer that is larger than the one before does not fit the memory which that one freed. If every chunk's buffers
+    grow, full attention over 16K tokens (H=4, D=32) peaks at 2.2 GB on a CPU instead of 0.9 GB.
     """
     step = -(-available // 8)
     return min(available, -(-needed // step) * step)

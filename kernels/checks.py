@@ -1,4 +1,4 @@
-"""Checks shared by the public functions: what a caller gets wrong comes out as one clear ValueError."""
+"""Checks shared by the public functions: a caller's mistake raises a ValueError of one line."""
 
 from functools import lru_cache
 
@@ -10,8 +10,8 @@ from zoo.kernels.documents import Documents, n_groups, n_slots
 def sizes(op: str, **tensors: torch.Tensor | None) -> dict[str, int]:
     """Read the shape suffix of each name (`q_BTHD`) as the shape the tensor must have; a letter means one size.
 
-    Returns the size of each letter; tensors that are None are skipped. Also holds all floating tensors to one dtype
-    (statistics named lse apart), and everything to one device.
+    Returns the size of each letter; tensors that are None are skipped. Also checks that all floating tensors
+    but those named lse have one dtype, and that all tensors are on one device.
     """
     described = tuple([(name, x.shape, x.dtype, x.device) for name, x in tensors.items() if x is not None])
     if torch.compiler.is_compiling():  # shapes may be symbols, which have no hash
@@ -44,7 +44,7 @@ def _sizes(op: str, described: tuple[tuple[str, torch.Size, torch.dtype, torch.d
     return {letter: size for letter, (size, _) in known.items()}
 
 
-_sizes_seen = lru_cache(1024)(_sizes)  # the shapes of a training step are those of the last one
+_sizes_seen = lru_cache(1024)(_sizes)  # remembered: a training step has the same shapes as the one before
 
 
 def attention(op: str, tensors: dict, documents: Documents | None, scale: float | None) -> dict:
@@ -64,7 +64,7 @@ def attention(op: str, tensors: dict, documents: Documents | None, scale: float 
 
 
 def score_options(op: str, q_BTHD: torch.Tensor, sinks: torch.Tensor | None, softcap: float | None) -> dict:
-    """Check what scores are changed by. Returns sinks_H as kernels take them (float32, or float64), and softcap."""
+    """Check sinks and softcap. Returns sinks_H in the dtype that kernels read (float32 or float64), and softcap."""
     if softcap is not None and not 0 < softcap < float("inf"):
         raise ValueError(f"{op}: softcap must be a positive number, or None; found {softcap}.")
     if sinks is None:
@@ -154,7 +154,7 @@ def chosen_fits(op: str, chosen_BGKS, found: dict, query_group: int, documents: 
 
 
 def choice_grid(op, compression_block, compression_stride, selection_block, n_selected, n_init, n_local) -> None:
-    """Check what `choose_blocks` is told: blocks that the strides divide, and places for the forced ones."""
+    """Check the numbers of `choose_blocks`: strides divide the blocks, and n_selected is at least the forced blocks."""
     at_least(op, 0, n_init=n_init, n_local=n_local)
     at_least(op, max(1, n_init + n_local), n_selected=n_selected)
     for name, number in {"compression_block": compression_block, "selection_block": selection_block}.items():

@@ -1,6 +1,6 @@
 """Documents packed into rows, and the block grids that start anew at the first token of each.
 
-Every shape here follows from T and static bounds alone, so that nothing waits for the device and nothing recompiles.
+Every shape here follows from T and static bounds, so nothing waits for the device and nothing is compiled again.
 `documents=None` means, everywhere, that each row is one document.
 """
 

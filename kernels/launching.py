@@ -1,9 +1,9 @@
 """How a Triton kernel is started: smaller tiles on smaller GPUs, and little Python a launch.
 
-Triton finds the compiled kernel anew at each launch, from the types, values and alignments of some forty arguments:
-about 40 us, when a kernel of attention takes 20 to 300 us at 8K tokens. `launch` remembers what it found by those same
-properties, and hands numbers to Triton's launcher in C: pointers too, which it would otherwise ask each tensor for and
-the driver about.
+At each launch Triton looks the compiled kernel up by the types, values and alignments of about forty arguments. That
+takes about 40 us, while an attention kernel takes 20 to 300 us at 8K tokens. `launch` remembers what was found by the
+same properties, and gives numbers to Triton's launcher in C. Pointers are numbers too; otherwise the launcher would ask
+each tensor for its pointer and the driver whether it is valid.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _count_tensors(kernel, arguments: tuple) -> int:
 def _direct_start(compiled) -> tuple:
     """Triton's launcher in C, and what it is given between the kernel and its arguments; (None, ()) if not known.
 
-    The launcher in Python around it takes 2 us, to see that a kernel needs no scratch memory.
+    Triton's Python wrapper around it takes 2 us to find that a kernel needs no scratch memory.
     """
     launcher = compiled.run
     if not _KNOWN or launcher.global_scratch_size or getattr(launcher, "profile_scratch_size", 0):
@@ -119,13 +119,13 @@ def _direct_start(compiled) -> tuple:
 
 
 def _is_watched() -> bool:
-    """Whether a profiler wants to hear of launches; before Triton 3.5 there is one hook, or None, and no list."""
+    """Whether a profiler is to be called at launches; before Triton 3.5 there is one hook, or None, and no list."""
     enter, leave = _hooks.launch_enter_hook, _hooks.launch_exit_hook
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
 def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up. Triton's own is made for kernels too, and takes 4 us."""
+    """a / b, rounded up. Triton's own works in kernels too, and takes 4 us here."""
     return -(-a // b)
 
 

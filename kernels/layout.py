@@ -1,4 +1,4 @@
-"""How tensors lie in memory, where a kernel has a wish, and masks over them."""
+"""The memory layouts that kernels need, and masks over tensors."""
 
 from typing import overload
 
@@ -12,7 +12,7 @@ def dense_rows(x: None) -> None: ...
 @overload
 def dense_rows(x: torch.Tensor | None) -> torch.Tensor | None: ...
 def dense_rows(x: torch.Tensor | None) -> torch.Tensor | None:
-    """x, or a copy where its last axis is not contiguous: all that most kernels ask for. None passes through."""
+    """x, or a copy if its last axis is not contiguous, which is all that most kernels require. None stays None."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 

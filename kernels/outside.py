@@ -8,7 +8,7 @@ import torch
 from zoo.kernels import dispatch
 from zoo.kernels.documents import Documents
 
-INSTALL = "pip install 'fla-core>=0.6,<0.7'"  # the extra `linear`; by its name pip would resolve torch anew
+INSTALL = "pip install 'fla-core>=0.6,<0.7'"  # not the extra `linear`: pip would choose torch anew
 _HAS_FLA = importlib.util.find_spec("fla") is not None  # found, not imported
 _ends: WeakKeyDictionary[Documents, torch.Tensor] = WeakKeyDictionary()
 
@@ -30,7 +30,7 @@ def laid_end_to_end(x_BT: torch.Tensor) -> torch.Tensor:
 def ends_of(documents: Documents) -> torch.Tensor:
     """int64 [n + 1], where each document of the rows laid end to end begins, and the end of the last.
 
-    How many there are only the device knows, so the host waits for it, once for a batch.
+    Only the device knows how many there are, so the host waits for it, once for each batch.
     """
     if documents not in _ends:
         begins_S = (documents.position_BT == 0).flatten()

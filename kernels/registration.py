@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-# The operation that is being served, if another implementation may take over; set by `dispatch`.
+# The operation that is being computed, if another implementation may replace it after a failure; set by `dispatch`.
 serving: str | None = None
 
 
@@ -83,7 +83,7 @@ def differentiable(
 
         @staticmethod
         def backward(ctx, *output_grads):
-            # Gradients of gradients are refused; where none can be asked for, the guard is 2 us for nothing.
+            # Gradients of gradients are refused. Where nobody can ask for them, the guard is left out: it costs 2 us.
             return (once if torch.is_grad_enabled() else gradient)(ctx, *output_grads)
 
     return Differentiable(Eager.apply, op)

@@ -8,7 +8,7 @@ _TWO_LOG2_E = tl.constexpr(2.8853900817779268)
 
 @triton.jit
 def tanh(b_x):
-    """tanh of float32.  (1 - e) / (1 + e) with e = exp(-2 |x|) cancels near 0, where a cap has most scores: there its
+    """tanh of float32.  (1 - e) / (1 + e) with e = exp(-2 |x|) loses precision near 0, where most scores are: there its
     Taylor series, of which five terms are exact to 1e-7 of the result up to 0.3.
     """
     b_e = tl.math.exp2(tl.abs(b_x) * -_TWO_LOG2_E)

@@ -45,7 +45,7 @@ def choose_blocks(
     q_BTHD, k_BNKD, rotary parts, scale: as given to `compression_attention`.  lse_BTH: what it returned.
     The first query of each group is scored. The importance of block m is what the heads of a key head attend, together,
     to the compression blocks that overlap m, each weighted by the stride-sized pieces it shares with m. The first
-    `n_init` blocks and the query's own with those before it, `n_local` in all, are taken in any case.
+    `n_init` blocks are always chosen, and so are the query's own and those before it, `n_local` in all.
     Returns chosen_BGKS int32, S = n_selected, G = n_groups(T, query_group, documents): block numbers inside the
     document, ascending, -1 = empty place, at the end.  Not differentiable.
     Raises ValueError if shapes, dtypes or devices do not agree, stride, blocks and groups do not divide one another,

@@ -23,7 +23,7 @@ SHORT = 64  # rows of up to so many chunks are ranked at once
 def importance_tiles(G: int, row_bytes: int) -> list[dict]:
     """128 columns of (head, group), 64 where a row of a query is long; more heads than fit take several steps.
 
-    Then one for small shared memory.
+    The last entry is for GPUs with little shared memory.
     """
     heads = min(16 if row_bytes <= 256 else 8, next_power_of_2(G))
     groups = max(8, (128 if row_bytes <= 256 else 64) // heads)
@@ -128,7 +128,7 @@ def _runs(
         growth = 0 if documents else slots_per_group
         n = int(limit / seen) if growth == 0 else int(((seen**2 + 4 * growth * limit) ** 0.5 - seen) / (2 * growth))
         n = max(MIN_RUN, n // 64 * 64)
-        n = count - g if count - g <= n + n // 8 else n  # rather a little more memory than a run of a few groups
+        n = count - g if count - g <= n + n // 8 else n  # a little more memory is better than a run of a few groups
         width = slots if documents else min(slots, int((g + n) * slots_per_group) + max(64, pieces))
         found.append((g, n, cdiv(width, 64) * 64))
         g += n

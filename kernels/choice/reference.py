@@ -1,4 +1,4 @@
-"""The choice of selection blocks by what compression attention looked at, one choice a query group and key head."""
+"""The choice of selection blocks from the scores of compression attention, one for each query group and key head."""
 
 import torch
 
@@ -50,7 +50,7 @@ def block_importance(p_BKGN, first_slot_BG, n_blocks: int, pieces: int, overlap:
     """
     n = p_BKGN.shape[-1]
     p_BKGN = p_BKGN.nan_to_num(0.0, posinf=torch.inf)
-    p_BKGN = torch.nn.functional.pad(p_BKGN, (0, 1))  # one more slot, 0, stands for all that are out of range
+    p_BKGN = torch.nn.functional.pad(p_BKGN, (0, 1))  # one more slot, 0, for all that are out of range
     block_M = torch.arange(n_blocks, device=p_BKGN.device)
     total = p_BKGN.new_zeros(*p_BKGN.shape[:-1], n_blocks)
     for offset in range(1 - overlap, pieces):

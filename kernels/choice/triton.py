@@ -10,12 +10,13 @@
    `width` counts compression blocks, `row` the numbers that are kept of them.
 2. Peaks: the highest importance of every CHUNK = 8 blocks of a row. Where a compression block is a selection block the
    first kernel has it at hand; else a kernel sums the compression blocks that overlap each selection block.
-3. Chunks: the n chunks of the highest peaks. Every block of another chunk has n before it, one of each of these, so
-   the n most important blocks lie in them.
-4. Ranks: the n of 8 n blocks that count most, beside the forced ones. Short rows come here at once, with all chunks.
+3. Chunks: the n chunks of the highest peaks. A block of any other chunk is less important than the best
+   block of each of these n, so the n most important blocks lie in these chunks.
+4. Ranks: the n of 8 n blocks that count most, beside the forced ones. Short rows skip step 3 and
+   come here with all their chunks.
 
-Steps 2 to 4 are in `triton_ranking.py`. So the blocks of a row are touched once or twice; ranking all of them in one
-program took three quarters of the time of A at 64K (docs/log.md).
+Steps 2 to 4 are in `triton_ranking.py`. The blocks of a row are read once or twice. Ranking all of them in one program
+took three quarters of the time of the choice at 64K tokens (docs/log.md).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def _n_visible(t, origin, BLOCK: tl.constexpr, STRIDE: tl.constexpr):
 @triton.jit
 def _key_scores(b_q, b_qr, p_k, p_kr, i_n, N, k_n, kr_n, D: tl.constexpr, DP: tl.constexpr,
                 R: tl.constexpr, RP: tl.constexpr, KEYS: tl.constexpr, RAGGED: tl.constexpr):  # fmt: skip
-    """K Q^T of keys [i_n, i_n + KEYS). RAGGED: those past N are some other key, and are masked later."""
+    """K Q^T of keys [i_n, i_n + KEYS). RAGGED: places past N read some other key and are masked later."""
     o_n = tl.arange(0, KEYS)
     if RAGGED:
         o_n = tl.minimum(o_n, N - 1 - i_n)
@@ -66,7 +67,7 @@ def _store_importances(
     o_n = i_n + tl.arange(0, KEYS)
     total = tl.where(
         total >= 0, total, 0.0
-    )  # NaN, of a model that diverged, counts as nothing: its bits would break the order
+    )  # a NaN, of a model that diverged, becomes 0: the order of its bits is not that of numbers
     if MASKED:
         total = tl.where((o_n[:, None] >= slot0[None, :]) & (o_n[:, None] < seen_end[None, :]), total, 0.0)
     if SUMMED:

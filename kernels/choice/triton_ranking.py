@@ -83,7 +83,7 @@ def _peak_kernel(
 def in_top(key, n):
     """Which keys of [ROWS, M], int32, are among the n[ROWS] largest of their row; below 0: none. Ties: lower index.
 
-    A row [M] and a number n will do as well, and is quicker: numbers have no layout that could differ from the keys'.
+    Also takes one row [M] and one number n, which is faster: a scalar has no layout to convert to that of the keys.
     """
     return _in_top_from(key, n, n * 0)
 
@@ -105,9 +105,9 @@ def _any(x):
 
 @triton.jit
 def _in_top_from(key, n, floor):
-    """As `in_top`; floor: a guess, for each row, at a number of 0 or more that n keys reach. It is not trusted.
+    """As `in_top`; floor: a guess, for each row, of a number >= 0 that n keys reach. A wrong guess costs time only.
 
-    Bisection on the bits, kept where at least n keys reach `low` and fewer than n reach `high`, until n do exactly.
+    Bisection on the bits: at least n keys reach `low` and fewer than n reach `high`, until exactly n reach `low`.
     """
     AXIS: tl.constexpr = len(key.shape) - 1
     high = tl.maximum(tl.max(key, AXIS), 0) + 1

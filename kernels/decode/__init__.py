@@ -1,6 +1,6 @@
 """Attention of new tokens to what a cache holds: decoding, and prompts read in chunks.
 
-Queries stand at positions of their own, so that the rows of a batch may be of different lengths; keys lie in slots. The
+Every query has a position of its own, so the rows of a batch may have different lengths; keys lie in slots. The
 cache may hold latents instead of keys and values: with the queries absorbed into it (DeepSeek-V2, arXiv 2405.04434,
 section 2.1.2) a latent head is key and value at once, and k and v are the same tensor. J counts the heads of the
 cache, which the H query heads share evenly. Nothing here carries a gradient.

@@ -14,7 +14,7 @@ from zoo.kernels.registration import opaque
 
 FEW = 16  # new tokens of a row: up to so many are decoding, more a long piece
 LEAST_ROWS = 16  # of a matrix instruction
-SLOTS_PER_SPLIT = 128  # at least: less does not pay for its partial
+SLOTS_PER_SPLIT = 128  # at least: with fewer slots, writing the partial result takes longer than the split saves
 MAX_SHORT_SPLITS = 128  # more, up to MAX_SPLITS, only where each keeps LONG_SPLIT slots
 MAX_SPLITS = 256
 LONG_SPLIT = 512
@@ -110,8 +110,8 @@ def _constants(D, R, V, per, groups, shared, block, places, same, long, dtype) -
 def _long_rows(width: int, dtype: torch.dtype) -> int:
     """Rows, one for each query and head, of a tile of a long piece.
 
-    Two groups of four warps, 64 rows each, which read a key once for all, and whose sums, 64 x 256 of each, fit their
-    registers. float32 has no matrix instruction that would gain by more rows.
+    Two groups of four warps have 64 rows each. A key is read once for both, and the sums of a group, 64 x 256, fit its
+    registers. float32 has no matrix instruction, so it gains nothing from more rows.
     """
     if dtype == torch.float32:
         return LEAST_ROWS
@@ -127,9 +127,9 @@ def precision(dtype: torch.dtype) -> str:
 def _n_splits(slots: int, others: int, width: int, select: bool, long: bool, device: torch.device) -> int:
     """Programs that share the slots of a query: enough to fill the processors, each with SLOTS_PER_SPLIT or more.
 
-    As many in all as run at once, two on each processor where keys are wide, else four, and rather fewer: the few that
-    would follow take as long as all before them. Programs of a long piece are large and fill a processor each: no more
-    of them, so that partials are few, and none where the queries fill the processors. Those that select are short.
+    At most as many in all as run at once: two on each processor where keys are wide, else four. One more would start
+    when the others end, and double the time. Programs of a long piece fill a processor each; there is one for each
+    processor, so that partials are few, and no split where the queries fill the processors. Selecting ones are short.
     """
     if INTERPRETED:  # so that tests with few slots have several
         return min(3, cdiv(slots, 16)) if not long or others <= 8 else 1
@@ -147,7 +147,7 @@ def _tiles(dtype: torch.dtype, width: int, select: bool, long: bool, few: bool) 
     """Slots of a tile, for keys and values so wide; then less shared memory. As measured on an H200 (docs/log.md), but
     for long pieces, whose tiles are those that fit its registers and two or three times its shared memory.
 
-    few: up to FEW_PROGRAMS query tiles share the processors. Three loads of 64 slots under way then beat two of 128.
+    few: up to FEW_PROGRAMS query tiles share the processors. Three loads of 64 slots in flight then beat two of 128.
     """
     if INTERPRETED:
         return [dict(BN=32 if long else 16)]

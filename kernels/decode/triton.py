@@ -2,15 +2,16 @@
 
 Kernel 1: program (split and query tile, row of the batch) attends to its share of the slots that its queries see, from
 the first to the last, and writes a float32 partial with its log-sum-exp. Kernel 2 joins the partials of a query in
-order, so that two runs give the same bits. How many splits there are follows from the memory of the cache and not from
-what it holds, which only the device knows; each takes an equal share of what there is. Where the queries alone fill the
-chip there is one, which writes the result.
+order, so that two runs give the same bits. The number of splits follows from the size of the cache, because only the
+device knows how many slots are filled; each split takes an equal share of the filled ones. Where the queries alone fill
+the chip there is one split, which writes the result.
 
 A tile has one (query, head) a row: TOKENS queries of the PER heads that share a head of the cache, PADDED to a power of
 two. With SELECT the slots are the tokens of chosen blocks. A tile of several queries then begins where positions are
-multiples of TOKENS, as groups of queries with one choice do: a tile of one choice goes over its slots once, any other
-once for each of its queries. With SAME_KV the values are the keys (latents), which are read once. With SOFTCAP scores
-are capped; with SINKS the sums of the first split begin with the head's sink, a key of that score and value 0.
+multiples of TOKENS, as groups of queries with one choice do: a tile whose queries share a choice reads its slots once,
+any other tile once for each of its queries. With SAME_KV the values are the keys (latents), which are read once. With
+SOFTCAP scores are capped; with SINKS the sums of the first split begin with the head's sink, a key of that score and
+value 0.
 
 Layouts: q [B, T, H, D], q_rope [B, T, H, R], k [B, N, J, D], k_rope [B, N, R], v [B, N, J, V]: any strides, but 1 in
 the last axis; partials [splits, B, T, H, V] and [splits, B, T, H]. DP, RP, VP are widths padded to powers of two.

@@ -1,4 +1,4 @@
-"""Full attention in Triton: for packed documents, sinks and caps, which torch's kernels do not know."""
+"""Full attention in Triton: for packed documents, sinks and softcaps, which torch's kernels do not support."""
 
 import torch
 

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo.kernels import dispatch
 
-# cuDNN is the quickest here, by 1.5x on an H200, but not the first that torch takes (docs/log.md).
+# cuDNN is the fastest here, by 1.5x on an H200, but torch does not choose it first (docs/log.md).
 _BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -18,7 +18,7 @@ def full_attention(q_BTHD, k_BTKD, v_BTKV, *, q_rope, k_rope, scale, documents, 
     if q_rope is not None:
         q = torch.cat([q, q_rope], -1)
         k = torch.cat([k, k_rope[:, :, None].expand(-1, -1, k.shape[2], -1)], -1)
-    if not _cudnn_takes(q, v):  # the other fast paths want equal widths; zero channels change nothing that is kept
+    if not _cudnn_takes(q, v):  # the other fast paths need equal widths; channels of zeros change no result
         width = max(q.shape[-1], v.shape[-1])
         q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))

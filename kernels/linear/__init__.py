@@ -36,14 +36,15 @@ def linear_attention(
     keep_state: bool = False,
     impl: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """o_t = scale q_t^T S_t, where S_t decays, and takes up key and value of each token.
+    """o_t = scale q_t^T S_t, where the state S_t decays and each token's key and value are added to it.
 
     Without beta: S_t = diag(a_t) S_{t-1} + k_t v_t^T (gated linear attention, arXiv 2312.06635; Mamba-2, 2405.21060).
     With beta: S_t = (I - beta_t k_t k_t^T) diag(a_t) S_{t-1} + beta_t k_t v_t^T, the gated delta rule (2412.06464,
     2510.26692).
     log_decay: log a_t, at most 0, float32 or wider: [B, T, H], one for a head, or [B, T, H, D], one for each channel of
     a key.  H is a multiple of K: H / K heads share queries and keys.
-    documents: the state begins as zero at the first token of each.  state_BHDV: it begins so; not with documents.
+    documents: the state is zero before the first token of each.  state_BHDV: the state before the first token of a row;
+    not together with documents.
     Returns o_BTHV in the dtype of v, and the state after the last token, float32 (float64 for float64 input), or None
     unless keep_state. Raises ValueError if shapes or devices do not agree, or `impl` cannot serve the call.
     """

@@ -12,7 +12,7 @@ from zoo.kernels.linear import reference
 from zoo.kernels.outside import ends_of, laid_end_to_end
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of what it could be quicker with
+    warnings.simplefilter("ignore")  # that it could be faster with other packages
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
     from fla.ops.gla import chunk_gla
     from fla.ops.kda import chunk_kda
@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 log = logging.getLogger("zoo.kernels")
 
 # The backward kernel for one decay a head is wrong on Hopper as Triton 3.4 to 3.7.0 compiles it, and fla refuses it
-# (flash-linear-attention #640). The kernels for a decay of each channel are not concerned.
+# (flash-linear-attention #640). The kernels with one decay for each channel are not affected.
 HEADS_REFUSED = (
     IS_NVIDIA_HOPPER and TRITON_ABOVE_3_4_0 and not TRITON_ABOVE_3_7_1 and not importlib.util.find_spec("tilelang")
 )

@@ -30,7 +30,7 @@ def linear_attention(
             state = torch.where(begins_BT[:, t, None, None, None], 0.0, state)
         state = decay_BTHD1[:, t] * state
         k_BHD1, v_BH1V = k_BTHD[:, t, :, :, None], v[:, t, :, None]
-        if beta_BTH is not None:  # the value that the state holds for this key is replaced, and not added to
+        if beta_BTH is not None:  # replaces the value that the state has for this key, instead of adding to it
             v_BH1V = (v_BH1V - k_BHD1.mT @ state) * wide(beta_BTH)[:, t, :, None, None]
         state = state + k_BHD1 @ v_BH1V
         outputs.append(q_BTHD[:, t, :, None] @ state)

@@ -5,7 +5,7 @@ r = 1 / sqrt(mean(s^2) + eps), y = s r w. Backward, from dy and the gradient ds 
 
     dx = d delta = ds + r (w dy - s r mean(w dy s r)),    dw = sum over rows of dy s r
 
-What is kept of s has the dtype of y: its rounding, relative 2^-9 in bfloat16, is that which the product reads y with.
+What is kept of s has the dtype of y. Its rounding error, relative 2^-9 in bfloat16, is as large as that of y itself.
 Each program adds up the dw of its rows in their order; those parts are then added in a fixed order as well.
 """
 

@@ -49,8 +49,8 @@ def selection_attention(
     """Attention over the chosen blocks of tokens that are not in the query's future (NSA, arXiv 2502.11089, eq. 5-12).
 
     chosen_BGKS: int32, as `choose_blocks` returns it: m means tokens a + m b .. a + (m + 1) b - 1 of the document that
-    starts at a, in any order. A negative number is an empty place, and so is that of a block after the query's own,
-    in the document or beyond it. A block that is named twice has twice the weight. All queries of a group read the
+    starts at a, in any order. A negative number is an empty place, and so is a block after the query's own, in the
+    document or beyond it. A block that is named twice has twice the weight. All queries of a group read the
     blocks of their group, each under its own causal mask. Scores and rotary parts as `full_attention`.
     Returns o_BTHV in the input dtype; scores and sums are float32 (float64 for float64 input).
     A query that sees nothing yields zeros.

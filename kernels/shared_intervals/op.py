@@ -171,7 +171,7 @@ def _launch_dkv(call: Call, do, lse, delta, grads: tuple, scale: float) -> None:
 
 
 def n_parts(call: Call, tile: Tile) -> int:
-    """Programs that share a block of keys: enough for 8 on each processor, but each with 4 tiles of queries or more.
+    """Programs that share a block of keys: enough for 8 on each processor, but each has at least 4 tiles of queries.
 
     Whole heads to a program, or a whole number of programs to a head.
     """

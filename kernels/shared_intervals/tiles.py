@@ -15,9 +15,9 @@ _INTERPRETED_TILES = [dict(BM=16, BN=32)]  # small, so that tests with few token
 def fwd_tiles(dtype: torch.dtype, width: int, window: bool) -> list[Tile]:
     """width: of keys, content and rotary part, or of values, as tiles hold them; window: a query sees few tiles.
 
-    Narrow heads have a cap on registers: 128 let four programs of a window share a processor, and dq's 168 three. Where
-    a query sees many tiles the forward is 4 to 5% quicker with 152 than with the 168 it asks for, three programs
-    either way.
+    Narrow heads have a limit on registers. With 128 registers four programs of a window share a processor, with the 168
+    of dq three. Where a query sees many tiles, the forward is 4 to 5% faster with 152 registers than with the 168 that
+    the compiler chooses, though three programs share a processor in both cases.
     """
     if dtype == torch.float32:
         return _tiles((64, 32, 4, 2), (32, 32, 4, 1), (16, 16, 4, 1))

@@ -16,13 +16,13 @@ strides, but 1 in the last axis; o and what a kernel writes are contiguous. lse 
 Scores are scale * (q . k + q_rope . k_rope); exponentials are taken to base 2; sums are float32. With SOFTCAP a score x
 becomes softcap * tanh(x / softcap). With SINKS each head has one more key, of score sinks[h] and value 0: sums begin
 with it, so that lse holds it, and what follows from lse in the backward pass is right as it is.
-Every tile is read by pointers: Hopper's copy engine (TMA) was no quicker once tiles were chosen for each (docs/log.md).
-A loop may divide by its own number of turns only if that is never 0, for pipelining computes the addresses of the first
-turns before the loop; LLVM then takes the number for positive, and loads what no turn asks for.
+Every tile is read by pointers: Hopper's copy engine (TMA) was not faster once tiles were chosen for both (docs/log.md).
+A loop may divide by its own number of turns only if that is never 0. Pipelining computes the addresses of the first
+turns before the loop; LLVM then assumes that the number is positive, and loads memory that no turn reads.
 
 Backward: dq by blocks of queries, dk and dv by blocks of keys, each sum in a fixed order (no atomics). The queries that
-see a block of keys, of all heads of its group, may be dealt to several programs, whose float32 parts are added
-afterwards: where keys are few, that is what fills the chip.
+see a block of keys, of all heads of its group, may be divided among several programs, whose float32 parts are
+added afterwards: with few keys, this fills the chip.
 """
 
 import triton
@@ -162,7 +162,7 @@ def _fwd_long_body(
     D: tl.constexpr, R: tl.constexpr, V: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, VP: tl.constexpr,
     BN: tl.constexpr, PRECISION: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    """Tiles without a mask, the product with v one tile late: it runs while the next tile's exponentials are taken.
+    """Tiles without a mask, the product with v one tile late: it runs while the next tile's exponentials are computed.
 
     Forward at T = 65,536, H = 64, d = 128, blocks 32/16 on an H200: 8.6 ms, against 8.9 to 9.5 by `_fwd_step`.
     """

@@ -93,7 +93,7 @@ def pool_slots(
 def _pairs_fit(op: str, kept: list[torch.Tensor], others: list[torch.Tensor], name: str) -> None:
     """Check that there is one of `others` [B, any, ...] for each kept [B, N, ...], of its entries' shape, beside it.
 
-    A kernel would write past the end of its tensor, and a launch that is remembered looks at no tensor's device.
+    Without the check a kernel could write past the end of a tensor: a remembered launch does not look at devices.
     """
     if len(kept) != len(others) or not kept:
         raise ValueError(f"{op}: kept and {name} must be as many, one or more; found {len(kept)} and {len(others)}.")

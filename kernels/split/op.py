@@ -40,7 +40,7 @@ class _Split(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return None, None, None, None
         shape, dtype, device = ctx.like
-        tables = ctx.saved_tensors  # asked for once: activation checkpointing hands them out once
+        tables = ctx.saved_tensors  # read once: activation checkpointing returns saved tensors only once
         dy = torch.empty(shape, dtype=dtype, device=device)
         for (piece, place_BTHD), grad in zip(_places(dy, ctx.groups), grads, strict=True):
             if grad is None:

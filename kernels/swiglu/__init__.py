@@ -1,4 +1,4 @@
-"""The SwiGLU feed-forward, whose hidden values are made again in the backward pass instead of kept."""
+"""The SwiGLU feed-forward, whose hidden values are computed again in the backward pass instead of kept."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Window attention in Triton: quicker than compiled FlexAttention at every size measured (docs/log.md)."""
+"""Window attention in Triton: faster than compiled FlexAttention at every size measured (docs/log.md)."""
 
 import torch
 

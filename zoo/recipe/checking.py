@@ -71,7 +71,7 @@ def translate(
     for line in lines[:MOST_PROBLEMS]:
         path, kind, context = clean_path(line["loc"], data), line["type"], line.get("ctx", {})
         if kind in ("too_short", "too_long") and value_at(data, path) and any(path == f[0][: len(path)] for f in found):
-            continue  # pydantic counts only the entries that are valid, and has said what is wrong with the others
+            continue  # pydantic counts only valid entries, and has reported the others already
         if line["loc"][-1:] == ("[key]",):
             found.append((path, "key", _mismatch([_EXPECTED[kind].format(**context)], path[-1])))
         elif kind == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""Parts of other packages: whether what they state of themselves can be had. No torch.
+"""Parts of other packages: whether their configs answer what the zoo asks. No torch.
 
 The zoo's own parts are not asked here; tests hold that they answer.
 """
@@ -35,7 +35,7 @@ Number = (int, float)
 
 
 class _Fact(NamedTuple):
-    """What a part states: its name in messages, how it is had, and the types that it may have."""
+    """What a part states: its name in messages, what returns it, and its allowed types."""
 
     name: str
     ask: Callable[[], Any]

@@ -10,7 +10,7 @@ from zoo.recipe.schedule import Schedule
 
 
 def plain(value: Any) -> Any:
-    """A config as YAML data; a key that is None and would be None without being written is left out."""
+    """A config as YAML data; a key whose value is None is left out if None is its default."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields.items()
         kept = {name: getattr(value, name) for name, field in fields}

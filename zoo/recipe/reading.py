@@ -108,7 +108,7 @@ def load_data_section(path: str | os.PathLike, overrides: Iterable[str] = ()) ->
 
 
 def _of_run(plugins: Node | None, path: str | os.PathLike, of_run: bool) -> bool:
-    """Whether the plugins of a recipe are somebody else's word: neither of a file of the user's own nor of `--set`."""
+    """Whether the plugins of a recipe were named by somebody else: neither in the user's own file nor with `--set`."""
     if plugins is None or plugins.place.line is None:
         return False
     return of_run or in_run_folder(path) or in_run_folder(plugins.place.file)

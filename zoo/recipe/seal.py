@@ -1,6 +1,6 @@
 """The last line of the YAML files in a run folder: a checksum of the lines above, so that damage shows.
 
-A changed character of recipe.yaml or model.yaml would give another model, or other numbers, without a word.  Outside of
+One changed character of recipe.yaml or model.yaml could change the model or its results without an error.  Outside of
 run folders the line is a comment: a copy of recipe.yaml can be edited like any recipe.
 """
 
@@ -35,7 +35,7 @@ def sealed(text: str) -> str:
 def seal_problem(text: str, required: bool = False) -> str | None:
     """What is wrong with a text by `sealed`; None if nothing is, or if it says that it was edited.
 
-    required: whether a text without the last line is cut off, and not of a version that wrote none.
+    required: True: a text without the last line is truncated; False: it may be of a version that wrote no such line.
     """
     found = _LAST_LINE.search(text)
     if found is None:

@@ -36,7 +36,7 @@ def _table(rows: list[dict]) -> Iterator[str]:
     """Ratios are against the first recipe that was measured at this batch."""
     yield (
         "| batch | recipe | prefill ms (rows) | prefill tokens/s | ms per token | tokens/s | ratio "
-        "| peak memory | cache held | cache nominal |"
+        "| peak memory | cache allocated | cache nominal |"
     )
     yield "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     mixed = len({row["cuda_graph"] for row in rows if not row["skipped"]}) > 1
@@ -76,7 +76,7 @@ def plot(report: dict, path: Path) -> None:
         axes[0][column].set_title(f"batch {batch}")
         axes[1][column].set_xlabel("tokens of context")
     axes[0][0].set_ylabel("decoded tokens/s")
-    axes[1][0].set_ylabel("cache held, GiB")
+    axes[1][0].set_ylabel("cache allocated, GiB")
     machine = report["machine"]
     figure.suptitle(f"{machine['device']}, {machine['dtype']}, torch {machine['torch']}, {machine['date']}")
     figure.tight_layout()

@@ -283,7 +283,8 @@ class Engine:
             return []
         subject = TrainingSubject(model, decoder, setup.prepared, setup.device.precision, setup.device.sharded)
         tasks = make_tasks(setup.recipe.eval.tasks)
-        stopped = lambda: self.stopper.stopped  # noqa: E731 - asked later
+        # The stopper itself notices a signal at a batch only, and scoring may take many minutes.
+        stopped = lambda: self.stopper.stopped or self.requests.received is not None  # noqa: E731 - asked later
         beat = self.watchdog.beat
         return [TaskScores(subject, tasks, setup.plan.validates, stopped, metrics.scores, beat)]
 

@@ -73,7 +73,8 @@ class TaskScores(Callback):
 
     The record has batch, tokens, time_s and, for each task and metric, task/LABEL/METRIC and .../stderr. Processes
     share the rows, and each ends with the scores of all.
-    stopped: asked between batches of rows; once it is true the scores are left out.  beat: called as often, for the
+    stopped: asked between batches of rows, or between tasks where there are several processes; once it is true the
+    scores are left out.  beat: called as often, for the
     watchdog.
     """
 
@@ -112,6 +113,8 @@ class TaskScores(Callback):
         self._subject.model.eval()
         try:
             for task, examples in self._tasks:
+                if self._all_stop():
+                    return
                 record |= self._scores(task, examples)
         except _Stopped:
             return
@@ -136,9 +139,18 @@ class TaskScores(Callback):
         rows = {i: row for part, _ in parts for i, row in part.items()}
         return _as_record(task, examples, [rows[i] for i in range(len(examples))])
 
+    def _all_stop(self) -> bool:
+        """Whether any process was asked to stop; they ask together, so that none leaves alone."""
+        told = self._stopped()
+        if dist.get_world_size() > 1:
+            anyone = torch.tensor(int(told), device=self._subject.device)
+            dist.all_reduce(anyone, reduce_operation="MAX")
+            told = bool(anyone)
+        return told
+
     def _go_on(self, rows: int) -> None:
         self._beat("rows of an evaluation task")
-        # With several processes all stop after the task: one that left alone would keep the others waiting.
+        # Several processes stop before the next task: one that left alone would keep the others waiting.
         if dist.get_world_size() == 1 and self._stopped():
             raise _Stopped
 

@@ -1,13 +1,17 @@
 """Evaluation tasks and accuracy while a model trains."""
 
 import json
+import os
 import re
+import signal
+import time
 
 import pytest
 
 from zoo.errors import RecipeError
 from zoo.recipe import load_recipe
-from zoo.training import train
+from zoo.training import scores, train
+from zoo.training.interrupts import Interrupted
 
 RECALL = """
 name: recall
@@ -126,3 +130,20 @@ def test_stop_at_needs_answers(recipe, tmp_path):
     ]
     with pytest.raises(RecipeError, match="stop_at"):
         train(load_recipe(recipe, overrides), tmp_path / "run")
+
+
+def test_a_signal_while_tasks_are_scored_leaves_the_scores_out_and_stops(recipe, tmp_path, monkeypatch):
+    """Scoring may take many minutes, and who stops a run waits for seconds."""
+    plain, asked = scores.answer, []
+
+    def answer(subject, examples, go_on):
+        asked.append(len(examples))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)  # a bytecode boundary at which the handler runs
+        return plain(subject, examples, go_on)
+
+    monkeypatch.setattr(scores, "answer", answer)
+    with pytest.raises(Interrupted, match="stopped after batch"):
+        train(load_recipe(recipe), tmp_path / "run")
+    assert asked == [40]
+    assert not any(name.startswith("task/") for record in records(tmp_path / "run") for name in record)

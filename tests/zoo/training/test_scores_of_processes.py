@@ -70,7 +70,7 @@ def parts(recipe, monkeypatch):
     return LanguageModel(decoder), decoder, prepare(found.data, quiet=True, **settings)
 
 
-def scored(parts, monkeypatch, tasks, world: int, sharded: bool) -> list[dict]:
+def scored(parts, monkeypatch, tasks, world: int, sharded: bool, stopped=lambda: False) -> list[dict]:
     """What each of `world` processes writes; calls of sharded weights must be made by all of them at once."""
     together, records, failed = Together(world), [None] * world, []
     monkeypatch.setattr(scores, "dist", together)
@@ -89,7 +89,7 @@ def scored(parts, monkeypatch, tasks, world: int, sharded: bool) -> list[dict]:
         subject._module = gathered
         try:
             write = lambda state, logger, record: records.__setitem__(rank, record)  # noqa: E731
-            scores.TaskScores(subject, make_tasks(tasks), lambda batch: True, lambda: False, write).score(None, None)
+            scores.TaskScores(subject, make_tasks(tasks), lambda batch: True, stopped, write).score(None, None)
         except BaseException as error:
             failed.append(error)
             together._barrier.abort()
@@ -121,6 +121,14 @@ def test_each_process_scores_its_share_of_the_rows(parts, monkeypatch):
     monkeypatch.setattr(scores, "answer", lambda s, examples, advance: asked.append(len(examples)) or _zeros(examples))
     scored(parts, monkeypatch, [{"task": "endings", "rows": 7}], 4, sharded=True)
     assert sorted(asked) == [1, 2, 2, 2]
+
+
+def test_a_signal_to_one_process_ends_the_scoring_of_all_before_the_next_task(parts, monkeypatch):
+    asked, plain = [], scores.answer
+    monkeypatch.setattr(scores, "answer", lambda s, examples, go_on: asked.append(1) or plain(s, examples, go_on))
+    told = lambda: scores.dist.get_global_rank() == 1 and bool(asked)  # noqa: E731
+    assert scored(parts, monkeypatch, TASKS, 2, sharded=True, stopped=told) == [None, None]
+    assert len(asked) == 2
 
 
 def test_a_likelihood_that_is_no_number_ends_every_process_with_its_reason(parts, monkeypatch):

@@ -12,7 +12,7 @@ _EXPORTS = {
     "DataConfig": "zoo.data.config",
     "DataError": "zoo.data.errors",
     "PreparedData": "zoo.data.prepared",
-    "loader": "zoo.data.loaders",
+    "loader": "zoo.data.loading",
     "prepare": "zoo.data.preparing",
     "prepare_command": "zoo.data.show",
     "prepare_for": "zoo.data.show",

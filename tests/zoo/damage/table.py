@@ -291,7 +291,7 @@ def serve() -> None:
     import transformers  # noqa: F401
 
     import zoo.cli
-    import zoo.data.loaders
+    import zoo.data.loading
     import zoo.evaluation.run
     import zoo.export.writing
     import zoo.inference.generate

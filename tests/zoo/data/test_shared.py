@@ -115,7 +115,7 @@ def test_too_little_room_for_the_rows_is_said_before_training(prep, of_text, mon
 
 
 def test_too_few_open_files_for_readers_are_said_before_training(prep, of_text, monkeypatch):
-    from zoo.data import loaders as loading
+    from zoo.data import loading
 
     prepared, limits = prep(of_text()), []
     monkeypatch.setattr(loading.resource, "setrlimit", lambda which, pair: limits.append(pair))

@@ -7,6 +7,7 @@ from zoo.docs.fields import fields_page
 from zoo.parts import FAMILIES, MIXERS, Family
 
 FOLDER = "reference/parts"
+TITLES = {"ffns": "Feed-forwards", "positions": "Position embeddings", "schedules": "Learning-rate schedules"}
 
 
 def family_pages() -> dict[str, str]:
@@ -15,9 +16,10 @@ def family_pages() -> dict[str, str]:
 
 
 def _page(family: Family) -> str:
+    title = TITLES.get(family.name, family.name.capitalize())
     intro = (
-        f"# {family.name.capitalize()}\n\n{family.summary} Every kind in the registry, those of installed packages "
-        f"included; `zoo parts {family.name}` lists them. Each section is written from the kind's config class."
+        f"# {title}\n\n{family.summary} Every kind in the registry, those of installed packages included; "
+        f"`zoo parts {family.name}` lists them. Each section is written from the kind's config class."
     )
     return "\n\n".join([intro, *(_section(kind, config) for kind, config in family.classes())]) + "\n"
 

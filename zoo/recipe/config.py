@@ -359,7 +359,7 @@ class Recipe(Section):
 
     @property
     def notes(self) -> list[str]:
-        """What is allowed and may still be a mistake."""
+        """Remarks on what is allowed but is often a mistake."""
         unused = self.model.unused.items()
         return [f"model.{key}: defined but not in the schedule: {', '.join(names)}" for key, names in unused]
 

@@ -146,7 +146,7 @@ def decode_pair(
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Rows that are decoded together.")] = "1,32",
     json_file: JsonFile = None,
 ) -> None:
-    """Time the attention of one pair of ansa layers for one new token, beside the time to read their caches."""
+    """Time the attention of a pair of ansa layers for one new token, and the reading of their caches for comparison."""
     contexts, batches = _numbers("--context", context), _numbers("--batch", batch)
     from zoo.bench import decode_pair as room
     from zoo.bench.kernels import machine

@@ -12,6 +12,7 @@ B, K, D, BLOCK, SELECTED = 2, 2, 16, 16, 8
 
 @pytest.fixture(scope="module")
 def fla():
+    pytest.importorskip("fla")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what it could be quicker with
         from fla.ops.nsa import naive

@@ -31,7 +31,9 @@ def test_what_does_not_agree_is_refused(randn):
         grouped_linear(x, weight.float(), end)
     with pytest.raises(ValueError, match=r"on one device; found cpu, meta, cpu"):
         grouped_linear(x, weight.to("meta"), end)
-    with pytest.raises(ValueError, match=r"grouped_mm.*cannot serve this call: the tensors are on cpu"):
+    with pytest.raises(
+        ValueError, match=r"grouped_mm.*cannot serve this call: (the tensors are on cpu|torch 2\.[0-7])"
+    ):
         grouped_linear(x, weight, end, impl="grouped_mm")
 
 

@@ -108,7 +108,7 @@ def test_schema_version_and_help(zoo):
     ("arguments", "message"),
     [
         (("show", "nope.yaml"), "nope.yaml: no such file."),
-        (("show", "."), "recipe.yaml: no such file; . is neither a recipe nor a run folder."),
+        (("show", "."), "recipe.yaml: no such file; . is neither a recipe nor a run folder; zoo runs"),
         (("train", "."), ".: must be a file; found a folder."),
         (("show", BASE), f"{BASE}:4:1: name: is required.\n"),
         (("show", ANSA, "--set", "seed"), "--set seed: must be key.path=value, such as train.duration=100ba.\n"),

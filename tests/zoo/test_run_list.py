@@ -173,4 +173,5 @@ def test_show_takes_a_run_as_it_was_trained(zoo, tmp_path):
     assert "a run is shown as it was trained; found seed=3" in err
     code, _, err = zoo("show", "runs")
     assert code == 2
-    assert err == "runs/recipe.yaml: no such file; runs is neither a recipe nor a run folder.\n"
+    why = "runs is neither a recipe nor a run folder; zoo runs lists the runs"
+    assert err == f"runs/recipe.yaml: no such file; {why}.\n"

@@ -1,9 +1,10 @@
 """Where Triton kernels are tested: on a GPU (`gpu`), or without one through Triton's interpreter (`interp`)."""
 
 import os
-from collections import Counter
 
 import pytest
+
+from tests.thinning import thin
 
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 
@@ -42,14 +43,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Triton 3.6's interpreter makes loop bounds from arrays of one element, which NumPy deprecates.
 
-    Of a test that is `thinned(n)`, each n-th case is for every run, and the others are for `-m long`.
+    Of a test that is `thinned(n)`, about 1 / n of the cases are for every run, and the others are for `-m long`.
     """
-    seen: Counter[str] = Counter()
     for item in items:
         if item.get_closest_marker("interp"):
             item.add_marker(pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"))
-        if (thinned := item.get_closest_marker("thinned")) and not item.get_closest_marker("long"):
-            test = item.nodeid.partition("[")[0]
-            if seen[test] % thinned.args[0]:
-                item.add_marker("long")
-            seen[test] += 1
+    thin(items)

@@ -99,6 +99,27 @@ def test_keys_are_found_as_errors_spell_them(zoo, asked, shown):
     assert shown in out
 
 
+@pytest.mark.parametrize(
+    ("asked", "shown", "hidden"),
+    [
+        ("model.blocks.mine", {"window window", "n_heads full, window,", "chunk chunked"}, {"gqa"}),
+        ("data.source", {"paths text, jsonl,", "proportion all", "on_error text"}, {"row_length"}),
+        ("data.sources[1]", {"paths text, jsonl,", "proportion all"}, set()),
+        ("data.tokenizer", {"min_frequency bpe", "path huggingface"}, {" all "}),  # kind byte has no fields
+        ("train.schedule", {"decay wsd"}, set()),
+    ],
+)
+def test_a_part_is_described_with_the_fields_of_its_kinds(zoo, asked, shown, hidden):
+    out = re.sub(" +", " ", zoo("keys", asked)[1])
+    assert "field of kinds value default meaning" in out
+    assert {text for text in shown if text not in out} == set()
+    assert {text for text in hidden if text in out} == set()
+
+
+def test_the_holder_of_blocks_has_no_fields_of_its_own(zoo):
+    assert "of kinds" not in zoo("keys", "model.blocks")[1]
+
+
 def test_without_a_key_every_section_is_listed(zoo):
     code, out, _ = zoo("keys")
     assert code == 0

@@ -19,7 +19,10 @@ def as_json(asked: Sequence[str]) -> str:
 
 
 def as_text(asked: Sequence[str], width: int | None = None) -> str:
-    """A table of the sections' keys; or, for each key that is asked for, what it is and which keys are inside."""
+    """A table of the sections' keys; or, for each key that is asked for, what it is and which keys are inside.
+
+    Of a mapping with a `kind` these are the fields of every kind that it may have, each with its kinds.
+    """
     if not asked:
         end = "The fields of parts: zoo keys KEY for one that has a kind, such as zoo keys model.ffn"
         return rendered([_table(_of_sections(recipe_keys.all_keys())), Text(), Text(end)], width)
@@ -28,8 +31,12 @@ def as_text(asked: Sequence[str], width: int | None = None) -> str:
     for name in asked:
         for key in _found([name]):
             parts += [*_described(key), Text()]
-        if inside := _of_sections(recipe_keys.below(name)):
-            parts += [_table(inside), Text()]
+        inside = recipe_keys.below(name)
+        if of_sections := _of_sections(inside):
+            parts += [_table(of_sections), Text()]
+        elif fields := [key for key in inside if key.path.count(".") == recipe_keys.depth(name)]:
+            families = {key.family for key in recipe_keys.find(name) if key.family}
+            parts += [_table_of_fields(fields, {kind for one in families for kind in FAMILIES[one].kinds()}), Text()]
     return rendered(parts[:-1], width)
 
 
@@ -57,6 +64,16 @@ def _table(keys: list[Key]):
     table.columns[0].no_wrap = True
     for key in keys:
         table.add_row(key.path, key.values, key.default, key.description)
+    return table
+
+
+def _table_of_fields(keys: list[Key], kinds: set[str]):
+    """Fields of a part that may have these kinds, by their names alone, because the path above is the same for all."""
+    table = plain_table("field", "of kinds", "value", "default", "meaning")
+    table.columns[0].no_wrap = True
+    for key in sorted(keys, key=lambda key: key.name):
+        of = "all" if kinds == set(key.kinds) else ", ".join(key.kinds)
+        table.add_row(key.name, of, key.values, key.default, key.description)
     return table
 
 

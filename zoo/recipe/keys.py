@@ -101,7 +101,7 @@ def _spelt(field: dict, inner: dict, below: tuple[str, ...]) -> dict[str, Any]:
         what = "mapping"
     else:
         return field
-    what = {NAME: f"names, each with a {what}", ENTRY: f"list of {what}"}.get(below[-1], what)
+    what = {NAME: f"names, each with a {what}", ENTRY: f"list, each entry a {what}"}.get(below[-1], what)
     return {"type": what, "description": field.get("description", "")}
 
 
@@ -130,6 +130,11 @@ def below(asked: str) -> list[Key]:
     return [
         key for key in all_keys() if len(path := key.path.split(".")) > len(parts) and _fits(path[: len(parts)], parts)
     ]
+
+
+def depth(asked: str) -> int:
+    """How many keys lead to the one at a path: `data.sources[0]` is 3."""
+    return len(_parts(asked))
 
 
 def _parts(asked: str) -> list[str]:

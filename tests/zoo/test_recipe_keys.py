@@ -102,9 +102,13 @@ def test_keys_are_found_as_errors_spell_them(zoo, asked, shown):
 @pytest.mark.parametrize(
     ("asked", "shown", "hidden"),
     [
-        ("model.blocks.mine", {"window window", "n_heads full, window,", "chunk chunked"}, {"gqa"}),
-        ("data.source", {"paths text, jsonl,", "proportion all", "on_error text"}, {"row_length"}),
-        ("data.sources[1]", {"paths text, jsonl,", "proportion all"}, set()),
+        (
+            "model.blocks.mine",
+            {"window window", "n_heads full, window,", "chunk chunked"},
+            {"low_freq_factor"},
+        ),
+        ("data.source", {"paths jsonl, parquet,", "proportion all", "on_error text"}, {"window window"}),
+        ("data.sources[1]", {"paths jsonl, parquet,", "proportion all"}, set()),
         ("data.tokenizer", {"min_frequency bpe", "path huggingface"}, {" all "}),  # kind byte has no fields
         ("train.schedule", {"decay wsd"}, set()),
     ],

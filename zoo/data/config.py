@@ -102,8 +102,8 @@ class TextFiles(Files):
     extensions: list[Annotated[str, Field(pattern=r"^\.[^./\s]+$")]] | None = Field(
         None,
         min_length=1,
-        description="Extensions that are read of a folder, such as [.txt, .tex]. Default: .txt .text .md .rst .py "
-        ".html .htm.",
+        description="Extensions that are read of a folder, such as [.txt, .tex], in capitals or not. Default: .txt "
+        ".text .md .rst .py .html .htm.",
     )
     on_error: Literal["fail", "skip"] = Field(
         "fail",

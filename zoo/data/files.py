@@ -46,9 +46,9 @@ class Found:
 
 
 def suffixes_of(source: Files) -> tuple[str, ...]:
-    """The extensions that a source reads of a folder."""
+    """The extensions that a source reads of a folder, in lower case."""
     own = getattr(source, "extensions", None)
-    return tuple(own) if own else SUFFIXES[source.kind]
+    return tuple(suffix.lower() for suffix in own) if own else SUFFIXES[source.kind]
 
 
 def is_hidden(relative: Path) -> bool:
@@ -213,7 +213,7 @@ def _sort_out(path: Path, source: Files, found: Found, any_suffix: bool = False)
 
 
 def _reason_against(path: Path, suffixes: tuple[str, ...], any_suffix: bool) -> str | None:
-    name, suffix = path.name, _bare_suffix(path)
+    name, suffix = path.name, bare_suffix(path)
     if name.startswith(".") and not any_suffix:
         return "hidden files"
     if name.endswith("~") or name.startswith("~$") or (name.startswith("#") and name.endswith("#")):
@@ -233,9 +233,9 @@ def _reason_against(path: Path, suffixes: tuple[str, ...], any_suffix: bool) -> 
     return None if about.st_size else "empty files"
 
 
-def _bare_suffix(path: Path) -> str:
-    """The suffix that tells the kind: of `a.jsonl.gz` it is `.jsonl`."""
-    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+def bare_suffix(path: Path) -> str:
+    """The suffix that tells the kind, in lower case: of `a.JSONL.gz` it is `.jsonl`."""
+    return (Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix).lower()
 
 
 def _nothing_there(pattern: str, source: Files, found: Found) -> str:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from zoo.data.errors import DataError
-from zoo.data.files import COMPRESSED, HTML
+from zoo.data.files import COMPRESSED, HTML, bare_suffix
 from zoo.data.reading import BLOCK_BYTES, LINE_BYTES, blocks, decoded
 
 UNSEEN = {"script", "style", "template", "noscript"}  # elements whose content no reader sees
@@ -55,7 +55,7 @@ BLOCKS = {  # elements that begin a line
 
 def is_html(path: Path) -> bool:
     """Whether a file is read as the text of HTML."""
-    return (Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix) in HTML
+    return bare_suffix(path) in HTML
 
 
 class _Text(HTMLParser):

@@ -135,6 +135,35 @@ def test_on_error_skip_leaves_out_and_lists_what_cannot_be_read(damaged):
     assert "UTF-16" in listed[1]
 
 
+@pytest.mark.parametrize("separator", [None, " of "])
+def test_what_on_error_skip_leaves_out_can_be_prepared(damaged, tmp_path, separator):
+    def prepared(on_error):
+        source = {"kind": "text", "paths": [str(damaged)], "separator": separator, "on_error": on_error}
+        data = DataConfig.model_validate({"source": source, "validation_fraction": 0.3})
+        return prepare(data, max_seq_len=16, vocab_size=264, seed=0, cache_dir=tmp_path / "cache", quiet=True)
+
+    made = prepared("skip")
+    written = texts_of(made, "train") + texts_of(made, "validation")
+    assert "a.txt" in written
+    assert "caf" not in written
+    with pytest.raises(DataError, match=r"[klm]\.txt"):
+        prepared("fail")
+
+
+@pytest.mark.parametrize("name", ["A.TXT", "b.Md", "c.TXT.gz"])
+def test_extensions_in_capitals_are_the_same(tmp_path, name):
+    content = gzip.compress(b"text") if name.endswith(".gz") else b"text"
+    write(tmp_path / name, content)
+    assert list(documents(source_of(paths=[str(tmp_path)]), 1 << 20)) == ["text"]
+    own = source_of(paths=[str(tmp_path)], extensions=[".TXT", ".mD"])
+    assert list(documents(own, 1 << 20)) == ["text"]
+
+
+def test_html_in_capitals_is_read_as_its_text(tmp_path):
+    write(tmp_path / "A.HTML", "<p>seen<script>unseen</script>")
+    assert list(documents(source_of(paths=[str(tmp_path)]), 1 << 20)) == ["seen"]
+
+
 def test_with_separator_too(damaged):
     source = source_of(paths=[str(damaged)], extensions=[".txt"], separator=" of ", on_error="skip")
     assert list(documents(source, 1 << 20)) == ["text", "a.txt"]

@@ -107,9 +107,18 @@ class TextReader(FilesReader[TextFiles]):
         Its rows held the byte-order mark, HTML with its tags, and whole files with CRLF line ends.
         """
         found, files = super().fingerprint(), self.files()
-        found += ["without its byte-order mark" for path in files if begins_with_mark(path)]
+        found += ["without its byte-order mark" for path in files if self._has_mark(path)]
         found += ["as the text of HTML" for path in files if is_html(path)]
         return found + (["CRLF separates too"] if "\n" in (self.source.separator or "") else [])
+
+    def _has_mark(self, path: Path) -> bool:
+        """Whether a file begins with a byte-order mark; False for one that `on_error: skip` leaves out."""
+        try:
+            return begins_with_mark(path)
+        except DataError:
+            if self.source.on_error == "fail":
+                raise
+            return False
 
     def notes(self) -> list[str]:
         found = super().notes()

@@ -46,6 +46,8 @@ def test_a_base_of_the_package_extends_its_neighbours(tmp_path):
     ("written", "message"),
     [
         ("zoo:tiny/ful", "the package has no recipe 'zoo:tiny/ful'; zoo recipes lists them. Did you mean 'zoo:tiny/fu"),
+        ("zoo:full_340m", "zoo recipes lists them. Did you mean 'zoo:340m/full'?"),
+        ("zoo:1b3_mixed_3to1", "zoo recipes lists them. Did you mean 'zoo:1b3/mixed_3to1'?"),
         ("zoo:../recipes/tiny/full", "the package has no recipe"),
         ("'zoo:'", "the package has no recipe 'zoo:'; zoo recipes lists them."),
         ("recipes/tiny/_base.yaml", "no such file: .* The recipe of this name in the package is zoo:tiny/_base"),

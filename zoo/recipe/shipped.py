@@ -5,6 +5,7 @@ A name may stand wherever the path of a recipe may: on the command line, after `
 """
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -49,8 +50,14 @@ def canonical(name: str) -> str:
 
 def unknown(name: str) -> str:
     """The message for a name that no recipe of the package has."""
-    near = did_you_mean(_bare(name), names())
+    near = did_you_mean(_bare(name), _with_words_of(name) or names())
     return f"the package has no recipe {shorten(name)}; zoo recipes lists them.{near}"
+
+
+def _with_words_of(name: str) -> list[str]:
+    """The names with the same words in another order: runs of zoo:340m/full are called full_340m."""
+    words = sorted(re.split("[/_]", _bare(name.removeprefix(PREFIX)).casefold()))
+    return [one for one in names() if sorted(re.split("[/_]", one.removeprefix(PREFIX).casefold())) == words]
 
 
 def meant(path: str) -> str | None:

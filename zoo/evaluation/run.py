@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +135,20 @@ def score(task: Task, subject: Subject, examples: list, facts: dict[str, Any], b
 
 def check_finite(task: Task, answers: Sequence[Answer], dtype: str) -> None:
     """Raise EvaluationError for a likelihood that is no finite number: no option is likelier than another then."""
+    for row, _ in not_finite(answers):
+        raise EvaluationError(
+            f"{task.task}: row {row}: a log-likelihood is not finite, because what the model gives in {dtype} is "
+            "not; use --dtype fp32, and if that gives the same, the weights are broken: train with a lower "
+            "learning rate"
+        )
+
+
+def not_finite(answers: Sequence[Answer]) -> Iterator[tuple[int, float]]:
+    """(row, likelihood) of each row that has one which is infinite or not a number."""
     for row, reply in enumerate(answers):
-        logs = reply.nats if isinstance(reply, Predicted) else reply.loglikelihood
-        if not np.isfinite(logs).all():
-            raise EvaluationError(
-                f"{task.task}: row {row}: a log-likelihood is not finite, because what the model gives in {dtype} is "
-                "not; use --dtype fp32, and if that gives the same, the weights are broken: train with a lower "
-                "learning rate"
-            )
+        logs = np.asarray(reply.nats if isinstance(reply, Predicted) else reply.loglikelihood)
+        if len(wrong := logs[~np.isfinite(logs)]):
+            yield row, float(wrong[0])
 
 
 def model_facts(subject: Subject) -> dict[str, Any]:

@@ -285,8 +285,8 @@ class Engine:
         tasks = make_tasks(setup.recipe.eval.tasks)
         # The stopper itself notices a signal at a batch only, and scoring may take many minutes.
         stopped = lambda: self.stopper.stopped or self.requests.received is not None  # noqa: E731 - asked later
-        beat = self.watchdog.beat
-        return [TaskScores(subject, tasks, setup.plan.validates, stopped, metrics.scores, beat)]
+        beat, last_good = self.watchdog.beat, self.where_it_continues
+        return [TaskScores(subject, tasks, setup.plan.validates, stopped, metrics.scores, beat, last_good)]
 
     def _make_writers(self) -> list:
         setup = self.setup

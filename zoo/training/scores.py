@@ -13,9 +13,10 @@ from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.held_out import HeldOut
 from zoo.evaluation.own_tasks import scored
 from zoo.evaluation.results import summarise
-from zoo.evaluation.run import check_finite, make_examples
+from zoo.evaluation.run import make_examples, not_finite
 from zoo.evaluation.subject import ZooSubject
 from zoo.evaluation.task import Prompt, Row, Task
+from zoo.training.callbacks import refuse_non_finite
 
 WAITING_TOKENS = 16  # of the row that a process without rows calls the model with
 
@@ -74,8 +75,8 @@ class TaskScores(Callback):
     The record has batch, tokens, time_s and, for each task and metric, task/LABEL/METRIC and .../stderr. Processes
     share the rows, and each ends with the scores of all.
     stopped: asked between batches of rows, or between tasks where there are several processes; once it is true the
-    scores are left out.  beat: called as often, for the
-    watchdog.
+    scores are left out.  beat: called as often, for the watchdog.  last_good: says where a training goes on that ends
+    because a likelihood is not finite, as `refuse_non_finite` asks.
     """
 
     def __init__(
@@ -86,8 +87,9 @@ class TaskScores(Callback):
         stopped: Callable[[], bool],
         write: Callable[[Any, Any, dict], None],
         beat: Callable[[str], object] = lambda what: None,
+        last_good: Callable[[], str] = lambda: "",
     ):
-        self._beat = beat
+        self._beat, self._last_good = beat, last_good
         self._subject, self._due, self._stopped, self._write = subject, due, stopped, write
         self._tasks = [(task, make_examples(task, subject)) for task in tasks]
         for task, examples in self._tasks:
@@ -115,29 +117,39 @@ class TaskScores(Callback):
             for task, examples in self._tasks:
                 if self._all_stop():
                     return
-                record |= self._scores(task, examples)
+                record |= self._scores(task, examples, state)
         except _Stopped:
             return
         finally:
             self._subject.model.train(training)
         self._write(state, logger, record)
 
-    def _scores(self, task: Task, examples: list) -> dict[str, float]:
+    def _scores(self, task: Task, examples: list, state) -> dict[str, float]:
         world = dist.get_world_size()
         mine = range(dist.get_global_rank(), len(examples), world)
         answers = answer(self._subject, [examples[i] for i in mine], self._go_on)
         self._subject.wait_for_others()
-        problem, rows = None, {}
-        try:
-            check_finite(task, answers, self._subject.dtype_name)
-            rows = {i: scored(task, examples[i], reply) for i, reply in zip(mine, answers, strict=True)}
-        except EvaluationError as error:
-            problem = str(error)
-        parts = dist.all_gather_object((rows, problem)) if world > 1 else [(rows, problem)]
-        if problems := [problem for _, problem in parts if problem is not None]:  # all raise it: none waits for another
-            raise EvaluationError(problems[0])
-        rows = {i: row for part, _ in parts for i, row in part.items()}
+        found = self._scored(task, [examples[i] for i in mine], answers)
+        parts = dist.all_gather_object(found) if world > 1 else [found]
+        for _, wrong, problem in parts:  # all processes raise it: none waits for another
+            if wrong is not None:
+                numbers = {f"log-likelihood of a row of {task.label}": wrong}
+                refuse_non_finite(int(state.timestamp.batch), numbers, self._last_good)
+            if problem is not None:
+                raise EvaluationError(problem)
+        rows = {rank + world * n: row for rank, (part, *_) in enumerate(parts) for n, row in enumerate(part)}
         return _as_record(task, examples, [rows[i] for i in range(len(examples))])
+
+    @staticmethod
+    def _scored(task: Task, examples: list, answers: list) -> tuple[list[Row], float | None, str | None]:
+        """(rows, a likelihood that is not finite, what is wrong with a task of another package) of this process."""
+        wrong = next((value for _, value in not_finite(answers)), None)
+        if wrong is not None:
+            return [], wrong, None
+        try:
+            return [scored(task, *pair) for pair in zip(examples, answers, strict=True)], None, None
+        except EvaluationError as error:
+            return [], None, str(error)
 
     def _all_stop(self) -> bool:
         """Whether any process was asked to stop; they ask together, so that none leaves alone."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from zoo.evaluation.registry import make_tasks
 from zoo.evaluation.task import Choice, Chosen
 from zoo.model import build_model
 from zoo.training import scores
+from zoo.training.callbacks import NonFinite
 from zoo.training.composer_model import LanguageModel
 
 TASKS = [
@@ -89,7 +91,10 @@ def scored(parts, monkeypatch, tasks, world: int, sharded: bool, stopped=lambda:
         subject._module = gathered
         try:
             write = lambda state, logger, record: records.__setitem__(rank, record)  # noqa: E731
-            scores.TaskScores(subject, make_tasks(tasks), lambda batch: True, stopped, write).score(None, None)
+            made = scores.TaskScores(
+                subject, make_tasks(tasks), lambda batch: True, stopped, write, last_good=lambda: "Go on."
+            )
+            made.score(SimpleNamespace(timestamp=SimpleNamespace(batch=3)), None)
         except BaseException as error:
             failed.append(error)
             together._barrier.abort()
@@ -137,7 +142,8 @@ def test_a_likelihood_that_is_no_number_ends_every_process_with_its_reason(parts
         return [Chosen(logs, (False,) * 3, (1,) * 3) for _ in examples]
 
     monkeypatch.setattr(scores, "answer", broken)
-    with pytest.raises(EvaluationError, match="endings: row 0: a log-likelihood is not finite"):
+    why = r"batch 3: the log-likelihood of a row of endings\(rows=4\) is nan; training stopped\. Go on\. A lower"
+    with pytest.raises(NonFinite, match=why):
         scored(parts, monkeypatch, [{"task": "endings", "rows": 4}], 2, sharded=False)
 
 

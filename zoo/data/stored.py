@@ -16,11 +16,16 @@ from zoo.data.synthetic import IGNORED
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A row as the model reads it, without padding: inputs and labels, int64 [T]; starts: where documents begin."""
+    """A row as the model reads it, without padding.
+
+    inputs, labels: int64 [T].  starts: where documents begin.  ends: whether its last input ends a document, so that
+    its last label and the next row, if that goes on, are of another.
+    """
 
     inputs: np.ndarray
     labels: np.ndarray
     starts: np.ndarray
+    ends: bool = False
 
 
 def stored_rows(prepared: PreparedData, split: str) -> Iterator[StoredRow]:
@@ -28,7 +33,7 @@ def stored_rows(prepared: PreparedData, split: str) -> Iterator[StoredRow]:
     for stream in prepared.streams[split]:
         for _, sample in samples(stream):
             inputs, labels, starts = row_parts(stream, sample, prepared.seq_len, prepared.vocab_size)
-            yield StoredRow(inputs, labels, starts[starts < len(inputs)])
+            yield StoredRow(inputs, labels, starts[starts < len(inputs)], bool((starts == len(inputs)).any()))
 
 
 def samples(stream: RowStream, wanted: set[int] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -269,3 +269,14 @@ def test_paths_of_a_resolved_recipe_do_not_depend_on_the_working_directory(tmp_p
     assert with_absolute_paths(found) == found
     recipe = load_recipe({"name": "x", "extends": "zoo:tiny/full", "data": {"source": data["source"]}})
     assert json.loads(json.dumps(data_read(recipe)))["source"]["paths"][0] == f"{tmp_path}/texts/**/*.txt"
+
+
+def test_a_row_says_whether_a_document_ends_with_it(tmp_path):
+    """Documents of four bytes and their end, in rows of ten tokens and of eight."""
+    path = str(write(tmp_path / "all.txt", "\n".join(f"a{i:03}" for i in range(400))))
+    for seq_len, share in ((10, 1), (8, 5)):
+        data = DataConfig.model_validate({"source": {"kind": "text", "paths": [path], "separator": "\n"}})
+        made = prepare(data, max_seq_len=seq_len, vocab_size=300, seed=1, cache_dir=tmp_path / "cache", quiet=True)
+        rows = list(stored_rows(made, "train"))[:40]
+        assert [row.ends for row in rows] == [number % share == 0 for number in range(1, 41)]
+        assert all(row.ends == (row.inputs[-1] == 256) for row in rows)

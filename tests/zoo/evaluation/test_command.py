@@ -213,14 +213,15 @@ def test_documents_are_counted_over_rows_that_go_on_and_rows_that_do_not():
         token_bytes = name = None
 
         def rows(self):
-            for tokens, starts in (
-                ([1, 2, 3, 4], [0, 2]),
-                ([4, 5, 6, 7], [0]),
-                ([1, 2, 3, 4], [0]),
-                ([4, 9, 9, 1], [0, 1]),
+            for tokens, starts, ends in (
+                ([1, 2, 3, 4], [0, 2], False),
+                ([4, 5, 6, 7], [0], False),
+                ([1, 2, 3, 4], [0], False),
+                ([4, 9, 9, 1], [0, 1], True),
+                ([1, 5, 5, 5], [0], False),
             ):
                 numbers = np.array(tokens)
-                yield StoredRow(numbers[:-1], numbers[1:], np.array(starts))
+                yield StoredRow(numbers[:-1], numbers[1:], np.array(starts), ends)
             yield StoredRow(np.arange(3), np.full(3, -100), np.zeros(1, np.int64))  # labels of its own, none of them
 
     model = Guesser()
@@ -231,8 +232,9 @@ def test_documents_are_counted_over_rows_that_go_on_and_rows_that_do_not():
         "1": 2,
         "2": 2,
         "3": 1,
+        "4": 1,
     }
-    assert result.rows == 4
+    assert result.rows == 5
 
 
 def test_results_of_other_weights_are_not_taken(tmp_path):

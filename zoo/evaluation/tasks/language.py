@@ -62,12 +62,12 @@ class PerplexityRows(TaskRows):
     def examples(self, model: ModelFacts) -> list[Labelled]:
         text = _held_out(model)
         found: list[Labelled] = []
-        document, last = -1, None
+        document, last = -1, None  # last: the last label of the row before, None if that row ends a document
         for row in text.rows():
             # A row that goes on begins with the last label of the row before; any other one begins a document.
             document += last is None or last != row.inputs[0]
             facets = {"bytes": _bytes(text, row.labels), "first": document, "bucket": self.task.bucket}
-            document, last = document + int((row.starts > 0).sum()), row.labels[-1]
+            document, last = document + int((row.starts > 0).sum()), None if row.ends else row.labels[-1]
             if (row.labels != IGNORED).any():  # rows with labels of their own may have none
                 found.append(Labelled(row.inputs, row.labels, starts=row.starts, facets=facets))
             if len(found) == self.task.rows:

@@ -104,23 +104,13 @@ def run(arguments: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if (told := _explained(error)) is None or os.environ.get("ZOO_TRACEBACK"):
+        from zoo.training.failures import explained
+
+        if (told := explained(error)) is None or os.environ.get("ZOO_TRACEBACK"):
             raise
         _tell(told)
         return 1
     return 0
-
-
-def _explained(error: Exception) -> str | None:
-    """One line for an error that is not the zoo's: too little memory, or a part of another package."""
-    if isinstance(error, MemoryError | RuntimeError):  # torch raises RuntimeError
-        from zoo.training.failures import out_of_memory
-
-        if (told := out_of_memory(error)) is not None:
-            return told
-    from zoo.blocks.making import PartError, explain
-
-    return str(error) if isinstance(error, PartError) else explain(error)
 
 
 def _has_working_directory() -> bool:

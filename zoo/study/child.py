@@ -52,8 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             return STOPPED
         return _failed(asked.outcome, DIVERGED if _diverged(error) else FAILED, str(error))
     except Exception as error:
-        traceback.print_exc()
-        return _failed(asked.outcome, FAILED, f"{type(error).__name__}: {error}")
+        return _failed(asked.outcome, FAILED, unexpected(error))
     return 0
 
 
@@ -97,6 +96,14 @@ def _diverged(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def unexpected(error: Exception) -> str:
+    """One line about an error that is not the zoo's, whose traceback is printed for the log."""
+    from zoo.training.failures import explained
+
+    traceback.print_exc()
+    return explained(error) or f"{type(error).__name__}: {error}"
 
 
 def _failed(outcome: Path, state: str, why: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 from zoo.errors import ZooError
 from zoo.files import read_json, write_json
+from zoo.study.child import unexpected
 from zoo.study.config import StudyError
 
 
@@ -30,10 +31,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         write_json(asked.record, _prepare(asked))
     except ZooError as error:
-        print(error, file=sys.stderr)
-        write_json(asked.record, {"why": str(error)})
-        return 1
+        return _failed(asked.record, str(error))
+    except Exception as error:
+        return _failed(asked.record, unexpected(error))
     return 0
+
+
+def _failed(record: Path, why: str) -> int:
+    print(why, file=sys.stderr)
+    write_json(record, {"why": why})
+    return 1
 
 
 def read_rows(record: Path) -> str | None:

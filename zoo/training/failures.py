@@ -9,6 +9,8 @@ import re
 import shutil
 
 from zoo import address_space
+from zoo.blocks import making
+from zoo.blocks.making import PartError
 from zoo.data.stale import SHARED_MEMORY
 
 HEADROOM_BYTES = 256 << 20  # a tiny model trains in it; with 80 MB left the process was aborted
@@ -110,6 +112,13 @@ def check_headroom() -> None:
             f"PyTorch and the engine take {taken / 1e9:,.1f} GB of address space, and this shell allows a process "
             f"{limit / 1e9:,.1f} (ulimit -v)"
         )
+
+
+def explained(error: Exception) -> str | None:
+    """One line about too little memory, or about what a part of another package did; None for any other error."""
+    if isinstance(error, MemoryError | RuntimeError) and (told := out_of_memory(error)) is not None:
+        return told  # torch raises RuntimeError
+    return str(error) if isinstance(error, PartError) else making.explain(error)
 
 
 def out_of_memory(error: BaseException) -> str | None:

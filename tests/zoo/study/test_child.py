@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.zoo.study.conftest import TINY
+from zoo.blocks.making import PartError
 from zoo.errors import ZooError
 from zoo.evaluation import package_data
 from zoo.study import child
@@ -28,10 +29,11 @@ def diverged() -> ZooError:
         (diverged(), 1, {"state": "diverged", "why": "runs/x: training failed: loss is nan in batch 3"}),
         (ZooError("disk full"), 1, {"state": "failed", "why": "disk full"}),
         (ValueError("bug"), 1, {"state": "failed", "why": "ValueError: bug"}),
+        (PartError("feed-forward 'mine': no"), 1, {"state": "failed", "why": "feed-forward 'mine': no"}),
         (Interrupted("stopped"), 130, None),
         (KeyboardInterrupt(), 130, None),
     ],
-    ids=["done", "diverged", "failed", "bug", "stopped", "at once"],
+    ids=["done", "diverged", "failed", "bug", "part of another package", "stopped", "at once"],
 )
 def test_the_outcome_is_written_down(tmp_path, monkeypatch, raised, code, outcome):
     def train(recipe, run_dir):

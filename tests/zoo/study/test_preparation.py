@@ -6,6 +6,7 @@ import pytest
 
 from tests.zoo.study.conftest import TINY
 from zoo import load_recipe
+from zoo.blocks.making import PartError
 from zoo.data.identity import DataRecord
 from zoo.data.show import prepare_for
 from zoo.study.config import StudyError
@@ -44,6 +45,29 @@ def test_a_task_that_cannot_be_given_is_refused(recipe, tmp_path, capsys, task, 
     assert main([str(recipe), "--record", str(record), "--tasks", json.dumps([task])]) == 1
     assert why in capsys.readouterr().err
     assert read_failure(record).startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (
+            PartError("source 'mine': mine:Reader must define documents"),
+            "source 'mine': mine:Reader must define documents",
+        ),
+        (MemoryError("no room"), "out of memory: no room; give fewer or shorter rows"),
+        (OSError(28, "No space left on device", "rows"), "OSError: [Errno 28] No space left on device: 'rows'"),
+    ],
+    ids=["part of another package", "memory", "disk"],
+)
+def test_an_error_that_is_not_the_zoos_is_one_line_of_the_record(recipe, tmp_path, monkeypatch, error, why):
+    def prepare(recipe):
+        raise error
+
+    monkeypatch.setattr("zoo.data.show.prepare_for", prepare)
+    record = tmp_path / "record.json"
+    assert main([str(recipe), "--record", str(record)]) == 1
+    assert read_failure(record).startswith(why)
+    assert "\n" not in read_failure(record)
 
 
 def test_a_record_of_another_kind_is_named(tmp_path):

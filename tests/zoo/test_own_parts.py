@@ -133,6 +133,7 @@ def test_what_a_config_lacks_is_said_when_the_recipe_is_read(recipe, family, bas
     [
         ('"zoo_nowhere.at.all:M"', r"module: there is no module 'zoo_nowhere\.at\.all'"),
         ('"zoo_nowhere"', r"module must be 'package\.module:name'; found 'zoo_nowhere'"),
+        ("__name__", r"module must be 'package\.module:name'; found 'zoo_own_part'"),  # which is imported already
     ],
 )
 def test_a_wrong_name_of_what_runs_is_said_when_the_recipe_is_read(recipe, target, why):

@@ -1,7 +1,10 @@
 """Tasks of other packages: whether they state and give what the zoo asks of a task."""
 
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from zoo.blocks.making import is_own
 from zoo.evaluation.errors import EvaluationError
@@ -23,7 +26,8 @@ def checked_examples(task: Task, found: Any) -> list:
     types = {type(example) for example in made}
     if not types <= {Choice, Labelled, Prompt} or len(types) > 1:
         names = " and ".join(sorted(each.__name__ for each in types))
-        raise EvaluationError(f"{task.task}: examples must be a list of Choice, Labelled or Prompt; found {names}")
+        kinds = "Choice, a list of Labelled or a list of Prompt"
+        raise EvaluationError(f"{task.task}: examples must be a list of {kinds}; found {names}")
     return made
 
 
@@ -35,7 +39,7 @@ def scored(task: Task, example: Any, reply: Any) -> Row:
     if not isinstance(row, Row):
         raise EvaluationError(f"{task.task}: score must return a zoo.evaluation.task.Row; found {type(row).__name__}")
     for metric, value in row.values.items():
-        if not isinstance(value, int | float):
+        if not isinstance(value, Real | np.bool_):  # numbers of numpy too: float32, and the bool of a comparison
             found = type(value).__name__
             raise EvaluationError(f"{task.task}: score must give numbers; found {found} for {metric!r}")
     return row

@@ -163,10 +163,10 @@ def _module_failure(part: Any) -> str | None:
     if not target:
         return None
     module, colon, name = str(target).partition(":")
-    if module in sys.modules:
-        return None
     if not (colon and name):
         return f"module must be 'package.module:name'; found {shorten(target)}"
+    if module in sys.modules:
+        return None
     try:
         found = find_spec(module) is not None
     except (ImportError, ValueError):

@@ -37,7 +37,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, lr_ratio: float = 
     """
     what = f"optimiser {config.kind!r}"
     optimizer = make(what, config.module, model, config, is_a=torch.optim.Optimizer)
-    if "closure" not in inspect.signature(type(optimizer).step).parameters:
+    parameters = inspect.signature(type(optimizer).step).parameters.values()
+    if not any(each.name == "closure" or each.kind is each.VAR_KEYWORD for each in parameters):
         raise PartError(f"{what}: {type(optimizer).__name__}.step must take a closure, and call it")
     if config.lr_multipliers:
         _apply_multipliers(optimizer, model, config)

@@ -1,5 +1,6 @@
 """A source and a tokenizer of another package, from the recipe to rows and back to text."""
 
+import re
 import sys
 import types
 from typing import ClassVar, Literal
@@ -8,9 +9,11 @@ import pytest
 from pydantic import Field
 
 from zoo.blocks import register
+from zoo.blocks.making import PartError
 from zoo.data import prepare_for
 from zoo.data.config import BpeTokenizer, DocumentSource, Source, TokenizerConfig
 from zoo.data.errors import DataError
+from zoo.data.sources.base import Reader
 from zoo.data.tokenizers import Bytes, train_bpe
 from zoo.errors import RecipeError
 from zoo.parts import SOURCES, TOKENIZERS
@@ -136,4 +139,24 @@ def test_mistakes_are_named(path):
         assert why in str(caught.value)
     path.write_text(RECIPE.replace("{kind: counting, n_documents: 40}", "{kind: rows}"))
     with pytest.raises(DataError, match=r"source rows: Rows must be a zoo\.data\.config\.DocumentSource"):
+        prepare_for(load_recipe(path))
+
+
+class Half(Reader):
+    def files(self) -> list:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("reader", "why"),
+    [
+        (Half, "source rows: Half must define pieces"),
+        (CountingReader, "source 'rows': zoo_told:Made must make a zoo.data.sources.base.Reader; found CountingReader"),
+    ],
+)
+def test_a_reader_that_cannot_read_is_one_line(path, monkeypatch, reader, why):
+    monkeypatch.setattr(sys.modules["zoo_told"], "Made", reader, raising=False)
+    monkeypatch.setattr(Rows, "reader", "zoo_told:Made")
+    path.write_text(RECIPE.replace("{kind: counting, n_documents: 40}", "{kind: rows}"))
+    with pytest.raises((DataError, PartError), match=re.escape(why)):
         prepare_for(load_recipe(path))

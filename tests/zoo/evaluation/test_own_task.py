@@ -3,10 +3,12 @@
 import re
 import sys
 import types
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import jsonschema
+import numpy as np
 import pytest
 from pydantic import Field
 
@@ -18,7 +20,7 @@ from zoo.errors import RecipeError
 from zoo.evaluation.groups import GROUPS, members
 from zoo.evaluation.registry import EvaluationError, make_tasks, task_class
 from zoo.evaluation.run import evaluate
-from zoo.evaluation.task import Metric, Task
+from zoo.evaluation.task import Labelled, Metric, Prompt, Row, Task
 from zoo.parts import FAMILIES, TASKS
 from zoo.recipe import load_recipe
 from zoo.recipe.schema import recipe_schema
@@ -123,6 +125,34 @@ def test_one_that_cannot_be_used_says_why(path, monkeypatch, target, why):
 def test_groups_are_of_known_tasks():
     assert {name for tasks in GROUPS.values() for name in tasks} <= set(TASKS.kinds())
     assert members("copy") == ("copy",)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (np.float32(0.25), None),
+        (np.bool_(True), None),
+        ("high", r"^parity: score must give numbers; found str for 'accuracy'$"),
+        (None, r"^parity: score must give numbers; found NoneType for 'accuracy'$"),
+    ],
+    ids=["float32", "bool of numpy", "text", "none"],
+)
+def test_a_score_is_a_number_of_python_or_numpy(path, monkeypatch, value, why):
+    row = np.arange(4)
+    monkeypatch.setattr(Parity, "needs_text", False)
+    monkeypatch.setattr(Parity, "examples", lambda self, model: [Labelled(row, row)])
+    monkeypatch.setattr(Parity, "score", lambda self, example, answer: Row({"accuracy": value}))
+    with nullcontext() if why is None else pytest.raises(EvaluationError, match=why):
+        assert evaluate(Guesser(), ["parity"])[0].metrics["accuracy"]["value"] == float(value)
+
+
+def test_examples_of_two_kinds_are_refused(path, monkeypatch):
+    row = np.arange(4)
+    monkeypatch.setattr(Parity, "needs_text", False)
+    monkeypatch.setattr(Parity, "examples", lambda self, model: [Labelled(row, row), Prompt((1,), 1, ())])
+    why = "parity: examples must be a list of Choice, a list of Labelled or a list of Prompt; found Labelled and Prompt"
+    with pytest.raises(EvaluationError, match=why):
+        evaluate(Guesser(), ["parity"])
 
 
 def test_the_example_of_the_docs_is_scored(monkeypatch):

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import ClassVar, Literal
 
@@ -11,6 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from zoo.blocks import register
+from zoo.blocks.making import PartError
 from zoo.counting.run_cost import GPUS, step_size
 from zoo.errors import RecipeError
 from zoo.parts import LOGGERS, OPTIMIZERS, SCHEDULES
@@ -166,3 +168,19 @@ def test_loggers_are_named_and_made(path, tmp_path):
 def test_an_unknown_family_is_named():
     with pytest.raises(ValueError, match=r"unknown family 'optimisers'; known: mixers, .*optimizers"):
         register("x", "y:Z", family="optimisers")
+
+
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [
+        (lambda self, **kwargs: kwargs["closure"](), None),
+        (lambda self, closure=None: closure(), None),
+        (lambda self: None, r"optimiser 'twolr': Own\.step must take a closure, and call it"),
+    ],
+    ids=["any keyword", "closure", "nothing"],
+)
+def test_an_optimiser_must_take_a_closure(path, monkeypatch, step, why):
+    made = type("Own", (torch.optim.SGD,), {"step": step})
+    monkeypatch.setattr(sys.modules["zoo_training"], "make", lambda model, config: made(model.parameters(), 0.1))
+    with nullcontext() if why is None else pytest.raises(PartError, match=why):
+        assert type(make_optimizer(nn.Linear(2, 2), TwoRates())) is made

@@ -5,11 +5,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from zoo.blocks.making import make
 from zoo.data.config import Source
 from zoo.data.errors import DataError
+from zoo.data.sources.base import Reader
 from zoo.data.sources.pieces import Part, Piece, Texts
 
 __all__ = [
@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 
-def reader_of(source: Source) -> Any:
-    """What reads a source, a `base.Reader`.  Raises DataError for a source that nothing reads as text."""
+def reader_of(source: Source) -> Reader:
+    """What reads a source.  Raises DataError for a source that nothing reads as text."""
     if not source.reader:
         raise DataError(f"source {source.kind}: {type(source).__name__} must be a zoo.data.config.DocumentSource")
-    return make(f"source {source.kind!r}", source.reader, source, needs=("files", "pieces", "fingerprint"))
+    return make(f"source {source.kind!r}", source.reader, source, is_a=Reader)
 
 
 def pieces(source: Source, piece_bytes: int, fraction: float = 0.0) -> Iterator[Piece]:

@@ -29,11 +29,11 @@ class Reader(Generic[Config]):
 
     def files(self) -> list[Path]:
         """The local files that it reads; [] for what has none."""
-        raise NotImplementedError
+        raise DataError(f"source {self.source.kind}: {type(self).__name__} must define files")
 
     def pieces(self, piece_bytes: int, fraction: float) -> Iterator[Piece]:
         """Cut the source into pieces of about `piece_bytes`; fraction: the share that is held out for validation."""
-        raise NotImplementedError
+        raise DataError(f"source {self.source.kind}: {type(self).__name__} must define pieces")
 
     def total_bytes(self) -> int | None:
         """The size of the files, None where only reading tells."""

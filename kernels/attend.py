@@ -55,7 +55,7 @@ def sinks_by_key_head(sinks_H: torch.Tensor | None, n_kv_heads: int, axes: int) 
 
 
 def prefix(needed: int, available: int) -> int:
-    """Keys that a chunk reads when it needs the first `n`: rounded up, so that chunks have at most 8 different sizes.
+    """Keys that a chunk reads if it needs the first `needed`: rounded up, so that chunks have at most 8 sizes.
 
     A buffer that is larger than the one before does not fit the memory which that one freed. If every chunk's buffers
     grow, full attention over 16K tokens (H=4, D=32) peaks at 2.2 GB on a CPU instead of 0.9 GB.

@@ -162,6 +162,19 @@ def test_the_links_of_the_docs_lead_somewhere():
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/log").iterdir()), ids=lambda page: page.stem)
+def test_a_page_of_the_log_has_question_setup_results_verdict_and_a_row_of_the_index(page):
+    text, index = page.read_text(encoding="utf-8"), (ROOT / "docs/log.md").read_text(encoding="utf-8")
+    date = re.fullmatch(r"(\d{4}-\d\d-\d\d)-[a-z0-9-]+\.md", page.name)[1]
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    found = [word for heading in headings for word in ("Question", "Setup", "esults", "Verdict") if word in heading]
+    assert found == ["Question", "Setup", "esults", "Verdict"]
+    assert f"\n# {date}: " in text
+    assert text.startswith("---\nsearch:\n  exclude: true\n---\n")
+    row = re.search(rf"^\| {date} \| \[.+?\]\(log/{re.escape(page.name)}\) \| .+? \| .+ \|$", index, re.MULTILINE)
+    assert row, f"docs/log.md has no row of {page.name} with question and verdict"
+
+
 def readme():
     return (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -38,7 +38,10 @@ def scored(task: Task, example: Any, reply: Any) -> Row:
         return row
     if not isinstance(row, Row):
         raise EvaluationError(f"{task.task}: score must return a zoo.evaluation.task.Row; found {type(row).__name__}")
+    metrics = [metric.name for metric in task.metrics]
     for metric, value in row.values.items():
+        if metric not in metrics:
+            raise EvaluationError(f"{task.task}: score gives {metric!r}; the metrics are {', '.join(metrics)}")
         if not isinstance(value, Real | np.bool_):  # numbers of numpy too: float32, and the bool of a comparison
             found = type(value).__name__
             raise EvaluationError(f"{task.task}: score must give numbers; found {found} for {metric!r}")

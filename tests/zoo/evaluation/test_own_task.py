@@ -146,6 +146,16 @@ def test_a_score_is_a_number_of_python_or_numpy(path, monkeypatch, value, why):
         assert evaluate(Guesser(), ["parity"])[0].metrics["accuracy"]["value"] == float(value)
 
 
+def test_a_score_under_a_name_that_is_no_metric_is_refused(path, monkeypatch):
+    """It would be in no result, and nothing would say so."""
+    row = np.arange(4)
+    monkeypatch.setattr(Parity, "needs_text", False)
+    monkeypatch.setattr(Parity, "examples", lambda self, model: [Labelled(row, row)])
+    monkeypatch.setattr(Parity, "score", lambda self, example, answer: Row({"score": 1.0}))
+    with pytest.raises(EvaluationError, match=r"^parity: score gives 'score'; the metrics are accuracy$"):
+        evaluate(Guesser(), ["parity"])
+
+
 def test_examples_of_two_kinds_are_refused(path, monkeypatch):
     row = np.arange(4)
     monkeypatch.setattr(Parity, "needs_text", False)

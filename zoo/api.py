@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from zoo.files import write_text
 from zoo.recipe import Recipe, load_recipe
@@ -123,19 +123,21 @@ def compare(
 ) -> Comparison:
     """Compare 2 to 10 recipes or runs, as `zoo compare`.
 
-    overrides: as after --set, for every recipe.  seq_lens: lengths in tokens at which costs are stated.
+    overrides: as after --set, for every recipe.  seq_lens: lengths in tokens at which costs are stated, or one length.
     html: a file for the self-contained page; maps: with attention maps.  train: first train each recipe so long, such
     as "200ba", into runs_dir.  measure: speed and memory on this machine.
     Raises RecipeError if there are not 2 to 10, or none of them can be read.
     """
     from zoo.report.compare import Request, find, write
 
+    if isinstance(sources, str | os.PathLike | Mapping | Recipe):  # one: text is not a list of its characters
+        sources = [sources]
     with _as_paths(sources) as paths:
         page = Path(html) if html is not None else None
         asked = Request(
             paths,
-            overrides,
-            seq_lens,
+            [overrides] if isinstance(overrides, str) else overrides,
+            [seq_lens] if isinstance(seq_lens, int) else seq_lens,
             page,
             False,
             maps,
@@ -144,10 +146,16 @@ def compare(
             measure,
             False,
             "zoo.compare in Python",
+            {path: f"recipe {i}" for i, path in enumerate(paths, start=1) if not _is_path(sources[i - 1])},
         )
         columns, facts = find(asked)
         write(asked, columns, facts)
     return Comparison(facts)
+
+
+def _is_path(source: RecipeLike | Run) -> TypeGuard[str | os.PathLike]:
+    """Whether a recipe is named by its file, its folder or its name, and not given as its content."""
+    return isinstance(source, str | os.PathLike)
 
 
 @contextmanager
@@ -156,7 +164,7 @@ def _as_paths(sources: Sequence[RecipeLike | Run]) -> Iterator[list[str]]:
     with tempfile.TemporaryDirectory(prefix="zoo-recipes-") as folder:
         paths = []
         for index, source in enumerate(sources):
-            if isinstance(source, Mapping | Recipe):
+            if not _is_path(source):
                 recipe = load_recipe(source)
                 path = Path(folder) / str(index) / f"{recipe.name}.yaml"
                 path.parent.mkdir()

@@ -10,7 +10,7 @@ from rich.console import Console
 import zoo
 from zoo.errors import RecipeError, ZooError
 from zoo.evaluation.results import Result
-from zoo.recipe import load_recipe
+from zoo.recipe import ModelConfig, load_recipe
 from zoo.runs.folder import RunFolder
 from zoo.sparkline import sparkline
 from zoo.training.notebook import Cell
@@ -107,9 +107,30 @@ def test_a_comparison_takes_mappings_recipes_and_names(comparison):
     assert "tiny_ansa" in page.read_text()
 
 
-def test_a_comparison_is_refused_like_the_command():
-    with pytest.raises(RecipeError, match="must name 2 to 10 recipes or runs; found 1"):
-        zoo.compare([MINE])
+@pytest.mark.parametrize("one", [[MINE], MINE, "zoo:tiny/full", load_recipe(MINE)])
+def test_a_comparison_is_refused_like_the_command(one):
+    with pytest.raises(RecipeError, match=r"must name 2 to 10 recipes or runs; found 1\."):
+        zoo.compare(one)
+
+
+def test_mappings_of_one_name_are_told_apart_by_their_places():
+    other = MINE | {"model": {**MINE["model"], "layers": "local*7"}}
+    found = zoo.compare([MINE, "zoo:tiny/full", other], overrides="seed=3", seq_lens=128)
+    assert [column["label"] for column in found.columns] == ["mine (recipe 1)", "tiny_full", "mine (recipe 3)"]
+    (layers,) = [row for row in found.rows if (row["group"], row["label"]) == ("parameters", "total")]
+    assert layers["mine (recipe 1)"] != layers["mine (recipe 3)"]
+    assert "zoo-recipes" not in str(found)
+    assert "128 tokens" in str(found)
+
+
+@pytest.mark.parametrize("nothing", [3, None, ["zoo:tiny/full"]])
+def test_what_is_no_recipe_is_refused_with_what_would_be_one(nothing):
+    with pytest.raises(RecipeError, match=r"recipe: must be the path or the name of a recipe, a mapping .* found "):
+        zoo.load_recipe(nothing)
+
+
+def test_one_override_needs_no_list():
+    assert zoo.load_recipe("zoo:tiny/full", "seed=3").seed == 3
 
 
 @pytest.fixture
@@ -192,3 +213,10 @@ def test_a_sparkline_leaves_out_what_is_no_number():
     assert drawn.count(",") <= 402
     assert 'aria-label="curve from 5 to 0.001"' in drawn
     assert "nan" not in sparkline([(1, 2.0), (2, float("inf")), (3, 2.0)])
+
+
+@pytest.mark.parametrize("recipe", [MINE, "zoo:tiny/full", load_recipe(MINE).model])
+def test_a_model_is_built_from_whatever_names_a_recipe(recipe):
+    config = recipe if isinstance(recipe, ModelConfig) else load_recipe(recipe).model
+    model = zoo.build_model(recipe, device="meta")
+    assert len(model.layers) == len(config.expanded())

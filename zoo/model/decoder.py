@@ -4,7 +4,8 @@ Shapes: B batch, T tokens, C model width, N tokens of several rows, V vocabulary
 """
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from zoo.model import fused
 from zoo.model.cache import ModelCache
 from zoo.model.layer import Layer, make_norm
 from zoo.model.multi_token import MultiTokenModule, further_labels
-from zoo.recipe import ModelConfig, Recipe
+from zoo.recipe import ModelConfig, Recipe, load_recipe
 
 
 class Decoder(nn.Module):
@@ -245,13 +246,22 @@ class Decoder(nn.Module):
         return self.norm(x_BTC, delta_BTC)[1]
 
 
-def build_model(recipe: Recipe | ModelConfig, *, device: str = "cpu", seed: int | None = None) -> Decoder:
+def build_model(
+    recipe: Recipe | ModelConfig | str | os.PathLike | Mapping[str, Any],
+    *,
+    device: str = "cpu",
+    seed: int | None = None,
+) -> Decoder:
     """Build and initialise the decoder of a recipe (or of its model section).
 
+    recipe: a Recipe or its model section, or what `load_recipe` takes: a path, a name, a mapping.
     device: where the parameters live; "meta" builds shapes without memory and initialises nothing.
     seed: of the initialisation; default the recipe's `seed`, 0 for a bare model section.
-    Raises ZooError if the device does not exist, or if a block has more or fewer parameters than its config counts.
+    Raises ZooError if the device does not exist, or if a block has more or fewer parameters than its config counts;
+    RecipeError as `load_recipe`.
     """
+    if not isinstance(recipe, Recipe | ModelConfig):
+        recipe = load_recipe(recipe)
     config = recipe.model if isinstance(recipe, Recipe) else recipe
     if seed is None:
         seed = recipe.seed if isinstance(recipe, Recipe) else 0

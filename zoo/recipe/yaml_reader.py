@@ -101,10 +101,13 @@ def read_recipe(path: str | os.PathLike | Mapping, overrides: Iterable[str] = ()
     """
     if isinstance(path, Mapping):
         root = _over_base(tree(path), "", [], shape)
-    else:
+    elif isinstance(path, str | os.PathLike):
         root = _read_chain(os.fspath(path), [], shape=shape)
+    else:
+        what = "the path or the name of a recipe, a mapping with its content, or a Recipe"
+        raise RecipeError([Problem(f"must be {what}; found {shorten(path)}", key="recipe")])
     problems: list[Problem] = []
-    for override in overrides:
+    for override in [overrides] if isinstance(overrides, str) else overrides:
         try:
             _assign(root, override)
         except RecipeError as error:

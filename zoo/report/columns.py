@@ -1,7 +1,7 @@
 """What is compared: a recipe file or a run folder becomes a column; one that fails keeps its place. No torch."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,17 +51,23 @@ class Column:
 
 
 def load_columns(
-    sources: Sequence[str | Path], overrides: Sequence[str] = (), duration: str | None = None
+    sources: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    duration: str | None = None,
+    places: Mapping[str, str] | None = None,
 ) -> list[Column]:
     """Read the recipes and run folders; a column that cannot be read has its reason in `error`.
 
     overrides: as after --set, for every recipe; a run folder is compared as it was trained and refuses them.
     duration: of --train, for every recipe; run folders are trained already.
+    places: what the heading says of a source, where it shares its name with others; default the source itself.
     """
     columns = [_load(str(source), overrides, duration) for source in sources]
     names = Counter(column.label for column in columns)
     labels = [
-        column.label if names[column.label] == 1 else f"{column.label} ({one_line(column.source)})"
+        column.label
+        if names[column.label] == 1
+        else f"{column.label} ({one_line((places or {}).get(column.source, column.source))})"
         for column in columns
     ]
     times: Counter[str] = Counter()

@@ -1,7 +1,7 @@
 """`zoo compare`: reads the columns, trains and measures them if asked, and writes what it found."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Request:
     measure: bool = False
     short: bool = False
     called: str | None = None
+    places: Mapping[str, str] | None = None  # of sources whose path says nothing to the user
 
     @property
     def command(self) -> str:
@@ -66,7 +67,7 @@ def find(request: Request) -> tuple[list[Column], dict[str, Any]]:
         found = f"must name {FEWEST} to {MOST} recipes or runs; found {len(request.sources)}"
         raise RecipeError([Problem(found, key="zoo compare")])
     check_folder(request.html, "--html")
-    columns = load_columns(request.sources, request.overrides, request.train)
+    columns = load_columns(request.sources, request.overrides, request.train, request.places)
     _refuse_if_all_failed(columns)
     if request.train:
         columns = train_columns(columns, request.runs_dir, with_duration(request.overrides, request.train))

@@ -14,8 +14,9 @@ def as_markdown(report: dict) -> str:
         f"One {machine['gpu']}, torch {machine['torch']}, triton {machine['triton']}, CUDA {machine['cuda']}, "
         f"Python {machine['python']}, {machine['date']}. bf16, one row, random inputs, eager mode, medians.",
         f"Ceilings measured in this run: {ceilings['tflops']:.0f} TFLOP/s dense bf16 product, "
-        f"{ceilings['tb_s']:.2f} TB/s copy (read plus written). They are measured once, before the rest, "
-        "and move by several percent, so that a share may pass 100%, and shares of two runs do not compare.",
+        f"{ceilings['tb_s']:.2f} TB/s copy (read plus written). They are measured once, before everything "
+        "else, and vary by several percent. A share can therefore exceed 100%, and shares of two runs cannot be "
+        "compared.",
         "",
         f"    {report['command']}",
         "",
@@ -27,7 +28,10 @@ def as_markdown(report: dict) -> str:
     for row in report.get("failed", []):
         lines += [f"{row['peer']} failed, {row['setting']} at {row['seq_len']:,} tokens: {row['error']}", ""]
     if report["pair"]:
-        about = "On the GPU: time within kernels, by torch's profiler in steps of their own, without what lies between."
+        about = (
+            '"On the GPU" is the time within kernels, measured by torch\'s profiler in separate steps, without '
+            "the time between kernels."
+        )
         lines += ["## A layer pair, forward and backward", "", about, "", *_pair_table(report["pair"]), ""]
     if report["memory"]:
         lines += ["## Peak memory of forward and backward, bytes a token", "", *_memory_table(report["memory"]), ""]

@@ -31,7 +31,7 @@ def generate(
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32; auto: bf16 on a GPU, fp32 on a CPU.")] = "auto",
     plugins: Plugins = None,
 ) -> None:
-    """Continue prompts with a trained model: text on standard output as it comes, everything else on standard error."""
+    """Continue prompts with a trained model: the text on standard output, everything else on standard error."""
     if stdin not in (None, "-"):
         raise typer.BadParameter(f"must be - for standard input; found {stdin!r}. Prompts: --prompt", param_hint="[-]")
     from zoo.inference.command import Request, generate_command

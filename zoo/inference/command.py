@@ -1,4 +1,4 @@
-"""`zoo generate`: text on standard output as it comes, everything else on standard error."""
+"""`zoo generate`: text on standard output while it is generated, everything else on standard error."""
 
 import sys
 from collections.abc import Iterator, Sequence

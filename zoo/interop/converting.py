@@ -310,7 +310,8 @@ def _losses(model: Any, made: Any, rows: list[tuple]) -> tuple[float | None, flo
 
 
 def _recipe(run: Path, out: Path, model: Any, tokenizer: Any) -> Any:
-    """The run's recipe with the new model, which goes on from its weights."""
+    """The run's recipe with the new model, whose training starts from the new weights."""
+    from zoo.data.places import absolute
     from zoo.files import present
     from zoo.interop.importing import recipe_name, recipe_of
     from zoo.recipe import Recipe, load_recipe
@@ -320,7 +321,7 @@ def _recipe(run: Path, out: Path, model: Any, tokenizer: Any) -> Any:
         return recipe_of(out, model, summary, tokenizer)
     recipe = load_recipe(run / "recipe.yaml", of_run=True)
     changed = {"name": recipe_name(out), "summary": summary, "model": model}
-    train = recipe.train.model_copy(update={"init_from": str(out)})
+    train = recipe.train.model_copy(update={"init_from": absolute(str(out))})
     return Recipe.model_validate(recipe.model_copy(update={**changed, "train": train}))
 
 
@@ -347,4 +348,4 @@ def _lines(made: Converted) -> Iterator[str]:
     if made.loss_before is not None:
         yield f"loss {made.loss_before:.4f} before, {made.loss_after:.4f} after"
     yield f"wrote {made.run}"
-    yield f"train it: zoo train {made.run}/recipe.yaml --run-dir NEW   (its recipe says train.init_from: {made.run})"
+    yield f"train it: zoo train {made.run}/recipe.yaml --run-dir NEW   (its train.init_from names these weights)"

@@ -89,15 +89,17 @@ def _shapes(model: Any) -> dict[str, list[int]]:
 
 
 def recipe_of(run: Path, model: Any, summary: str, tokenizer: Any) -> Any:
-    """A recipe that goes on training the weights of a run: rows of at most ROW tokens of text in its tokenizer."""
+    """A recipe that trains the weights of a run further: rows of at most ROW tokens of text in its tokenizer."""
+    from zoo.data.places import absolute
     from zoo.data.tokenizers import Bytes
     from zoo.recipe import Recipe
 
+    folder = absolute(str(run))
     data: dict[str, Any] = {"seq_len": min(ROW, model.max_seq_len)}
     if isinstance(tokenizer, Bytes):
         data |= {"tokenizer": {"kind": "byte"}}
     elif tokenizer is not None:
-        data |= {"tokenizer": {"kind": "huggingface", "path": str(run)}}
+        data |= {"tokenizer": {"kind": "huggingface", "path": folder}}
     else:  # rows of numbers, which the user has to name
         data |= {"source": {"kind": "mds", "local": "rows"}, "validation_fraction": 0}
     section = {
@@ -105,7 +107,7 @@ def recipe_of(run: Path, model: Any, summary: str, tokenizer: Any) -> Any:
         "summary": summary,
         "model": model.model_dump(),
         "data": data,
-        "train": {"init_from": str(run)},
+        "train": {"init_from": folder},
     }
     return Recipe.model_validate(section)
 
@@ -124,6 +126,6 @@ def import_command(folder: Path, run: Path, ignored: list[str], end_of_document:
         f"wrote {run}: {sizes}",
         f"layers    {imported.model.layers}",
         f"use it:   zoo generate {run}, zoo eval {run}, zoo show {run}/recipe.yaml",
-        f"train it: zoo train {run}/recipe.yaml --run-dir NEW   (its recipe says train.init_from: {run})",
+        f"train it: zoo train {run}/recipe.yaml --run-dir NEW   (its train.init_from names these weights)",
     ]
     return "\n".join(lines), imported.notes

@@ -111,7 +111,7 @@ def _train(column: Column, folder: Path, overrides: Sequence[str], tell) -> Colu
                     _wait(process)
         except KeyboardInterrupt:  # the child got the signal too: it finishes its batch and saves
             _end(process)
-            raise Interrupted(f"interrupted; the same command goes on with {folder}") from None
+            raise Interrupted(f"interrupted; the same command continues {folder}") from None
         said.seek(0)
         lines = [line for line in said.read().splitlines() if line.strip()]
     if process.returncode == 0:
@@ -119,7 +119,7 @@ def _train(column: Column, folder: Path, overrides: Sequence[str], tell) -> Colu
         return replace(column, run=RunFolder(folder))
     if process.returncode in (130, -signal.SIGINT, -signal.SIGTERM):
         tell("stopped")
-        raise Interrupted(f"interrupted; the same command goes on with {folder}")
+        raise Interrupted(f"interrupted; the same command continues {folder}")
     tell("failed")
     errors = [line for line in lines if not line.startswith(("note:", "  "))]
     refused = process.returncode == 2

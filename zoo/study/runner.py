@@ -351,7 +351,7 @@ class Runner:
     def _leave_if_stopping(self) -> None:
         if self.stopping:
             done = sum(state.name == DONE for state in self.states.values())
-            raise Interrupted(f"stopped with {done} of {self.expected()} runs done; the same command goes on")
+            raise Interrupted(f"stopped with {done} of {self.expected()} runs done; the same command continues")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

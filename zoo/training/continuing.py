@@ -127,8 +127,11 @@ def changes(folder: RunFolder, recipe) -> list[Change]:
 
 
 def with_absolute_paths(recipe):
-    """The recipe with paths of data that mean the same in every working directory, as a run folder keeps it."""
-    return recipe.model_copy(update={"data": places.with_absolute_paths(recipe.data)})
+    """The recipe with paths that mean the same in every working directory, as a run folder keeps it."""
+    train = recipe.train
+    if train.init_from is not None:
+        train = train.model_copy(update={"init_from": places.absolute(train.init_from)})
+    return recipe.model_copy(update={"data": places.with_absolute_paths(recipe.data), "train": train})
 
 
 def check_continues(folder: RunFolder, recipe) -> list[Change]:

@@ -2,7 +2,7 @@
 
 The short part gives each file one damage, in turn, and the command that reads it. The slow part gives each file all of
 FAST. The whole table takes one to two hours: ZOO_DAMAGE_TABLE=FILE pytest tests/zoo/damage -m slow  writes it to FILE;
-what is done is kept in FILE.jsonl, so that the same command goes on after an interruption.
+what is done is kept in FILE.jsonl, so that the same command continues after an interruption.
 """
 
 import importlib.util

@@ -46,6 +46,8 @@ def test_every_command_takes_the_run(source, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "zoo train runs/llama/recipe.yaml" in said
     assert zoo_command(["show", "runs/llama/recipe.yaml"]) == 0
+    kept = zoo.load_recipe("runs/llama/recipe.yaml")
+    assert kept.train.init_from == str(tmp_path / "runs/llama")  # in any working directory
     assert "3 layers  A A A" in capsys.readouterr().out
     assert zoo_command(["generate", "runs/llama", "--prompt", "a b", "--max-tokens", "4", "--temperature", "0"]) == 0
     assert zoo_command(["eval", "runs/llama", "--tasks", "mqar", "--seq-len", "64", "--rows", "2"]) == 0

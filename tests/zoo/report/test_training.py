@@ -147,7 +147,7 @@ def test_ctrl_c_lets_the_run_save_and_says_how_to_go_on(tiny, tmp_path, monkeypa
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(training.subprocess, "Popen", Child)
-    with pytest.raises(training.Interrupted, match="the same command goes on with") as raised:
+    with pytest.raises(training.Interrupted, match="the same command continues") as raised:
         train_columns(load_columns([tiny("full"), tiny("nsa")]), tmp_path, (), plain())
     assert raised.value.exit_code == 130
 
@@ -169,7 +169,7 @@ def test_sigterm_is_passed_on_to_the_training(tiny, tmp_path, monkeypatch):
     sender = threading.Thread(target=send)
     sender.start()
     handler, console = signal.getsignal(signal.SIGTERM), plain()
-    with pytest.raises(training.Interrupted, match="the same command goes on with"):
+    with pytest.raises(training.Interrupted, match="the same command continues"):
         train_columns(load_columns([tiny("full"), tiny("nsa")]), tmp_path, (), console)
     sender.join()
     assert "tiny_full: stopped" in console.file.getvalue()

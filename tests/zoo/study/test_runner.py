@@ -116,7 +116,7 @@ def test_a_signal_stops_the_study_and_the_same_command_goes_on(write_study):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "of 6 runs done; the same command goes on" in err
+    assert "of 6 runs done; the same command continues" in err
     runner_of(path).run()
 
 

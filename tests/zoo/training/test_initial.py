@@ -14,6 +14,7 @@ from zoo.files import sha256
 from zoo.model import build_model
 from zoo.recipe import ModelConfig
 from zoo.training import engine, train
+from zoo.training.continuing import with_absolute_paths
 from zoo.training.initial import Initial
 
 pytest.importorskip("composer")
@@ -46,6 +47,15 @@ def from_(run):
 
 def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_resolved_recipe_has_the_path_of_the_weights_from_the_root_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    resolved = with_absolute_paths(zoo.load_recipe("zoo:tiny/full", from_("runs/first")))
+    assert resolved.train.init_from == str(tmp_path / "runs/first")
+    assert with_absolute_paths(resolved) == resolved
+    assert with_absolute_paths(zoo.load_recipe("zoo:tiny/full", from_("~/first"))).train.init_from == "~/first"
+    assert with_absolute_paths(zoo.load_recipe("zoo:tiny/full")).train.init_from is None
 
 
 def test_a_run_goes_on_from_the_weights_with_other_data_and_context(recipe, source, other_text, tmp_path, capsys):

@@ -22,7 +22,7 @@ from zoo.training.watchdog import Watchdog
 def waits_for_ever():
     time.sleep(600)
 
-with Watchdog(0.005, Path(sys.argv[1]), "rank 3, process 7", lambda: "the same command goes on") as dog:
+with Watchdog(0.005, Path(sys.argv[1]), "rank 3, process 7", lambda: "the same command continues") as dog:
     for n in range(10):
         time.sleep(0.1)
         dog.beat(f"batch {n}")
@@ -40,7 +40,7 @@ def test_a_hang_writes_the_stacks_and_ends_in_one_line(tmp_path):
     (line,) = done.stderr.strip().splitlines()
     assert line == (
         f"no progress for 0.005 min (train.stall_minutes) after batch 9; the stacks of all processes are in {log}; "
-        "the same command goes on"
+        "the same command continues"
     )
     written = log.read_text()
     assert written.startswith("what was said before\n--- rank 3, process 7: no progress")
@@ -69,7 +69,7 @@ def test_time_in_which_the_process_was_stopped_does_not_count(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_a_reader_that_is_stopped_ends_the_run_with_all_stacks(recipe_file, tmp_path, environment):
-    """The process that reads rows hangs; the same command goes on afterwards."""
+    """The process that reads rows hangs; the same command continues afterwards."""
     run = tmp_path / "run"
     sets = ["train.duration=5000ba", "train.workers=1", "train.stall_minutes=0.25", "train.checkpoint.every=20ba"]
     command = [sys.executable, "-m", "zoo", "train", str(recipe_file), "--run-dir", str(run)]

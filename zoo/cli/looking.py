@@ -95,7 +95,7 @@ def cost(
     recipe: RecipeFile,
     overrides: Override = None,
     gpu: Annotated[str, typer.Option(help="h200, h100 or a100.")] = "h200",
-    seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens a row. Default: the recipe's.")] = None,
+    seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens of a row. Default: the recipe's.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of a micro-batch on the GPU.")] = 1,
     json: AsJson = False,
     plugins: Plugins = None,

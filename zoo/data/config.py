@@ -369,7 +369,7 @@ AnyTokenizer = Annotated[TokenizerConfig, PartOf(TOKENIZERS)]
 class DataConfig(Part):
     """The `data:` part of a recipe."""
 
-    seq_len: int | None = Field(None, ge=1, description="Tokens a row. Default: model.max_seq_len.")
+    seq_len: int | None = Field(None, ge=1, description="Tokens of a row. Default: model.max_seq_len.")
     source: AnySource | None = Field(None, description="Where rows come from. Default: {kind: python-stdlib}.")
     sources: list[AnySource] | None = Field(None, min_length=1, description="A mixture, in place of `source`.")
     tokenizer: AnyTokenizer | None = Field(

@@ -39,7 +39,7 @@ ROWS = 32  # decoded together
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts stand, in units of the picture: beside each other, or below each other for a phone."""
+    """Where the parts stand, in units of the picture: side by side, or one below the other for a phone."""
 
     width: int
     height: int

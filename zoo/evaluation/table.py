@@ -9,7 +9,7 @@ from zoo.evaluation.results import Result
 
 
 def as_table(results: Mapping[str, Sequence[Result]]) -> str:
-    """One row a task and metric, one column a model: value and 95% interval; the chance level beside them."""
+    """One row a task and metric, one column a model: value and 95% interval, with the chance level."""
     labels = list(dict.fromkeys(result.label for found in results.values() for result in found))
     by_model = {model: {result.label: result for result in found} for model, found in results.items()}
     head = ["task", "metric", "chance", *(Path(model).name or model for model in results)]

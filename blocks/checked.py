@@ -1,8 +1,8 @@
 """What configs are made of: the bounds of each kind of number, and configs that list all their problems. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -46,12 +46,33 @@ class Checked(BaseModel):
         return self
 
 
+class Fact(NamedTuple):
+    """What every part of a family states: its name in messages, what returns it, and its allowed types."""
+
+    name: str
+    ask: Callable[[], Any]
+    may_be: tuple[type, ...]
+
+
+Facts = Iterator[Fact]
+NUMBER = (int, float)
+ROW = 64  # tokens of the row that facts which depend on one are asked for
+
+
 class Kinded(Checked):
     """A config that says what it is. Last of the bases, so that `kind` is the first field."""
 
     about: ClassVar[About] = About()  # what its page in the documentation says beyond fields and cost
 
     kind: str
+
+    def facts(self, d_model: int, seq_len: int, part: str | None = None) -> Facts:
+        """What a part of this family must state; a part of another package is asked when its recipe is read.
+
+        Each fact is asked before the next one is made, so a later one may rely on it.  seq_len: the longest row that
+        the model is made for.  part: of a block that has several.
+        """
+        yield from ()
 
 
 Made = TypeVar("Made")

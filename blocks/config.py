@@ -3,14 +3,16 @@
 `AttentionConfig` is a point of the grid of docs/blocks.md; every kind in blocks/kinds/ is a shorter spelling of one.
 """
 
+from functools import partial
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
 from zoo.blocks.about import About
+from zoo.blocks.checked import NUMBER, Fact, Facts, FieldProblem, Flag, Kinded
 from zoo.blocks.cost import Cost
-from zoo.blocks.fields import FieldProblem, Flag, GateFields, Kinded, OutputFields, SharingFields, norm_set_problems
+from zoo.blocks.fields import GateFields, OutputFields, SharingFields, norm_set_problems
 from zoo.blocks.patterns.base import SCORE_OPTIONS, PatternConfig
 from zoo.blocks.patterns.full_config import Full
 from zoo.blocks.projections.base import ProjectionConfig
@@ -65,6 +67,18 @@ class BlockConfig(Kinded):
         if point is not None and not self.states("cost") and not self.states("build"):
             return point
         return StatedMixer(self, d_model, part, point)
+
+    def facts(self, d_model: int, seq_len: int, part: str | None = None) -> Facts:
+        """What a block of another package is asked for."""
+        yield Fact("resolve", lambda: self.resolve(d_model, seq_len, part), (ResolvedMixer,))
+        mixer = self.resolve(d_model, seq_len, part)
+        yield Fact("describe", mixer.describe, (str,))
+        yield Fact("cost", lambda: mixer.cost(seq_len), (Cost,))
+        cost = mixer.cost(seq_len)
+        for name in ("total_parameters", "cache_nominal_elements", "cache_held_elements"):
+            yield Fact(f"cost: {name}", partial(getattr, cost, name), NUMBER)
+        yield Fact("cost: total_flops", lambda: cost.total_flops, NUMBER)
+        yield Fact("activation_bytes", lambda: mixer.activation_bytes(seq_len), (*NUMBER, type(None)))
 
     def grid_point(self, d_model: int, part: str | None = None) -> "AttentionConfig":
         """The same block spelt as projection and patterns, with every default worked out for d_model."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from zoo.blocks.checked import NUMBER, ROW, Fact, Facts, FieldProblem, Kinded
 from zoo.blocks.cost import BF16, FLOAT
-from zoo.blocks.fields import FieldProblem, Kinded
 
 if TYPE_CHECKING:
     from zoo.blocks.projections.base import ResolvedProjection
@@ -77,6 +77,16 @@ class PatternConfig(Kinded):
     def describe(self) -> str:
         """A few words for tables: `window 512`."""
         return self.kind
+
+    def facts(self, d_model: int, seq_len: int, part: str | None = None) -> Facts:
+        """What a pattern of another package is asked for."""
+        row = min(seq_len, ROW)
+        yield Fact("resolve", lambda: self.resolve(d_model, seq_len), (PatternConfig,))
+        made = self.resolve(d_model, seq_len)
+        yield Fact("describe", self.describe, (str,))
+        yield Fact("pairs", lambda: made.pairs(row), NUMBER)
+        yield Fact("reach", lambda: made.reach(1, row), (int,))
+        yield Fact("kept_tokens", lambda: made.kept_tokens(row), (int,))
 
     # Which keys are seen.
 

@@ -7,7 +7,7 @@ and sin (`blocks.interface.Positions`), named by `module`.
 
 from typing import Any, ClassVar
 
-from zoo.blocks.checked import Kinded
+from zoo.blocks.checked import NUMBER, Fact, Facts, Kinded
 from zoo.blocks.making import make
 
 
@@ -36,6 +36,11 @@ class PositionConfig(Kinded):
     def values(self) -> tuple:
         """What tables depend on, as plain numbers: layers with the same share a table; torch.compile hashes it."""
         return tuple(getattr(self, name) for name in type(self).model_fields)
+
+    def facts(self, d_model: int, seq_len: int, part: str | None = None) -> Facts:
+        """What a position embedding of another package is asked for."""
+        yield Fact("shown", lambda: self.shown, (str, *NUMBER))
+        yield Fact("values", lambda: self.values, (tuple,))
 
     def build(self) -> Any:
         """What makes the tables (`blocks.interface.Positions`); None if nothing is turned. Imports torch."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from zoo.blocks.fields import Kinded, PositionTemperature
+from zoo.blocks.checked import Fact, Facts, Kinded
+from zoo.blocks.fields import PositionTemperature
 from zoo.blocks.positions.base import PositionConfig
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ class ProjectionConfig(Kinded):
     def resolve(self, d_model: int, seq_len: int) -> "ResolvedProjection":
         """The same with every number known. seq_len: the longest row that the model is made for."""
         raise NotImplementedError(f"{type(self).__name__} does not define resolve")
+
+    def facts(self, d_model: int, seq_len: int, part: str | None = None) -> Facts:
+        """What a projection of another package is asked for."""
+        yield Fact("resolve", lambda: self.resolve(d_model, seq_len), (ResolvedProjection,))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from zoo.blocks.about import About
-from zoo.blocks.checked import FieldProblem
+from zoo.blocks.checked import Fact, Facts, FieldProblem
 from zoo.parts import SOURCES, TOKENIZERS, PartOf
 
 END_OF_DOCUMENT_BYTE = 256
@@ -52,6 +52,10 @@ class Source(Part):
     def describe(self) -> str:
         """Where it reads, in a few words, for messages."""
         return ""
+
+    def facts(self, d_model: int, seq_len: int, part: str | None = None) -> Facts:
+        """What a source of another package is asked for; see `zoo.blocks.checked.Kinded.facts`."""
+        yield Fact("describe", self.describe, (str,))
 
     def problems(self, *, seq_len: int, vocab_size: int) -> Iterator[FieldProblem]:
         """Yield (key path, message) for what disagrees with the model; called by `DataConfig.problems`."""
@@ -313,6 +317,10 @@ class TokenizerConfig(Part):
     def known_vocab_size(self) -> int | None:
         """Token numbers this tokenizer uses, None where only loading it tells."""
         return None
+
+    def facts(self, d_model: int, seq_len: int, part: str | None = None) -> Facts:
+        """What a tokenizer of another package is asked for; see `zoo.blocks.checked.Kinded.facts`."""
+        yield Fact("known_vocab_size", self.known_vocab_size, (int, type(None)))
 
 
 class ByteTokenizer(TokenizerConfig):

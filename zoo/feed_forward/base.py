@@ -4,11 +4,12 @@ A feed-forward is two classes: a config, which subclasses `FeedForwardConfig`, a
 `module` and built as Class(config, d_model).
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, Self
 
 from pydantic import Field
 
-from zoo.blocks.fields import Kinded
+from zoo.blocks.checked import NUMBER, Fact, Facts, Kinded
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,14 @@ class FeedForwardConfig(Kinded):
     def describe(self) -> str:
         """A few words for tables: `swiglu 704`."""
         return self.kind
+
+    def facts(self, d_model: int, seq_len: int, part: str | None = None) -> Facts:
+        """What a feed-forward of another package is asked for."""
+        yield Fact("resolve", lambda: self.resolve(d_model, seq_len), (FeedForwardConfig,))
+        yield Fact("describe", self.describe, (str,))
+        made = self.resolve(d_model, seq_len)
+        for name in ("parameters", "active_parameters", "flops", "activation_bytes"):
+            yield Fact(name, partial(getattr(made, name), d_model), NUMBER)
 
     def parameters(self, d_model: int) -> int:
         """All parameters of one layer."""

@@ -4,12 +4,13 @@
 """
 
 import math
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from zoo.blocks.about import About, Paper
-from zoo.blocks.fields import Kinded
+from zoo.blocks.checked import NUMBER, Fact, Facts, Kinded
 from zoo.training.duration import Interval, Part
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,6 +32,12 @@ class ScheduleConfig(Kinded):
     def after_warmup(self, progress: float) -> float:
         """The rate as a share of the peak.  progress: share of the decay that is done, 0 before it, 1 at the end."""
         raise NotImplementedError(f"{type(self).__name__} does not define after_warmup")
+
+    def facts(self, d_model: int, seq_len: int, part: str | None = None) -> Facts:
+        """What a schedule of another package is asked for."""
+        yield Fact("decay_span", lambda: self.decay_span, (str, type(None)))
+        for progress in (0.0, 0.5, 1.0):
+            yield Fact(f"after_warmup({progress:g})", partial(self.after_warmup, progress), NUMBER)
 
     def lr_ratio(self, done: int, total: int, warmup: int, decay: int) -> float:
         """The rate of the batch with which `done` batches are done, as a share of the peak.

@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from zoo.blocks.checked import NUMBER, Fact, Facts, Kinded
 from zoo.blocks.cost import FLOAT
-from zoo.blocks.fields import Kinded
 
 MOST_SETTING = 1e6  # beyond any use, and far below where float32 overflows
 NamePattern = Annotated[str, Field(min_length=1, max_length=200)]  # of parameters; zoo/training/names.py
@@ -29,6 +29,11 @@ class OptimizerConfig(Kinded):
         description="Factors of the learning rate by name or pattern of parameters: {'layers.0': 0.1, '*norm*': 2}. A "
         "parameter that several patterns match has the product.",
     )
+
+    def facts(self, d_model: int, seq_len: int, part: str | None = None) -> Facts:
+        """What an optimiser of another package is asked for."""
+        yield Fact("state_bytes", lambda: self.state_bytes(1000), NUMBER)
+        yield Fact("step_traffic", lambda: self.step_traffic(1000), NUMBER)
 
     def state_bytes(self, parameters: int) -> int:
         """Bytes of its state for so many float32 parameters; by default two averages, as Adam's."""

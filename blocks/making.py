@@ -43,7 +43,7 @@ def make(what: str, target: str, *arguments: Any, is_a: Any = object, needs: Ite
     except Exception as error:
         raise PartError(f"{what}: {target} cannot be made: {described(error)}") from error
     if not isinstance(made, is_a):
-        raise PartError(f"{what}: {target} must make a {is_a.__module__}.{is_a.__qualname__}; found {_type_of(made)}")
+        raise PartError(f"{what}: {target} must make a {is_a.__module__}.{is_a.__qualname__}; found {type_name(made)}")
     check_methods(f"{what}: {target}", made, needs)
     return made
 
@@ -60,7 +60,7 @@ def check_module(what: str, module: Any) -> Any:
     from torch import nn
 
     if not isinstance(module, nn.Module):
-        raise PartError(f"{what} must be a torch.nn.Module; found {_type_of(module)}")
+        raise PartError(f"{what} must be a torch.nn.Module; found {type_name(module)}")
     if type(module).forward is nn.Module.forward:
         raise PartError(f"{what}: {type(module).__name__} does not define forward")
     return module
@@ -112,5 +112,6 @@ def _tops() -> set[str]:
     return (tops - {"zoo"}) & set(sys.modules)
 
 
-def _type_of(made: Any) -> str:
+def type_name(made: Any) -> str:
+    """What messages call the type of a value."""
     return "None" if made is None else type(made).__name__

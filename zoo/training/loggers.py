@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from zoo.blocks.making import PartError, make
+from zoo.blocks.making import PartError, make, type_name
 from zoo.errors import Problem, RecipeError, ZooError
 from zoo.extras import install_command, installing
 from zoo.files import open_text_to_append, present, read_json, write_text
@@ -101,7 +101,7 @@ def only_destinations(loggers: list) -> list:
 
     for logger in loggers:
         if not isinstance(logger, LoggerDestination):
-            found = "None" if logger is None else type(logger).__name__
+            found = type_name(logger)
             raise PartError(f"train.loggers: a logger must be a composer.loggers.LoggerDestination; found {found}")
     return loggers
 

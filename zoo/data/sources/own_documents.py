@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from zoo.blocks.making import make
+from zoo.blocks.making import make, type_name
 from zoo.data.config import DocumentSource
 from zoo.data.errors import DataError
 from zoo.data.sources.base import Reader
@@ -29,7 +29,7 @@ class OwnDocumentsReader(Reader[DocumentSource]):
         name = " ".join(filter(None, (f"source {self.source.kind}", self.source.describe())))
         documents = self.own.documents()
         if not isinstance(documents, Iterable):
-            raise DataError(f"{name}: documents must give texts, one after the other; found {_type_of(documents)}")
+            raise DataError(f"{name}: documents must give texts, one after the other; found {type_name(documents)}")
         yield from read_pieces(enumerate(documents), name, name, piece_bytes)
 
     def total_bytes(self) -> None:
@@ -45,7 +45,3 @@ class OwnDocumentsReader(Reader[DocumentSource]):
             must = "fingerprint must be a list of text, numbers and lists of them"
             raise DataError(f"source {self.source.kind}: {must}, which changes when the documents do")
         return list(found)
-
-
-def _type_of(value: object) -> str:
-    return "None" if value is None else type(value).__name__

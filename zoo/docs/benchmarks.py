@@ -11,7 +11,7 @@ def benchmarks_page(docs: Path) -> str:
     parts = [
         "# Benchmarks",
         "Measured, each in one run on the machine it names, and kept as it was written. The numbers behind each page "
-        "lie beside it as JSON. [The log](../log.md) has the experiments around them, those that failed too.",
+        "lie in the same folder as JSON. [The log](../log.md) has the experiments around them, those that failed too.",
     ]
     for path in sorted((docs / "benchmarks").glob("*.md")):
         title, about = _head(path)

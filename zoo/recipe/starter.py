@@ -1,4 +1,4 @@
-"""`zoo init`: a commented recipe to begin with, and beside it the JSON Schema for editors. No torch."""
+"""`zoo init`: a commented recipe to begin with, and the JSON Schema for editors in the same folder. No torch."""
 
 import json
 import os

@@ -10,8 +10,9 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -32,6 +33,7 @@ from zoo.files import check_file, present, read_text, sha256, write_text
 
 MOST_LEARNT_CHARACTERS = 6_000_000  # of different words; the library needs about 85 bytes for each
 FED_CHARACTERS = 1 << 18  # of text that the library is given at a time, to learn from
+CHARACTERS_AT_ONCE = 1 << 20  # of texts that `encode_each` gives a tokenizer at a time: its words take memory
 PROBE = "a B\n\tc1,  naïve 注意 \U0001f600 \x00 �"
 END_OF_DOCUMENT_TEXT = "<|end-of-document|>"
 
@@ -149,6 +151,33 @@ class Subwords:
         return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in content.items()}
 
 
+def encode_each(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The numbers of each text, the same as those of `encode`, with as few calls of the tokenizer as it allows.
+
+    tokenizer: of the zoo, or another with `encode`. Its `encode_many` is called if it has one, unless a subclass
+    defines `encode` alone anew: the two could disagree then.
+    """
+    if not _encodes_many(tokenizer):
+        return [[int(number) for number in tokenizer.encode(text)] for text in texts]
+    found: list[list[int]] = []
+    ends = np.cumsum([len(text) for text in texts])
+    for part in np.split(np.arange(len(texts)), np.flatnonzero(np.diff(ends // CHARACTERS_AT_ONCE)) + 1):
+        if len(part):
+            numbers, lengths = tokenizer.encode_many([texts[i] for i in part], [True] * len(part))
+            flat, places = numbers.tolist(), np.cumsum([0, *lengths]).tolist()
+            found += (flat[begin:end] for begin, end in pairwise(places))
+    return found
+
+
+def _encodes_many(tokenizer: Any) -> bool:
+    """Whether `encode_many` is defined where `encode` is, or in a class below."""
+    one, many = (
+        next((base for base in type(tokenizer).__mro__ if name in vars(base)), None)
+        for name in ("encode", "encode_many")
+    )
+    return one is not None and many is not None and issubclass(many, one)
+
+
 def check_files(folder: Path, expected: object, remedy: str) -> None:
     """Raise DataError, ending with `remedy`, unless the tokenizer's files are those that `save` wrote.
 
@@ -243,7 +272,7 @@ def learn_bpe(config: BpeTokenizer, words: WordCounts) -> Subwords:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    with _threads():
+    with library_threads():
         tokenizer.train_from_iterator(_repeated(words, splitter), trainer)
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.ByteLevel()
@@ -271,8 +300,8 @@ def _repeated(words: WordCounts, splitter) -> Iterator[str]:
 
 
 @contextmanager
-def _threads() -> Iterator[None]:
-    """Let the library use its threads, whose number does not change what is learnt."""
+def library_threads() -> Iterator[None]:
+    """Let the library use its threads, whose number does not change what is learnt or encoded."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     try:

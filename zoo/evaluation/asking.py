@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, N places with a question, V vocabulary.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -159,7 +159,7 @@ def _row_ranges(rows: Sequence[int], at_once: int) -> Iterator[tuple[int, int]]:
 
 def _choices(subject: Subject, examples: Sequence[Choice]) -> Callable[[Advance], list[Chosen]]:
     """Options that differ in their last token only share one row, so that one-word answers cost one row a question."""
-    pairs = [[_pair(subject, *option) for option in example.options] for example in examples]
+    pairs = _pairs(subject, examples)
     queries: list[Query] = []
     index: dict[tuple[int, ...], int] = {}
     shared: list[dict[int, int]] = []  # of each query: place of a label among its labels
@@ -188,9 +188,22 @@ def _choices(subject: Subject, examples: Sequence[Choice]) -> Callable[[Advance]
     return run
 
 
-def _pair(subject: Subject, context: Text, continuation: Text) -> tuple[list[int], list[int]]:
-    if isinstance(context, str) and isinstance(continuation, str):
-        return subject.encode_pair(context, continuation)
+def _pairs(subject: Subject, examples: Sequence[Choice]) -> list[list[tuple[list[int], list[int]]]]:
+    """(context, continuation) in tokens of every option of every example; all texts are encoded together."""
+    texts = [option for example in examples for option in example.options if _is_text(option)]
+    encoded = iter(subject.encode_pairs(texts) if texts else ())
+    return [
+        [next(encoded) if _is_text(option) else _of_tokens(option) for option in example.options]
+        for example in examples
+    ]
+
+
+def _is_text(option: tuple[Text, Text]) -> TypeGuard[tuple[str, str]]:
+    return isinstance(option[0], str) and isinstance(option[1], str)
+
+
+def _of_tokens(option: tuple[Text, Text]) -> tuple[list[int], list[int]]:
+    context, continuation = option
     assert not isinstance(context, str) and not isinstance(continuation, str), "both are texts, or both tokens"  # noqa: PT018
     return list(context), list(continuation)
 

@@ -40,6 +40,7 @@ class HarnessModel(TemplateLM):
         if subject.tokenizer is None:
             raise EvaluationError(f"--harness: {subject.name} reads plain numbers and has no tokenizer")
         self.subject, self.text = subject, subject.tokenizer
+        self._known: dict[str, list[int]] = {}  # tokens of the texts of the requests at hand
         self.batch_size = 1  # for its reports; batches are ours
 
     @property
@@ -63,7 +64,18 @@ class HarnessModel(TemplateLM):
         return self.text.identity
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return self.subject.encode(string)
+        found = self._known.get(string)
+        return self.subject.encode(string) if found is None else list(found)
+
+    def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As lm-eval's, which encodes the texts one by one; here they are encoded together before."""
+        pairs = [request.args for request in requests]
+        texts = dict.fromkeys(text for context, rest in pairs for text in (context.rstrip(), context + rest))
+        self._known = dict(zip(texts, self.subject.encode_each(list(texts)), strict=True))
+        try:
+            return super().loglikelihood(requests, disable_tqdm)
+        finally:
+            self._known = {}
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs: Any) -> list[tuple[float, bool]]:
         queries = []

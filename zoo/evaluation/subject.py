@@ -12,6 +12,7 @@ import torch
 
 from zoo.data.packing import Tokenizer
 from zoo.data.preparing import digest
+from zoo.data.tokenizers import encode_each
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.held_out import HeldOut
 from zoo.files import present
@@ -60,29 +61,38 @@ class Subject(ABC):
 
     def encode(self, text: str) -> list[int]:
         """Numbers of a text, without a start and without an end token."""
+        return self.encode_each([text])[0]
+
+    def encode_each(self, texts: Sequence[str]) -> list[list[int]]:
+        """The numbers of each text, as `encode`: many texts take a fraction of the time of one call a text."""
         if self.tokenizer is None:
             raise EvaluationError(
                 f"{self.name}: reads plain numbers and has no tokenizer, so a text task cannot be given"
             )
-        return [int(number) for number in self.tokenizer.encode(text)]
+        return encode_each(self.tokenizer, texts)
 
-    def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Numbers of a context and of its continuation, cut where the harness of EleutherAI cuts them.
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Numbers of each context and of its continuation, cut where the harness of EleutherAI cuts them.
 
         White space at the end of the context belongs to the continuation, as tokenizers put it at the front of words.
         The two are encoded together, and the continuation is what lies beyond as many tokens as the context has alone.
         """
-        stripped = context.rstrip()
-        continuation = context[len(stripped) :] + continuation
-        if not stripped:
-            if self.start is None:
+        stripped = [context.rstrip() for context, _ in pairs]
+        whole = [context + continuation for context, continuation in pairs]
+        different = list(dict.fromkeys([*filter(None, stripped), *whole]))  # options of a question share their context
+        known = dict(zip(different, self.encode_each(different), strict=True))
+        made = []
+        for context, text in zip(stripped, whole, strict=True):
+            if context:
+                n_context = len(known[context])
+                made.append((known[text][:n_context], known[text][n_context:]))
+            elif self.start is None:
                 raise EvaluationError(
                     f"{self.name}: an empty context needs a start token, and the tokenizer names none"
                 )
-            return [self.start], self.encode(continuation)
-        n_context = len(self.encode(stripped))
-        whole = self.encode(stripped + continuation)
-        return whole[:n_context], whole[n_context:]
+            else:
+                made.append(([self.start], known[text]))
+        return made
 
 
 class ZooSubject(Subject):

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from zoo.data.tokenizers import library_errors
+from zoo.data.tokenizers import library_errors, library_threads
 from zoo.data.vocabulary import check_numbers
 from zoo.errors import shorten
 from zoo.evaluation.errors import EvaluationError
@@ -34,6 +35,14 @@ class TransformersTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False), np.int64)
+
+    def encode_many(self, texts: Sequence[str], begins: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of all texts in a row, and how many each has; every text begins a document."""
+        assert all(begins), "where a text can be cut is not known"
+        with library_threads():
+            found = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        lengths = np.array([len(numbers) for numbers in found], np.int64)
+        return np.fromiter(chain.from_iterable(found), np.int64, int(lengths.sum())), lengths
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files, without code."""

@@ -13,7 +13,7 @@ from zoo.data import DataError, cutting
 from zoo.data.config import BpeTokenizer, DataConfig
 from zoo.data.packing import cut, pack, training_documents
 from zoo.data.sources import Texts, pieces
-from zoo.data.tokenizers import GPT2_CUTTER, Subwords, train_bpe
+from zoo.data.tokenizers import GPT2_CUTTER, Subwords, encode_each, train_bpe
 from zoo.data.words import GPT2_WORDS, ONE_WORD, Words
 
 BITS = [
@@ -134,6 +134,12 @@ def test_pieces_have_the_tokens_of_the_whole(tokenizer, text, data):
     assert lengths.sum() == len(numbers)
     begin, end = lengths[0], lengths.sum() - lengths[-1]
     assert numbers[begin:end].tolist() == tokenizer.encode(text).tolist()
+
+
+@given(st.lists(TEXT, max_size=5))
+@LONG
+def test_texts_encoded_together_have_the_tokens_of_each_alone(tokenizer, texts):
+    assert encode_each(tokenizer, texts) == [tokenizer.encode(text).tolist() for text in texts]
 
 
 @given(TEXT)

@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 
 from zoo.data import DataError
+from zoo.data import tokenizers as tokenizers_of_zoo
 from zoo.data.config import BpeTokenizer, HuggingFaceTokenizer
-from zoo.data.tokenizers import Bytes, library_errors, load_huggingface, train_bpe
+from zoo.data.tokenizers import (
+    END_OF_DOCUMENT_TEXT,
+    Bytes,
+    Subwords,
+    encode_each,
+    library_errors,
+    load_huggingface,
+    train_bpe,
+)
 
 TEXTS = [f"def attend(query_{i}, key, value): return 'naïve 注意 {i}'\n" * 5 for i in range(50)]
 CONFIG = BpeTokenizer(kind="bpe", vocab_size=400)
@@ -158,3 +167,58 @@ def test_damaged_tokenizers_never_raise_anything_else(bpe, saved):
             errors.append(str(error))
     assert len(errors) > 50
     assert not any("\n" in error for error in errors)
+
+
+AWKWARD = [
+    "",
+    " ",
+    "ends in blanks  ",
+    "\n\tend",
+    "é ü 注意 \U0001f600",
+    f"said {END_OF_DOCUMENT_TEXT} and </s> as text",
+    "",
+    "a\x00b",
+    *TEXTS[:3],
+    "word " * 400,
+]
+
+
+class Reversed(Subwords):
+    """Defines `encode` alone anew, so that its `encode_many` is not its own."""
+
+    def encode(self, text):
+        return super().encode(text)[::-1]
+
+
+class Plain:
+    """A tokenizer of another package, without `encode_many`."""
+
+    def encode(self, text):
+        return [ord(character) for character in text]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "no safe place", "encode anew", "plain"])
+@pytest.mark.parametrize("at_once", [8, 1 << 20], ids=["in parts", "at once"])
+def test_texts_encoded_together_have_the_tokens_of_each_alone(bpe, kind, at_once, monkeypatch):
+    """Empty texts, blanks, special tokens spelt in the text, and several calls for many characters."""
+    monkeypatch.setattr(tokenizers_of_zoo, "CHARACTERS_AT_ONCE", at_once)
+    tokenizer = {
+        "bytes": Bytes,
+        "bpe": lambda: bpe,
+        "no safe place": lambda: _without_safe_place(bpe),
+        "encode anew": lambda: Reversed(bpe.text, bpe.end_of_document_text),
+        "plain": Plain,
+    }[kind]()
+    wanted = [[int(number) for number in tokenizer.encode(text)] for text in AWKWARD]
+    assert encode_each(tokenizer, AWKWARD) == wanted
+    assert encode_each(tokenizer, []) == []
+    assert encode_each(tokenizer, ["", ""]) == [[], []]
+
+
+def _without_safe_place(bpe: Subwords) -> Subwords:
+    settings = json.loads(bpe.text)
+    settings["model"]["dropout"] = 0.0
+    settings["pre_tokenizer"]["use_regex"] = False
+    made = Subwords(json.dumps(settings), bpe.end_of_document_text)
+    assert made._safe is None
+    return made

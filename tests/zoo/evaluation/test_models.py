@@ -84,6 +84,21 @@ def test_log_likelihoods_equal_those_of_the_harness(llama):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_texts_encoded_together_have_the_tokens_of_each_alone(llama):
+    subject = load_subject(llama, device="cpu")
+    texts = ["", *(text for pair in PAIRS for text in pair), "said </s> and <|end-of-document|>", "", " "]
+    assert subject.encode_each(texts) == [subject.tokenizer.encode(text).tolist() for text in texts]
+    for context, continuation in PAIRS:
+        blanks = len(context) - len(context.rstrip())
+        n = len(subject.encode(context.rstrip()))
+        whole = subject.encode(context + continuation)
+        wanted = (whole[:n], whole[n:]) if context else ([subject.start], whole)
+        assert subject.encode_pairs([(context, continuation)]) == [wanted]
+        assert subject.tokenizer.decode(wanted[1]) == context[len(context) - blanks :] + continuation
+    assert subject.encode_pairs(PAIRS) == [found for pair in PAIRS for found in subject.encode_pairs([pair])]
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_rolling_log_likelihoods_and_generation_equal_those_of_the_harness(llama):
     pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
@@ -395,7 +410,7 @@ def test_a_run_and_its_export_give_the_same_log_likelihoods(run, tmp_path):
     subject = ZooSubject(run, "cpu")
     pairs = [pair for pair in PAIRS[:3] if pair[0]]
     for pair, found in zip(pairs, answer(subject, [Choice((pair,), 0) for pair in pairs]), strict=True):
-        context, continuation = subject.encode_pair(*pair)
+        [(context, continuation)] = subject.encode_pairs([pair])
         tokens = torch.tensor([[*context, *continuation]])
         with torch.no_grad():
             logs = torch.log_softmax(exported(tokens[:, :-1]).logits[0].float(), -1)

@@ -10,7 +10,7 @@ from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.task import ModelFacts, Prompt
 from zoo.evaluation.tasks import words
 from zoo.evaluation.tasks.aggregation_config import CommonWords, FrequentWords, VariableTracking
-from zoo.evaluation.tasks.haystack import encode, lay
+from zoo.evaluation.tasks.haystack import encode, encode_each, lay, most_tokens
 from zoo.evaluation.tasks.long_context import LongContextRows, WithHaystackRows
 from zoo.evaluation.tasks.long_context_config import N_OPTIONS
 
@@ -35,13 +35,13 @@ class VariableTrackingRows(WithHaystackRows):
                 texts = [f"VAR {chain[0]} = {value}. "]
                 texts += [f"VAR {new} = VAR {old}. " for old, new in pairwise(chain)]
                 # The steps of a chain come in order, at random depths.
-                sentences += zip(sorted(rng.random(n).tolist()), (encode(model, t) for t in texts), strict=True)
+                sentences += zip(sorted(rng.random(n).tolist()), encode_each(model, texts), strict=True)
             head = "Assignments to variables are hidden in the text below. Follow them.\n"
             tail = (
                 f"\nQuestion: Which variables have the value {values[0]} in the text above?\nAnswer: The variables are:"
             )
             most = self.to_generate(model, chains[0])
-            left = length - (most if self.task.generate else max(len(encode(model, f" {name}")) for name in names))
+            left = length - (most if self.task.generate else most_tokens(model, names))
             laid = lay(encode(model, head), sentences, encode(model, tail), partial(fill.cut, rng=rng), left)
             others = [name for chain in chains[1:] for name in chain] + names[self.task.chains * n :]
             yield self.make(model, laid.tokens, chains[0], others, most, length=length, starts=laid.starts)
@@ -62,7 +62,7 @@ class CommonWordsRows(LongContextRows):
                 model, "\nQuestion: Which ten words of the list above occur most often?\nAnswer: The words are:"
             )
             most = self.to_generate(model, common)
-            left = length - len(head) - len(tail) - (most if self.task.generate else _longest(model, known))
+            left = length - len(head) - len(tail) - (most if self.task.generate else most_tokens(model, known))
             listed = self._list(model, rng, common, others, left)
             tokens = [*head, *listed, *tail]
             yield self.make(model, tokens, common, others, most, length=length)
@@ -98,13 +98,13 @@ class FrequentWordsRows(LongContextRows):
             head = encode(model, "Below is a text of coded words. Remember which of them occur most often.\n")
             tail = encode(model, "\nQuestion: Which three coded words occur most often above?\nAnswer: The words are:")
             most = self.to_generate(model, coded[:FREQUENT])
-            left = length - len(head) - len(tail) - (most if self.task.generate else _longest(model, coded))
+            left = length - len(head) - len(tail) - (most if self.task.generate else most_tokens(model, coded))
             text = self._text(model, rng, coded, left)
             tokens = [*head, *text, *tail]
             yield self.make(model, tokens, coded[:FREQUENT], coded[FREQUENT:], most, length=length)
 
     def _text(self, model, rng, coded: list[str], left: int) -> list[int]:
-        each = max(len(encode(model, f" {word}")) for word in coded)
+        each = most_tokens(model, coded)
         share = np.arange(1, len(coded) + 1, dtype=np.float64) ** -self.task.alpha
         counts = np.floor(left / each * share / share.sum()).astype(int)
         # Ranks must differ where it matters, or the question has no one answer.
@@ -115,7 +115,3 @@ class FrequentWordsRows(LongContextRows):
         if len(text) > left:  # a tokenizer that cuts words in a row otherwise than each alone
             raise EvaluationError(f"lengths: the words take {len(text)} tokens of this tokenizer, {left} are left")
         return text + (encode(model, "\n") * left)[: left - len(text)]
-
-
-def _longest(model: ModelFacts, texts: list[str]) -> int:
-    return max(len(encode(model, f" {text}")) for text in texts)

@@ -4,13 +4,14 @@ The parts of a prompt are made of tokens one by one and joined, so that its leng
 every tokenizer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from zoo.data import tokenizers
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.task import ModelFacts
 from zoo.files import read_text
@@ -64,8 +65,18 @@ def _read(path: Path) -> str:
 
 def encode(model: ModelFacts, text: str) -> list[int]:
     """Tokens of a text, without a start and without an end."""
+    return encode_each(model, [text])[0]
+
+
+def encode_each(model: ModelFacts, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of each of several texts, as `encode`, in one call of the tokenizer."""
     assert model.tokenizer is not None, "the task needs text"
-    return [int(number) for number in model.tokenizer.encode(text)]
+    return tokenizers.encode_each(model.tokenizer, texts)
+
+
+def most_tokens(model: ModelFacts, texts: Iterable[str]) -> int:
+    """Tokens of the longest of several texts, each with a space before it."""
+    return max(map(len, encode_each(model, [f" {text}" for text in texts])))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.task import Generated, ModelFacts, Prompt, Row, TaskRows
-from zoo.evaluation.tasks.haystack import Filler, encode, filler
+from zoo.evaluation.tasks.haystack import Filler, encode_each, filler
 from zoo.evaluation.tasks.long_context_config import N_OPTIONS, ROWS, LongContext, WithHaystack
 
 MAX_TOKENS = 128
@@ -42,7 +42,7 @@ class LongContextRows(TaskRows):
         return self.task.rows or ROWS
 
     def to_generate(self, model: ModelFacts, answers: Sequence[str]) -> int:
-        longest = sum(len(encode(model, f" {answer},")) for answer in answers)
+        longest = sum(map(len, encode_each(model, [f" {answer}," for answer in answers])))
         return self.task.max_tokens or min(MAX_TOKENS, 2 * longest + 16)
 
     def score(self, example: Prompt, answer: Generated) -> Row:
@@ -81,7 +81,7 @@ class LongContextRows(TaskRows):
     ) -> Prompt:
         """A prompt with its options: the answers first, then distractors up to N_OPTIONS."""
         others = list(distractors)[: max(1, N_OPTIONS - len(answers))]
-        options = tuple(tuple(encode(model, f" {each}")) for each in (*answers, *others))
+        options = tuple(map(tuple, encode_each(model, [f" {each}" for each in (*answers, *others)])))
         return Prompt(
             tokens=tuple(tokens),
             max_tokens=max_tokens if self.task.generate else 0,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from zoo.evaluation.task import ModelFacts, Prompt
 from zoo.evaluation.tasks import words
-from zoo.evaluation.tasks.haystack import Laid, encode, joined, lay, room_for
+from zoo.evaluation.tasks.haystack import Laid, encode, encode_each, joined, lay, most_tokens, room_for
 from zoo.evaluation.tasks.long_context import WithHaystackRows
 from zoo.evaluation.tasks.long_context_config import N_OPTIONS
 from zoo.evaluation.tasks.needles_config import Needle
@@ -36,10 +36,10 @@ class NeedleRows(WithHaystackRows):
         answers = [value for key, value in hidden if key in asked]
         head, tail = encode(model, self._head()), encode(model, self._question(asked))
         max_tokens = self.to_generate(model, answers)
-        sentences = [encode(model, _needle(self.task.values, key, value)) for key, value in hidden]
+        sentences = encode_each(model, [_needle(self.task.values, key, value) for key, value in hidden])
         # The first needle stands at the row's depth, the others anywhere.
         where = [depth, *rng.random(len(hidden) - 1).tolist()]
-        available = length - (max_tokens if self.task.generate else max(len(encode(model, f" {a}")) for a in answers))
+        available = length - (max_tokens if self.task.generate else most_tokens(model, answers))
         # Values that the text gives to other keys come first: a model that likes what it has seen must not be right.
         others = [value for key, value in hidden if key not in asked]
         if fill is None:

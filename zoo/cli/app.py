@@ -3,7 +3,8 @@
 `App` is used in the place of `typer.Typer`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -35,11 +36,57 @@ class _Group(TyperGroup):
         return _readable(super().get_params(ctx), ctx)
 
 
-class App(typer.Typer):
-    """A `typer.Typer` whose groups and commands have the help of this module."""
+class _Commands(Mapping[str, Any]):
+    """The commands of a group by name; each is imported and made when it is first looked at."""
 
-    def __init__(self, **options: Any):
-        super().__init__(cls=_Group, **options)
+    def __init__(self, targets: dict[str, str]):
+        self._targets = targets
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = self._make(name, self._targets[name])
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._targets)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def _make(self, name: str, target: str) -> Any:
+        module, _, attribute = target.partition(":")
+        found = getattr(import_module(module), attribute)
+        if not isinstance(found, App):
+            alone = App()
+            alone.command(name)(found)
+            return typer.main.get_command(alone)
+        group = typer.main.get_command(found)
+        group.name = name
+        return group
+
+
+def _group_of(targets: dict[str, str]) -> type[_Group]:
+    """The class of a group whose commands are those of `targets`."""
+
+    class Group(_Group):
+        def __init__(self, **options: Any):
+            super().__init__(**options)
+            self.commands = _Commands(targets)  # type: ignore[assignment] # nothing is added to it
+
+    return Group
+
+
+class App(typer.Typer):
+    """A `typer.Typer` whose groups and commands have the help of this module.
+
+    commands: name -> "module:function" or "module:app" of commands that are imported when they are called or listed,
+    in the order of the help. With them, `command` and `add_typer` are not for this application.
+    """
+
+    def __init__(self, commands: dict[str, str] | None = None, **options: Any):
+        cls = _Group if commands is None else _group_of(commands)
+        super().__init__(cls=cls, add_completion=commands is not None, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable:
         """As `typer.Typer.command`."""
@@ -53,9 +100,23 @@ def _argument(parameter: Any) -> str:
     return name if parameter.required or name.startswith("[") else f"[{name}]"
 
 
+class _Converter:
+    """What typer converts a parameter's value with, made when there is a value: it takes 4 ms for each."""
+
+    def __init__(self, make: Callable[[], Any]):
+        self._make = make
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        """As typer's own."""
+        if value is None:
+            return () if param.multiple or param.nargs == -1 else None
+        return self._make().coerce(value, param=param, ctx=ctx)
+
+
 def _readable(parameters: list[Any], ctx: Any) -> list[Any]:
     """The parameters with a word for their value in the place of its type; of arguments the name says enough."""
     for parameter in parameters:
+        _convert_later(parameter)
         show_type = getattr(parameter, "display_type", None)
         if parameter.param_type_name == "argument":
             parameter.display_type_rich = _nothing
@@ -63,6 +124,13 @@ def _readable(parameters: list[Any], ctx: Any) -> list[Any]:
             name = show_type(ctx).strip("<>").removeprefix("list[").removesuffix("]")
             parameter.metavar = _VALUES.get(name, name.upper())
     return parameters
+
+
+def _convert_later(parameter: Any) -> None:
+    make = getattr(parameter, "get_runtime_param", None)
+    if make is not None and not isinstance(getattr(parameter, "converter", None), _Converter):
+        parameter.converter = _Converter(make)
+        parameter.get_runtime_param = lambda: parameter.converter
 
 
 def _nothing(ctx: Any) -> None:

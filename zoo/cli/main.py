@@ -16,23 +16,41 @@ import typer
 import zoo
 from zoo.address_space import watch_imports
 from zoo.child import import_nothing_from_here
-from zoo.cli import bench, docs, folders, looking, models, study, training
 from zoo.cli.app import App
-from zoo.cli.starting import without_pydantic_plugins
+from zoo.cli.starting import without_last_collection, without_pydantic_plugins
 from zoo.errors import RecipeError, ZooError
 from zoo.terminal import err, out, tolerate_encoding
 
+COMMANDS = {  # in the order of the help
+    "init": "zoo.cli.folders:init",
+    "recipes": "zoo.cli.folders:recipes",
+    "train": "zoo.cli.training:train",
+    "show": "zoo.cli.looking:show",
+    "runs": "zoo.cli.folders:runs",
+    "compare": "zoo.cli.looking:compare",
+    "generate": "zoo.cli.models:generate",
+    "eval": "zoo.cli.models:evaluate",
+    "export": "zoo.cli.models:export",
+    "import": "zoo.cli.models:import_",
+    "convert": "zoo.cli.models:convert",
+    "cost": "zoo.cli.looking:cost",
+    "blocks": "zoo.cli.looking:blocks",
+    "parts": "zoo.cli.looking:parts",
+    "keys": "zoo.cli.looking:keys",
+    "schema": "zoo.cli.looking:schema",
+    "data": "zoo.cli.training:data_app",
+    "bench": "zoo.cli.bench:app",
+    "study": "zoo.cli.study:app",
+    "docs": "zoo.cli.docs:app",
+}
 app = App(
+    COMMANDS,
     help="Attention architectures as YAML recipes: show what they cost, train them, generate from them.",
     epilog="A first run: zoo train zoo:quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(training.data_app, name="data")
-app.add_typer(bench.app, name="bench")
-app.add_typer(study.app, name="study")
-app.add_typer(docs.app, name="docs")
 
 REFUSALS = {  # what the system may say to any command, and is no bug
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "cannot be written"),
@@ -45,23 +63,6 @@ Version = Annotated[
         "--version", callback=lambda wanted: _version(wanted), is_eager=True, help="Print the version and exit."
     ),
 ]
-
-app.command()(folders.init)
-app.command()(folders.recipes)
-app.command()(training.train)
-app.command()(looking.show)
-app.command()(folders.runs)
-app.command()(looking.compare)
-app.command()(models.generate)
-app.command(name="eval")(models.evaluate)
-app.command()(models.export)
-app.command(name="import")(models.import_)
-app.command()(models.convert)
-app.command()(looking.cost)
-app.command()(looking.blocks)
-app.command()(looking.parts)
-app.command()(looking.keys)
-app.command()(looking.schema)
 
 
 def _version(wanted: bool) -> None:
@@ -135,4 +136,5 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # what was to be done is done; its exit code must stay
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    without_last_collection()
     sys.exit(code)

@@ -2,14 +2,12 @@
 
 from dataclasses import asdict
 
-from rich.text import Text
-
 from zoo.counting.run_cost import GPUS, USABLE, Gpu, StepSize, step_size
 from zoo.errors import Problem, RecipeError, unknown
 from zoo.json_text import json_text
 from zoo.recipe import Recipe
 from zoo.report.rows import binary
-from zoo.tables import plain_table, rendered
+from zoo.tables import Table, Text, rendered
 
 
 def size(recipe: Recipe, gpu_name: str, seq_len: int | None, rows: int) -> tuple[Gpu, int, StepSize, StepSize]:
@@ -42,7 +40,7 @@ def as_text(recipe: Recipe, gpu_name: str, seq_len: int | None, rows: int, width
     gpu, seq_len, found, other = size(recipe, gpu_name, seq_len, rows)
     both = sorted((found, other), key=lambda one: one.checkpointing)
     title = f"{recipe.name} on one {gpu.name}: {rows} x {seq_len:,} tokens forward and backward, one AdamW step"
-    table = plain_table("", *("checkpointing" if one.checkpointing else "no checkpointing" for one in both))
+    table = Table("", *("checkpointing" if one.checkpointing else "no checkpointing" for one in both))
     for column in table.columns[1:]:
         column.justify = "right"
     parts = ("weights", "copies", "gradients", "optimiser", "activations", "loss", "peak")

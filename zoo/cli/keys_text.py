@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich.text import Text
-
 from zoo.errors import Problem, RecipeError
 from zoo.json_text import json_text
 from zoo.parts import FAMILIES
 from zoo.recipe import keys as recipe_keys
 from zoo.recipe.keys import Key
-from zoo.tables import plain_table, rendered
+from zoo.tables import Table, Text, rendered
 
 
 def as_json(asked: Sequence[str]) -> str:
@@ -60,7 +58,7 @@ def _of_sections(keys: list[Key]) -> list[Key]:
 
 
 def _table(keys: list[Key]):
-    table = plain_table("key", "value", "default", "meaning")
+    table = Table("key", "value", "default", "meaning")
     table.columns[0].no_wrap = True
     for key in keys:
         table.add_row(key.path, key.values, key.default, key.description)
@@ -69,7 +67,7 @@ def _table(keys: list[Key]):
 
 def _table_of_fields(keys: list[Key], kinds: set[str]):
     """Fields of a part that may have these kinds, by their names alone, because the path above is the same for all."""
-    table = plain_table("field", "of kinds", "value", "default", "meaning")
+    table = Table("field", "of kinds", "value", "default", "meaning")
     table.columns[0].no_wrap = True
     for key in sorted(keys, key=lambda key: key.name):
         of = "all" if kinds == set(key.kinds) else ", ".join(key.kinds)

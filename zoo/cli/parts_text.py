@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
-from rich.text import Text
-
 from zoo.errors import Problem, RecipeError, unknown
 from zoo.json_text import json_text
 from zoo.parts import FAMILIES, Family
 from zoo.recipe.field_rows import field_rows
 from zoo.report.show import first_line
-from zoo.tables import plain_table, rendered
+from zoo.tables import Table, Text, rendered
 
 
 def family_named(name: str) -> Family:
@@ -46,7 +44,7 @@ def as_json(family: str | None, kind: str | None) -> str:
 
 
 def _families(width: int | None) -> str:
-    table = plain_table("family", "kinds", "what it is")
+    table = Table("family", "kinds", "what it is")
     for family in FAMILIES.values():
         table.add_row(family.name, ", ".join(family.kinds()), family.summary)
     end = "The kinds of one: zoo parts FAMILY. The fields of a kind: zoo parts FAMILY NAME"
@@ -55,7 +53,7 @@ def _families(width: int | None) -> str:
 
 def _kinds(family: Family, width: int | None) -> str:
     has_parts = any(getattr(config, "parts", ()) for _, config in family.classes())
-    table = plain_table("kind", *(["parts"] if has_parts else []), "what it is")
+    table = Table("kind", *(["parts"] if has_parts else []), "what it is")
     for name, config in family.classes():
         parts = [" ".join(getattr(config, "parts", ()))] if has_parts else []
         table.add_row(name, *parts, first_line(config))
@@ -65,7 +63,7 @@ def _kinds(family: Family, width: int | None) -> str:
 
 def _fields(family: Family, kind: str, width: int | None) -> str:
     config = _known(family, kind)
-    table, schema = plain_table("field", "type", "default", "description"), config.model_json_schema()
+    table, schema = Table("field", "type", "default", "description"), config.model_json_schema()
     for row in field_rows(schema, schema.get("$defs", {})):
         table.add_row(row.name, ", ".join(filter(None, (row.types, row.bounds))), row.default, row.description)
     about = Text(_reflowed(config.__doc__ or ""))

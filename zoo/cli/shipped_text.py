@@ -3,12 +3,10 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.text import Text
-
 from zoo.json_text import json_text
 from zoo.recipe import shipped
 from zoo.recipe.yaml_reader import read_recipe
-from zoo.tables import plain_table, rendered
+from zoo.tables import Table, Text, rendered
 
 HEADINGS = {
     "recipe": "Recipes: zoo show NAME, zoo train NAME",
@@ -52,9 +50,10 @@ def as_json() -> str:
 
 def as_text(width: int | None = None) -> str:
     """The list for a terminal, by kind."""
-    found, parts = listed(), []
+    found = listed()
+    parts: list[Table | Text] = []
     for kind, heading in HEADINGS.items():
-        table = plain_table(heading, "")
+        table = Table(heading, "")
         for one in found:
             if one.kind == kind:
                 table.add_row(one.name, one.summary)

@@ -106,13 +106,11 @@ def _report(runs, folder) -> None:
 @app.command()
 def status(study: StudyFile, overrides: Override = None, json: AsJson = False, plugins: Plugins = None) -> None:
     """Say which runs of a study are done, running, waiting or failed; changes nothing."""
-    from rich.text import Text
-
     from zoo.json_text import json_text
     from zoo.study.runner import Runner
     from zoo.study.screen import Progress
     from zoo.study.slots import Slots
-    from zoo.tables import rendered
+    from zoo.tables import Text, rendered
 
     runs, folder = _load(study, overrides)
     progress = Progress(Runner(runs, folder, Slots(_jobs(runs))), folder.now_running())

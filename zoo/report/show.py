@@ -4,9 +4,6 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from zoo.blocks.config import BlockConfig
 from zoo.counting.cache_sizes import cache_sizes
 from zoo.counting.model_cost import model_cost
@@ -15,7 +12,7 @@ from zoo.recipe import ModelConfig, Recipe
 from zoo.recipe.layer_fields import describe
 from zoo.report.colours import Look, looks, patterns_of
 from zoo.report.strips import strip
-from zoo.tables import has_colours, plain_table, rendered
+from zoo.tables import Table, Text, has_colours, rendered
 from zoo.training.names import frozen_parameters
 
 CONTEXTS = (8192, 32768)  # in the JSON of every model, beside `contexts` of its own
@@ -97,7 +94,7 @@ def as_text(recipe: Recipe, width: int | None = None, run: str | None = None) ->
     title = Text(recipe.name, style="bold")
     if recipe.summary:
         title.append(f"  {recipe.summary}", style="not bold")
-    parts = [
+    parts: list[Table | Text] = [
         title,
         *([Text(run)] if run else []),
         Text(),
@@ -119,7 +116,7 @@ def _count(layers: list[dict]) -> str:
 def _layer_table(recipe: Recipe, layers: list[dict], seen: dict[str, Look]) -> Table:
     """A line for each layer; of feed-forwards only where layers have different ones."""
     several = ("ffn", "feed-forward", "parameters") if recipe.model.ffns else ()
-    table = plain_table("layer", "", "block", "kind", "attention", "parameters", *several)
+    table = Table("layer", "", "block", "kind", "attention", "parameters", *several)
     for column in (0, 5, *([8] if several else [])):
         table.columns[column].justify = "right"
     count = cache(lambda mixer: mixer.cost(1).total_parameters)
@@ -135,7 +132,7 @@ def _layer_table(recipe: Recipe, layers: list[dict], seen: dict[str, Look]) -> T
 
 
 def _size_table(found: dict) -> Table:
-    table = plain_table("", "parameters", f"forward FLOPs per token at {found['max_seq_len']:,}")
+    table = Table("", "parameters", f"forward FLOPs per token at {found['max_seq_len']:,}")
     for column in table.columns[1:]:
         column.justify = "right"
     flops = {**found["flops_by_part"], "total": found["flops_per_token"]}
@@ -157,7 +154,7 @@ def contexts(model: ModelConfig) -> tuple[int, ...]:
 def _cache_table(cache: dict, lengths: tuple[int, ...]) -> Table:
     """Nominal and allocated, in all and by kind of layer where there are several."""
     headings = [f"{seq_len:,} tokens" for seq_len in lengths], [f"bytes/token at {n:,}" for n in lengths]
-    table = plain_table("cache of one row, bf16", *headings[0], *headings[1])
+    table = Table("cache of one row, bf16", *headings[0], *headings[1])
     for column in table.columns[1:]:
         column.justify = "right"
     kinds = cache["by_kind"] if len(cache["by_kind"]) > 1 else {}

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.text import Text
-
 from zoo.report.colours import Look
+from zoo.tables import Text
 
 SHORT = 8  # layers; so few are shown one by one
 FEWEST_HIDDEN = 3

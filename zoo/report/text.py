@@ -3,13 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from zoo.report.colours import Look, looks
 from zoo.report.rows import SETTINGS, Row, Value, rows
 from zoo.report.strips import strip
-from zoo.tables import has_colours, plain_table, rendered, width_of
+from zoo.tables import Table, Text, has_colours, rendered, width_of
 
 MOST_CELL = 20  # characters of a cell; a longer one is folded, and a table with more columns than fit comes in parts
 
@@ -36,7 +33,7 @@ def _tables(columns: list[dict], made: list[Row], width: int) -> Iterable[Table]
     """
     labels = max((len(row.label) + 2 for row in made), default=0) + 2
     for shown in _parts([_width(column, index, made) for index, column in enumerate(columns)], width - labels):
-        part = plain_table("", *(columns[index]["label"] for index in shown))
+        part = Table("", *(columns[index]["label"] for index in shown))
         part.columns[0].min_width = min(labels - 2, width // 2)
         for column in part.columns[1:]:
             column.justify, column.max_width = "right", MOST_CELL
@@ -66,7 +63,7 @@ def _short_table(columns: list[dict], made: list[Row], seq_lens: list[int]) -> T
         **{f"cache\nat {n:,}": ("cache of one row, bf16", f"allocated, {n:,} tokens") for n in ends},
     }
     shown = {heading: by_name[name] for heading, name in wanted.items() if name in by_name}
-    table = plain_table("", *shown)
+    table = Table("", *shown)
     for one in table.columns[1:]:
         one.justify = "right"
     for index, column in enumerate(columns):

@@ -23,7 +23,7 @@ from zoo.recipe.differences import differences, in_words
 from zoo.report.columns import Column, data_read
 from zoo.runs.folder import RunFolder
 from zoo.runs.metrics import read_metrics
-from zoo.tables import plain_table
+from zoo.tables import Table
 from zoo.terminal import clean
 from zoo.training.interrupts import Interrupted
 
@@ -210,7 +210,7 @@ class Progress:
         return records[-1]["batch"] if records else 0, loss, validation
 
     def table(self):
-        table = plain_table("", "state", "batches", "loss", "validation")
+        table = Table("", "state", "batches", "loss", "validation")
         for index, column in enumerate(self.columns):
             if self.folders[index] is None:
                 table.add_row(column.label, "failed" if column.error else "a run", "", "", "")

@@ -12,7 +12,7 @@ from zoo.errors import ZooError, shorten
 from zoo.json_text import json_text
 from zoo.runs.folder import RunFolder, RunFolderError
 from zoo.runs.metrics import read_metrics
-from zoo.tables import plain_table, rendered
+from zoo.tables import Table, Text, rendered
 from zoo.terminal import one_line
 
 MOST_DEPTH = 5  # folders below the one that is named; runs of a study lie three deep
@@ -162,13 +162,13 @@ def as_json(top: Path) -> str:
 def as_text(top: Path, width: int | None = None) -> str:
     """The runs of a folder as a table, a line each."""
     states = run_states(top)
-    table = plain_table("run", "state", "batches", "tokens", "parameters", "loss", "bits/byte", "changed")
+    table = Table("run", "state", "batches", "tokens", "parameters", "loss", "bits/byte", "changed")
     table.columns[0].overflow = "fold"
     for column in table.columns[2:7]:
         column.justify = "right"
     for state in states:
         table.add_row(state.run, state.state, *_numbers(state), state.changed or "")
-    notes = [f"{state.run}: {state.why}" for state in states if state.why]
+    notes = [Text(f"{state.run}: {state.why}") for state in states if state.why]
     return rendered([table, *notes], width)
 
 

@@ -1,7 +1,5 @@
 """`zoo study run --dry-run`: the runs, what matching changed, tokens, FLOPs, and the time they may take. No torch."""
 
-from rich.text import Text
-
 from zoo.counting.run_cost import GPUS
 from zoo.report.rows import decimal
 from zoo.study.equality import unequal
@@ -12,7 +10,7 @@ from zoo.study.matching import described, parameters_of
 from zoo.study.runner import Runner
 from zoo.study.slots import Slots
 from zoo.study.state import StudyFolder
-from zoo.tables import plain_table, rendered
+from zoo.tables import Table, Text, rendered
 from zoo.training.summary import as_time
 
 MOST_ROWS = 200
@@ -31,7 +29,7 @@ def as_text(runs: Runs, folder: StudyFolder, jobs: int | None, on: str, width: i
 
 
 def _runs_table(runner: Runner):
-    table = plain_table("run", "for", "parameters", "tokens", "training FLOPs", "state")
+    table = Table("run", "for", "parameters", "tokens", "training FLOPs", "state")
     for column in table.columns[2:5]:
         column.justify = "right"
     runs = runner.runs

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
 from zoo.files import write_text
 from zoo.json_text import json_text
 from zoo.study.expand import Runs
@@ -14,7 +12,7 @@ from zoo.study.runner import Runner
 from zoo.study.slots import Slots
 from zoo.study.state import DONE, StudyFolder, refuse_other_settings
 from zoo.study.tables import tables
-from zoo.tables import plain_table, rendered
+from zoo.tables import Table, Text, rendered
 
 STYLES = {"better": "green", "worse": "red", "undecided": "yellow", "missing": "yellow"}
 
@@ -47,7 +45,7 @@ def as_text(found: dict[str, Any], width: int | None = None) -> str:
     parts += [Text(each["sentence"], style=STYLES.get(each["outcome"], "")) for each in results["verdicts"]]
     parts += [Text(), *(Text(f"note: {note}") for note in results["notes"]), Text()]
     for title, head, lines in tables(found):
-        table = plain_table(title, *head[1:])
+        table = Table(title, *head[1:])
         for column in table.columns[1:]:
             column.justify = "right"
         for line in lines:

@@ -6,14 +6,13 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from zoo.study.estimate import length
 from zoo.study.expand import Run
 from zoo.study.runner import Runner
 from zoo.study.state import DIVERGED, DONE, FAILED, latest
-from zoo.tables import plain_table
+from zoo.tables import Table
 from zoo.terminal import clean, cleaned
 from zoo.training.summary import as_time
 
@@ -87,7 +86,7 @@ class Progress:
 
     def table(self) -> Table:
         """A row for each architecture, then one for each run that is running or failed."""
-        table = plain_table("", "done", "running", "waiting", "failed", "chosen", "loss", "validation")
+        table = Table("", "done", "running", "waiting", "failed", "chosen", "loss", "validation")
         for name in self.runner.runs.architectures:
             table.add_row(name, *self._architecture(name))
         shown = [run for run in self.runs if self.states[run.id] in (RUNNING, FAILED, DIVERGED)]

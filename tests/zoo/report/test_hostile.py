@@ -31,7 +31,7 @@ def plain(run) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_shown_and_does_nothing(run, plain, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("zoo.tables.Console.is_terminal", True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal, where rich draws hyperlinks
     folder = tmp_path / name.replace("/", "")
     shutil.copytree(run("nsa", [4.0, 3.0]), folder)
     page = tmp_path / "page.html"

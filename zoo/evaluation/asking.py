@@ -1,21 +1,23 @@
 """Examples to answers: the three ways to ask a model, batched by length.
 
-Shapes: B rows, T tokens, N places with a question, V vocabulary.
+Shapes: B rows, T tokens of a row, N places with a question, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 
+from zoo.evaluation.batching import Batch, batches
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.subject import Subject
 from zoo.evaluation.task import IGNORED, Answer, Choice, Chosen, Example, Generated, Labelled, Predicted, Prompt, Text
 
-TOKENS_GPU, TOKENS_CPU = 1 << 17, 1 << 13  # of a batch, padding included
 LOGITS_AT_ONCE = 1 << 27  # numbers of [N, V] held at a time
+PLACES_HELD = 1 << 22  # replies kept on the device, 16 bytes each, before the host fetches them
 GREEDY_ROWS = 32  # prompts generated side by side
 
 
@@ -67,94 +69,91 @@ def plan(subject: Subject, examples: Sequence[Example]) -> Callable[[Advance], l
 
 
 def ask(subject: Subject, queries: Sequence[Query], advance: Advance = lambda n: None) -> list[Reply]:
-    """Replies to queries, in order. Rows of like length run together, the longest first, so that memory fails early."""
-    order = sorted(range(len(queries)), key=lambda i: -len(queries[i].tokens))
+    """Replies to queries, in order. Rows of like length run together, the longest first, so that memory fails early.
+
+    The replies stay on the device until there are PLACES_HELD of them: the host prepares the next batch meanwhile.
+    """
     replies: dict[int, Reply] = {}
-    for batch in _batches(order, [len(query.tokens) for query in queries], _budget(subject)):
-        for i, reply in zip(batch, _ask_batch(subject, [queries[i] for i in batch]), strict=True):
-            replies[i] = reply
-        advance(len(batch))
+    held: list[tuple[Sequence[int], torch.Tensor, torch.Tensor]] = []
+    n_held = 0
+    for batch in _batches(subject, [len(query.tokens) for query in queries]):
+        logs_N, likeliest_N = _log_likelihoods(subject, [queries[i] for i in batch.indices], batch)
+        held.append((batch.indices, logs_N, likeliest_N))
+        n_held += len(logs_N)
+        if n_held >= PLACES_HELD:
+            replies |= _fetched(queries, held)
+            held, n_held = [], 0
+        advance(len(batch.indices))
+    replies |= _fetched(queries, held)
     return [replies[i] for i in range(len(queries))]
 
 
-def _budget(subject: Subject) -> int:
-    return TOKENS_GPU if subject.device.type == "cuda" else TOKENS_CPU
+def _batches(subject: Subject, lengths: Sequence[int]) -> Iterator[Batch]:
+    longest = subject.max_len if subject.longest is None else min(subject.max_len, subject.longest)
+    return batches(lengths, few_shapes=subject.device.type == "cuda", longest=longest)
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Runs of `order`, whose lengths fall, with at most `budget` tokens each when padded; one row at least."""
-    batch: list[int] = []
-    for i in order:
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def _ask_batch(subject: Subject, queries: Sequence[Query]) -> Iterator[Reply]:
-    longest = max(len(query.tokens) for query in queries)
-    tokens_BT = torch.zeros(len(queries), longest, dtype=torch.int64)
-    for row, query in enumerate(queries):
-        tokens_BT[row, : len(query.tokens)] = torch.as_tensor(query.tokens)
-    starts_BT = _starts(queries, longest)
-    row_N = torch.tensor([row for row, query in enumerate(queries) for _ in query.places])
-    position_N = torch.tensor([place for query in queries for place in query.places])
-    label_N = torch.tensor([label for query in queries for label in query.labels])
-    logs_N, likeliest_N = _log_likelihoods(subject, tokens_BT, starts_BT, row_N, position_N, label_N)
-    start = 0
-    for query in queries:
-        end = start + len(query.places)
-        yield Reply(logs_N[start:end], likeliest_N[start:end])
+def _fetched(queries: Sequence[Query], held) -> dict[int, Reply]:
+    """The replies of batches on the device, by the query: one transfer for all of them."""
+    if not held:
+        return {}
+    order, logs, likeliest = zip(*held, strict=True)
+    logs_N, likeliest_N = torch.cat(logs).cpu().numpy(), torch.cat(likeliest).cpu().numpy()
+    replies, start = {}, 0
+    for i in chain.from_iterable(order):
+        end = start + len(queries[i].places)
+        replies[i] = Reply(logs_N[start:end], likeliest_N[start:end])
         start = end
-
-
-def _starts(queries: Sequence[Query], longest: int) -> torch.Tensor | None:
-    """Where documents begin, bool [B, T]; the padding of a row begins one. None if no query says."""
-    if all(query.starts is None for query in queries):
-        return None
-    starts_BT = torch.zeros(len(queries), longest, dtype=torch.bool)
-    for row, query in enumerate(queries):
-        n = len(query.tokens)
-        starts_BT[row, [0, *(query.starts or ()), *([n] if n < longest else [])]] = True
-    return starts_BT
+    return replies
 
 
 @torch.no_grad()
-def _log_likelihoods(
-    subject: Subject, tokens_BT, starts_BT, row_N, position_N, label_N
-) -> tuple[np.ndarray, np.ndarray]:
-    """(log-likelihood of each label float64 [N], likeliest token int64 [N]), on the host.
+def _log_likelihoods(subject: Subject, queries: Sequence[Query], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-likelihood of each label float64 [N], likeliest token int64 [N]) of a batch, on the device.
 
-    A call of the model gives the logits of at most LOGITS_AT_ONCE numbers; where a batch asks for more, its rows are
-    split, so that each row is computed once.
+    The queries have the rows of the batch in order; rows of padding may follow.
     """
+    tokens_BT = np.zeros((batch.rows, batch.length), np.int64)
+    for row, query in enumerate(queries):
+        tokens_BT[row, : len(query.tokens)] = query.tokens
+    asked_3N = np.empty((3, sum(len(query.places) for query in queries)), np.int64)
+    asked_3N[0] = np.repeat(np.arange(len(queries)), [len(query.places) for query in queries])
+    asked_3N[1] = list(chain.from_iterable(query.places for query in queries))
+    asked_3N[2] = list(chain.from_iterable(query.labels for query in queries))
+    row_N, position_N, label_N = _sent(torch.from_numpy(asked_3N), subject.device)
+    starts_BT = _starts(queries, batch)
     at_once = max(1, LOGITS_AT_ONCE // subject.vocab_size)
-    logs, likeliest = [], []
-    for lo, hi in _row_ranges(row_N.tolist(), at_once):
-        part = (row_N >= lo) & (row_N < hi)
-        tokens = tokens_BT[lo:hi].to(subject.device)
-        starts = None if starts_BT is None else starts_BT[lo:hi].to(subject.device)
-        row, position = (row_N[part] - lo).to(subject.device), position_N[part].to(subject.device)
-        logits_NV = subject.logits(tokens, row, position, starts)
-        label = label_N[part].to(logits_NV.device)
-        log_N = logits_NV.gather(1, label[:, None])[:, 0].double() - torch.logsumexp(logits_NV, 1).double()
-        logs.append(log_N.cpu().numpy())
-        likeliest.append(logits_NV.argmax(1).cpu().numpy())
-    return np.concatenate(logs), np.concatenate(likeliest)
+    parts = subject.logits_parts(
+        _sent(torch.from_numpy(tokens_BT), subject.device),
+        row_N,
+        position_N,
+        None if starts_BT is None else _sent(starts_BT, subject.device),
+        at_once=at_once,
+    )
+    logs, likeliest, start = [], [], 0
+    for logits_NV in parts:
+        label = label_N[start : start + len(logits_NV)].to(logits_NV.device)
+        start += len(logits_NV)
+        logs.append(logits_NV.gather(1, label[:, None])[:, 0].double() - torch.logsumexp(logits_NV, 1).double())
+        likeliest.append(logits_NV.argmax(1))
+    return torch.cat(logs), torch.cat(likeliest)
 
 
-def _row_ranges(rows: Sequence[int], at_once: int) -> Iterator[tuple[int, int]]:
-    """(first, end) of consecutive rows with at most at_once places together, or one row."""
-    counts = np.bincount(rows)
-    lo = taken = 0
-    for row, count in enumerate(counts):
-        if row > lo and taken + count > at_once:
-            yield lo, row
-            lo, taken = row, 0
-        taken += int(count)
-    yield lo, len(counts)
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; from pinned memory, because the host waits for a copy from any other."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _starts(queries: Sequence[Query], batch: Batch) -> torch.Tensor | None:
+    """Where documents begin, bool [B, T]; the padding of a row begins one. None if no query says."""
+    if all(query.starts is None for query in queries):
+        return None
+    starts_BT = torch.zeros(batch.rows, batch.length, dtype=torch.bool)
+    starts_BT[:, 0] = True
+    for row, query in enumerate(queries):
+        n = len(query.tokens)
+        starts_BT[row, [0, *(query.starts or ()), *([n] if n < batch.length else [])]] = True
+    return starts_BT
 
 
 def _choices(subject: Subject, examples: Sequence[Choice]) -> Callable[[Advance], list[Chosen]]:
@@ -276,10 +275,9 @@ def _generated(subject: Subject, examples: Sequence[Prompt], advance) -> list[st
     texts = [""] * len(examples)
     wanted = [i for i, example in enumerate(examples) if example.max_tokens]
     advance(len(examples) - len(wanted))
-    lengths = [len(example.tokens) + example.max_tokens for example in examples]
-    for batch in _batches(sorted(wanted, key=lambda i: -lengths[i]), lengths, _budget(subject)):
-        for start in range(0, len(batch), GREEDY_ROWS):
-            part = batch[start : start + GREEDY_ROWS]
+    for batch in _batches(subject, [len(examples[i].tokens) + examples[i].max_tokens for i in wanted]):
+        for start in range(0, len(batch.indices), GREEDY_ROWS):
+            part = [wanted[at] for at in batch.indices[start : start + GREEDY_ROWS]]
             most = max(examples[i].max_tokens for i in part)
             made = subject.greedy([examples[i].tokens for i in part], most)
             for i, tokens in zip(part, made, strict=True):

@@ -4,7 +4,8 @@ Shapes: B rows, T tokens, N places, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from zoo.data.packing import Tokenizer
 from zoo.data.preparing import digest
 from zoo.data.tokenizers import encode_each
+from zoo.evaluation.batching import floor_power
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.held_out import HeldOut
 from zoo.files import present
@@ -54,6 +56,30 @@ class Subject(ABC):
         tokens_BT: int64 on `device`; rows are padded on the right with any token, which no place before it sees.
         document_starts_BT: bool, read by models that keep the documents of a row apart; None: rows are one document.
         """
+
+    def logits_parts(
+        self,
+        tokens_BT: torch.Tensor,
+        row_N: torch.Tensor,
+        position_N: torch.Tensor,
+        document_starts_BT: torch.Tensor | None = None,
+        *,
+        at_once: int,
+    ) -> Iterator[torch.Tensor]:
+        """The rows of `logits` in order, in tensors of at most at_once of them, or of one row of tokens.
+
+        row_N ascends. Here the batch is split by rows, as many each time, so that few shapes occur and every row is
+        computed once. A model that can compute its head by itself runs the rest once, for all rows.
+        """
+        ends_B = torch.bincount(row_N, minlength=len(tokens_BT)).cumsum(0).tolist()
+        counts = [end - begin for begin, end in pairwise([0, *ends_B])]
+        n_rows = floor_power(max(1, at_once // max(counts)))
+        for lo in range(0, len(counts), n_rows):
+            hi = min(lo + n_rows, len(counts))
+            begin, end = ends_B[lo - 1] if lo else 0, ends_B[hi - 1]
+            if begin < end:  # not only rows of padding
+                starts = None if document_starts_BT is None else document_starts_BT[lo:hi]
+                yield self.logits(tokens_BT[lo:hi], row_N[begin:end] - lo, position_N[begin:end], starts)
 
     @abstractmethod
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
@@ -127,9 +153,20 @@ class ZooSubject(Subject):
         self.device = weight.device
         self.dtype_name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(weight.dtype, "fp32")
 
-    @torch.no_grad()
     def logits(self, tokens_BT, row_N, position_N, document_starts_BT=None):
-        hidden_NC = self.model.hidden(tokens_BT, document_starts_BT)[row_N, position_N]
+        return self._head(self._hidden(tokens_BT, row_N, position_N, document_starts_BT))
+
+    def logits_parts(self, tokens_BT, row_N, position_N, document_starts_BT=None, *, at_once):
+        for hidden_NC in self._hidden(tokens_BT, row_N, position_N, document_starts_BT).split(at_once):
+            yield self._head(hidden_NC)
+
+    @torch.no_grad()
+    def _hidden(self, tokens_BT, row_N, position_N, document_starts_BT):
+        """Final hidden states [N, C] of the places."""
+        return self.model.hidden(tokens_BT, document_starts_BT)[row_N, position_N]
+
+    @torch.no_grad()
+    def _head(self, hidden_NC):
         return self.model.logits(hidden_NC).float()
 
     def greedy(self, prompts, max_tokens):

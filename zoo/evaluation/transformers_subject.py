@@ -1,6 +1,7 @@
 """A causal language model of transformers in a local folder, as a `Subject`: for comparison with runs of the zoo."""
 
 import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -68,19 +69,34 @@ class TransformersSubject(Subject):
             dtype = "bf16" if device.startswith("cuda") else "fp32"
         if dtype not in DTYPES:
             raise EvaluationError(f"dtype: must be auto, {', '.join(DTYPES)}; found {dtype!r}")
-        self.model, config, tokenizer = _load(folder, DTYPES[dtype])
-        self.model = self.model.to(device).eval()
-        self.name, self.device, self.dtype_name = str(folder), torch.device(device), dtype
-        self.vocab_size = config.vocab_size
-        self.max_len = min(_max_len(folder, config), NO_LIMIT)
-        self.longest = self.max_len
+        model, config, tokenizer = _load(folder, DTYPES[dtype])
+        self._set(model.to(device), config.vocab_size, min(_max_len(folder, config), NO_LIMIT))
+        self.name, self.dtype_name = str(folder), dtype
         self.tokenizer = cast(Any, TransformersTokenizer(tokenizer, tokenizer.eos_token_id))  # the same interface
         self.start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         self.digest = _digest((CONFIG, *sorted(path.name for path in folder.glob("*.safetensors"))), folder)
 
+    @classmethod
+    def of_model(cls, model, *, max_len: int, name: str = "model") -> "TransformersSubject":
+        """A causal language model of transformers that is in memory, without a tokenizer."""
+        subject = cls.__new__(cls)
+        subject._set(model, model.config.get_text_config().vocab_size, max_len)
+        subject.name, subject.tokenizer = name, None
+        return subject
+
+    def _set(self, model, vocab_size: int, max_len: int) -> None:
+        self.model, self.device = model.eval(), model.device
+        self.vocab_size, self.max_len, self.longest = vocab_size, max_len, max_len
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
     @torch.no_grad()
     def logits(self, tokens_BT, row_N, position_N, document_starts_BT=None):
-        return self.model(input_ids=tokens_BT, use_cache=False).logits[row_N, position_N].float()
+        if not self._keeps_logits:
+            return self.model(input_ids=tokens_BT, use_cache=False).logits[row_N, position_N].float()
+        kept, place_N = position_N.unique(return_inverse=True)
+        logits = self.model(input_ids=tokens_BT, use_cache=False, logits_to_keep=kept).logits
+        # A model that takes the setting and does not read it returns all positions.
+        return logits[row_N, place_N if logits.shape[1] == len(kept) else position_N].float()
 
     @torch.no_grad()
     def greedy(self, prompts, max_tokens):

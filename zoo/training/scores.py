@@ -14,7 +14,7 @@ from zoo.evaluation.held_out import HeldOut
 from zoo.evaluation.own_tasks import scored
 from zoo.evaluation.results import summarise
 from zoo.evaluation.run import make_examples, not_finite
-from zoo.evaluation.subject import ZooSubject
+from zoo.evaluation.subject import Subject, ZooSubject
 from zoo.evaluation.task import Prompt, Row, Task
 from zoo.training.callbacks import refuse_non_finite
 
@@ -37,6 +37,21 @@ class TrainingSubject(ZooSubject):
         if self.sharded:
             self._any_asks(True)
         return self._logits(tokens_BT, row_N, position_N, document_starts_BT)
+
+    def logits_parts(self, tokens_BT, row_N, position_N, document_starts_BT=None, *, at_once):
+        if self.sharded:  # the head is gathered with the rest, by a call of the whole module
+            parts = Subject.logits_parts(self, tokens_BT, row_N, position_N, document_starts_BT, at_once=at_once)
+        else:
+            parts = super().logits_parts(tokens_BT, row_N, position_N, document_starts_BT, at_once=at_once)
+        yield from parts
+
+    def _hidden(self, tokens_BT, row_N, position_N, document_starts_BT):
+        with self._autocast():
+            return super()._hidden(tokens_BT, row_N, position_N, document_starts_BT)
+
+    def _head(self, hidden_NC):
+        with self._autocast():
+            return super()._head(hidden_NC)
 
     def wait_for_others(self) -> None:
         """Return once every process has had its answers; until then take part in the calls that the others make."""

@@ -14,6 +14,7 @@ import torch
 from zoo.inference.sampling import Sampler
 from zoo.model import Decoder
 from zoo.model.cache import ModelCache
+from zoo.model.capture import captured
 
 TOKENS_AT_ONCE = 65_536  # of a prefill, padding included; a longer prompt is read alone, in one piece
 WARM_UP = 2  # steps before the capture
@@ -96,7 +97,7 @@ class Decoding:
         state = generator.get_state()
         graph.register_generator_state(generator)
         try:
-            with torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
+            with captured(graph, stream=self._side):
                 self._step()
             self.graph = graph
         except RuntimeError as error:  # whatever a kernel does that cannot be recorded: CUDA's and torch's own errors

@@ -24,6 +24,7 @@ from composer.trainer.trainer import TrainerMode
 from composer.utils import dist
 
 from zoo.errors import ZooError
+from zoo.model.capture import captured
 from zoo.training.callbacks import LOSS
 from zoo.training.composer_fixes import StoppableTrainer
 from zoo.training.composer_model import count_targets
@@ -180,11 +181,11 @@ class MicroBatchGraph:
         forward_backward(trainer, self.inputs, self.share, self.total, self.first)
 
     def capture(self, trainer: StepTrainer, pool: Any) -> None:
-        """thread_local: the loader's thread pins memory meanwhile, which a capture of the whole process forbids."""
+        """Record `compute`, which runs nothing."""
         if self.first:
             _forget_gradients(trainer)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+        with captured(self.graph, pool=pool):
             self.compute(trainer)
 
     def replay(self, part: dict[str, torch.Tensor], share: float) -> None:

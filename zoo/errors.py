@@ -32,6 +32,10 @@ class ZooError(Exception):
     exit_code = 1
 
 
+class AlreadyTold(SystemExit):
+    """The command ends with this exit code, and has printed why."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake: `file:line:column: key.path: message`; parts that are not known are left out.

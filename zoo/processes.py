@@ -23,6 +23,8 @@ STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
 DUMP_STACKS = signal.SIGUSR2  # from the parent: write the stacks of all threads, and go on
+LAUNCHED = "ZOO_LAUNCHED"  # set for the processes of `zoo train --devices`
+MESSAGE_FILE = "ZOO_MESSAGE_FILE"  # where each of them leaves its last message, for the launcher
 WATCH_S = 1.0  # how soon a child leaves where the system cannot end it with its parent
 _PR_SET_PDEATHSIG = 1
 stacks: Path | None = None  # where a forked child appends its stacks; set before it is forked
@@ -84,8 +86,8 @@ def cores() -> int:
 
 
 def launched() -> bool:
-    """Whether torchrun or Composer's launcher started this process, itself and not through a shell."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    """Whether `zoo train --devices`, torchrun or Composer's launcher started this process, and not through a shell."""
+    if LAUNCHED in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         return True
     with contextlib.suppress(OSError):
         arguments = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")

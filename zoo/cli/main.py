@@ -18,7 +18,7 @@ from zoo.address_space import watch_imports
 from zoo.child import import_nothing_from_here
 from zoo.cli.app import App
 from zoo.cli.starting import without_last_collection, without_pydantic_plugins
-from zoo.errors import RecipeError, ZooError
+from zoo.errors import AlreadyTold, RecipeError, ZooError
 from zoo.terminal import err, out, tolerate_encoding
 
 COMMANDS = {  # in the order of the help
@@ -91,7 +91,7 @@ def run(arguments: list[str] | None = None) -> int:
                 _tell(found)
         return error.exit_code
     except SystemExit as end:  # typer's way out: 0, 2 after a usage error, 130 after Ctrl-C, 1 when the reader has gone
-        if end.code == 130:
+        if end.code == 130 and not isinstance(end, AlreadyTold):
             _tell("interrupted")
         return end.code if isinstance(end.code, int) else 0
     except OSError as error:
@@ -123,6 +123,12 @@ def _has_working_directory() -> bool:
 
 
 def _tell(message: str) -> None:
+    """Print why a command ended. A process of `zoo train --devices` leaves it to its launcher, which prints it once."""
+    if file := os.environ.get("ZOO_MESSAGE_FILE"):  # MESSAGE_FILE in zoo/processes.py, whose import costs time
+        with contextlib.suppress(OSError), open(file, "w", encoding="utf-8") as written:
+            written.write(message)
+        if os.environ.get("RANK") != "0":
+            return
     err(message)  # does nothing if the reader has gone; the exit code still says that the command failed
 
 
@@ -136,5 +142,13 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # what was to be done is done; its exit code must stay
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: _leave(code))  # libraries take seconds to clean up, and print tracebacks
     without_last_collection()
     sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

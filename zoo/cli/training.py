@@ -7,6 +7,7 @@ import typer
 
 from zoo.cli.app import App
 from zoo.cli.options import Override, Plugins, RecipeFile, load
+from zoo.errors import AlreadyTold
 from zoo.terminal import out
 
 data_app = App(help="Prepare the tokens of a recipe, and look at them.", no_args_is_help=True)
@@ -28,12 +29,12 @@ def train(
     """Train a recipe's model, or continue where its run stopped."""
     loaded = load(recipe, overrides)
     if devices is not None and devices > 1:
-        from zoo.training.processes import launch
+        from zoo.training.launching import launch
 
         options = [word for override in overrides or [] for word in ("--set", override)]
         options += [word for module in plugins or [] for word in ("--plugin", module)]
         options += ["--run-dir", str(run_dir)] if run_dir else []
-        launch(devices, ["train", str(recipe), *options])
+        raise AlreadyTold(launch(devices, ["train", str(recipe), *options]))
     from zoo import training
 
     training.train(loaded, run_dir or Path("runs") / loaded.name)

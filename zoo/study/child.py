@@ -39,10 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tasks", default="[]")
     parser.add_argument("--plugin", action="append", default=[])
     asked = parser.parse_args(arguments)
-    if (parent := os.environ.get(PARENT)) is not None:
-        end_with_parent(signal.SIGTERM)
-        if os.getppid() != int(parent):  # it was killed before the line above
-            return STOPPED
+    if not ends_with_study():
+        return STOPPED
     try:
         _run(asked)
     except KeyboardInterrupt:
@@ -54,6 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         return _failed(asked.outcome, FAILED, unexpected(error))
     return 0
+
+
+def ends_with_study() -> bool:
+    """Tie this process to the study that started it, if one did: SIGTERM when it ends.  False: it has ended already."""
+    if (parent := os.environ.get(PARENT)) is None:
+        return True
+    end_with_parent(signal.SIGTERM)
+    return os.getppid() == int(parent)
 
 
 def _run(asked: argparse.Namespace) -> None:

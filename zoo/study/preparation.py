@@ -4,7 +4,7 @@
 
 It prepares the rows of training, makes the examples of the tasks, and writes {"rows": HASH} to the record, or {"why":
 MESSAGE} if it fails. A run that would end in an error after hours, because the data of a task are missing or its rows
-do not fit, never starts.
+do not fit, never starts. It ends with the study (process ZOO_STUDY_PARENT), however that ends.
 """
 
 import argparse
@@ -16,8 +16,9 @@ from typing import Any
 
 from zoo.errors import ZooError
 from zoo.files import read_json, write_json
-from zoo.study.child import unexpected
+from zoo.study.child import ends_with_study, unexpected
 from zoo.study.config import StudyError
+from zoo.study.preload import STOPPED
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tasks", default="[]")
     parser.add_argument("--plugin", action="append", default=[])
     asked = parser.parse_args(arguments)
+    if not ends_with_study():
+        return STOPPED
     try:
         write_json(asked.record, _prepare(asked))
     except ZooError as error:

@@ -21,7 +21,7 @@ from zoo.files import create, present, write_json
 from zoo.study.config import StudyError
 from zoo.study.expand import Point, Run, Runs, data_key
 from zoo.study.kept import read_summary
-from zoo.study.preload import STOPPED
+from zoo.study.preload import PARENT, STOPPED
 from zoo.study.preparation import read_failure, read_rows
 from zoo.study.results import final_loss, flops_per_token, keep, refuse_other_data, rows_of, tokens_and_time
 from zoo.study.slots import Ended, Job, Slots
@@ -228,8 +228,9 @@ class Runner:
     def _wait_for(self, command: list[str], log: Path) -> int:
         """Run a process while nothing else runs; it ends when the study is stopped."""
         with create(log) as file:
+            environment = {**os.environ, PARENT: str(os.getpid())}
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
         while process.poll() is None:
             if self.stopping:

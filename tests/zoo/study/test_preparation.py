@@ -1,6 +1,10 @@
 """What a study prepares, and refuses, before the first run is trained."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +79,37 @@ def test_a_record_of_another_kind_is_named(tmp_path):
     path.write_text('{"rows": 3}')
     with pytest.raises(StudyError, match=r"record\.json: rows: must be a hash; found 3"):
         read_rows(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_it_ends_with_a_study_that_is_killed(tmp_path):
+    """SIGKILL, after which the study can tell nobody anything."""
+    hangs = "import time, zoo.study.preparation as p; p._prepare = lambda asked: (open('begun', 'w'), time.sleep(300));"
+    study = f"""
+import os, subprocess, sys, zoo.study.runner as runner
+from pathlib import Path
+study = runner.Runner.__new__(runner.Runner)
+study.stopping, study._poll_s = False, 0.1
+command = [sys.executable, "-c", {hangs!r} + "p.main(['recipe.yaml', '--record', 'record.json'])"]
+study._wait_for(command, Path("log.txt"))
+"""
+    process = subprocess.Popen([sys.executable, "-c", study], cwd=tmp_path)
+    try:
+        while not (tmp_path / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    finally:
+        process.kill()
+        process.wait()
+    until = time.monotonic() + 30
+    while _runs(child):
+        assert time.monotonic() < until, "the preparation goes on without its study"
+        time.sleep(0.05)
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -30,19 +31,27 @@ def load_plugin(module: str) -> None:
 
 
 def load_plugin_of_run(module: str) -> None:
-    """Import a plugin that a run folder names, if it is installed or was named by the user before.
+    """As `load_plugins_of_run`, of one module."""
+    load_plugins_of_run([module])
 
-    Raises ValueError that says how to allow it, if neither is so.
+
+def load_plugins_of_run(modules: Iterable[str]) -> None:
+    """Import the plugins that a run folder names, if each is installed or was named by the user before.
+
+    Raises ValueError that names the others and says how to allow them; then nothing is imported.
     """
-    if module in _named:
-        return
-    if not is_installed(module):
+    wanted = [module for module in modules if module not in _named]
+    if unknown := [module for module in wanted if not is_installed(module)]:
+        several = len(unknown) > 1
+        plugins, are, them, their = ("plugins", "are", "them", "their") if several else ("plugin", "is", "it", "its")
+        in_python = f"zoo.blocks.load_plugin{' of each' if several else f'({unknown[0]!r})'} first"
         raise ValueError(
-            f"plugin {module!r} of a run folder is not imported, because no installed package has it and importing "
-            f"runs its code; if you trust it, add --plugin {module} "
-            f"(in Python: zoo.blocks.load_plugin({module!r}) first)"
+            f"{plugins} {', '.join(map(repr, unknown))} of a run folder {are} not imported, because no installed "
+            f"package has {them} and importing runs {their} code; if you trust {them}, add "
+            f"{' '.join(f'--plugin {module}' for module in unknown)} (in Python: {in_python})"
         )
-    load_plugin(module)
+    for module in wanted:
+        load_plugin(module)
 
 
 def named_plugins() -> list[str]:

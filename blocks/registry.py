@@ -31,6 +31,7 @@ class Family:
     name: its plural, as in `zoo parts NAME`.  what: one part of it, as messages say it.  base: the class that every
     config of it subclasses, "module:Class".  own: kind -> "module:Class".  groups: of entry points.
     default: the kind that stands for none.  tag: the field that names the kind, `kind` but for evaluation tasks.
+    or_methods: those which a config may define itself instead of naming what runs by `module`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Family:
     groups: tuple[str, ...] = ()
     default: str | None = None
     tag: str = "kind"
+    or_methods: tuple[str, ...] = ()
     _offers: tuple[dict[str, str], dict[str, str]] | None = field(default=None, repr=False)
     _built_in: frozenset[str] = field(init=False, repr=False)
 
@@ -124,6 +126,29 @@ class Family:
             raise ValueError(f"{self.what} {kind!r}: {target} must be a subclass of {self.base.replace(':', '.')}")
         if kind not in self.own:
             self._check_name(kind, made)
+        if kind not in self._built_in and self._lacks_module(made):
+            methods = f", or define {' and '.join(self.or_methods)}" if self.or_methods else ""
+            place = f"{made.__module__}:{made.__qualname__}"
+            raise ValueError(
+                f'{self.what} {kind!r}: {place} must name what runs, module = "package.module:Name"{methods}'
+            )
+
+    def _lacks_module(self, made: Any) -> bool:
+        """Whether a config of another package has to name what runs, and does not.
+
+        Its bases of the zoo say whether that has to be named; one that is a kind itself has what runs.
+        """
+        if getattr(made, "module", None):
+            return False
+        ours = [base for base in made.__mro__ if base.__module__.startswith("zoo.")]
+        if not any("module" in vars(base).get("__annotations__", ()) for base in ours):
+            return False
+        fields = [base.model_fields[self.tag] for base in ours if self.tag in getattr(base, "model_fields", ())]
+        stated = any("module" in vars(base) for base in made.__mro__ if base not in ours)  # as None: nothing runs
+        if stated or any(get_args(field.annotation) for field in fields):
+            return False
+        base = self.base_class
+        return not self.or_methods or any(getattr(made, name) is getattr(base, name) for name in self.or_methods)
 
     def _check_name(self, kind: str, made: Any) -> None:
         """Raise ValueError unless the config's `kind` has the name as its default, or as the one value it may have."""

@@ -143,4 +143,5 @@ TASKS = _family(
     },
     "What a model is scored on: `zoo eval --tasks`, `eval.tasks`.",
     tag="task",
+    or_methods=("examples", "score"),
 )

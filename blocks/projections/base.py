@@ -33,6 +33,7 @@ class ProjectionConfig(Kinded):
     def facts(self, d_model: int, seq_len: int, part: str | None = None) -> Facts:
         """What a projection of another package is asked for."""
         yield Fact("resolve", lambda: self.resolve(d_model, seq_len), (ResolvedProjection,))
+        yield Fact("resolve: module", lambda: self.resolve(d_model, seq_len).module, (str,))
 
 
 @dataclass(frozen=True)

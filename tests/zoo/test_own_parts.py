@@ -36,9 +36,12 @@ from zoo.blocks.cost import Cost
 from zoo.blocks.patterns.base import PatternConfig
 from zoo.blocks.patterns.full import FullPattern
 from zoo.blocks.patterns.full_config import Full
-from zoo.blocks.projections.base import ProjectionConfig
+from zoo.blocks.projections.base import ProjectionConfig, ResolvedProjection
 from zoo.feed_forward.base import FeedForwardConfig
 from zoo.training.schedules import ScheduleConfig
+class NamesNothing(ResolvedProjection):
+    pass
+NamesNothing.__abstractmethods__ = frozenset()
 """
 CONFIG = """\
 class Mine({base}):
@@ -111,6 +114,12 @@ def recipe(tmp_path, monkeypatch, request):
         ("patterns", "Full", "def resolve(self, d_model, seq_len): pass", r"resolve must give PatternConfig; found n"),
         ("projections", "ProjectionConfig", "", r"resolve fails: Mine does not define resolve"),
         ("projections", "ProjectionConfig", "def resolve(self, *_): pass", r"resolve must give ResolvedProjection"),
+        (
+            "projections",
+            "ProjectionConfig",
+            "def resolve(self, *_): return object.__new__(NamesNothing)",
+            r"resolve: module fails: AttributeError: .*'NamesNothing'.* 'module'",
+        ),
         ("ffns", "FeedForwardConfig", "", r"model\.ffn: 'mine' \(zoo_own_part:Mine\): parameters fails: Mine does not"),
         ("ffns", "FeedForwardConfig", SIZES.replace("2 * d_model", "None"), r"activation_bytes must give int or float"),
         ("mixers", "BlockConfig", "", r"resolve fails: Mine defines neither grid_point nor its own cost and build"),
@@ -139,6 +148,60 @@ def test_what_a_config_lacks_is_said_when_the_recipe_is_read(recipe, family, bas
 def test_a_wrong_name_of_what_runs_is_said_when_the_recipe_is_read(recipe, target, why):
     with pytest.raises(RecipeError, match=why):
         load_recipe(recipe("ffns", "FeedForwardConfig", SIZES, target=target))
+
+
+NAMELESS = """\
+from typing import ClassVar, Literal
+from pydantic import Field
+from zoo.blocks import register
+from zoo.blocks.patterns.base import PatternConfig
+from zoo.blocks.patterns.full_config import Full
+from zoo.blocks.positions.base import PositionConfig
+from zoo.data.config import ByteTokenizer, DocumentSource, TokenizerConfig
+from zoo.evaluation.task import Task
+from zoo.feed_forward.base import FeedForwardConfig
+from zoo.training.logger_config import LoggerConfig
+from zoo.training.optimizers.base import OptimizerConfig
+class Own:
+    "What several parts of a package share."
+class Mine(Own, {base}):
+    {tag}: Literal["mine"] = Field("mine", description="Mine.")
+    {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("family", "base", "body", "accepted"),
+    [
+        ("patterns", "PatternConfig", "", False),
+        ("patterns", "PatternConfig", "module: ClassVar[str] = 'a:B'", True),
+        ("patterns", "Full", "", True),
+        ("positions", "PositionConfig", "", False),
+        ("positions", "PositionConfig", "module: ClassVar[None] = None", True),  # it turns nothing
+        ("ffns", "FeedForwardConfig", "", False),
+        ("optimizers", "OptimizerConfig", "", False),
+        ("sources", "DocumentSource", "", False),
+        ("tokenizers", "TokenizerConfig", "", False),
+        ("tokenizers", "ByteTokenizer", "", True),
+        ("loggers", "LoggerConfig", "", False),
+        ("tasks", "Task", "", False),
+        ("tasks", "Task", "def examples(self, model): return []", False),
+        ("tasks", "Task", "def examples(self, model): return []\n    def score(self, example, answer): pass", True),
+    ],
+)
+def test_a_part_that_does_not_name_what_runs_is_refused(family, base, body, accepted, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "zoo_nameless", raising=False)
+    found = FAMILIES[family]
+    monkeypatch.setattr(found, "own", {**found.own, "mine": "zoo_nameless:Mine"})
+    (tmp_path / "zoo_nameless.py").write_text(NAMELESS.format(base=base, body=body or "pass", tag=found.tag))
+    importlib.invalidate_caches()
+    if accepted:
+        assert found.config_class("mine").__name__ == "Mine"
+        return
+    with pytest.raises(ValueError, match=r"'mine': zoo_nameless:Mine must name what runs, module = \"package") as error:
+        found.config_class("mine")
+    assert str(error.value).endswith(", or define examples and score") == (family == "tasks")
 
 
 def test_a_config_under_another_name_is_refused(recipe):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -194,6 +195,19 @@ def test_a_recipe_of_the_users_own_names_any_module(strangers_run, target, tmp_p
     (tmp_path / "own").mkdir()
     recipe = write(tmp_path / "own", "twice", "plugins: [beside]")
     assert in_folder(target, strangers_run.parent, "show", recipe).returncode == 0
+
+
+def test_all_plugins_of_a_strangers_run_are_named_at_once(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("zoo_first_of_tests", "zoo_second_of_tests"):
+        (tmp_path / f"{name}.py").write_text("raise AssertionError('imported')\n")
+    message = (
+        "plugins 'zoo_first_of_tests', 'zoo_second_of_tests' of a run folder are not imported, because no installed "
+        "package has them and importing runs their code; if you trust them, add --plugin zoo_first_of_tests --plugin "
+        "zoo_second_of_tests (in Python: zoo.blocks.load_plugin of each first)"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        plugins.load_plugins_of_run(["zoo_first_of_tests", "numpy.linalg", "zoo_second_of_tests"])
 
 
 @pytest.mark.parametrize("stated", ["top_level.txt", "entry_points.txt", None], ids=str)

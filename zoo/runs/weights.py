@@ -187,15 +187,14 @@ def _model_config(folder: Path, description: dict):
 
 def _import_plugins(path: Path, plugins: Any) -> None:
     """Import the plugins that a model.yaml names, if they are installed or were named by the user."""
-    from zoo.blocks.plugins import load_plugin_of_run
+    from zoo.blocks.plugins import load_plugins_of_run
 
     if not (isinstance(plugins, list) and all(isinstance(name, str) for name in plugins)):
         raise LoadError(f"{path}: plugins: must be a list of module names; found {shorten(plugins)}")
-    for name in plugins:
-        try:
-            load_plugin_of_run(name)
-        except ValueError as error:
-            raise LoadError(f"{path}: plugins: {error}") from error
+    try:
+        load_plugins_of_run(plugins)
+    except ValueError as error:
+        raise LoadError(f"{path}: plugins: {error}") from error
 
 
 def _check_tensors(path: Path, expected: dict) -> None:

@@ -75,6 +75,7 @@ class Printed(LoggerConfig):
 class Absent(LoggerConfig):
     """Needs a library that is not there."""
 
+    module: ClassVar[str] = "zoo_no_such_library:make"
     package: ClassVar[str] = "zoo_no_such_library"
 
     kind: Literal["absent"] = Field("absent", description="Absent.")

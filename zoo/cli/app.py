@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from zoo.cli.examples import EXAMPLES
+from zoo.cli.starting import collection_paused
 
 # What typer calls a type -> what stands after an option that takes one; a flag takes nothing.
 _VALUES = {"bool": "", "int": "N", "int range": "N", "float": "X", "str": "TEXT", "path": "PATH"}
@@ -25,6 +26,7 @@ class _Command(TyperCommand):
         arguments = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]
         return ["[OPTIONS]", *map(_argument, arguments)]
 
+    @collection_paused()
     def format_help(self, ctx: Any, formatter: Any) -> None:
         if ctx.command_path in EXAMPLES:
             self.epilog = f"Example: {EXAMPLES[ctx.command_path]}"
@@ -34,6 +36,10 @@ class _Command(TyperCommand):
 class _Group(TyperGroup):
     def get_params(self, ctx: Any) -> list[Any]:
         return _readable(super().get_params(ctx), ctx)
+
+    @collection_paused()
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
 
 
 class _Commands(Mapping[str, Any]):
@@ -110,7 +116,8 @@ class _Converter:
         """As typer's own."""
         if value is None:
             return () if param.multiple or param.nargs == -1 else None
-        return self._make().coerce(value, param=param, ctx=ctx)
+        with collection_paused():  # the first one imports pydantic
+            return self._make().coerce(value, param=param, ctx=ctx)
 
 
 def _readable(parameters: list[Any], ctx: Any) -> list[Any]:

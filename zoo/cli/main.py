@@ -17,7 +17,7 @@ import zoo
 from zoo.address_space import watch_imports
 from zoo.child import import_nothing_from_here
 from zoo.cli.app import App
-from zoo.cli.starting import without_last_collection, without_pydantic_plugins
+from zoo.cli.starting import leave_out_of_searches, without_pydantic_plugins
 from zoo.errors import AlreadyTold, RecipeError, ZooError
 from zoo.terminal import err, out, tolerate_encoding
 
@@ -143,7 +143,7 @@ def main() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGINT, lambda *_: _leave(code))  # libraries take seconds to clean up, and print tracebacks
-    without_last_collection()
+    leave_out_of_searches()
     sys.exit(code)
 
 

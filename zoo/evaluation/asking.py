@@ -13,6 +13,7 @@ import torch
 
 from zoo.evaluation.batching import Batch, batches
 from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.ranking import CACHED_CPU, CACHED_GPU, Ranked, option_logs, shares_prefix
 from zoo.evaluation.subject import Subject
 from zoo.evaluation.task import IGNORED, Answer, Choice, Chosen, Example, Generated, Labelled, Predicted, Prompt, Text
 
@@ -256,12 +257,19 @@ def _prompts(subject: Subject, examples: Sequence[Prompt]) -> Callable[[Advance]
         need = len(example.tokens) + max(example.max_tokens, *map(len, example.options), 0)
         if need > subject.max_len:
             raise EvaluationError(f"row {row} takes {need} tokens, and the model takes {subject.max_len}")
-    choices = [Choice(tuple((e.tokens, option) for option in e.options), 0) for e in examples if e.options]
-    rank = plan(subject, choices)
+    ranked, choices = {}, {}  # by the row: prompts that are read once, and those whose options are rows of their own
+    for row, example in enumerate(examples):
+        if subject.has_cache and shares_prefix(example.tokens, example.options):
+            ranked[row] = Ranked(example.tokens, example.options)
+        elif example.options:
+            choices[row] = Choice(tuple((example.tokens, option) for option in example.options), 0)
+    rank = plan(subject, list(choices.values()))
 
     def run(advance: Advance) -> list[Generated]:
-        chosen = iter(rank(lambda n: advance(0)))  # no row is done by its ranks alone; a watchdog waits for a call
-        logs = [next(chosen).loglikelihood if example.options else () for example in examples]
+        waiting = lambda n: advance(0)  # noqa: E731 - no row is done by its ranks alone; a watchdog waits for a call
+        of_row = dict(zip(ranked, option_logs(subject, list(ranked.values()), waiting), strict=True))
+        of_row |= zip(choices, (chosen.loglikelihood for chosen in rank(waiting)), strict=True)
+        logs = [of_row.get(row, ()) for row in range(len(examples))]
         texts = _generated(subject, examples, advance)
         return [Generated(text, log) for text, log in zip(texts, logs, strict=True)]
 
@@ -275,7 +283,9 @@ def _generated(subject: Subject, examples: Sequence[Prompt], advance) -> list[st
     texts = [""] * len(examples)
     wanted = [i for i, example in enumerate(examples) if example.max_tokens]
     advance(len(examples) - len(wanted))
-    for batch in _batches(subject, [len(examples[i].tokens) + examples[i].max_tokens for i in wanted]):
+    lengths = [len(examples[i].tokens) + examples[i].max_tokens for i in wanted]
+    budget = CACHED_GPU if subject.device.type == "cuda" else CACHED_CPU
+    for batch in batches(lengths, few_shapes=False, budget=budget):
         for start in range(0, len(batch.indices), GREEDY_ROWS):
             part = [wanted[at] for at in batch.indices[start : start + GREEDY_ROWS]]
             most = max(examples[i].max_tokens for i in part)

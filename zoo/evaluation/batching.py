@@ -23,17 +23,20 @@ class Batch:
     length: int
 
 
-def batches(lengths: Sequence[int], *, few_shapes: bool, longest: int | None = None) -> Iterator[Batch]:
+def batches(
+    lengths: Sequence[int], *, few_shapes: bool, longest: int | None = None, budget: int | None = None
+) -> Iterator[Batch]:
     """All rows, by their lengths, the longest first, so that memory fails early; one row of any length runs alone.
 
     few_shapes: round lengths up by `padded_length`, and numbers of rows to powers of two, with rows of padding where
     too few are left. On a GPU, cuDNN makes a plan for each new shape of attention. By an estimate this takes 0.25 s, in
     which an H200 computes about 100,000 tokens of a model of 340M parameters. The 12 common-sense tasks have 20 shapes
     this way, and 87 with the lengths as they are. A CPU makes no plans, and pays for every token of padding.
-    longest: no length is rounded to more.
+    longest: no length is rounded to more.  budget: tokens of a batch; default TOKENS_GPU or TOKENS_CPU.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    budget = TOKENS_GPU if few_shapes else TOKENS_CPU
+    if budget is None:
+        budget = TOKENS_GPU if few_shapes else TOKENS_CPU
     start = 0
     while start < len(order):
         length = lengths[order[start]]

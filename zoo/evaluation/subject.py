@@ -5,19 +5,23 @@ Shapes: B rows, T tokens, N places, V vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zoo.blocks.interface import LayerCache
 from zoo.data.packing import Tokenizer
 from zoo.data.preparing import digest
 from zoo.data.tokenizers import encode_each
+from zoo.errors import ZooError
 from zoo.evaluation.batching import floor_power
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.held_out import HeldOut
 from zoo.files import present
+from zoo.model.cache import ModelCache
 
 
 class Subject(ABC):
@@ -84,6 +88,23 @@ class Subject(ABC):
     @abstractmethod
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
         """The likeliest tokens after each prompt, one by one: up to max_tokens, or to the end of the document."""
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether a text can be read once and continued in several ways: `new_cache`, `append` and `head` work."""
+        return False
+
+    def new_cache(self, rows: int, max_len: int) -> ModelCache:
+        """An empty cache of up to max_len tokens in each row.  Only where `has_cache`."""
+        raise NotImplementedError(f"{self.name}: has no cache")
+
+    def append(self, tokens_BT: torch.Tensor, cache: ModelCache, n_new_B: torch.Tensor | None) -> torch.Tensor:
+        """Final hidden states [B, T, C] of tokens that follow those of the cache; n_new_B: of each row, or all."""
+        raise NotImplementedError(f"{self.name}: has no cache")
+
+    def head(self, hidden_NC: torch.Tensor) -> torch.Tensor:
+        """Logits [N, V], float32, of final hidden states [N, C]."""
+        raise NotImplementedError(f"{self.name}: has no cache")
 
     def encode(self, text: str) -> list[int]:
         """Numbers of a text, without a start and without an end token."""
@@ -154,11 +175,11 @@ class ZooSubject(Subject):
         self.dtype_name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(weight.dtype, "fp32")
 
     def logits(self, tokens_BT, row_N, position_N, document_starts_BT=None):
-        return self._head(self._hidden(tokens_BT, row_N, position_N, document_starts_BT))
+        return self.head(self._hidden(tokens_BT, row_N, position_N, document_starts_BT))
 
     def logits_parts(self, tokens_BT, row_N, position_N, document_starts_BT=None, *, at_once):
         for hidden_NC in self._hidden(tokens_BT, row_N, position_N, document_starts_BT).split(at_once):
-            yield self._head(hidden_NC)
+            yield self.head(hidden_NC)
 
     @torch.no_grad()
     def _hidden(self, tokens_BT, row_N, position_N, document_starts_BT):
@@ -166,8 +187,23 @@ class ZooSubject(Subject):
         return self.model.hidden(tokens_BT, document_starts_BT)[row_N, position_N]
 
     @torch.no_grad()
-    def _head(self, hidden_NC):
+    def head(self, hidden_NC):
         return self.model.logits(hidden_NC).float()
+
+    @cached_property
+    def has_cache(self) -> bool:
+        """Whether every layer keeps a cache whose rows can be copied."""
+        try:
+            cache = self.model.new_cache(1, 1, torch.device("meta"))
+        except ZooError:  # a block of another package without one
+            return False
+        return all(isinstance(layer, LayerCache) for layer in cache.layers)
+
+    def new_cache(self, rows, max_len):
+        return self.model.new_cache(rows, max_len)
+
+    def append(self, tokens_BT, cache, n_new_B):
+        return self.model.append(tokens_BT, cache, n_new_B)
 
     def greedy(self, prompts, max_tokens):
         from zoo.inference.generate import generate

@@ -49,9 +49,17 @@ class TrainingSubject(ZooSubject):
         with self._autocast():
             return super()._hidden(tokens_BT, row_N, position_N, document_starts_BT)
 
-    def _head(self, hidden_NC):
+    def head(self, hidden_NC):
         with self._autocast():
-            return super()._head(hidden_NC)
+            return super().head(hidden_NC)
+
+    @property
+    def has_cache(self) -> bool:
+        return not self.sharded and super().has_cache
+
+    def append(self, tokens_BT, cache, n_new_B):
+        with self._autocast():
+            return super().append(tokens_BT, cache, n_new_B)
 
     def wait_for_others(self) -> None:
         """Return once every process has had its answers; until then take part in the calls that the others make."""

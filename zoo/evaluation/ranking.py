@@ -1,0 +1,124 @@
+"""Options behind a long prompt: the prompt is read once, into a cache, and every option goes on from a copy of it.
+
+Shapes: P prompts, B rows of a cache, T tokens, N places with a question, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from zoo.evaluation.subject import Subject
+
+# Tokens of a cache, all rows together, in generation and here, where a prompt has one row and each option another.
+CACHED_GPU, CACHED_CPU = 1 << 17, 1 << 13
+
+Options = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A prompt and its options, in tokens."""
+
+    tokens: Sequence[int]
+    options: Options
+
+
+def shares_prefix(tokens: Sequence[int], options: Options) -> bool:
+    """Whether reading the prompt once saves anything: options of one token are asked at the same place of one row."""
+    return len(tokens) > 0 and all(options) and sum(len(option) > 1 for option in options) > 1
+
+
+@torch.no_grad()
+def option_logs(
+    subject: Subject, asked: Sequence[Ranked], advance: Callable[[int], object] = lambda n: None
+) -> list[tuple[float, ...]]:
+    """Log-likelihoods in nats of the options of each prompt, in order.
+
+    The subject must have caches (`Subject.new_cache`). Each is of one document.
+    """
+    budget = CACHED_GPU if subject.device.type == "cuda" else CACHED_CPU
+    found: dict[int, torch.Tensor] = {}
+    for part, at_once in _parts(asked, budget):
+        found |= zip(part, _logs(subject, [asked[i] for i in part], at_once), strict=True)
+        advance(0)
+    return [tuple(found[i].tolist()) for i in range(len(asked))]
+
+
+def _parts(asked: Sequence[Ranked], budget: int) -> Iterator[tuple[list[int], int]]:
+    """(prompts, options of each at a time) of the caches, the longest prompt first."""
+    order = sorted(range(len(asked)), key=lambda i: -len(asked[i].tokens))
+    start = 0
+    while start < len(order):
+        first = asked[order[start]]
+        rows = max(2, budget // (len(first.tokens) + max(map(len, first.options))))
+        prompts = max(1, rows // (1 + len(first.options)))
+        part = order[start : start + prompts]
+        yield part, min(rows // len(part) - 1, max(len(asked[i].options) for i in part))
+        start += len(part)
+
+
+def _logs(subject: Subject, asked: Sequence[Ranked], at_once: int) -> list[torch.Tensor]:
+    """Float64 [options] of each prompt, on the device.
+
+    The first P rows of the cache keep the prompts; the others hold the options, `at_once` of each prompt at a time.
+    """
+    n, longest = len(asked), max(len(option) for each in asked for option in each.options)
+    cache = subject.new_cache(n * (1 + at_once), max(len(each.tokens) for each in asked) + longest)
+    after_PV = _after_prompts(subject, [each.tokens for each in asked], cache.rows(0, n))
+    firsts = [torch.tensor([option[0] for option in each.options], device=after_PV.device) for each in asked]
+    counts = [len(each.options) for each in asked]
+    logs = torch.cat([after_V[first] for after_V, first in zip(after_PV, firsts, strict=True)])
+    offsets = [0, *np.cumsum(counts).tolist()]
+    source_B = torch.arange(n, device=subject.device).repeat(1 + at_once)
+    for start in range(0, max(counts), at_once):
+        # Row n + k n + p holds option start + k of prompt p.
+        rows = [
+            (n + k * n + p, p, start + k)
+            for p, each in enumerate(asked)
+            for k in range(min(at_once, counts[p] - start))
+            if len(each.options[start + k]) > 1
+        ]
+        if rows:
+            cache.reorder(source_B)
+            of_rows = torch.tensor([offsets[p] + option for _, p, option in rows], device=logs.device)
+            logs.index_add_(0, of_rows, _rest(subject, asked, rows, cache))
+    return list(logs.split(counts))
+
+
+def _after_prompts(subject: Subject, prompts: Sequence[Sequence[int]], cache) -> torch.Tensor:
+    """Read the prompts into the cache; return the log-probabilities [P, V], float64, of the token after each."""
+    lengths = [len(prompt) for prompt in prompts]
+    hidden_PTC = subject.append(*_padded(dict(enumerate(prompts)), len(prompts), cache, subject.device))
+    last_PC = hidden_PTC[torch.arange(len(prompts)), torch.tensor(lengths) - 1]
+    return torch.log_softmax(subject.head(last_PC).double(), 1)
+
+
+def _rest(subject: Subject, asked: Sequence[Ranked], rows: Sequence[tuple[int, int, int]], cache) -> torch.Tensor:
+    """The log-likelihood [rows], float64, of each option's tokens behind its first.
+
+    rows: (row of the cache, prompt, option); the other rows append nothing.
+    """
+    options = {row: asked[p].options[option] for row, p, option in rows}
+    inputs = {row: option[:-1] for row, option in options.items()}
+    hidden_BTC = subject.append(*_padded(inputs, cache.batch, cache, subject.device))
+    counts = [len(option) - 1 for option in options.values()]
+    row_N = torch.from_numpy(np.repeat(list(options), counts))
+    position_N = torch.from_numpy(np.concatenate([np.arange(count) for count in counts]))
+    label_N = torch.tensor([token for option in options.values() for token in option[1:]], device=hidden_BTC.device)
+    logits_NV = subject.head(hidden_BTC[row_N, position_N])
+    logs_N = logits_NV.gather(1, label_N[:, None])[:, 0].double() - torch.logsumexp(logits_NV, 1).double()
+    of_N = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(logs_N.device)
+    return logs_N.new_zeros(len(counts)).index_add(0, of_N, logs_N)
+
+
+def _padded(inputs: dict[int, Sequence[int]], n_rows: int, cache, device: torch.device) -> tuple:
+    """(tokens_BT, cache, n_new_B): the tokens of some rows, at their left; the others have none."""
+    tokens_BT = np.zeros((n_rows, max(map(len, inputs.values()))), np.int64)
+    n_new_B = np.zeros(n_rows, np.int64)
+    for row, tokens in inputs.items():
+        tokens_BT[row, : len(tokens)], n_new_B[row] = tokens, len(tokens)
+    whole = bool((n_new_B == tokens_BT.shape[1]).all())
+    n_new = None if whole else torch.from_numpy(n_new_B).to(device)
+    return torch.from_numpy(tokens_BT).to(device), cache, n_new

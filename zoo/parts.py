@@ -101,7 +101,7 @@ LOGGERS = _family(
         "wandb": "zoo.training.logger_config:WandBLogger",
         "mlflow": "zoo.training.logger_config:MLflowLogger",
     },
-    "Where metrics go beside the run folder: the names in `train.loggers`.",
+    "Where metrics go in addition to the run folder: the names in `train.loggers`.",
 )
 TASKS = _family(
     "tasks",

@@ -60,7 +60,7 @@ def kernels(
             help="Time torch's flash and flex attention as well, and fla, SF-NSA and X-NSA if they can be imported.",
         ),
     ] = False,
-    graph: Annotated[bool, typer.Option("--graph", help="Time all but peers as CUDA graphs as well.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Also time everything but peers as CUDA graphs.")] = False,
     json_file: JsonFile = None,
     plot_file: PlotFile = None,
 ) -> None:
@@ -98,7 +98,7 @@ def decode(
     json_file: JsonFile = None,
     plot_file: PlotFile = None,
 ) -> None:
-    """Time prefill and decoding with a cache, with the memory they take, and print the tables as Markdown."""
+    """Measure time and memory of prefill and decoding with a cache, and print the tables as Markdown."""
     contexts, batches = _numbers("--context", context), _numbers("--batch", batch)
     from zoo.bench.decode import measure
     from zoo.bench.decode_report import as_markdown, plot
@@ -120,17 +120,17 @@ def decode(
 @app.command()
 def train(
     recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes; weights and tokens are random.")],
-    steps: Annotated[int, typer.Option(min=1, help="Batches that are timed, after four that are not.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Batches to time, after four warm-up batches.")] = 20,
     data: Annotated[bool, typer.Option("--data", help="Read the recipe's own rows, as zoo train does.")] = False,
     peers: Annotated[
-        bool, typer.Option("--peers", help="Time transformers' Llama with liger-kernel as well, and the same compiled.")
+        bool, typer.Option("--peers", help="Also time transformers' Llama with liger-kernel, eager and compiled.")
     ] = False,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every recipe. Repeatable.")
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Time the training step with Composer's loop, its memory and its parts, and print the tables as Markdown."""
+    """Measure the time, the memory and the parts of a training step, and print the tables as Markdown."""
     from zoo.bench.train import as_markdown, measure
 
     command = ["zoo bench train", *map(str, recipes), f"--steps {steps}"]

@@ -30,7 +30,7 @@ def build(
 
 @app.command()
 def serve(address: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1:8000") -> None:
-    """Serve the documentation while you write: pages in docs/ and recipes are followed, code is not."""
+    """Serve the documentation while you write: it follows changes of docs/ and recipes, but not of code."""
     from zoo.docs import site
 
     site.serve(address)

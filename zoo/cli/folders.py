@@ -17,7 +17,7 @@ def init(
     ] = Path("."),
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="NAME", help="Begin with a kind of block, or with a recipe of zoo recipes."),
+        typer.Option("--from", metavar="NAME", help="Start from a kind of block, or from a recipe of the package."),
     ] = None,
 ) -> None:
     """Write a commented recipe to begin with, and the schema that editors check it against."""
@@ -28,16 +28,16 @@ def init(
 
 @collection_paused()
 def recipes(json: AsJson = False) -> None:
-    """List the recipes that come with the package. Their names, zoo:..., stand wherever a recipe's path may."""
+    """List the recipes that come with the package. A name, zoo:..., can replace the path of a recipe."""
     from zoo.cli import shipped_text as room
 
     out_styled(room.as_json() if json else room.as_text(), end="")
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look, with all below it.")] = Path(
-        "runs"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", help="The folder to search, with its subfolders.")
+    ] = Path("runs"),
     json: AsJson = False,
 ) -> None:
     """List runs: how far each is, and its last validation."""

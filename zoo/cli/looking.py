@@ -33,9 +33,15 @@ def show(
     pattern: Annotated[
         str | None, typer.Option(metavar="layer=N", help="Draw which keys each query sees in a layer, counted from 0.")
     ] = None,
-    seq_len: Annotated[int | None, typer.Option(help="With --pattern: tokens of the map.", show_default="256")] = None,
-    text: Annotated[Path | None, typer.Option(help="With --pattern and a run: what the model reads.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="With --pattern: .svg, .png or .pdf.")] = None,
+    seq_len: Annotated[
+        int | None, typer.Option(help="With --pattern: length of the map in tokens.", show_default="256")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="With --pattern and a run: the file of text that the model reads.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="With --pattern: the .svg, .png or .pdf to write.")
+    ] = None,
     plugins: Plugins = None,
 ) -> None:
     """Show the layers, parameters, FLOPs and cache of a recipe or a run; or draw a layer's attention map."""
@@ -68,17 +74,19 @@ def show(
 def compare(
     sources: Annotated[list[str], typer.Argument(metavar="RECIPE_OR_RUN...", help="Recipes, or run folders.")],
     overrides: Override = None,
-    seq_len: Annotated[list[int] | None, typer.Option(min=1, help="State costs at this length. Repeatable.")] = None,
+    seq_len: Annotated[list[int] | None, typer.Option(min=1, help="Compute costs at this length. Repeatable.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a self-contained page.")] = None,
     json: AsJson = False,
     maps: Annotated[bool, typer.Option(help="Draw attention maps on the page (takes seconds: imports torch).")] = True,
     train: Annotated[
         str | None,
-        typer.Option(metavar="DURATION", help="First train each recipe so long, e.g. 200ba, on the same rows."),
+        typer.Option(metavar="DURATION", help="First train each recipe for this long, e.g. 200ba, on the same rows."),
     ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where --train keeps its run folders.")] = Path("runs/compare"),
     measure: Annotated[bool, typer.Option("--measure", help="Measure speed and memory on this machine.")] = False,
-    short: Annotated[bool, typer.Option("--short", help="Print one line for each instead of the whole table.")] = False,
+    short: Annotated[
+        bool, typer.Option("--short", help="Print one line for each architecture, not the table.")
+    ] = False,
     plugins: Plugins = None,
 ) -> None:
     """Compare 2 to 10 architectures: layers, parameters, FLOPs, caches, reach; of runs also losses and speed."""
@@ -146,9 +154,9 @@ def keys(
 
 @collection_paused()
 def schema(plugins: Plugins = None) -> None:
-    """Print the JSON Schema of recipes, for editors that check while you write.
+    """Print the JSON Schema of recipes, for editors that check recipes while you write.
 
-    Save it beside your recipes, zoo schema > recipe.schema.json, and begin each with the line
+    Save it next to your recipes (zoo schema > recipe.schema.json), and begin each recipe with the line
     # yaml-language-server: $schema=recipe.schema.json
     """
     from zoo.json_text import json_text

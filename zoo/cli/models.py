@@ -11,22 +11,29 @@ from zoo.terminal import err, out, out_styled
 
 def generate(
     run: RunFolder,
-    stdin: Annotated[str | None, typer.Argument(metavar="[-]", help="-: the prompt is standard input.")] = None,
+    stdin: Annotated[str | None, typer.Argument(metavar="[-]", help="- reads the prompt from standard input.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt. Repeatable.")] = None,
     prompt_file: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Its text is a prompt. Repeatable.")
+        list[str] | None, typer.Option(metavar="FILE", help="A file whose text is a prompt. Repeatable.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate for each prompt.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.8,
+    max_tokens: Annotated[int, typer.Option(help="Generate at most N tokens for each prompt.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Divides the logits; 0: always the most likely token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw among the k most likely tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Among those that make up this share of probability.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Among those this many times as likely as the likeliest.")] = None,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: less of what is there already.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text. Repeatable.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Draw among the most likely tokens that together hold this share of the probability."),
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Draw among tokens at least X times as likely as the most likely one.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens that are in the text already become less likely.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the random draws.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop before this text. Repeatable.")] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print each prompt before its text.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a prompt, at the end.")] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Say speed and bytes of the cache on standard error.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each prompt, at the end.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print speed and cache size on standard error.")] = False,
     device: Annotated[str, typer.Option(help="cuda, cpu, ...; auto: a GPU if there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32; auto: bf16 on a GPU, fp32 on a CPU.")] = "auto",
     plugins: Plugins = None,
@@ -63,11 +70,14 @@ def evaluate(
         str | None, typer.Option(metavar="NAMES", help="Tasks of lm-evaluation-harness, separated by commas.")
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Rows of each task. Default: the task's own.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of rows that are made or drawn. Default: 0.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Score again what eval.json has a result for.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed for making or sampling rows. Default: 0.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Score tasks anew that have a result in eval.json.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Instead of eval.json in the folder.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Write the results to this file instead of eval.json in the folder."
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw needles and loss by position: .svg, .png or .pdf.")
@@ -89,11 +99,15 @@ def evaluate(
 def export(
     run: RunFolder,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)],
-    format: Annotated[str, typer.Option(metavar="hf|safetensors", help="For transformers; or weights alone.")] = "hf",
-    dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16.")] = "fp32",
+    format: Annotated[str, typer.Option(metavar="hf|safetensors", help="For transformers, or weights only.")] = "hf",
+    dtype: Annotated[str, typer.Option(help="The dtype of the weights: fp32, bf16 or fp16.")] = "fp32",
     family: Annotated[
         str | None,
-        typer.Option("--as", metavar="FAMILY", help="With hf: as llama, mistral, qwen3, ..., without code of ours."),
+        typer.Option(
+            "--as",
+            metavar="FAMILY",
+            help="With hf: write a llama, mistral, qwen3, ... model, which loads without code of the zoo.",
+        ),
     ] = None,
     plugins: Plugins = None,
 ) -> None:
@@ -108,13 +122,14 @@ def import_(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A new run folder.", show_default=False)],
     ignore: Annotated[
         list[str] | None,
-        typer.Option("--ignore", metavar="KEY", help="A key of config.json that does not matter. Repeatable."),
+        typer.Option("--ignore", metavar="KEY", help="Ignore this key of config.json. Repeatable."),
     ] = None,
     end_of_document: Annotated[
-        str | None, typer.Option(metavar="TOKEN", help="Ends a document. Default: the tokenizer's end of sequence.")
+        str | None,
+        typer.Option(metavar="TOKEN", help="The token that ends a document. Default: the tokenizer's end of sequence."),
     ] = None,
 ) -> None:
-    """Make a run folder of a model in the layout of transformers: Llama, Mistral, Qwen, Gemma, OLMo and others."""
+    """Make a run folder from a transformers folder: Llama, Mistral, Qwen, Gemma, OLMo and others."""
     from zoo.interop.importing import import_command
 
     text, notes = import_command(folder, run, ignore or [], end_of_document)
@@ -127,14 +142,14 @@ def convert(
     run: RunFolder,
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new run folder.", show_default=False)],
     layers: Annotated[str | None, typer.Option(metavar="SCHEDULE", help="The new schedule of blocks.")] = None,
-    blocks: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML: new blocks by name.")] = None,
+    blocks: Annotated[Path | None, typer.Option(metavar="FILE", help="A YAML file of new blocks by name.")] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Rows to measure on: a YAML file with a data section.")
+        Path | None, typer.Option(metavar="FILE", help="A YAML file with a data section, to measure losses on.")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 16,
     plugins: Plugins = None,
 ) -> None:
-    """Give the layers of a trained model other attention blocks, which take over what they can of its weights."""
+    """Replace the attention blocks of a trained model; the new blocks start from its weights where they can."""
     from zoo.interop.converting import convert_command
 
     out(convert_command(run, folder, layers, blocks, data, rows))

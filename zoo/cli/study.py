@@ -11,7 +11,10 @@ from zoo.cli.options import AsJson, Plugins
 from zoo.errors import Problem, RecipeError
 from zoo.terminal import err, out, out_styled
 
-app = App(help="Run architectures over seeds and settings, and say what can be concluded.", no_args_is_help=True)
+app = App(
+    help="Train architectures over seeds and settings, and report which differences are more than chance.",
+    no_args_is_help=True,
+)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study (YAML file).", show_default=False)]
 Override = Annotated[
     list[str] | None,
@@ -40,7 +43,9 @@ def _jobs(runs) -> int | None:
 @app.command()
 def run(
     study: StudyFile,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and how long, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the runs and an estimate of their time, and train nothing.")
+    ] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Train failed runs once more.")] = False,
     on: Annotated[str, typer.Option(metavar="local|ray", help="This machine, or a Ray cluster.")] = "local",
     address: Annotated[
@@ -105,7 +110,7 @@ def _report(runs, folder) -> None:
 
 @app.command()
 def status(study: StudyFile, overrides: Override = None, json: AsJson = False, plugins: Plugins = None) -> None:
-    """Say which runs of a study are done, running, waiting or failed; changes nothing."""
+    """List which runs of a study are done, running, waiting or failed; changes nothing."""
     from zoo.json_text import json_text
     from zoo.study.runner import Runner
     from zoo.study.screen import Progress
@@ -135,7 +140,7 @@ def report(
     ] = None,
     plugins: Plugins = None,
 ) -> None:
-    """Report what the runs that are done say, and what they do not; also while others still run."""
+    """Report the results of the runs that are done; works while others still run."""
     from zoo.json_text import json_text
     from zoo.report.compare import check_folder
     from zoo.study.report import as_markdown, as_text, write_report

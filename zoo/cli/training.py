@@ -22,7 +22,7 @@ def train(
     ] = None,
     devices: Annotated[
         int | None,
-        typer.Option(min=1, help="Train on so many GPUs of this machine, a process each.", show_default="1"),
+        typer.Option(min=1, help="Train on N GPUs of this machine, one process each.", show_default="1"),
     ] = None,
     plugins: Plugins = None,
 ) -> None:
@@ -42,7 +42,7 @@ def train(
 
 @data_app.command()
 def prepare(recipe: RecipeFile, overrides: Override = None, plugins: Plugins = None) -> None:
-    """Tokenise and pack a recipe's data into shards, once; later runs find them."""
+    """Tokenise a recipe's data and pack it into shards, which later runs reuse."""
     loaded = load(recipe, overrides)
     from zoo import data
 

@@ -134,7 +134,7 @@ class AttentionConfig(GateFields, SharingFields, OutputFields, BlockConfig):
     patterns: tuple[Pattern, ...] = Field(
         (Full(),), min_length=1, max_length=4, description="Which keys a query sees; each pattern at most once."
     )
-    separate_kv: Flag = Field(False, description="Keys and values for each pattern of their own (gqa only), as NSA.")
+    separate_kv: Flag = Field(False, description="Separate keys and values for each pattern (gqa only), as in NSA.")
 
     def pattern(self, kind: str) -> PatternConfig | None:
         """The pattern of that kind, or None."""

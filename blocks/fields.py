@@ -76,7 +76,7 @@ class GQAFields(Checked):
     n_heads: Count = Field(16, description="Query heads H.")
     n_kv_heads: Count | None = Field(None, description="Key/value heads K, H/K share one. Default: n_heads.")
     head_dim: Size | None = Field(
-        None, description="Channels of a query/key head, even if all are rotated. Default: d_model / n_heads."
+        None, description="Channels of a query/key head; an even number if all are rotated. Default: d_model / n_heads."
     )
     v_head_dim: Size | None = Field(None, description="Channels of a value head. Default: head_dim.")
     rope_fraction: Annotated[float, Field(strict=True, gt=0, le=1)] = Field(
@@ -227,8 +227,8 @@ class SharingFields(Checked):
 
     share_kv: Count = Field(
         1,
-        description="Layers of this block, in their order in the schedule, that share the keys and values which the "
-        "first of them makes and caches; 1: none.",
+        description="How many layers of this block share keys and values. The first of them, in the order of the "
+        "schedule, makes and caches them. 1: none.",
     )
 
 
@@ -256,7 +256,7 @@ class CompressionFields(Checked):
     compression_block: CompressionBlock = 32
     compression_stride: CompressionStride = 16
     pooling: Literal["mean", "mlp"] = Field(
-        "mean", description="How a block becomes one entry: its mean, or a learned two-layer MLP (as NSA)."
+        "mean", description="How a block becomes one entry: its mean, or a learned two-layer MLP (as in NSA)."
     )
     pool_rotated: Flag = Field(
         True, description="Pool keys after their rotation; false: before, then rotate by the block's mean position."

@@ -47,7 +47,9 @@ class AnsaConfig(
     selection_block: fields.SelectionBlock = 16
     n_selected: fields.NSelected = 64
     query_group: fields.QueryGroup = 4
-    first: Literal["local", "global"] = Field("local", description="The part that a bare `ansa` begins with.")
+    first: Literal["local", "global"] = Field(
+        "local", description="The part of the first plain `ansa` in a schedule; the next ones alternate."
+    )
 
     @property
     def alternation(self) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \operatorname{silu}(W_G\, x_t)]$
     )
     head_dim: KeyDim = None
     v_head_dim: ValueDim = None
-    negative_eigenvalues: Flag = Field(False, description="Gates b of the delta rule up to 2, not 1.")
+    negative_eigenvalues: Flag = Field(False, description="Gates b of the delta rule go up to 2 instead of 1.")
 
     def filled(self, d_model: int | None) -> dict[str, Any]:
         head_dim = self.head_dim or share(d_model, self.n_heads)

@@ -84,7 +84,7 @@ is $y_t = W_O\, [\operatorname{RMSNorm}(o_t) \odot \operatorname{silu}(W_R\, x_t
     )
     decay_rank: Size = Field(16, description="Width of the latent that the gates of the decay are made from.")
     decay_temperature: Positive = Field(
-        16.0, description="The root tau that is taken of the gates: the larger, the slower the state decays."
+        16.0, description="Gates are raised to the power 1 / tau; a larger tau makes the state decay more slowly."
     )
 
     def filled(self, d_model: int | None) -> dict[str, Any]:

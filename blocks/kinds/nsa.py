@@ -25,8 +25,9 @@ class NSAConfig(
 ):
     """Native sparse attention (DeepSeek 2025, arXiv 2502.11089): compression, selection and window, gated per head.
 
-    Block sizes and counts default to the paper's. Ours: mean pooling and one key/value projection for the three
-    patterns, as the public Triton implementations; `pooling: mlp` and `separate_kv: true` are the paper's.
+    Block sizes and counts default to the paper's. By default blocks are pooled by their mean, and the three patterns
+    share one key/value projection, as in public Triton implementations. `pooling: mlp` and `separate_kv: true` are the
+    paper's.
     """
 
     about: ClassVar[About] = About(
@@ -44,7 +45,9 @@ class NSAConfig(
 
     kind: Literal["nsa"] = Field("nsa", description="Native sparse attention.")
     n_kv_heads: fields.KVHeads = 4
-    separate_kv: fields.Flag = Field(False, description="A key/value projection for each pattern, as the NSA paper.")
+    separate_kv: fields.Flag = Field(
+        False, description="A separate key/value projection for each pattern, as in the NSA paper."
+    )
 
     def problems(self, d_model: int | None = None) -> list[fields.FieldProblem]:
         found = super().problems(d_model) + fields.stride_problems(self, self)

@@ -90,7 +90,8 @@ class Llama3Scaling(Checked):
         1.0, description="Channels that turn less often than this in the old context are interpolated."
     )
     high_freq_factor: Positive = Field(
-        4.0, description="Channels that turn more often than this in it are left alone; between, they are blended."
+        4.0,
+        description="Channels that turn more often than this in the old context stay; those between are blended.",
     )
 
     @property

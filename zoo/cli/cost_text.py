@@ -53,11 +53,11 @@ def as_text(recipe: Recipe, gpu_name: str, seq_len: int | None, rows: int, width
     table.add_row("least time, memory traffic", *(f"{one.memory_s * 1000:,.1f} ms" for one in both))
     table.add_row("most tokens/s", *(f"{one.tokens / one.least_s:,.0f}" for one in both))
     notes = [
-        f"The recipe says activation_checkpointing: {str(found.checkpointing).lower()}. The peak is that of the start "
-        "of the backward or of the optimiser's step, so parts do not add up to it. "
-        + ("Gradients of earlier micro-batches are held in the backward." if found.accumulates else ""),
-        f"Fits: at most {USABLE:.0%} of {binary(gpu.memory_bytes)}. Times are bounds by the data sheet that no step "
-        "can beat, not predictions.",
+        f"The recipe sets activation_checkpointing: {str(found.checkpointing).lower()}. The peak is at the start of "
+        "the backward pass or in the optimiser's step, so the parts do not add up to it. "
+        + ("Gradients of earlier micro-batches are kept during the backward pass." if found.accumulates else ""),
+        f"A step fits if it takes at most {USABLE:.0%} of {binary(gpu.memory_bytes)}. Times are lower bounds from the "
+        "GPU's data sheet, not predictions.",
     ]
     if found.frozen:
         notes.append(f"{found.frozen:,} parameters are frozen (train.freeze): no gradient, no averages, no step.")

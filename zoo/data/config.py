@@ -45,8 +45,8 @@ class Source(Part):
         gt=0,
         le=1e9,
         allow_inf_nan=False,
-        description="Share of this source in a mixture, relative to the others; all of a mixture state it, or none "
-        "(then each counts by its size).",
+        description="Share of this source in a mixture, relative to the others; give it for all sources of a mixture "
+        "or for none; without it each source counts by its size.",
     )
 
     def describe(self) -> str:
@@ -150,7 +150,7 @@ class HuggingFaceDataset(Source):
         description="Commit or tag on the Hub. Without it the shards made first are used until the cache is removed.",
     )
     streaming: bool = Field(False, description="Read over the network while tokenising, instead of downloading first.")
-    max_documents: int | None = Field(None, ge=1, description="Stop after so many documents; absent: all of them.")
+    max_documents: int | None = Field(None, ge=1, description="Stop after this many documents; absent: read all.")
 
     def describe(self) -> str:
         return f"{self.path} ({self.split})"
@@ -346,7 +346,7 @@ class BpeTokenizer(TokenizerConfig):
     training_bytes: int = Field(
         100_000_000,
         ge=1_000,
-        description="Text to learn merges from, shared between the sources; the first so many bytes.",
+        description="Bytes of text to learn merges from, in total; each source is read from its beginning.",
     )
 
     def known_vocab_size(self) -> int | None:

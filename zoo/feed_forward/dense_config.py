@@ -17,7 +17,7 @@ class Dense(FeedForwardConfig):
     activation: ClassVar[str]  # key of zoo.feed_forward.dense.ACTIVATIONS; a property where a field decides
 
     d_ff: Count = Field(description="Width of the hidden layer.")
-    bias: Flag = Field(False, description="Biases on every map.")
+    bias: Flag = Field(False, description="Biases on every linear map.")
 
     def describe(self) -> str:
         return f"{self.kind} {self.d_ff:,}"

@@ -60,7 +60,7 @@ sum of a token's scores), $\alpha$ = `balance_loss` and $\zeta$ = `z_loss`.
 
     kind: Literal["moe"] = Field("moe", description="A mixture of experts.")
     n_experts: Annotated[Few, Field(ge=2)] = Field(8, description="Experts that the router chooses among.")
-    n_active: Few = Field(2, description="Experts of a token.")
+    n_active: Few = Field(2, description="Experts that each token uses.")
     d_ff: Count = Field(description="Width of one expert's hidden layer.")
     n_shared: Annotated[int, Field(strict=True, ge=0, le=4096)] = Field(
         0, description="Shared experts, which every token uses."
@@ -85,9 +85,10 @@ sum of a token's scores), $\alpha$ = `balance_loss` and $\zeta$ = `z_loss`.
     weigh: Literal["output", "input"] = Field(
         "output", description="Whether a weight multiplies what its expert gives, or what it reads (Llama 4)."
     )
-    n_groups: Few = Field(1, description="Groups of experts of which a token uses a few (DeepSeek-V3).")
+    n_groups: Few = Field(1, description="Groups of experts; each token uses a few of them (DeepSeek-V3).")
     groups_active: Few | None = Field(
-        None, description="Groups of a token: those whose two best experts have the largest sum. Default: n_groups."
+        None,
+        description="Groups of each token: those whose two best experts have the largest sum. Default: n_groups.",
     )
     balance_loss: Rate = Field(0.01, description="Weight of the loss that balances experts; 0: none.")
     z_loss: Rate = Field(0.0, description="Weight of the loss that keeps router logits small (OLMoE: 0.001).")

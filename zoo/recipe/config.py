@@ -175,7 +175,10 @@ class ModelConfig(Section):
 
     d_model: Count = Field(description="Width of the residual stream.")
     n_layers: int | None = Field(
-        None, ge=1, le=schedule.MAX_LAYERS, description="Number of layers; checked against `layers`, needed with '...'."
+        None,
+        ge=1,
+        le=schedule.MAX_LAYERS,
+        description="Number of layers; must agree with `layers`, required if that has '...'.",
     )
     vocab_size: Annotated[int, Field(ge=2, le=2**31 - 1)] = Field(description="Size of the vocabulary.")
     max_seq_len: Count = Field(description="Longest sequence the model is made for, in tokens.")
@@ -321,7 +324,7 @@ class Recipe(Section):
     seed: int = Field(17, ge=0, le=2**32 - 1, description="Seed of initialisation, data order and dropout.")
     plugins: list[Plugin] = Field(
         [],
-        description="Modules that bring block kinds of their own; reading the recipe imports them. Those of a run "
+        description="Modules that define more block kinds; reading the recipe imports them. Those of a run "
         "folder are imported only if they are installed or named with --plugin.",
     )
     model: ModelConfig = Field(description="The architecture.")

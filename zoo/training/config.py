@@ -80,8 +80,8 @@ class TrainConfig(_Section):
     )
     micro_batch: CountOrAuto = Field(
         "auto",
-        description="Rows of one forward and backward on one device. auto: on a GPU the most that fits (found while "
-        "training), on a CPU the device's whole share of the batch.",
+        description="Rows of one forward and backward pass on one device. auto: on a GPU the most that fits (found "
+        "while training), on a CPU the device's whole share of the batch.",
     )
     init_from: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
         None,
@@ -105,10 +105,10 @@ class TrainConfig(_Section):
         "not rounded; about 3% slower.",
     )
     activation_checkpointing: bool = Field(
-        False, description="Compute each layer's activations again in the backward: less memory, about a third slower."
+        False, description="Recompute each layer's activations in the backward pass: less memory, about a third slower."
     )
     kernels: Literal["auto", "reference"] = Field(
-        "auto", description="reference: plain PyTorch everywhere. auto: Triton kernels where they serve."
+        "auto", description="reference: plain PyTorch everywhere. auto: Triton kernels where they support the call."
     )
     cuda_graph: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -126,7 +126,7 @@ class TrainConfig(_Section):
         "fewer on few cores, otherwise 1. The rows and their order do not depend on it.",
     )
     stall_minutes: Annotated[float, Field(ge=0, le=MOST_SETTING, allow_inf_nan=False)] = Field(
-        30.0, description="A run without progress for so long writes its stacks into log.txt and ends; 0: never."
+        30.0, description="A run that makes no progress for this long writes its stacks to log.txt and ends; 0: never."
     )
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Checkpoint interval and retention.")
     loggers: list[LoggerName] = Field(

@@ -16,7 +16,7 @@ class VariableTracking(WithHaystack):
 
     task: Literal["variable_tracking"] = "variable_tracking"
     hops: int = Field(4, ge=1, description="Assignments after the first in a chain.")
-    chains: int = Field(2, ge=1, description="Chains in the text; the first one is asked for.")
+    chains: int = Field(2, ge=1, description="Chains in the text; the question is about the first one.")
 
 
 class CommonWords(LongContext):

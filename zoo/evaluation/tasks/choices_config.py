@@ -31,8 +31,8 @@ class MultipleChoice(Task):
     n_options: ClassVar[int]
     requests_5shot: ClassVar[str | None] = None
 
-    form: Literal["olmes", "harness"] = Field("olmes", description="Whose wording of the questions.")
-    shots: Literal[0, 5] = Field(0, description="Solved questions before each; 5 are those that OLMES chose.")
+    form: Literal["olmes", "harness"] = Field("olmes", description="Whose wording of the questions to use.")
+    shots: Literal[0, 5] = Field(0, description="Solved questions before each question; with 5, those of OLMES.")
 
     def missing(self) -> str | None:
         return package_data.missing()

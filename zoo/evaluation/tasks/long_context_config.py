@@ -29,7 +29,7 @@ class LongContext(Task):
         None, description="Tokens of the prompt with the answer, one set of rows each. Default: the model's context."
     )
     max_tokens: int | None = Field(
-        None, ge=1, description="Tokens to generate. Default: twice the answer's, and 16; at most 128."
+        None, ge=1, description="Tokens to generate. Default: twice the answer's tokens plus 16, at most 128."
     )
     generate: bool = Field(True, description="Whether to generate at all; false scores the ranks only.")
 

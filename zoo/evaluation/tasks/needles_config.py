@@ -25,7 +25,7 @@ class Needle(WithHaystack):
     )
     keys: Kind = Field("words", description="What the keys are.")
     values: Kind = Field("numbers", description="What the values are.")
-    depths: int = Field(DEPTHS, ge=1, description="Even steps at which the first needle stands, from 0 to 1.")
+    depths: int = Field(DEPTHS, ge=1, description="Number of depths of the first needle, evenly spaced from 0 to 1.")
 
 
 class NiahSingle1(Needle):
@@ -88,7 +88,7 @@ class NiahMultiKey3(_AmongNeedles):
     """One needle among as many others as fit, keys and values UUIDs."""
 
     title: ClassVar[str] = "Multi-key needle 3"
-    measures: ClassVar[str] = "retrieval by key among needles, keys and values UUIDs"
+    measures: ClassVar[str] = "retrieval by key among needles whose keys and values are UUIDs"
 
     task: Literal["niah_multikey_3"] = "niah_multikey_3"
     keys: Kind = Field("uuids", description="What the keys are.")

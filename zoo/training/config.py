@@ -76,7 +76,7 @@ class TrainConfig(_Section):
     batch_tokens: Count | None = Field(None, description="Tokens of one optimiser step; a multiple of data.seq_len.")
     stop_at: StopAtConfig | None = Field(
         None,
-        description="End at a validation that reaches this, e.g. {accuracy: 0.99}; the duration is the latest end.",
+        description="End at a validation that reaches this, e.g. {accuracy: 0.99}; otherwise at the duration.",
     )
     micro_batch: CountOrAuto = Field(
         "auto",

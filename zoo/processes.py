@@ -23,8 +23,8 @@ STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
 DUMP_STACKS = signal.SIGUSR2  # from the parent: write the stacks of all threads, and go on
-LAUNCHED = "ZOO_LAUNCHED"  # set for the processes of `zoo train --devices`
-MESSAGE_FILE = "ZOO_MESSAGE_FILE"  # where each of them leaves its last message, for the launcher
+LAUNCHED = "ZOO_LAUNCHED"  # for the processes of `zoo train --devices`: the id of the one that started them
+MESSAGE_PIPE = "ZOO_MESSAGE_PIPE"  # the number of the file by which each of them sends it its last message
 WATCH_S = 1.0  # how soon a child leaves where the system cannot end it with its parent
 _PR_SET_PDEATHSIG = 1
 stacks: Path | None = None  # where a forked child appends its stacks; set before it is forked
@@ -99,6 +99,14 @@ def end_with_parent(number: int) -> None:
     """Ask Linux to send this process a signal when the thread that started it ends, as it does with its process."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
+def end_with_launcher() -> None:
+    """Ask for SIGTERM when the launcher of this process ends.  It is sent now if the launcher has ended already."""
+    end_with_parent(signal.SIGTERM)
+    launcher = int(os.environ.get(LAUNCHED, 0))
+    if launcher and os.getppid() != launcher and not os.path.exists(f"/proc/{launcher}"):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _watch(parent: int) -> None:

@@ -57,6 +57,7 @@ REFUSALS = {  # what the system may say to any command, and is no bug
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE), "cannot be read or written"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "cannot be opened"),
 }
+_launcher: int | None = None  # the pipe of a process of `zoo train --devices` to the one that started it
 Version = Annotated[
     bool,
     typer.Option(
@@ -124,21 +125,41 @@ def _has_working_directory() -> bool:
 
 def _tell(message: str) -> None:
     """Print why a command ended. A process of `zoo train --devices` leaves it to its launcher, which prints it once."""
-    if file := os.environ.get("ZOO_MESSAGE_FILE"):  # MESSAGE_FILE in zoo/processes.py, whose import costs time
-        with contextlib.suppress(OSError), open(file, "w", encoding="utf-8") as written:
-            written.write(message)
+    if _launcher is not None:
+        with contextlib.suppress(OSError):
+            os.write(_launcher, f"{message}\n".encode("utf-8", "replace"))
         if os.environ.get("RANK") != "0":
             return
     err(message)  # does nothing if the reader has gone; the exit code still says that the command failed
 
 
+def _pipe_to_launcher() -> int | None:
+    """Taken out of the environment: processes that this one starts have messages of their own."""
+    number = os.environ.pop("ZOO_MESSAGE_PIPE", "")  # MESSAGE_PIPE in zoo/processes.py, whose import costs time
+    try:
+        os.set_inheritable(int(number), False)
+    except (ValueError, OSError):
+        return None
+    return int(number)
+
+
 def main() -> None:
     """The `zoo` command."""
+    global _launcher
+    _launcher = _pipe_to_launcher()
     tolerate_encoding()
     import_nothing_from_here()
     without_pydantic_plugins()
     watch_imports()
-    code = run()
+    try:
+        code = run()
+    except Exception:  # a bug
+        if _launcher is None:
+            raise
+        import traceback
+
+        _tell(traceback.format_exc().rstrip())
+        code = 1
     for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # what was to be done is done; its exit code must stay
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -149,6 +170,6 @@ def main() -> None:
 
 def _leave(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the signal may have cut into another flush
             stream.flush()
     os._exit(code)

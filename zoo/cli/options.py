@@ -1,5 +1,6 @@
 """Arguments and options that several commands have, and the recipe or run that they name. Imports nothing heavy."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -55,8 +56,10 @@ def load(path: Path, overrides: list[str] | None):
     from zoo.recipe import load_recipe
 
     recipe = load_recipe(path, overrides=overrides or [])
-    for note in recipe.notes:
-        err(f"note: {path}: {note}")
+    # Of several processes the first says it; ZOO_LAUNCHED: `zoo train --devices` has, before it started this one.
+    if os.environ.get("RANK", "0") == "0" and "ZOO_LAUNCHED" not in os.environ:
+        for note in recipe.notes:
+            err(f"note: {path}: {note}")
     return recipe
 
 

@@ -33,8 +33,8 @@ def train(
 
         options = [word for override in overrides or [] for word in ("--set", override)]
         options += [word for module in plugins or [] for word in ("--plugin", module)]
-        options += ["--run-dir", str(run_dir)] if run_dir else []
-        raise AlreadyTold(launch(devices, ["train", str(recipe), *options]))
+        options += [f"--run-dir={run_dir}"] if run_dir else []
+        raise AlreadyTold(launch(devices, ["train", *options, "--", str(recipe)]))
     from zoo import training
 
     training.train(loaded, run_dir or Path("runs") / loaded.name)

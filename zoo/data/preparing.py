@@ -307,7 +307,8 @@ class _Preparation:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                self.say(f"waiting for another process that prepares {path}")
+                if os.environ.get("RANK", "0") == "0":  # the others wait for the first of their own run
+                    self.say(f"waiting for another process that prepares {path}")
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

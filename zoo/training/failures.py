@@ -14,6 +14,7 @@ from zoo.blocks.making import PartError
 from zoo.data.stale import SHARED_MEMORY
 
 HEADROOM_BYTES = 256 << 20  # a tiny model trains in it; with 80 MB left the process was aborted
+PEER_LOST = "the connection to another process of this run, whose own output says why, was lost"
 
 _READER = re.compile(
     r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed by signal: (\w[\w ]*)|exited unexpectedly)"
@@ -60,8 +61,7 @@ def explain(error: BaseException) -> str | None:
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{_os_error(error)}; this user must be able to read and write there"
     if isinstance(error, RuntimeError) and _PEER.search(text):
-        lost = "the connection to another process of this run, whose own output says why, was lost"
-        return f"{lost}: {_first_line(text)}"
+        return f"{PEER_LOST}: {_first_line(text)}"
     if "No usable temporary directory" in text:
         return "no folder for temporary files can be written; set TMPDIR to one that can"
     return _os_error(error) if isinstance(error, OSError) else None

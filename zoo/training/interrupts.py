@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 from zoo.errors import ZooError
-from zoo.processes import STOP_SIGNALS
+from zoo.processes import LAUNCHED, STOP_SIGNALS
 from zoo.training.screen import tell_terminal
 
 AGAIN_AFTER_S = 0.3  # one Ctrl-C can reach a process twice, from the terminal and from its launcher
@@ -52,6 +52,8 @@ class StopRequests:
             ignored = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else []
             self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS if number not in ignored}
             self.listen()
+            if LAUNCHED in os.environ:  # born with them blocked
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return self
 
     def __exit__(self, *exception) -> None:

@@ -3,11 +3,10 @@
 import contextlib
 import logging
 import os
-import signal
 from pathlib import Path
 
 from zoo.errors import ZooError
-from zoo.processes import end_with_parent, launched, start_resource_tracker
+from zoo.processes import end_with_launcher, launched, start_resource_tracker
 from zoo.runs.folder import RunFolder
 from zoo.training.ahead import Ahead
 from zoo.training.checkpoints import where_it_continues
@@ -38,12 +37,12 @@ def train(recipe, run_dir: str | Path) -> Summary:
         if summary is not None:
             return summary
     check_installed(recipe.train.loggers)
-    start_resource_tracker()
     if launched():
-        end_with_parent(signal.SIGTERM)  # a launcher that was killed would leave its processes training on
+        end_with_launcher()  # one that was killed would leave its processes training on
     requests = StopRequests(quiet=rank != 0)
     try:
         with requests, folder.locked() if rank == 0 else contextlib.nullcontext():
+            start_resource_tracker()  # it lets signals through that waited, so after the handlers are set
             return _run(recipe, folder, screen, changes, rank, requests)
     except KeyboardInterrupt:
         raise Interrupted(f"{folder.path}: stopped; {where_it_continues(folder.checkpoints)}") from None

@@ -1,4 +1,4 @@
-"""Every so manyth key before the query, as a plain window in rows of tokens that are `dilation` apart."""
+"""Every `dilation`-th key before the query, as a plain window in rows of tokens that are `dilation` apart."""
 
 from collections.abc import Mapping
 from typing import Any, overload

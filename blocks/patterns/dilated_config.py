@@ -1,4 +1,4 @@
-"""The pattern `dilated`: every so manyth key before the query. The worked example of docs/own_part.md. No torch."""
+"""The pattern `dilated`: every `dilation`-th key before the query. The worked example of docs/own_part.md. No torch."""
 
 from typing import ClassVar, Literal
 

@@ -6,7 +6,7 @@ the zoo prints passes `clean`.
 """
 
 import codecs
-import contextlib
+import errno
 import functools
 import io
 import os
@@ -81,9 +81,17 @@ def out(text: str = "", end: str = "\n", flush: bool = False) -> None:
 
 
 def err(text: str = "", end: str = "\n") -> None:
-    """Print to standard error; does nothing if its reader has gone."""
-    with contextlib.suppress(BrokenPipeError):
+    """Print to standard error; does nothing if its reader has gone, or the terminal was closed."""
+    try:
         _write(sys.stderr, text, end, True)
+    except OSError as error:
+        if not reader_gone(error):
+            raise
+
+
+def reader_gone(error: OSError) -> bool:
+    """Whether nobody can read what was to be written: the other end of a pipe, or the terminal (EIO), is closed."""
+    return isinstance(error, BrokenPipeError) or error.errno == errno.EIO
 
 
 def out_styled(text: str, end: str = "\n") -> None:

@@ -1,5 +1,6 @@
 """Nothing of others reaches a terminal as a control sequence."""
 
+import errno
 import io
 import logging
 import os
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo import terminal
+from zoo.training import screen
 from zoo.training.screen import CleanFormatter
 
 HOSTILE = {
@@ -96,3 +98,41 @@ def test_a_comparison_is_printed_on_a_terminal_without_utf8(encoding):
     done = subprocess.run(command, capture_output=True, env=environment, check=True)
     assert done.stderr == b""
     assert (b" x1." if encoding == "ascii" else b" \xd71.") in done.stdout
+
+
+@pytest.fixture
+def closed_terminal():
+    """A stream to a terminal whose window was closed: writing fails with EIO, not with a broken pipe."""
+    controls, terminal = os.openpty()
+    stream = os.fdopen(terminal, "w", buffering=1)
+    os.close(controls)
+    yield stream
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())  # for what the stream still holds
+    stream.close()
+
+
+def test_a_message_to_a_closed_terminal_is_no_failure(closed_terminal, monkeypatch):
+    """After the SIGHUP of an ended ssh session the exit code is to say how the command ended."""
+    monkeypatch.setattr(sys, "stderr", closed_terminal)
+    terminal.err("stopped after batch 3")
+
+
+def test_a_training_goes_on_when_its_terminal_is_closed(closed_terminal, monkeypatch):
+    """It has a checkpoint to write."""
+    with open(os.devnull, "w") as nowhere:
+        monkeypatch.setattr(sys, "stdout", nowhere)
+        console = screen._Console(file=closed_terminal)
+        console.print("batch 3")
+    assert console.quiet
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EBADF])
+def test_other_failures_of_standard_error_are_raised(number, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    with pytest.raises(OSError, match=os.strerror(number)):
+        terminal.err("a message")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zoo.files import open_text_to_append
-from zoo.terminal import clean
+from zoo.terminal import clean, reader_gone
 from zoo.training.notebook import Cell
 from zoo.training.plan import Plan
 
@@ -19,8 +19,17 @@ log = logging.getLogger("zoo.training")
 
 
 class _Console(Console):
-    """Standard output. When its reader goes (`| head`, a `tee` that Ctrl-C ended first), training goes on in silence:
-    log.txt has everything, and rich's own way out, SystemExit, would lose what is not saved yet."""
+    """Standard output. When its reader goes (`| head`, a `tee` that Ctrl-C ended first, a terminal that was closed),
+    training goes on in silence: log.txt has everything, and rich's own ways out would lose what is not saved yet."""
+
+    def _check_buffer(self) -> None:
+        """Rich calls `on_broken_pipe` from here for a pipe only."""
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if not reader_gone(error):
+                raise
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

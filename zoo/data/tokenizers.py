@@ -130,6 +130,10 @@ class Subwords:
             parts.append(np.concatenate([head, tokens[ends[i] : ends[i + 1]]]))
         return np.concatenate(parts), np.array([len(part) for part in parts])
 
+    def can_cut(self, text: str, at: int) -> bool:
+        """Whether the numbers of the two pieces of a text, cut before character `at`, are those of the whole."""
+        return self._safe is not None and 0 < at < len(text) and self._safe.match(text, at) is not None
+
     def last_cut(self, text: str) -> int:
         """Where a long text can be cut so that the numbers of the pieces are those of the whole; 0 for nowhere."""
         return 0 if self._safe is None else cutting.last_cut(self._safe, text)
@@ -151,22 +155,33 @@ class Subwords:
         return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in content.items()}
 
 
-def encode_each(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def encode_each(tokenizer: Any, texts: Sequence[str], begins: Sequence[bool] | None = None) -> list[list[int]]:
     """The numbers of each text, the same as those of `encode`, with as few calls of the tokenizer as it allows.
 
+    begins: whether a text begins a document, default all; the others continue one at a place where `cuts` is true.
     tokenizer: of the zoo, or another with `encode`. Its `encode_many` is called if it has one, unless a subclass
     defines `encode` alone anew: the two could disagree then.
     """
+    if begins is None:
+        begins = [True] * len(texts)
     if not _encodes_many(tokenizer):
+        assert all(begins), "without encode_many no text is cut"
         return [[int(number) for number in tokenizer.encode(text)] for text in texts]
     found: list[list[int]] = []
     ends = np.cumsum([len(text) for text in texts])
     for part in np.split(np.arange(len(texts)), np.flatnonzero(np.diff(ends // CHARACTERS_AT_ONCE)) + 1):
         if len(part):
-            numbers, lengths = tokenizer.encode_many([texts[i] for i in part], [True] * len(part))
+            numbers, lengths = tokenizer.encode_many([texts[i] for i in part], [begins[i] for i in part])
             flat, places = numbers.tolist(), np.cumsum([0, *lengths]).tolist()
             found += (flat[begin:end] for begin, end in pairwise(places))
     return found
+
+
+def cuts(tokenizer: Any, texts: Sequence[str], places: Sequence[int]) -> list[bool]:
+    """Whether `encode_each` gives the two pieces of each text, cut before that character, the numbers of the whole."""
+    if not isinstance(tokenizer, Subwords) or not _encodes_many(tokenizer):
+        return [False] * len(texts)
+    return [tokenizer.can_cut(text, at) for text, at in zip(texts, places, strict=True)]
 
 
 def _encodes_many(tokenizer: Any) -> bool:

@@ -163,7 +163,7 @@ def _choices(subject: Subject, examples: Sequence[Choice]) -> Callable[[Advance]
     queries: list[Query] = []
     index: dict[tuple[int, ...], int] = {}
     shared: list[dict[int, int]] = []  # of each query: place of a label among its labels
-    at: list[list[tuple[int, list[int]]]] = []
+    at: list[list[tuple[int, slice]]] = []
     cut: list[bool] = []
     for row, options in enumerate(pairs):
         found, truncated = [], False
@@ -208,7 +208,7 @@ def _of_tokens(option: tuple[Text, Text]) -> tuple[list[int], list[int]]:
     return list(context), list(continuation)
 
 
-def _placed(tokens, continuation, queries, index, shared) -> tuple[int, list[int]]:
+def _placed(tokens, continuation, queries, index, shared) -> tuple[int, slice]:
     """(query, the places of this continuation among its labels); a one-token continuation joins a row that is there."""
     n = len(continuation)
     if n == 1 and tokens in index:
@@ -217,13 +217,13 @@ def _placed(tokens, continuation, queries, index, shared) -> tuple[int, list[int
         if label not in shared[query]:
             shared[query][label] = len(old.labels)
             queries[query] = Query(old.tokens, (*old.places, len(tokens) - 1), (*old.labels, label))
-        return query, [shared[query][label]]
+        return query, slice(shared[query][label], shared[query][label] + 1)
     places = tuple(range(len(tokens) - n, len(tokens)))
     queries.append(Query(tokens, places, tuple(continuation)))
     shared.append({continuation[0]: 0} if n == 1 else {})
     if n == 1:
         index[tokens] = len(queries) - 1
-    return len(queries) - 1, list(range(n))
+    return len(queries) - 1, slice(0, n)
 
 
 def _chosen(found, pairs, replies: Sequence[Reply], truncated: bool) -> Chosen:
@@ -231,7 +231,7 @@ def _chosen(found, pairs, replies: Sequence[Reply], truncated: bool) -> Chosen:
     for (query, where), (_, continuation) in zip(found, pairs, strict=True):
         reply = replies[query]
         logs.append(float(reply.loglikelihood[where].sum()))
-        greedy.append(bool((reply.likeliest[where] == np.asarray(continuation)).all()))
+        greedy.append(reply.likeliest[where].tolist() == list(continuation))
     return Chosen(tuple(logs), tuple(greedy), tuple(len(c) for _, c in pairs), truncated)
 
 

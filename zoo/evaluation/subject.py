@@ -15,7 +15,7 @@ import torch
 from zoo.blocks.interface import LayerCache
 from zoo.data.packing import Tokenizer
 from zoo.data.preparing import digest
-from zoo.data.tokenizers import encode_each
+from zoo.data.tokenizers import cuts, encode_each
 from zoo.errors import ZooError
 from zoo.evaluation.batching import floor_power
 from zoo.evaluation.errors import EvaluationError
@@ -110,35 +110,47 @@ class Subject(ABC):
         """Numbers of a text, without a start and without an end token."""
         return self.encode_each([text])[0]
 
-    def encode_each(self, texts: Sequence[str]) -> list[list[int]]:
-        """The numbers of each text, as `encode`: many texts take a fraction of the time of one call a text."""
+    def encode_each(self, texts: Sequence[str], begins: Sequence[bool] | None = None) -> list[list[int]]:
+        """The numbers of each text, as `encode`: many texts take a fraction of the time of one call a text.
+
+        begins: as zoo.data.tokenizers.encode_each.
+        """
         if self.tokenizer is None:
             raise EvaluationError(
                 f"{self.name}: reads plain numbers and has no tokenizer, so a text task cannot be given"
             )
-        return encode_each(self.tokenizer, texts)
+        return encode_each(self.tokenizer, texts, begins)
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Numbers of each context and of its continuation, cut where the harness of EleutherAI cuts them.
 
         White space at the end of the context belongs to the continuation, as tokenizers put it at the front of words.
         The two are encoded together, and the continuation is what lies beyond as many tokens as the context has alone.
+        Where the tokenizer splits between the two in any case, each is encoded alone, and so is a text that several
+        options share.
         """
         stripped = [context.rstrip() for context, _ in pairs]
         whole = [context + continuation for context, continuation in pairs]
-        different = list(dict.fromkeys([*filter(None, stripped), *whole]))  # options of a question share their context
-        known = dict(zip(different, self.encode_each(different), strict=True))
+        cut = cuts(self.tokenizer, whole, [len(context) for context in stripped])
+        rest = [
+            text[len(context) :] if apart else text for text, context, apart in zip(whole, stripped, cut, strict=True)
+        ]
+        wanted = [*((context, True) for context in stripped if context), *zip(rest, (not c for c in cut), strict=True)]
+        different = list(dict.fromkeys(wanted))
+        numbers = self.encode_each([text for text, _ in different], [begins for _, begins in different])
+        known = dict(zip(different, numbers, strict=True))
         made = []
-        for context, text in zip(stripped, whole, strict=True):
+        for context, text, apart in zip(stripped, rest, cut, strict=True):
+            found = known[text, not apart]
             if context:
-                n_context = len(known[context])
-                made.append((known[text][:n_context], known[text][n_context:]))
+                before = known[context, True]
+                made.append((before, found) if apart else (found[: len(before)], found[len(before) :]))
             elif self.start is None:
                 raise EvaluationError(
                     f"{self.name}: an empty context needs a start token, and the tokenizer names none"
                 )
             else:
-                made.append(([self.start], known[text]))
+                made.append(([self.start], found))
         return made
 
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from tests.zoo.evaluation.subjects import Guesser
 from zoo.data import DataError, cutting
 from zoo.data.config import BpeTokenizer, DataConfig
 from zoo.data.packing import cut, pack, training_documents
@@ -140,6 +141,17 @@ def test_pieces_have_the_tokens_of_the_whole(tokenizer, text, data):
 @LONG
 def test_texts_encoded_together_have_the_tokens_of_each_alone(tokenizer, texts):
     assert encode_each(tokenizer, texts) == [tokenizer.encode(text).tolist() for text in texts]
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), max_size=4))
+@LONG
+def test_contexts_and_continuations_have_the_tokens_of_the_whole(tokenizer, pairs):
+    """Encoded apart where that gives the same, and together elsewhere; blanks belong to the continuation."""
+    made = Guesser(tokenizer=tokenizer).encode_pairs(pairs)
+    for (context, continuation), found in zip(pairs, made, strict=True):
+        n = len(tokenizer.encode(context.rstrip()))
+        whole = tokenizer.encode(context + continuation).tolist()
+        assert found == ((whole[:n], whole[n:]) if context.rstrip() else ([tokenizer.end_of_document], whole))
 
 
 @given(TEXT)

@@ -15,7 +15,8 @@ def captured(graph: torch.cuda.CUDAGraph, **settings: Any) -> Iterator[None]:
     being captured, and the next draw of this process raises "Offset increment outside graph capture": they are put
     back here.  thread_local: a loader's thread pins memory meanwhile, which a capture of the whole process forbids.
     """
-    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    device = torch.cuda.current_device()  # starts CUDA, which makes the generators
+    generator = torch.cuda.default_generators[device]
     before = generator.clone_state()
     try:
         with torch.cuda.graph(graph, capture_error_mode="thread_local", **settings):

@@ -28,16 +28,19 @@ def train(
 ) -> None:
     """Train a recipe's model, or continue where its run stopped."""
     loaded = load(recipe, overrides)
+    folder = run_dir or Path("runs") / loaded.name
     if devices is not None and devices > 1:
+        from zoo.runs.folder import RunFolder
         from zoo.training.launching import launch
 
+        RunFolder(folder).refuse_if_held()  # the first process would, and the others wait for it
         options = [word for override in overrides or [] for word in ("--set", override)]
         options += [word for module in plugins or [] for word in ("--plugin", module)]
         options += [f"--run-dir={run_dir}"] if run_dir else []
         raise AlreadyTold(launch(devices, ["train", *options, "--", str(recipe)]))
     from zoo import training
 
-    training.train(loaded, run_dir or Path("runs") / loaded.name)
+    training.train(loaded, folder)
 
 
 @data_app.command()

@@ -80,8 +80,16 @@ class RunFolder:
         self._make()
         with open_to_append(self.path / ".lock", RunFolderError) as file:
             if not _taken(file):
-                raise ZooError(f"{self.path}: another process is training into this folder")
+                raise self._held()
             yield
+
+    def refuse_if_held(self) -> None:
+        """Raise ZooError if another process trains into the folder now.  Nothing is made or held."""
+        if is_held(self.path / ".lock"):
+            raise self._held()
+
+    def _held(self) -> ZooError:
+        return ZooError(f"{self.path}: another process is training into this folder")
 
 
 def _taken(lock: BinaryIO) -> bool:
@@ -93,3 +101,20 @@ def _taken(lock: BinaryIO) -> bool:
         except BlockingIOError:
             time.sleep(LOCK_WAIT_S)
     return False
+
+
+def is_held(lock: Path) -> bool:
+    """Whether another process trains into the folder of this lock."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system has no locks
+        return False
+    finally:
+        os.close(descriptor)

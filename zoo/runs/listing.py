@@ -1,6 +1,5 @@
 """`zoo runs`, and what `zoo show RUN` says of the run: how far it is, and its last validation. No torch."""
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from zoo.errors import ZooError, shorten
 from zoo.json_text import json_text
-from zoo.runs.folder import RunFolder, RunFolderError
+from zoo.runs.folder import RunFolder, RunFolderError, is_held
 from zoo.runs.metrics import read_metrics
 from zoo.tables import Table, Text, rendered
 from zoo.terminal import one_line
@@ -66,7 +65,7 @@ def run_state(path: Path) -> RunState:
     validation: dict = next((record for record in reversed(records) if "validation_loss" in record), {})
     return RunState(
         name,
-        "complete" if summary else "training" if _is_held(path / ".lock") else "stopped",
+        "complete" if summary else "training" if is_held(path / ".lock") else "stopped",
         latest.get("batch", 0),
         latest.get("tokens", 0),
         parameters,
@@ -82,21 +81,6 @@ def _parameters(folder: RunFolder, summary: dict | None) -> int | None:
     if found is not None and type(found) is not int:
         raise RunFolderError(f"{folder.summary}: parameters: must be a whole number; found {shorten(found)}")
     return found
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether another process trains into the folder of this lock."""
-    try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
 
 
 def _changed(path: Path) -> str | None:

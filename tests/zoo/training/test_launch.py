@@ -17,6 +17,7 @@ import torch
 from zoo import processes
 from zoo.errors import RecipeError, ZooError
 from zoo.processes import LAUNCHED, MESSAGE_PIPE, STOP_SIGNALS
+from zoo.runs.folder import RunFolder
 from zoo.training import launching
 from zoo.training.failures import PEER_LOST
 
@@ -240,6 +241,16 @@ def test_a_recipe_that_looks_like_an_option_reaches_the_processes(monkeypatch, t
     monkeypatch.setattr(launching, "launch", lambda devices, arguments: given.append(arguments) or 0)
     assert main.run(["train", "--devices", "2", "--run-dir=-d", "--set", "seed=2", "--", "-r.yaml"]) == 0
     assert given == [["train", "--set", "seed=2", "--run-dir=-d", "--", "-r.yaml"]]
+
+
+def test_a_folder_that_another_run_holds_is_refused_before_processes_are_started(monkeypatch, tmp_path, capfd):
+    """The first process would refuse it, and the others wait for it until they are killed."""
+    (tmp_path / "r.yaml").write_text("extends: zoo:tiny/full\nname: r\n")
+    monkeypatch.setattr(launching, "launch", lambda *_: pytest.fail("started"))
+    with RunFolder(tmp_path / "run").locked():
+        command = ["train", str(tmp_path / "r.yaml"), "--devices", "2", "--run-dir", str(tmp_path / "run")]
+        assert main.run(command) == 1
+    assert capfd.readouterr().err == f"{tmp_path / 'run'}: another process is training into this folder\n"
 
 
 def test_a_launcher_that_is_gone_already_is_as_one_that_goes(monkeypatch):

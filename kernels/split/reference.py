@@ -8,10 +8,15 @@ from zoo.kernels.rotary.reference import rotate
 def split_heads(y: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, *, groups) -> list[torch.Tensor]:
     """`zoo.kernels.split_heads`: y [B, T, C] -> the pieces of all groups, each [B, T, n, width]."""
     found = []
-    for group, part in zip(groups, y.split([group.width for group in groups], -1), strict=True):
-        pieces = part.unflatten(-1, (group.n, -1)).split([piece.width for piece in group.pieces], -1)
+    for group, part in zip(groups, _cut(y, [group.width for group in groups]), strict=True):
+        pieces = _cut(part.unflatten(-1, (group.n, -1)), [piece.width for piece in group.pieces])
         found += [_taken(x, piece, cos, sin) for x, piece in zip(pieces, group.pieces, strict=True)]
     return found
+
+
+def _cut(x: torch.Tensor, widths: list[int]) -> tuple[torch.Tensor, ...]:
+    """Pieces of the last axis. One piece is x itself: the backward pass of torch's split would copy its gradient."""
+    return x.split(widths, -1) if len(widths) > 1 else (x,)
 
 
 def _taken(x: torch.Tensor, piece, cos: torch.Tensor | None, sin: torch.Tensor | None) -> torch.Tensor:

@@ -103,3 +103,21 @@ def test_gpu(rows, randn, agree):
         angle = table(groups, randn, rows, 999).cuda()
         tensors = [randn(2, 999, width(groups)).cuda()]
         agree(lambda y, impl, a=angle, g=groups: cut(y, a, g, impl), tensors, bound=4e-3, dtype=torch.bfloat16)
+
+
+def functions_of(tensors):
+    """The names of the functions that autograd will run, without repeats of a node."""
+    nodes = {node for x in tensors if (node := x.grad_fn) is not None}
+    new = set(nodes)
+    while new := {node for old in new for node, _ in old.next_functions if node is not None} - nodes:
+        nodes |= new
+    return sorted(node.name() for node in nodes)
+
+
+@pytest.mark.parametrize(
+    ("groups", "cuts"), [(GROUPS["grouped"], 1), (GROUPS["latent"], 2), (GROUPS["partly rotated"][:1], 0)]
+)
+def test_a_group_that_is_one_piece_copies_no_gradient(groups, cuts, randn):
+    angle = table(groups, randn, 1, 5)
+    y = randn(2, 5, width(groups), dtype=torch.float32).requires_grad_()
+    assert functions_of(cut(y, angle, groups, "reference")).count("SplitWithSizesBackward0") == cuts

@@ -276,6 +276,7 @@ def test_selection_interpreted(shape, randn, poisoned):
     check_selection(shape, 60, 16, 2, randn, poisoned)
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize(

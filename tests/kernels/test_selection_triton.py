@@ -125,6 +125,7 @@ def small():
         yield pytest.param(case, id=name, marks=[pytest.mark.slow] if name in slow else [])
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize("case", list(small()))
@@ -209,6 +210,7 @@ def test_the_shape_chooses(monkeypatch):
     assert not chosen(scale=-0.1)  # the largest score would not be the largest exponent
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 def test_long_lists_are_cut(monkeypatch, poisoned):
     from zoo.kernels.selection import op_by_key

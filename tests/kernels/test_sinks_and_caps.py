@@ -136,6 +136,7 @@ def test_decoding_interpreted(shape, change, randn, poisoned):
             assert (x - y).norm() <= 1e-5 * y.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 def test_compiled_as_one_graph(randn):
     x = [y.float().requires_grad_() for y in tensors(randn, 1, (20, 2, 1, 16, 16, 16))]

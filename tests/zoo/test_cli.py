@@ -74,6 +74,7 @@ def test_a_letter_stands_for_what_a_layer_attends_to_under_whatever_name(zoo):
     assert "4 layers  A B A C" in out
 
 
+@pytest.mark.slow
 def test_a_long_schedule_is_cut_in_text_and_whole_in_json(zoo):
     layers = ("--set", "model.n_layers=10000", "--set", "model.layers=ansa ...")
     assert "9,744 more" in zoo("show", ANSA, *layers)[1]

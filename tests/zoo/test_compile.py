@@ -34,6 +34,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_graph(kind):

@@ -117,6 +117,7 @@ def test_composer_counts_rows_and_tokens(prep, of_text):
     assert spec.get_num_tokens_in_batch(batch) == 4 * 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_resume_in_the_middle_of_an_epoch(prep, of_text, num_workers):
@@ -282,6 +283,7 @@ def test_two_devices_see_the_batches_of_one(prep, of_text, tmp_path):
     assert together == [set(rows([batch])) for batch in whole][: len(together)]
 
 
+@pytest.mark.slow
 def test_a_closed_dataset_lets_go_of_its_shared_memory(prep, of_text):
     def segments():
         return sorted(path.name for path in Path("/dev/shm").iterdir() if path.name[:6].isdigit())

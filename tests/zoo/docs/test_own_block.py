@@ -47,6 +47,7 @@ def test_the_commands_know_the_kinds(folder):
     assert "decay" in _run(folder, "-m", "zoo", "compare", "decay.yaml", "zoo:tiny/full", "--no-maps")
 
 
+@pytest.mark.slow
 def test_the_tests_of_the_page_pass(folder):
     _run(folder, "test_decay.py")
 

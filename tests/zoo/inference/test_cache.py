@@ -39,6 +39,7 @@ def model(request):
         return model, tokens_BT, model(tokens_BT)
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(3)
 @pytest.mark.parametrize("piece", [1, 7, 64, 1000])
 def test_prompts_in_pieces_give_the_logits_of_training(model, piece):

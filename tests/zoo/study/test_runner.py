@@ -47,6 +47,7 @@ def children(pid: int) -> list[int]:
         return []
 
 
+@pytest.mark.slow
 def test_every_run_is_trained_and_the_choice_is_made(make_runner):
     said = []
     runner = make_runner(seeds=[1, 2, 3], grid=GRID)
@@ -62,6 +63,7 @@ def test_every_run_is_trained_and_the_choice_is_made(make_runner):
     assert sum("preparing data" in line for line in said) == 1, "runs that differ in seed or rate share their data"
 
 
+@pytest.mark.slow
 def test_a_second_run_trains_nothing(make_runner):
     make_runner().run()
     runner = make_runner()
@@ -71,6 +73,7 @@ def test_a_second_run_trains_nothing(make_runner):
     assert not (runner.folder.logs / "prepare-2.txt").exists()
 
 
+@pytest.mark.slow
 def test_more_seeds_and_architectures_are_added_to_a_study(make_runner):
     make_runner(seeds=[1]).run()
     runner = make_runner(seeds=[1, 2], recipes=["full", "window", "nsa"])
@@ -107,6 +110,7 @@ def test_kills_of_the_study_and_of_runs_leave_the_same_results(write_study, tmp_
     assert out.splitlines()[-1] == expected
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_study_and_the_same_command_goes_on(write_study):
     path = write_study(seeds=[1, 2, 3])
     process = started(path, batch_s=0.2)
@@ -337,6 +341,7 @@ def test_a_folder_that_cannot_be_made_is_refused(make_runner, tmp_path):
         make_runner(out=str(tmp_path / "file" / "out")).run()
 
 
+@pytest.mark.slow
 def test_every_run_has_the_threads_that_the_study_began_with(make_runner):
     """Another number of threads gives other last digits, and so other results after a resume."""
     runner = make_runner(jobs=2, seeds=[1])
@@ -360,6 +365,7 @@ def test_a_run_that_was_cut_in_the_middle_resumes(make_runner):
     assert folder.metrics.read_text() == whole
 
 
+@pytest.mark.slow
 def test_a_run_is_known_by_its_results_alone_so_its_folder_can_go(make_runner):
     runner = make_runner(seeds=[1, 2], grid=GRID)
     runner.run()

@@ -45,6 +45,7 @@ def test_without_a_gpu_nothing_is_started(tiny, monkeypatch):
         assert found.wait() < 1
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_leaves_no_mark_and_stops_nothing(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(ahead, "_wanted", lambda recipe: True)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))

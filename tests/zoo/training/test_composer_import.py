@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from zoo.training.composer_import import ABSENT, STAND_INS
 
 ROOT = Path(__file__).parents[3]
@@ -17,6 +19,7 @@ def _run(code: str, *paths: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_composer_is_imported_without_them_and_others_get_the_real_ones():
     out = _run(
         "import sys\n"

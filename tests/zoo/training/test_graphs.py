@@ -52,6 +52,7 @@ def assert_same(run, other):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "graph"), [(Replayed, "on"), (graphs.BatchStep, "off")], ids=["graphs", "plain"])
 @pytest.mark.parametrize("micro_batch", [4, 3])
 def test_the_batch_without_waits_is_composers(make, graph, micro_batch, recipe, tmp_path, monkeypatch):
@@ -65,6 +66,7 @@ def test_the_batch_without_waits_is_composers(make, graph, micro_batch, recipe, 
     assert_same(tmp_path / "graphs", tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_captured_is_said_or_refused(recipe, tmp_path, monkeypatch):
     class Failing(Replayed):
         def _capture(self, trainer, keys, parts):

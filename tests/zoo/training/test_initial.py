@@ -93,6 +93,7 @@ def test_the_weights_of_an_unfinished_run_are_those_of_its_newest_checkpoint(rec
     assert {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_resume_does_not_read_the_weights_again_but_notices_another_key(recipe, source, tmp_path):
     copy, run = shutil.copytree(source, tmp_path / "copy"), tmp_path / "new"
     train(recipe(from_(copy), SHORT), run)
@@ -106,6 +107,7 @@ def test_a_resume_does_not_read_the_weights_again_but_notices_another_key(recipe
             train(recipe(other, "train.duration=5ba"), run)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_and_a_resume_ends_with_the_same_weights(recipe, source, tmp_path):
     keys = (
         from_(source),
@@ -199,6 +201,7 @@ def test_equal_shapes_of_other_states_are_refused(first, second, why):
         initial.check_model(to)
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_refused_and_that_of_the_run_is_named(recipe, tmp_path, other_text):
     first = tmp_path / "first"
     train(recipe(*BPE, SHORT), first)

@@ -108,6 +108,7 @@ def test_a_complete_run_is_said_to_be_complete(uninterrupted, recipe, capsys):
     assert f"remove {run}" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [5, 8])
 def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(
     uninterrupted, recipe, tmp_path, monkeypatch, capsys, batch
@@ -132,6 +133,7 @@ def validations(run):
     return {r["batch"]: r["validation_loss"] for r in read_metrics(run / "metrics.jsonl") if "validation_loss" in r}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [pytest.param(0, marks=pytest.mark.long), 6, 12])
 def test_sigterm_ends_a_validation_at_once_and_it_is_made_up_for(uninterrupted, recipe, tmp_path, monkeypatch, batch):
     """Before the first batch, in the middle and at the end: its loss is not recorded, and known after a resume."""
@@ -199,6 +201,7 @@ def test_random_state_goes_on_where_it_stopped(recipe, tmp_path, monkeypatch, du
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_only_a_few_batches(uninterrupted, recipe, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     stop_at(monkeypatch, 9)
@@ -215,6 +218,7 @@ def test_a_damaged_checkpoint_costs_only_a_few_batches(uninterrupted, recipe, tm
     assert_same_weights(run, uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_a_crafted_checkpoint_is_refused(recipe, tmp_path, monkeypatch):
     class Evil:
         def __reduce__(self):
@@ -230,6 +234,7 @@ def test_a_crafted_checkpoint_is_refused(recipe, tmp_path, monkeypatch):
     assert not (tmp_path / "proof").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
     uninterrupted, recipe, tmp_path, monkeypatch
 ):
@@ -253,6 +258,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
     assert_same_weights(run, uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_a_longer_duration_continues_a_complete_run(recipe, tmp_path, capsys):
     run = tmp_path / "run"
     train(recipe("train.duration=4ba"), run)

@@ -27,7 +27,7 @@ types: .venv/.dev
 
 # How much of zoo, blocks and kernels `make test` runs, with the floor of pyproject.toml; twice as slow as `make test`.
 coverage: .venv/.dev
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not long and not slow" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not long" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 check: lint types test
 

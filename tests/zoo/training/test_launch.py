@@ -168,6 +168,7 @@ def test_the_second_ctrl_c_ends_processes_that_do_not_hear_it(launch, monkeypatc
     thread.join()
 
 
+@pytest.mark.slow
 def test_ctrl_z_suspends_the_processes_and_fg_continues_them(alone, tmp_path):
     """They are in sessions of their own, which the terminal's SIGTSTP does not reach."""
     head = "import os, sys, time\nos.chdir(sys.argv[1])\n"

@@ -80,6 +80,7 @@ def test_a_failure_that_all_share_is_told_by_the_first_alone(launch, capfd):
 
 def test_a_failure_of_another_is_told_with_its_number(launch, capfd, monkeypatch):
     monkeypatch.setattr(launching, "ALONE_S", 0.2)
+    monkeypatch.setattr(launching, "GRACE_S", 0.5)
     script = "if rank == 1: tell('disk full'); sys.exit(3)\ntime.sleep(60)"
     assert launch(script) == 3
     assert capfd.readouterr().err == "process 1 of 2: disk full\n"
@@ -87,6 +88,7 @@ def test_a_failure_of_another_is_told_with_its_number(launch, capfd, monkeypatch
 
 def test_a_process_that_a_signal_ended_is_named(launch, capfd, monkeypatch):
     monkeypatch.setattr(launching, "ALONE_S", 0.2)
+    monkeypatch.setattr(launching, "GRACE_S", 0.5)
     assert launch("if rank == 2: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)", devices=3) == 1
     said = capfd.readouterr().err
     assert said.startswith(
@@ -139,6 +141,7 @@ time.sleep(0.5); tell(f'{PEER_LOST}: 127.0.0.1:{{rank}}'); sys.exit(1)
 def test_one_that_a_signal_stopped_alone_does_not_keep_the_others_waiting(launch, capfd, monkeypatch):
     """A SIGTERM to one process while it imports: the others would wait for it to join them."""
     monkeypatch.setattr(launching, "ALONE_S", 0.2)
+    monkeypatch.setattr(launching, "GRACE_S", 0.5)
     assert launch("if rank: tell('stopped'); sys.exit(130)\nlisten(); time.sleep(60)") == 130
     assert capfd.readouterr().err == "process 1 of 2: stopped\n"
 

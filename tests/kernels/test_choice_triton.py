@@ -156,6 +156,7 @@ def test_ties_go_to_the_lower_index():
     assert found[0, -1, 0].tolist() == [0, 1, 2, 11, 12]
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 @pytest.mark.parametrize("wrong", [math.nan, -math.inf])
 def test_importances_that_are_no_numbers(wrong):

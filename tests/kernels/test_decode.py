@@ -189,6 +189,7 @@ GRIDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize("shape", SHAPES)

@@ -13,6 +13,7 @@ def make(randn, B, T, H, K, D, R, V):
     return [randn(B, T, H, D), randn(B, T, K, D), randn(B, T, K, V), *rotary]
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_interpreted(shape, randn, pack, agree):

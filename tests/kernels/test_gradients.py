@@ -34,6 +34,7 @@ def test_full_and_window(leaves, documents, chunked):
     assert torch.autograd.gradcheck(window, leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(2)
 def test_pooling_and_compression(leaves, documents, chunked):
     grid = {"block": 3, "stride": 1, "documents": documents}
@@ -46,6 +47,7 @@ def test_pooling_and_compression(leaves, documents, chunked):
     assert torch.autograd.gradcheck(lambda x: kernels.gather_blocks(x, **grid), leaves[1])
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(2)
 def test_selection(leaves, documents, chunked):
     groups = kernels.n_groups(T, 2, documents)

@@ -81,6 +81,7 @@ def chosen_at_random(shape: Shape, documents):
     return torch.stack([own_BGK * 0, other_BGK, own_BGK * 0 - 1], -1).int()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation(name, shape, documents, tensors, randn, agree):
     q, k, *_ = tensors

@@ -74,6 +74,7 @@ def check_selection(randn, poisoned, documents, groups: int, first: int) -> None
         equal(results(attend, tensors, "sdpa"), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 @pytest.mark.parametrize("lengths", PACKED.values(), ids=PACKED)
 def test_selection(randn, pack, poisoned, lengths):

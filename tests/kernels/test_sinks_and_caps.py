@@ -81,6 +81,7 @@ def test_a_query_without_keys_gives_all_to_the_sink(randn):
     assert lse[0, 1].tolist() == [0.5, -2.0]
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize(

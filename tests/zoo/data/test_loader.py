@@ -225,6 +225,7 @@ def test_damaged_shard_is_found_before_training(prep, of_text):
         loader(prepared, "train", batch_size=1, shuffle=False, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
@@ -302,6 +303,7 @@ def test_a_closed_dataset_lets_go_of_its_shared_memory(prep, of_text):
     other.dataloader.dataset.close()
 
 
+@pytest.mark.slow
 def test_a_temporary_folder_too_deep_for_sockets_is_refused(prep, of_text, tmp_path, monkeypatch):
     """Else the processes that read rows die, and training waits for them for ever."""
     prepared, deep = prep(of_text()), tmp_path / ("deep" * 20)

@@ -465,6 +465,7 @@ def test_a_page_that_cannot_be_written_is_refused_first(tiny, tmp_path, where):
         compare(Request([tiny("full"), tiny("nsa")], html=tmp_path / where, train="5ba"))
 
 
+@pytest.mark.slow
 def test_a_schedule_of_thousands_of_layers_is_cut_in_the_strips(tiny, tmp_path):
     changes = ["model.layers=full ...", "model.n_layers=5000"]
     request = Request([tiny("full"), tiny("full")], changes, html=tmp_path / "page.html", maps=False)

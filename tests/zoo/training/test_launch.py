@@ -67,6 +67,7 @@ def test_a_number_of_threads_that_is_set_stays(launch, monkeypatch):
     assert launch("sys.exit(os.environ['OMP_NUM_THREADS'] != '7')") == 0
 
 
+@pytest.mark.slow
 def test_the_processes_join_one_group(launch):
     """Through the store of the launcher, whose port no other program can take."""
     script = "import torch; import torch.distributed as d; d.init_process_group('gloo'); x = torch.tensor([rank + 1.0])"

@@ -44,7 +44,8 @@ def safe_places(settings: dict) -> re.Pattern | None:
     first = [part for part in _listed(splitter, "pretokenizers") if part["type"] != "Digits"][:1]
     kind = first[0]["type"] if first else None
     if kind == "BertPreTokenizer" and all(n["type"] == "BertNormalizer" for n in normalizers):
-        return BEFORE_SPACE
+        # The normalizer drops control characters, so that the spaces around one can become one added token.
+        return None if any(" " in token["content"] for token in added_tokens(settings)) else BEFORE_SPACE
     if joins_words(settings):
         return BEFORE_SPACE if _no_token_over_a_space(settings) else None
     if any(n["type"] not in SAFE_NORMALIZERS for n in normalizers):
@@ -82,12 +83,22 @@ def without_prepended_space(settings: dict) -> dict | None:
 
 
 def splits_like_gpt2(settings: dict) -> bool:
-    """Whether words are those of GPT-2's byte-level pre-tokenizer, in the text's own case ("'S" is no "'s")."""
-    if any(n["type"] == "Lowercase" for n in _listed(settings.get("normalizer"), "normalizers")):
+    """Whether words are those of GPT-2's byte-level pre-tokenizer, in the text's own case ("'S" is no "'s").
+
+    Added tokens are found before words are split, and can be several words: runs of spaces are, in GPT-NeoX.
+    """
+    if added_tokens(settings) or any(
+        n["type"] == "Lowercase" for n in _listed(settings.get("normalizer"), "normalizers")
+    ):
         return False
     splitter = settings.get("pre_tokenizer") or {}
     plain = splitter.get("type") == "ByteLevel" and splitter.get("use_regex", True)
     return bool(plain and not splitter.get("add_prefix_space"))
+
+
+def added_tokens(settings: dict) -> list[dict]:
+    """The tokens that are found in a text before its words are split.  Special ones are read as text."""
+    return [token for token in settings.get("added_tokens") or [] if not token.get("special")]
 
 
 def last_cut(pattern: re.Pattern, text: str) -> int:
@@ -114,8 +125,8 @@ def _prefixes(splitter: dict | None) -> bool:
 
 
 def _added_tokens_stay_whole(settings: dict) -> bool:
-    """Whether no cut can fall into a token that is found before words are split.  Special ones are read as text."""
-    found = [token for token in settings.get("added_tokens") or [] if not token.get("special")]
+    """Whether no cut can fall into a token that is found before words are split."""
+    found = added_tokens(settings)
     if found and joins_words(settings):
         return False
     plain = all(not (token.get("rstrip") or token.get("single_word")) for token in found)

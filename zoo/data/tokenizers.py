@@ -75,9 +75,12 @@ class Subwords:
         self._tokenizer = _library_tokenizer(text)
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.end_of_document = self._tokenizer.token_to_id(end_of_document)
-        self.identity = xxhash.xxh64(f"{end_of_document}\0{text}".encode()).hexdigest()
         self._kind = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         settings = json.loads(text)
+        # Documents whose tokens were made while added tokens were split as GPT-2's words are must be made anew.
+        added = cutting.added_tokens(settings) and cutting.splits_like_gpt2(settings | {"added_tokens": []})
+        whole = "\0added tokens stay whole" if added else ""
+        self.identity = xxhash.xxh64(f"{end_of_document}\0{text}{whole}".encode()).hexdigest()
         self._safe = cutting.safe_places(settings)
         other = cutting.without_prepended_space(settings)
         self._continuing = _library_tokenizer(json.dumps(other)) if other and self._safe else self._tokenizer

@@ -5,9 +5,10 @@ from itertools import chain
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tests.zoo.evaluation.subjects import Guesser
 from zoo.data import DataError, cutting
@@ -93,6 +94,12 @@ def unigram() -> Tokenizer:
     return learnt(pre_tokenizers.Metaspace(), None, trainer, models.Unigram())
 
 
+def with_added(tokenizer: Tokenizer, *contents: str, **settings) -> Tokenizer:
+    """With tokens that are found before words are split, and are not special."""
+    tokenizer.add_tokens([AddedToken(content, **settings) for content in contents])
+    return tokenizer
+
+
 CUT = {
     "gpt2": lambda: learnt(byte_level()),
     "gpt2 with a space before": lambda: learnt(pre_tokenizers.ByteLevel(add_prefix_space=True)),
@@ -107,7 +114,10 @@ CUT = {
     "llama3": lambda: learnt(split(LLAMA3)),
     "qwen2, nfc": lambda: learnt(split(QWEN2), normalizers.NFC()),
     "gpt4o": lambda: learnt(split(GPT4O)),
+    "gpt-neox": lambda: with_added(learnt(byte_level(), normalizers.NFC()), "  ", "    ", normalized=True),
+    "words added to gpt2": lambda: with_added(learnt(byte_level()), "#$%", " the", "B"),
     "bert": word_piece,
+    "bert with an added word": lambda: with_added(word_piece(), "naïve", normalized=True),
     "white space": lambda: learnt(pre_tokenizers.Whitespace()),
     "metaspace, unigram": unigram,
     "llama2": like_llama2,
@@ -322,3 +332,15 @@ def test_a_document_without_a_place_to_cut_is_refused_by_name(prep, small_parts,
     data |= {"source": {"kind": "jsonl", "paths": [str(path)]}, "tokenizer": {"kind": "bpe", "vocab_size": 300}}
     with pytest.raises(DataError, match=r"a\.jsonl: line 2: more than 200 characters"):
         prep(data)
+
+
+def test_documents_are_encoded_anew_where_added_tokens_were_split():
+    """The name of prepared data holds the tokenizer's identity, which stays that of the file for all others."""
+    plain = learnt(byte_level())
+    for text, changed in (
+        (plain.to_str(), False),
+        (with_added(learnt(split(LLAMA3)), "</s>").to_str(), False),
+        (with_added(plain, "  ").to_str(), True),
+    ):
+        of_file = xxhash.xxh64(f"<|end|>\0{text}".encode()).hexdigest()
+        assert (Subwords(text, "<|end|>").identity != of_file) == changed

@@ -11,13 +11,12 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 
-from zoo.evaluation.batching import Batch, batches
+from zoo.evaluation.batching import LOGITS_AT_ONCE, Batch, batches
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.ranking import CACHED_CPU, CACHED_GPU, Ranked, option_logs, shares_prefix
 from zoo.evaluation.subject import Subject
 from zoo.evaluation.task import IGNORED, Answer, Choice, Chosen, Example, Generated, Labelled, Predicted, Prompt, Text
 
-LOGITS_AT_ONCE = 1 << 27  # numbers of [N, V] held at a time
 PLACES_HELD = 1 << 22  # replies kept on the device, 16 bytes each, before the host fetches them
 GREEDY_ROWS = 32  # prompts generated side by side
 
@@ -168,9 +167,7 @@ def _choices(subject: Subject, examples: Sequence[Choice]) -> Callable[[Advance]
     for row, options in enumerate(pairs):
         found, truncated = [], False
         for context, continuation in options:
-            for part, name in ((continuation, "an option"), (context, "the text before an option")):
-                if not part:
-                    raise EvaluationError(f"row {row}: {name} is empty once it is made of tokens")
+            _check_filled(row, context, continuation)
             tokens = [*context, *continuation][:-1]
             if len(continuation) > subject.max_len:
                 limit = f"the model takes {subject.max_len} tokens"
@@ -206,6 +203,13 @@ def _of_tokens(option: tuple[Text, Text]) -> tuple[list[int], list[int]]:
     context, continuation = option
     assert not isinstance(context, str) and not isinstance(continuation, str), "both are texts, or both tokens"  # noqa: PT018
     return list(context), list(continuation)
+
+
+def _check_filled(row: int, context: Sequence[int], continuation: Sequence[int]) -> None:
+    """Raise EvaluationError if the tokens of an option, or those before it, are none."""
+    for part, name in ((continuation, "an option"), (context, "the text before an option")):
+        if not part:
+            raise EvaluationError(f"row {row}: {name} has no tokens")
 
 
 def _placed(tokens, continuation, queries, index, shared) -> tuple[int, slice]:
@@ -257,6 +261,8 @@ def _prompts(subject: Subject, examples: Sequence[Prompt]) -> Callable[[Advance]
         need = len(example.tokens) + max(example.max_tokens, *map(len, example.options), 0)
         if need > subject.max_len:
             raise EvaluationError(f"row {row} takes {need} tokens, and the model takes {subject.max_len}")
+        for option in example.options:
+            _check_filled(row, example.tokens, option)
     ranked, choices = {}, {}  # by the row: prompts that are read once, and those whose options are rows of their own
     for row, example in enumerate(examples):
         if subject.has_cache and shares_prefix(example.tokens, example.options):

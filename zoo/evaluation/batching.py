@@ -12,6 +12,7 @@ TOKENS_GPU, TOKENS_CPU = 1 << 16, 1 << 13
 # Lengths are rounded up to a multiple of a quarter of the power of two below them, and of 16: Triton compiles a kernel
 # again for a length that 16 does not divide.
 STEPS, LEAST_STEP = 4, 16
+LOGITS_AT_ONCE = 1 << 27  # numbers of [N, V] held at a time
 
 
 @dataclass(frozen=True)

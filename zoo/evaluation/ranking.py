@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from zoo.evaluation.batching import LOGITS_AT_ONCE
 from zoo.evaluation.subject import Subject
 
 # Tokens of a cache, all rows together, in generation and here, where a prompt has one row and each option another.
@@ -66,10 +67,10 @@ def _logs(subject: Subject, asked: Sequence[Ranked], at_once: int) -> list[torch
     """
     n, longest = len(asked), max(len(option) for each in asked for option in each.options)
     cache = subject.new_cache(n * (1 + at_once), max(len(each.tokens) for each in asked) + longest)
-    after_PV = _after_prompts(subject, [each.tokens for each in asked], cache.rows(0, n))
-    firsts = [torch.tensor([option[0] for option in each.options], device=after_PV.device) for each in asked]
+    last_PC = _after_prompts(subject, [each.tokens for each in asked], cache.rows(0, n))
     counts = [len(each.options) for each in asked]
-    logs = torch.cat([after_V[first] for after_V, first in zip(after_PV, firsts, strict=True)])
+    firsts = [option[0] for each in asked for option in each.options]
+    logs = _label_logs(subject, last_PC, np.repeat(np.arange(n), counts), firsts)
     offsets = [0, *np.cumsum(counts).tolist()]
     source_B = torch.arange(n, device=subject.device).repeat(1 + at_once)
     for start in range(0, max(counts), at_once):
@@ -88,11 +89,10 @@ def _logs(subject: Subject, asked: Sequence[Ranked], at_once: int) -> list[torch
 
 
 def _after_prompts(subject: Subject, prompts: Sequence[Sequence[int]], cache) -> torch.Tensor:
-    """Read the prompts into the cache; return the log-probabilities [P, V], float64, of the token after each."""
+    """Read the prompts into the cache; return the final hidden states [P, C] of the last token of each."""
     lengths = [len(prompt) for prompt in prompts]
     hidden_PTC = subject.append(*_padded(dict(enumerate(prompts)), len(prompts), cache, subject.device))
-    last_PC = hidden_PTC[torch.arange(len(prompts)), torch.tensor(lengths) - 1]
-    return torch.log_softmax(subject.head(last_PC).double(), 1)
+    return hidden_PTC[torch.arange(len(prompts)), torch.tensor(lengths) - 1]
 
 
 def _rest(subject: Subject, asked: Sequence[Ranked], rows: Sequence[tuple[int, int, int]], cache) -> torch.Tensor:
@@ -106,11 +106,28 @@ def _rest(subject: Subject, asked: Sequence[Ranked], rows: Sequence[tuple[int, i
     counts = [len(option) - 1 for option in options.values()]
     row_N = torch.from_numpy(np.repeat(list(options), counts))
     position_N = torch.from_numpy(np.concatenate([np.arange(count) for count in counts]))
-    label_N = torch.tensor([token for option in options.values() for token in option[1:]], device=hidden_BTC.device)
-    logits_NV = subject.head(hidden_BTC[row_N, position_N])
-    logs_N = logits_NV.gather(1, label_N[:, None])[:, 0].double() - torch.logsumexp(logits_NV, 1).double()
+    labels = [token for option in options.values() for token in option[1:]]
+    logs_N = _label_logs(subject, hidden_BTC[row_N, position_N], np.arange(len(labels)), labels)
     of_N = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(logs_N.device)
     return logs_N.new_zeros(len(counts)).index_add(0, of_N, logs_N)
+
+
+def _label_logs(subject: Subject, hidden_RC: torch.Tensor, row_N: np.ndarray, labels: Sequence[int]) -> torch.Tensor:
+    """The log-likelihood [N], float64, of each label after hidden state row_N[i]; row_N ascends.
+
+    The head is computed in parts, of at most LOGITS_AT_ONCE numbers.
+    """
+    at_once = max(1, LOGITS_AT_ONCE // subject.vocab_size)
+    ends = np.searchsorted(row_N, np.arange(at_once, len(hidden_RC) + at_once, at_once)).tolist()
+    label_N, place_N = torch.tensor(labels), torch.from_numpy(row_N % at_once)
+    logs, begin = [], 0
+    for part_RC, end in zip(hidden_RC.split(at_once), ends, strict=True):
+        logits_RV = subject.head(part_RC)
+        place, label = (each[begin:end].to(logits_RV.device) for each in (place_N, label_N))
+        total_R = torch.logsumexp(logits_RV, 1).double()
+        logs.append(logits_RV[place, label].double() - total_R[place])
+        begin = end
+    return torch.cat(logs)
 
 
 def _padded(inputs: dict[int, Sequence[int]], n_rows: int, cache, device: torch.device) -> tuple:

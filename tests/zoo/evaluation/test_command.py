@@ -202,7 +202,7 @@ def test_a_text_that_is_empty_in_tokens_is_refused(monkeypatch):
     """A tokenizer that drops the characters of a context: there is no place to ask at."""
     model = Guesser(vocab_size=257, max_len=600, tokenizer=Bytes())
     examples = [Choice((("a", "b"), ("", "b")), 0), Choice((((), (5,)), ((3,), (5,))), 0)]
-    with pytest.raises(EvaluationError, match="row 1: the text before an option is empty once it is made of tokens"):
+    with pytest.raises(EvaluationError, match="row 1: the text before an option has no tokens"):
         plan(model, examples)
     with pytest.raises(EvaluationError, match="row 0 has no label to predict: every label is -100"):
         plan(model, [Labelled(np.arange(4), np.full(4, -100))])

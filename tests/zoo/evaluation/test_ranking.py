@@ -96,11 +96,30 @@ def test_a_model_without_caches_reads_every_row(kind, monkeypatch):
     assert [len(each.loglikelihood) for each in found] == [len(each.options) for each in asked]
 
 
-def test_options_and_prompts_that_are_empty_are_refused():
+def test_the_head_is_computed_in_parts(monkeypatch):
+    """However many rows a cache has: a vocabulary of 256,000 tokens would take a megabyte for each."""
+    subject, asked = ZooSubject.of_model(built("recipes/tiny/full.yaml"), Bytes()), prompts()
+    wanted, parts, head = answer(subject, asked), [], subject.head
+    monkeypatch.setattr(subject, "head", lambda hidden: parts.append(len(hidden)) or head(hidden))
+    for at_once in (1, 3):
+        for module in (ranking, asking):  # one of the prompts has a single option of several tokens
+            monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once * subject.vocab_size)
+        for ours, whole in zip(answer(subject, asked), wanted, strict=True):
+            np.testing.assert_allclose(ours.loglikelihood, whole.loglikelihood, rtol=0, atol=1e-5)
+        assert max(parts) == at_once
+        parts.clear()
+
+
+def test_options_and_prompts_that_are_empty_are_refused_by_their_row():
     subject = ZooSubject.of_model(built("recipes/tiny/full.yaml"), Bytes())
-    for tokens, options, why in (((1,), ((1, 2), (), (3, 4)), "an option"), ((), ((1, 2), (3, 4)), "the text before")):
-        with pytest.raises(EvaluationError, match=f"row 0: {why} (an option )?is empty once it is made of tokens"):
-            plan(subject, [Prompt(tokens, 0, ("a",), options)])
+    read_once = Prompt((1, 2), 0, ("a",), ((1, 2), (3, 4)))
+    for tokens, options, why in (
+        ((1,), ((1, 2), (), (3, 4)), "an option"),
+        ((), ((1, 2), (3, 4)), "the text before an option"),
+        ((), ((1,),), "the text before an option"),
+    ):
+        with pytest.raises(EvaluationError, match=f"^row 2: {why} has no tokens$"):
+            plan(subject, [read_once, read_once, Prompt(tokens, 0, ("a",), options)])
 
 
 def test_options_of_one_token_share_a_row_and_need_no_cache(monkeypatch):

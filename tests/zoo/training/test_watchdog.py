@@ -71,7 +71,7 @@ def test_time_in_which_the_process_was_stopped_does_not_count(tmp_path, monkeypa
 def test_a_reader_that_is_stopped_ends_the_run_with_all_stacks(recipe_file, tmp_path, environment):
     """The process that reads rows hangs; the same command continues afterwards."""
     run = tmp_path / "run"
-    sets = ["train.duration=5000ba", "train.workers=1", "train.stall_minutes=0.25", "train.checkpoint.every=20ba"]
+    sets = ["train.duration=5000ba", "train.workers=1", "train.stall_minutes=0.5", "train.checkpoint.every=20ba"]
     command = [sys.executable, "-m", "zoo", "train", str(recipe_file), "--run-dir", str(run)]
     command += [part for each in [*sets, "eval.every=1dur"] for part in ("--set", each)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
@@ -82,7 +82,7 @@ def test_a_reader_that_is_stopped_ends_the_run_with_all_stacks(recipe_file, tmp_
         os.kill(reader, signal.SIGSTOP)
         said = process.communicate(timeout=200)[0].decode()
     assert process.returncode == 1
-    assert "no progress for 0.25 min" in said.splitlines()[-1]
+    assert "no progress for 0.5 min" in said.splitlines()[-1]
     assert "checkpoint of batch 20 saved" in said.splitlines()[-1]
     assert "Traceback" not in said
     log = (run / "log.txt").read_text()

@@ -130,7 +130,8 @@ class Family:
             methods = f", or define {' and '.join(self.or_methods)}" if self.or_methods else ""
             place = f"{made.__module__}:{made.__qualname__}"
             raise ValueError(
-                f'{self.what} {kind!r}: {place} must name what runs, module = "package.module:Name"{methods}'
+                f"{self.what} {kind!r}: {place} must name what runs, "
+                f'module: ClassVar[str] = "package.module:Name"{methods}'
             )
 
     def _lacks_module(self, made: Any) -> bool:

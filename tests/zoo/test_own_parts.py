@@ -199,7 +199,9 @@ def test_a_part_that_does_not_name_what_runs_is_refused(family, base, body, acce
     if accepted:
         assert found.config_class("mine").__name__ == "Mine"
         return
-    with pytest.raises(ValueError, match=r"'mine': zoo_nameless:Mine must name what runs, module = \"package") as error:
+    with pytest.raises(
+        ValueError, match=r"'mine': zoo_nameless:Mine must name what runs, module: ClassVar\[str\] = \"package"
+    ) as error:
         found.config_class("mine")
     assert str(error.value).endswith(", or define examples and score") == (family == "tasks")
 

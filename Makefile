@@ -12,7 +12,7 @@ quickstart: .venv/.zoo
 test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not long and not slow" $(PYTEST_ARGS)
 
-# Tests of more than four seconds: processes that are killed, every kernel compiled. CI runs them after `make test`.
+# Tests of more than three seconds: processes that are killed, every kernel compiled. CI runs them after `make test`.
 slow: .venv/.dev
 	$(BIN)/python -m pytest -n 2 -m "slow and not gpu and not long" $(PYTEST_ARGS)
 

@@ -69,6 +69,7 @@ def test_choice(fla, inputs, T, H):
     assert torch.equal(ours.long(), in_order.masked_fill(in_order == T, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("T", "H"), [(333, 32), (15, 8), (200, 2)])
 def test_selection(fla, inputs, T, H):
     q, k, v = inputs(T, H)

@@ -73,6 +73,7 @@ def test_pooling_compiled_as_one_graph(randn):
     assert all(torch.equal(a, b) for a, b in zip(results(function), results(compiled), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize("packed", [False, True])

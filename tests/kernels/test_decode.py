@@ -208,6 +208,7 @@ def test_attention_of_long_pieces_interpreted(shape, randn, poisoned):
         check_attention(shape, 90, randn, poisoned)
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize(("grid", "places"), GRIDS)
@@ -268,6 +269,7 @@ def test_choice_of_long_pieces_interpreted(shape, n, i_grid, randn, poisoned, mo
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize(

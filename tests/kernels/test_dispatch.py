@@ -14,6 +14,7 @@ from zoo.kernels import Documents, dispatch, use_implementation
 from zoo.kernels.full import sdpa
 
 
+@pytest.mark.slow
 def test_import_is_lazy():
     """`import zoo.kernels` costs nothing; a call imports torch, and neither the zoo's other packages nor pydantic."""
     code = """

@@ -53,6 +53,7 @@ def inputs(randn, documents: bool) -> tuple[list[torch.Tensor], dict]:
     return leaves, {"documents": Documents.from_cu_seqlens(cuts, 1, SEQ_LEN) if documents else None}
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(2)
 @pytest.mark.interp
 @pytest.mark.parametrize("documents", [False, True])
@@ -80,6 +81,7 @@ def test_gradients_are_those_of_the_reference(name, documents, randn, too_little
     assert last.startswith(f"{op} runs as reference (not triton: this GPU has too little for it (out of resource")
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 @pytest.mark.parametrize("reentrant", [pytest.param(False, marks=pytest.mark.long), True])
 def test_checkpointed_layers_fall_back_after_the_pass(reentrant, randn, too_little, caplog):

@@ -82,6 +82,7 @@ def test_selection(randn, pack, poisoned, lengths):
     check_selection(randn, poisoned, documents, 10 + (documents.max_documents if documents else 0), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 @pytest.mark.parametrize("keys", [pytest.param(16, marks=pytest.mark.long), 32])
 def test_tiles_of_several_blocks(randn, poisoned, monkeypatch, keys):
@@ -166,6 +167,7 @@ def test_cached_choice(randn, poisoned):
             assert torch.equal(found, expected), impl
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 def test_scores_that_are_no_numbers_choose_nothing(randn, poisoned):
     """A diverged model: NaN counts as 0 for every implementation, so the forced blocks are chosen in any case."""

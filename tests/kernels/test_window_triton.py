@@ -33,6 +33,7 @@ def test_interpreted(shape, randn, pack, agree):
     agree(function, make(randn, *sizes))
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 def test_half_precision(randn, agree):
     def function(q, k, v, q_rope, k_rope, impl):

@@ -297,6 +297,7 @@ KEYS += [
 ]
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(KEYS), values), min_size=1, max_size=3))
 def test_any_value_at_any_key_gives_a_recipe_or_a_clean_error(load, changes):

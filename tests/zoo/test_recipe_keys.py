@@ -153,6 +153,7 @@ def test_the_nearest_key_has_the_nearest_name(asked, near):
     assert recipe_keys.nearest(asked) == f" Did you mean {near!r}?"
 
 
+@pytest.mark.slow
 def test_the_mistakes_of_a_recipe_end_with_the_command_that_explains_their_keys(zoo):
     sets = ["train.workers=-2", "model.blocks.full.windw=3", "model.layers=full*3 gloabl", "data.seq_len=0"]
     code, out, err = zoo("show", "zoo:tiny/full", *(word for one in sets for word in ("--set", one)))

@@ -238,6 +238,7 @@ def test_bpe_is_trained_once_and_on_training_documents(prep, of_text, tmp_path):
     assert max(map(max, rows)) < 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training_bytes", [3000, 10**8])
 def test_words_are_counted_by_several_processes_as_by_one(prep, of_text, training_bytes, corpus):
     """The bound on the text falls into a piece, or behind all."""
@@ -285,6 +286,7 @@ def test_words_that_cannot_be_counted_leave_nothing_in_the_cache(prep, of_text, 
     assert not list((tmp_path / "cache").glob("bpe-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.thinned(2)
 @pytest.mark.parametrize(("made", "inside"), [("bpe", ""), ("bpe", "words"), ("text", "tokens")])
 def test_scratch_files_are_not_written_or_removed_through_a_link(prep, of_text, tmp_path, made, inside):

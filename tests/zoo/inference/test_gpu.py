@@ -85,6 +85,7 @@ def test_256_greedy_tokens_are_those_of_the_training_forward(path):
     check(path, "cuda", 256)
 
 
+@pytest.mark.slow
 def test_the_same_on_a_cpu():
     """What is asked of a GPU, of a few tokens."""
     check("mixed", "cpu", 48)

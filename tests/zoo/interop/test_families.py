@@ -117,6 +117,7 @@ def test_shards_and_half_precision(tmp_path):
         torch.testing.assert_close(ours(tokens_BT), theirs(tokens_BT).logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_schedules_are_short(imported):
     spelt = {name: imported(name)[1].config.layers for name in CASES}
     assert str(spelt["qwen2, layer types"]) == "window full window"

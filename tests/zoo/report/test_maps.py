@@ -160,6 +160,7 @@ def test_options_of_a_map_need_a_layer(tiny, capsys, option):
     assert "is for --pattern layer=N" in " ".join(err.split())
 
 
+@pytest.mark.slow
 def test_a_trained_selection_reads_a_text(tiny, tmp_path):
     """Of a run: model and tokenizer of the folder, without the data of the training; other text, other blocks."""
     recipe = load_recipe(tiny("nsa"), ["model.layers=nsa*2"])

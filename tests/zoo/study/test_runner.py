@@ -277,6 +277,7 @@ def test_other_rows_are_refused_before_anything_is_trained_on_them(make_runner):
     assert len(list(same.folder.runs.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_a_task_more_scores_the_runs_that_are_trained(make_runner):
     """Nothing is trained anew: the weights and the losses are those from before."""
     first = make_runner(seeds=[1, 2, 3], grid=GRID)
@@ -296,6 +297,7 @@ def test_a_task_more_scores_the_runs_that_are_trained(make_runner):
         assert each["scores"].keys() == (set() if run.seed == 1 else {"copy", "loss_by_position"})
 
 
+@pytest.mark.slow
 def test_scores_of_another_version_of_a_task_are_not_mixed(make_runner):
     runner = make_runner(seeds=[1], tasks=["copy"])
     runner.run()

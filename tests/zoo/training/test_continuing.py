@@ -272,6 +272,7 @@ def test_a_complete_run_without_checkpoints_does_not_start_over_for_a_longer_dur
     assert (run / "summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_complete_run_whose_last_checkpoint_is_gone_says_what_is_trained_again(recipe, tmp_path, capsys):
     run, often = tmp_path / "run", "train.checkpoint={every: 1ba, keep: all}"
     train(recipe(SHORT, often), run)

@@ -132,6 +132,7 @@ def test_stop_at_needs_answers(recipe, tmp_path):
         train(load_recipe(recipe, overrides), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_signal_while_tasks_are_scored_leaves_the_scores_out_and_stops(recipe, tmp_path, monkeypatch):
     """Scoring may take many minutes, and who stops a run waits for seconds."""
     plain, asked = scores.answer, []

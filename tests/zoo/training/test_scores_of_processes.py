@@ -109,6 +109,7 @@ def scored(parts, monkeypatch, tasks, world: int, sharded: bool, stopped=lambda:
     return records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("world", [2, 4])
 def test_every_process_ends_with_the_scores_of_one(parts, monkeypatch, world, sharded):

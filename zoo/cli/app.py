@@ -26,6 +26,10 @@ class _Command(TyperCommand):
         arguments = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]
         return ["[OPTIONS]", *map(_argument, arguments)]
 
+    @collection_paused()  # what converts the first value imports pydantic
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        return super().make_context(*arguments, **options)
+
     @collection_paused()
     def format_help(self, ctx: Any, formatter: Any) -> None:
         if ctx.command_path in EXAMPLES:
@@ -36,6 +40,10 @@ class _Command(TyperCommand):
 class _Group(TyperGroup):
     def get_params(self, ctx: Any) -> list[Any]:
         return _readable(super().get_params(ctx), ctx)
+
+    @collection_paused()  # what converts the first value imports pydantic
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        return super().make_context(*arguments, **options)
 
     @collection_paused()
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -106,24 +114,9 @@ def _argument(parameter: Any) -> str:
     return name if parameter.required or name.startswith("[") else f"[{name}]"
 
 
-class _Converter:
-    """What typer converts a parameter's value with, made when there is a value: it takes 4 ms for each."""
-
-    def __init__(self, make: Callable[[], Any]):
-        self._make = make
-
-    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
-        """As typer's own."""
-        if value is None:
-            return () if param.multiple or param.nargs == -1 else None
-        with collection_paused():  # the first one imports pydantic
-            return self._make().coerce(value, param=param, ctx=ctx)
-
-
 def _readable(parameters: list[Any], ctx: Any) -> list[Any]:
     """The parameters with a word for their value in the place of its type; of arguments the name says enough."""
     for parameter in parameters:
-        _convert_later(parameter)
         show_type = getattr(parameter, "display_type", None)
         if parameter.param_type_name == "argument":
             parameter.display_type_rich = _nothing
@@ -131,13 +124,6 @@ def _readable(parameters: list[Any], ctx: Any) -> list[Any]:
             name = show_type(ctx).strip("<>").removeprefix("list[").removesuffix("]")
             parameter.metavar = _VALUES.get(name, name.upper())
     return parameters
-
-
-def _convert_later(parameter: Any) -> None:
-    make = getattr(parameter, "get_runtime_param", None)
-    if make is not None and not isinstance(getattr(parameter, "converter", None), _Converter):
-        parameter.converter = _Converter(make)
-        parameter.get_runtime_param = lambda: parameter.converter
 
 
 def _nothing(ctx: Any) -> None:

@@ -4,6 +4,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+LAUNCHED = "ZOO_LAUNCHED"  # for the processes of `zoo train --devices`: the id of the one that started them
+MESSAGE_PIPE = "ZOO_MESSAGE_PIPE"  # the number of the file by which each of them sends it its last message
+
 
 def python_module(module: str, arguments: Sequence[str]) -> list[str]:
     """The command that runs a module of the zoo with this Python.

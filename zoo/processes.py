@@ -19,12 +19,13 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 
+from zoo.child import LAUNCHED
+from zoo.child import MESSAGE_PIPE as MESSAGE_PIPE
+
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
 DUMP_STACKS = signal.SIGUSR2  # from the parent: write the stacks of all threads, and go on
-LAUNCHED = "ZOO_LAUNCHED"  # for the processes of `zoo train --devices`: the id of the one that started them
-MESSAGE_PIPE = "ZOO_MESSAGE_PIPE"  # the number of the file by which each of them sends it its last message
 WATCH_S = 1.0  # how soon a child leaves where the system cannot end it with its parent
 _PR_SET_PDEATHSIG = 1
 stacks: Path | None = None  # where a forked child appends its stacks; set before it is forked

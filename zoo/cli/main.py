@@ -15,7 +15,7 @@ import typer
 
 import zoo
 from zoo.address_space import watch_imports
-from zoo.child import import_nothing_from_here
+from zoo.child import MESSAGE_PIPE, import_nothing_from_here
 from zoo.cli.app import App
 from zoo.cli.starting import leave_out_of_searches, without_pydantic_plugins
 from zoo.errors import AlreadyTold, RecipeError, ZooError
@@ -135,7 +135,7 @@ def _tell(message: str) -> None:
 
 def _pipe_to_launcher() -> int | None:
     """Taken out of the environment: processes that this one starts have messages of their own."""
-    number = os.environ.pop("ZOO_MESSAGE_PIPE", "")  # MESSAGE_PIPE in zoo/processes.py, whose import costs time
+    number = os.environ.pop(MESSAGE_PIPE, "")
     try:
         os.set_inheritable(int(number), False)
     except (ValueError, OSError):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from zoo.child import LAUNCHED
 from zoo.cli.starting import collection_paused
 from zoo.errors import Problem, RecipeError
 from zoo.terminal import err
@@ -56,8 +57,8 @@ def load(path: Path, overrides: list[str] | None):
     from zoo.recipe import load_recipe
 
     recipe = load_recipe(path, overrides=overrides or [])
-    # Of several processes the first says it; ZOO_LAUNCHED: `zoo train --devices` has, before it started this one.
-    if os.environ.get("RANK", "0") == "0" and "ZOO_LAUNCHED" not in os.environ:
+    # Of several processes the first says it; `zoo train --devices` has said it before it started this one.
+    if os.environ.get("RANK", "0") == "0" and LAUNCHED not in os.environ:
         for note in recipe.notes:
             err(f"note: {path}: {note}")
     return recipe

@@ -11,6 +11,7 @@ import torch
 
 from zoo.evaluation.batching import LOGITS_AT_ONCE
 from zoo.evaluation.subject import Subject
+from zoo.inference.decoding import padded
 
 # Tokens of a cache, all rows together, in generation and here, where a prompt has one row and each option another.
 CACHED_GPU, CACHED_CPU = 1 << 17, 1 << 13
@@ -91,7 +92,7 @@ def _logs(subject: Subject, asked: Sequence[Ranked], at_once: int) -> list[torch
 def _after_prompts(subject: Subject, prompts: Sequence[Sequence[int]], cache) -> torch.Tensor:
     """Read the prompts into the cache; return the final hidden states [P, C] of the last token of each."""
     lengths = [len(prompt) for prompt in prompts]
-    hidden_PTC = subject.append(*_padded(dict(enumerate(prompts)), len(prompts), cache, subject.device))
+    hidden_PTC = subject.append(*padded(prompts, subject.device, cache))
     return hidden_PTC[torch.arange(len(prompts)), torch.tensor(lengths) - 1]
 
 
@@ -101,8 +102,8 @@ def _rest(subject: Subject, asked: Sequence[Ranked], rows: Sequence[tuple[int, i
     rows: (row of the cache, prompt, option); the other rows append nothing.
     """
     options = {row: asked[p].options[option] for row, p, option in rows}
-    inputs = {row: option[:-1] for row, option in options.items()}
-    hidden_BTC = subject.append(*_padded(inputs, cache.batch, cache, subject.device))
+    inputs = [options.get(row, ())[:-1] for row in range(cache.batch)]
+    hidden_BTC = subject.append(*padded(inputs, subject.device, cache))
     counts = [len(option) - 1 for option in options.values()]
     row_N = torch.from_numpy(np.repeat(list(options), counts))
     position_N = torch.from_numpy(np.concatenate([np.arange(count) for count in counts]))
@@ -128,14 +129,3 @@ def _label_logs(subject: Subject, hidden_RC: torch.Tensor, row_N: np.ndarray, la
         logs.append(logits_RV[place, label].double() - total_R[place])
         begin = end
     return torch.cat(logs)
-
-
-def _padded(inputs: dict[int, Sequence[int]], n_rows: int, cache, device: torch.device) -> tuple:
-    """(tokens_BT, cache, n_new_B): the tokens of some rows, at their left; the others have none."""
-    tokens_BT = np.zeros((n_rows, max(map(len, inputs.values()))), np.int64)
-    n_new_B = np.zeros(n_rows, np.int64)
-    for row, tokens in inputs.items():
-        tokens_BT[row, : len(tokens)], n_new_B[row] = tokens, len(tokens)
-    whole = bool((n_new_B == tokens_BT.shape[1]).all())
-    n_new = None if whole else torch.from_numpy(n_new_B).to(device)
-    return torch.from_numpy(tokens_BT).to(device), cache, n_new

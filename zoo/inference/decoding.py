@@ -59,7 +59,7 @@ class Decoding:
         """Read the prompts, a few rows at a time, and draw the first token of each."""
         with self._device:
             parts = [
-                self.model.next_logits(*_padded(prompts[lo:hi], self.cache.length_B.device, self.cache.rows(lo, hi)))
+                self.model.next_logits(*padded(prompts[lo:hi], self.cache.length_B.device, self.cache.rows(lo, hi)))
                 for lo, hi in micro_batches([len(prompt) for prompt in prompts])
             ]
             self.tokens_B.copy_(self.sampler(torch.cat(parts)))
@@ -133,10 +133,13 @@ def micro_batches(lengths: Sequence[int], most: int = TOKENS_AT_ONCE) -> Iterato
     yield lo, len(lengths)
 
 
-def _padded(
+def padded(
     prompts: Sequence[Sequence[int]], device: torch.device, cache: ModelCache
 ) -> tuple[torch.Tensor, ModelCache, torch.Tensor | None]:
-    """(tokens_BT, cache, n_new_B): the prompts at the left of their rows, and their lengths where these differ."""
+    """(tokens_BT, cache, n_new_B): the prompts at the left of their rows, and their lengths where these differ.
+
+    A prompt may be empty if another is not: its row appends nothing.
+    """
     lengths = [len(prompt) for prompt in prompts]
     tokens_BT = torch.zeros(len(prompts), max(lengths), dtype=torch.int64)
     for row, prompt in enumerate(prompts):

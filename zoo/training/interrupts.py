@@ -18,8 +18,9 @@ import threading
 import time
 from typing import Any
 
+from zoo.child import LAUNCHED
 from zoo.errors import ZooError
-from zoo.processes import LAUNCHED, STOP_SIGNALS
+from zoo.processes import STOP_SIGNALS
 from zoo.training.screen import tell_terminal
 
 AGAIN_AFTER_S = 0.3  # one Ctrl-C can reach a process twice, from the terminal and from its launcher

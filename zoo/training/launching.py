@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zoo.child import python_module
+from zoo.child import LAUNCHED, MESSAGE_PIPE, python_module
 from zoo.errors import Problem, RecipeError, ZooError
-from zoo.processes import LAUNCHED, MESSAGE_PIPE, STOP_SIGNALS, cores
+from zoo.processes import STOP_SIGNALS, cores
 from zoo.terminal import err
 from zoo.training.interrupts import AGAIN_AFTER_S
 

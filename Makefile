@@ -25,7 +25,7 @@ lint: .venv/.dev
 types: .venv/.dev
 	$(BIN)/mypy
 
-# How much of zoo, blocks and kernels `make test` runs, with the floor of pyproject.toml; twice as slow as `make test`.
+# How much of zoo, blocks and kernels `make test` and `make slow` run, with the floor of pyproject.toml; twice as slow.
 coverage: .venv/.dev
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not long" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 

@@ -182,7 +182,7 @@ class CachedSource:
 class AttentionCache:
     """The cache of one attention layer (`blocks.interface.LayerCache`).
 
-    sets: one for each set of keys and values.  buffers: what each pattern keeps beside them, by kind and name.
+    sets: one for each set of keys and values.  buffers: what each pattern keeps in addition, by kind and name.
     """
 
     def __init__(self, sets: list[TokenCache], buffers: dict[str, dict[str, Slots]]):

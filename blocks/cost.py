@@ -18,8 +18,8 @@ class Cost:
 
     parameters, flops: by part.  cache_nominal_elements: keys and values (or latent and rotary key) of every token, or
     a state of fixed size;  cache_held_elements: what the cache tensors occupy, with pooled entries, and only the tokens
-    still needed.  cache_choice_bytes: of the latest choice of blocks, which is held beside them whatever the dtype.
-    cache_state_elements: of a state, which is held beside them in float32 or wider.
+    still needed.  cache_choice_bytes: of the latest choice of blocks, which is held in addition, whatever the dtype.
+    cache_state_elements: of a state, which is held in addition, in float32 or wider.
     """
 
     parameters: dict[str, int]

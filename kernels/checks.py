@@ -165,7 +165,7 @@ def choice_grid(op, compression_block, compression_stride, selection_block, n_se
 
 
 def integers(op: str, found: dict, **tensors: torch.Tensor) -> None:
-    """Positions and bounds of the queries: integers [B, T], beside them."""
+    """Positions and bounds of the queries: integers [B, T], on the same device."""
     shape = [found["B"], found["T"]]
     for name, tensor in tensors.items():
         if list(tensor.shape) != shape or tensor.dtype not in (torch.int32, torch.int64):

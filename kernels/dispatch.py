@@ -29,7 +29,7 @@ class Implementation:
 
     target: "module:function", called exactly as the public function is, with scale resolved and without impl.
     why_not: called with the same arguments; returns the reason why it cannot serve them, None if it can.
-    slow: it is plain torch, which a GPU runs only for want of a kernel.
+    slow: it is plain torch; a GPU runs it only if no kernel serves the call.
     """
 
     name: str

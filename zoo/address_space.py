@@ -13,7 +13,7 @@ from pathlib import Path
 from zoo.errors import ZooError
 
 TRIED_BELOW_BYTES = 16 << 30
-HEADROOM_BYTES = 1 << 30  # what a command needs beside PyTorch: other libraries, and its own work
+HEADROOM_BYTES = 1 << 30  # what a command needs in addition to PyTorch: other libraries, and its own work
 _STATM = Path("/proc/self/statm")
 _TRY = """
 import resource, sys

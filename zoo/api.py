@@ -124,8 +124,9 @@ def compare(
     """Compare 2 to 10 recipes or runs, as `zoo compare`.
 
     overrides: as after --set, for every recipe.  seq_lens: lengths in tokens at which costs are stated, or one length.
-    html: a file for the self-contained page; maps: with attention maps.  train: first train each recipe so long, such
-    as "200ba", into runs_dir.  measure: speed and memory on this machine.
+    html: a file for the self-contained page; maps: with attention maps.
+    train: first train each recipe for this duration, such as "200ba", into runs_dir.
+    measure: speed and memory on this machine.
     Raises RecipeError if there are not 2 to 10, or none of them can be read.
     """
     from zoo.report.compare import Request, find, write

@@ -21,7 +21,7 @@ def python_module(module: str, arguments: Sequence[str]) -> list[str]:
 def import_nothing_from_here() -> None:
     """Keep the working directory out of the import path of every Python that this process starts, and of theirs.
 
-    `python -c`, by which multiprocessing starts its processes, puts it first as `-m` does: a socket.py beside somebody
+    `python -c`, by which multiprocessing starts its processes, puts it first as `-m` does: a socket.py next to somebody
     else's data would run.  Nothing is changed if this process itself looks for modules there.
     """
     if not _imports_from_here():

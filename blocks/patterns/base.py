@@ -23,7 +23,7 @@ SCORE_OPTIONS = ("sinks", "score_softcap")  # that a softmax over keys can have:
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory of one row that a pattern keeps beside the tokens: `capacity` slots of each tensor of `shapes`.
+    """Memory of one row that a pattern keeps in addition to the tokens: `capacity` slots of each tensor of `shapes`.
 
     dtype: None for the dtype of the cache, or the name of another torch dtype.  fill: the initial value.
     """
@@ -121,7 +121,7 @@ class PatternConfig(Kinded):
         return {self.kind: attention.projection.flops_per_pair * self.pairs(seq_len)}
 
     def made_keys(self, seq_len: int) -> int:
-        """Keys and values that it makes of cached entries beside those of the tokens."""
+        """Keys and values that it makes of cached entries other than those of the tokens."""
         return 0
 
     def activation_bytes(self, attention: "ResolvedAttention", seq_len: int) -> float:
@@ -143,7 +143,7 @@ class PatternConfig(Kinded):
         return None
 
     def buffers(self, projection: "ResolvedProjection", seq_len: int) -> dict[str, Buffer]:
-        """What one row of up to seq_len tokens keeps beside the tokens, by name."""
+        """What one row of up to seq_len tokens keeps in addition to the tokens, by name."""
         return {}
 
     # Formulas of the documentation: Python expressions in field names.
@@ -169,5 +169,5 @@ class PatternConfig(Kinded):
 
     @property
     def pooled_formula(self) -> str | None:
-        """Cached entries of a token's size beside the tokens, as an expression; "" for none, None if not stated."""
+        """Further cached entries of a token's size, as an expression; "" for none, None if not stated."""
         return ""

@@ -12,7 +12,7 @@
    first kernel has it at hand; else a kernel sums the compression blocks that overlap each selection block.
 3. Chunks: the n chunks of the highest peaks. A block of any other chunk is less important than the best
    block of each of these n, so the n most important blocks lie in these chunks.
-4. Ranks: the n of 8 n blocks that count most, beside the forced ones. Short rows skip step 3 and
+4. Ranks: the n of 8 n blocks that count most, in addition to the forced ones. Short rows skip step 3 and
    come here with all their chunks.
 
 Steps 2 to 4 are in `triton_ranking.py`. The blocks of a row are read once or twice. Ranking all of them in one program

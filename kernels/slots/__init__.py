@@ -91,7 +91,7 @@ def pool_slots(
 
 
 def _pairs_fit(op: str, kept: list[torch.Tensor], others: list[torch.Tensor], name: str) -> None:
-    """Check that there is one of `others` [B, any, ...] for each kept [B, N, ...], of its entries' shape, beside it.
+    """Check that there is one of `others` [B, any, ...] for each kept [B, N, ...], with entries of the same shape.
 
     Without the check a kernel could write past the end of a tensor: a remembered launch does not look at devices.
     """

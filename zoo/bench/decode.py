@@ -182,7 +182,7 @@ def _free() -> None:
 
 
 def _free_bytes(on_gpu: bool) -> int | None:
-    """Memory for tensors beside those that are there; None where the system does not say."""
+    """Memory for more tensors than those that are there; None where the system does not say."""
     if on_gpu:
         return torch.cuda.mem_get_info()[0]
     lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else []

@@ -1,4 +1,4 @@
-"""`zoo bench kernels`: the time of every attention operation beside full attention and this GPU's own ceilings.
+"""`zoo bench kernels`: times of every attention operation, of full attention, and this GPU's own ceilings.
 
 Medians of `triton.testing.do_bench`, in eager mode: what a training step without torch.compile pays; backward runs on
 the calling thread, as in `zoo train`. With `graph`, also forward and backward captured as one CUDA graph and replayed,

@@ -1,4 +1,4 @@
-"""The memory that prefill and decoding will need beside the weights, estimated from a recipe. No torch."""
+"""The memory that prefill and decoding will need in addition to the weights, estimated from a recipe. No torch."""
 
 from zoo.blocks.cost import BF16
 from zoo.counting.cache_sizes import cache_sizes

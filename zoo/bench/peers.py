@@ -1,4 +1,4 @@
-"""What else there is for an operation, timed beside ours: torch's own attention, and other people's NSA.
+"""What else there is for an operation, timed next to ours: torch's own attention, and other people's NSA.
 
 That is flash-linear-attention (fla), SF-NSA (github.com/mdy666/Scalable-Flash-Native-Sparse-Attention, the package
 flash_nsa), X-NSA (github.com/XunhaoLai/native-sparse-attention-triton) and the selection of cuDNN's frontend (the

@@ -25,7 +25,7 @@ SUFFIXES = {
     "parquet": (".parquet",),
 }
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".br", ".lzma", ".z")
-NOT_CONTENT = ("__MACOSX", "__pycache__")  # folders that a program left beside the data
+NOT_CONTENT = ("__MACOSX", "__pycache__")  # folders that a program left next to the data
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 HEAD_BYTES = 256
 

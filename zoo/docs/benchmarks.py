@@ -22,7 +22,7 @@ def benchmarks_page(docs: Path) -> str:
 
 
 def _head(path: Path) -> tuple[str, str]:
-    """The heading of a page, and its first paragraph, whose links to files beside the page lead there from PATH."""
+    """The heading of a page, and its first paragraph, whose links to files in its folder lead there from PATH."""
     title, _, rest = path.read_text(encoding="utf-8").partition("\n")
     about = rest.strip().split("\n\n")[0]
     return title.lstrip("# "), re.sub(r"\]\((?!\w+:|#|/)", "](../benchmarks/", about)

@@ -55,7 +55,7 @@ def _result(kind: str, text: str, page: str) -> tuple[str, Recipe | None]:
 
 
 def read(text: str) -> Recipe:
-    """The recipe whose `model` section has these keys beside the usual ones. Raises RecipeError, as for any recipe."""
+    """The recipe whose `model` section has these keys and the usual ones. Raises RecipeError, as for any recipe."""
     own = text if re.search("^blocks:", text, re.MULTILINE) else f"blocks: {BLOCKS}\n{text}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "example.yaml"

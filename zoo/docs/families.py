@@ -1,4 +1,4 @@
-"""A page for each family of parts beside the blocks, which have a page each: every kind with its text and fields."""
+"""A page for each family of parts except blocks, which have a page each: every kind with its text and fields."""
 
 from typing import Any
 

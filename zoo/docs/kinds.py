@@ -182,7 +182,7 @@ def _seen(kind: str, config: BlockConfig, part: str | None) -> str:
     caption = f"`{name}` as in the minimal recipe ({about}), {MAP_TOKENS} tokens. Rows are queries, columns keys."
     chosen = " What selection chooses here is random." if point.pattern("selection") else ""
     file = _map_path(config, part).rsplit("/", 1)[-1]
-    # The drawing has no size of its own: a panel is as wide on every page, however many stand beside it.
+    # The drawing has no size of its own: a panel is as wide on every page, however many stand next to it.
     size = f'style="width: min(100%, {PANEL_REM * len(point.patterns)}rem)"'
     return f"![Attention map of {name}: {about}]({file}){{ .zoo-map {size} }}\n\n{caption}{chosen}"
 
@@ -196,7 +196,7 @@ def _cost_note(config: BlockConfig) -> str:
         "numbers are those of the minimal recipe's block. A multiplication and an addition are two FLOPs; norms, "
         "rotations and softmax count nothing. *Nominal* is what every token leaves behind, as papers count; "
         "*allocated* is the size of the cache tensors. An element is two bytes in bf16; numbers of a *state* are "
-        "kept beside them, in float32."
+        "in float32."
     )
     return f"{note}\n\n| symbol | field | here |\n|---|---|---:|\n{rows}" if rows else note
 

@@ -1,4 +1,4 @@
-"""The tokenizer beside an exported model, so that `AutoTokenizer.from_pretrained(folder)` makes the same tokens."""
+"""The tokenizer of an exported model, so that `AutoTokenizer.from_pretrained(folder)` makes the same tokens."""
 
 import json
 from collections.abc import Iterator

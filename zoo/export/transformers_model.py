@@ -67,7 +67,7 @@ class ZooCache:
     """
 
     is_compileable = False
-    is_linear = (False,)  # so that transformers 5 goes by get_seq_length, which counts beside a recurrent state too
+    is_linear = (False,)  # so that transformers 5 goes by get_seq_length, which also counts with a recurrent state
 
     def __init__(self, model: ModelCache):
         self.model, self.read = model, Read(cached=True)

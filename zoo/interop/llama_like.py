@@ -46,7 +46,7 @@ class LlamaLike(Family):
     activations: ClassVar[dict[str, Any]] = ACTIVATIONS | GELUS
     bias_keys: ClassVar[tuple[str, ...]] = ("attention_bias",)  # that the config class has; also mlp_bias
     norm_form: ClassVar[Form] = SAME
-    other_kinds: ClassVar[tuple[str, ...]] = ()  # of blocks, beside grouped-query attention
+    other_kinds: ClassVar[tuple[str, ...]] = ()  # of blocks, in addition to grouped-query attention
 
     # config.json to recipe
 

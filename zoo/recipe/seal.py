@@ -14,7 +14,7 @@ _WAY_OUT = (
     f"Bring the file back; or, if it is as you want it, end it with the line # checksum of the lines above: {EDITED}"
 )
 
-# What lies in run folders and exported folders, and hardly beside a recipe that somebody writes.
+# What lies in run folders and exported folders, and hardly in the folder of a recipe that somebody writes.
 _OF_RUNS = (
     "checkpoints",
     "environment.json",

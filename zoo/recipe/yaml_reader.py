@@ -196,7 +196,7 @@ def _read_file(path: str, which: str, refuse: Callable[[str], None]) -> str:
 
 
 def _did_you_mean(path: str) -> str:
-    """A suggestion for a file that is missing: the package's recipe of this name, else a similar name beside it."""
+    """A suggestion for a file that is missing: the package's recipe of this name, else a similar one in its folder."""
     if name := shipped.meant(path):
         return f" The recipe of this name in the package is {name}."
     return did_you_mean(Path(path).name, _recipes_beside(path))

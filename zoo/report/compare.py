@@ -139,7 +139,7 @@ def _maps(columns: Sequence[Column], facts: Sequence[dict[str, Any]]) -> tuple[i
 
 
 def as_json(found: dict[str, Any]) -> str:
-    """The comparison as JSON text, with the table's rows and their ratios beside the facts."""
+    """The comparison as JSON text, with the facts, the table's rows and their ratios."""
     table = [
         {
             "group": row.group,

@@ -126,7 +126,7 @@ def random_visibility(
 def draw(found: dict[str, torch.Tensor], title: str, panel_inches: float = 3.2, step: int = 1) -> Figure:
     """One panel a pattern: queries downwards, keys to the right; darker where more heads see the key.
 
-    step: draw every so manyth query and key.
+    step: draw every step-th query and key.
     """
     with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
         figure = Figure(figsize=(panel_inches * len(found), panel_inches + 0.4), layout="constrained")

@@ -15,7 +15,7 @@ from zoo.report.strips import strip
 from zoo.tables import Table, Text, has_colours, rendered
 from zoo.training.names import frozen_parameters
 
-CONTEXTS = (8192, 32768)  # in the JSON of every model, beside `contexts` of its own
+CONTEXTS = (8192, 32768)  # in the JSON of every model, in addition to its own `contexts`
 FAR = 131_072  # tokens, to which `contexts` goes beyond a model's own max_seq_len
 MAX_ROWS = 256  # of the table of layers
 

@@ -19,7 +19,7 @@ MEASURED = (
 def read_metrics(path: Path, needed: Sequence[str] = ()) -> list[dict]:
     """The records of a metrics.jsonl; a last line that a kill cut short is left out.
 
-    needed: numbers that every record must have, beside `batch`.
+    needed: numbers that every record must have, in addition to `batch`.
     Raises ZooError with the line for what is no record: a run folder may be damaged, or somebody else's.
     """
     return [record for _, record in read_lines(path, needed)]

@@ -282,7 +282,7 @@ class Runner:
         return int(latest(self.folder.runs / id / "metrics.jsonl").get("batch", 0))
 
     def _end(self, ended: Ended) -> None:
-        """Note how a run ended. One that was killed, or ran out of memory beside others, waits for another start."""
+        """Note how a run ended. One that was killed, or ran out of memory next to others, waits for another start."""
         run = next(run for run in self.all() if run.id == ended.id)
         state = self.folder.state(run, self.tasks_of(run))
         self.states[run.id] = state

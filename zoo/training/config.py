@@ -52,7 +52,7 @@ Schedule = Annotated[ScheduleConfig, PartOf(SCHEDULES)]
 
 
 class CheckpointConfig(_Section):
-    """When a checkpoint is written, beside the one that always marks the end or an interruption."""
+    """When a checkpoint is written, in addition to the one that always marks the end or an interruption."""
 
     every: Interval = Field("0.1dur", description="Interval between checkpoints; dur is a share of the duration.")
     keep: CountOrAll = Field(2, description="How many of the newest checkpoints are kept.")

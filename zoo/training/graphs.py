@@ -31,7 +31,7 @@ from zoo.training.composer_model import count_targets
 
 log = logging.getLogger("zoo.training")
 
-# A graph keeps the memory of its step for itself, and a validation needs its own beside it. A step that fills more than
+# A graph keeps the memory of its step for itself, and a validation needs memory of its own. A step that fills more than
 # this share of the GPU runs for hundreds of milliseconds, behind which Python hides.
 MOST_MEMORY = 0.45
 

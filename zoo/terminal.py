@@ -106,7 +106,10 @@ def _write(stream: TextIO | None, text: str, end: str, flush: bool) -> None:
 def _print(stream: TextIO | None, text: str, end: str, flush: bool) -> None:
     if stream is not None:
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        print(text.encode(encoding, "zoo.nearest").decode(encoding), end=end, file=stream, flush=flush)
+        # `print` writes the end of a line separately: with PYTHONUNBUFFERED the lines of two processes would mix.
+        stream.write((text + end).encode(encoding, "zoo.nearest").decode(encoding))
+        if flush:
+            stream.flush()
 
 
 def cleaned(renderable: Any, console: Any) -> Any:

@@ -90,6 +90,27 @@ def test_characters_that_ascii_lacks_become_near_ones(monkeypatch):
     assert stream.buffer.getvalue() == b"xx0.50 -> Gr??e ...\n<= ?\n"
 
 
+def test_a_line_is_one_write_without_buffering(monkeypatch):
+    """With PYTHONUNBUFFERED=1; the lines of several processes mixed in one log or pipe otherwise."""
+    writes = []
+
+    class Pipe(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            writes.append(bytes(data))
+            return len(data)
+
+    stream = io.TextIOWrapper(Pipe(), encoding="utf-8", write_through=True)
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setattr("sys.stderr", stream)
+    terminal.out("batch 1")
+    terminal.err("batch 2")
+    terminal.out_styled("batch 3")
+    assert writes == [b"batch 1\n", b"batch 2\n", b"batch 3\n"]
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_comparison_is_printed_on_a_terminal_without_utf8(encoding):
     recipes = Path(__file__).parents[2] / "recipes" / "tiny"

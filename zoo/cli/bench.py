@@ -1,6 +1,5 @@
 """`zoo bench ...` on the command line. Imports torch only when a command runs."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ import typer
 
 from zoo.cli.app import App
 from zoo.json_text import json_text
+from zoo.terminal import err, out
 
 app = App(help="Measure speed on this machine.", no_args_is_help=True)
 
@@ -78,13 +78,13 @@ def kernels(
         "peers": peers,
         "graph": graph,
         "command": " ".join(command),
-        "say": _say,
+        "say": err,
         "save": _saver(json_file),
     }
     report = measure(configs, lengths, **settings)
     if plot_file:
         plot(report, plot_file)
-    print(as_markdown(report))
+    out(as_markdown(report))
 
 
 @app.command()
@@ -108,13 +108,13 @@ def decode(
     settings: dict[str, Any] = {
         "overrides": overrides or [],
         "command": " ".join(command),
-        "say": _say,
+        "say": err,
         "save": _saver(json_file),
     }
     report = measure(map(str, recipes), contexts, batches, **settings)
     if plot_file:
         plot(report, plot_file)
-    print(as_markdown(report))
+    out(as_markdown(report))
 
 
 @app.command()
@@ -136,8 +136,8 @@ def train(
     command = ["zoo bench train", *map(str, recipes), f"--steps {steps}"]
     command += ["--data"] * data + ["--peers"] * peers + [f"--set {override}" for override in overrides or []]
     settings: dict[str, Any] = {"steps": steps, "data": data, "peers": peers, "command": " ".join(command)}
-    report = measure(map(str, recipes), overrides or [], **settings, say=_say, save=_saver(json_file))
-    print(as_markdown(report))
+    report = measure(map(str, recipes), overrides or [], **settings, say=err, save=_saver(json_file))
+    out(as_markdown(report))
 
 
 @app.command("decode-pair")
@@ -151,11 +151,11 @@ def decode_pair(
     from zoo.bench import decode_pair as room
     from zoo.bench.kernels import machine
 
-    rows = room.measure(contexts, batches, say=_say)
+    rows = room.measure(contexts, batches, say=err)
     command = f"zoo bench decode-pair --context {context} --batch {batch}"
     report = {"machine": machine(), "command": command, "rows": rows}
     _saver(json_file)(report)
-    print(room.as_markdown(report))
+    out(room.as_markdown(report))
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -174,7 +174,3 @@ def _saver(json_file: Path | None) -> Callable[[dict], None]:
             json_file.write_text(json_text(report, indent=1))  # in place: it may be a pipe or /dev/stdout
 
     return save
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -5,6 +5,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from zoo.terminal import err
+
 
 class Progress:
     """Counts bytes of text: `with Progress("text", total) as progress: progress.advance(n)`; total None: not known."""
@@ -31,7 +33,7 @@ class Progress:
         elif not self._quiet and time.monotonic() - self._said > self.interval_s:
             self._said = time.monotonic()
             of = f" of about {self._total / 1e6:,.0f}" if self._total else ""
-            print(f"preparing {self._label}: {self._done / 1e6:,.0f}{of} MB", file=sys.stderr, flush=True)
+            err(f"preparing {self._label}: {self._done / 1e6:,.0f}{of} MB")
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar:

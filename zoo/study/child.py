@@ -21,6 +21,7 @@ from zoo.files import open_file, write_json
 from zoo.processes import end_with_parent
 from zoo.study.preload import PARENT, STOPPED
 from zoo.study.state import DIVERGED, FAILED
+from zoo.terminal import err
 
 PATIENCE_S = 600.0  # for the process of a study that was killed, which still saves
 
@@ -113,7 +114,7 @@ def unexpected(error: Exception) -> str:
 
 
 def _failed(outcome: Path, state: str, why: str) -> int:
-    print(why, file=sys.stderr)
+    err(why)
     write_json(outcome, {"state": state, "why": why})
     return 1
 

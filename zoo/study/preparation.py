@@ -19,6 +19,7 @@ from zoo.files import read_json, write_json
 from zoo.study.child import ends_with_study, unexpected
 from zoo.study.config import StudyError
 from zoo.study.preload import STOPPED
+from zoo.terminal import err
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _failed(record: Path, why: str) -> int:
-    print(why, file=sys.stderr)
+    err(why)
     write_json(record, {"why": why})
     return 1
 

@@ -51,6 +51,7 @@ def list_command(as_json: bool) -> str:
                 "chance": task.chance_text(),
                 "data": task.data_from,
                 "metrics": [metric.name for metric in task.metrics],
+                "primary": task.primary().name,
             }
         )
     return json_text({"tasks": found, "groups": {name: list(tasks) for name, tasks in GROUPS.items()}}, indent=1)

@@ -49,7 +49,7 @@ class Result:
 
     @property
     def primary(self) -> tuple[str, dict[str, Any]]:
-        """(name, numbers) of the metric that a table shows first."""
+        """(name, numbers) of the primary metric: the first, as in `Task.metrics`."""
         return next(iter(self.metrics.items()))
 
     def is_share(self, metric: str) -> bool:

@@ -130,12 +130,16 @@ Answer = Chosen | Predicted | Generated
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that a task reports: `better` is "higher" or "lower"; `percent` says how it is shown."""
+    """A number that a task reports: `better` is "higher" or "lower"; `percent` says how it is shown.
+
+    per_token: whether it depends on how a text is cut into tokens, so that it compares only models of one tokenizer.
+    """
 
     name: str
     better: str = "higher"
     percent: bool = True
     about: str = ""
+    per_token: bool = False
 
 
 @dataclass
@@ -158,12 +162,14 @@ class _AboutTask:
         metrics = ", ".join(
             f"`{each.name}` ({each.about})" if each.about else f"`{each.name}`" for each in task.metrics
         )
+        primary = f"`{task.primary().name}`, on which a study decides"
         facts = {
             "Measures": task.measures,
             "Rows": task.row_count(),
             "Chance": task.chance_text(),
             "Data": task.data_from,
             "Metrics": metrics,
+            "Primary metric": primary,
         }
         return About("\n".join(f"- {name}: {text}." for name, text in facts.items()), task.papers)
 
@@ -188,7 +194,7 @@ class Task(BaseModel):
     measures: ClassVar[str]
     data_from: ClassVar[str]
     papers: ClassVar[tuple[Paper, ...]] = ()
-    metrics: ClassVar[tuple[Metric, ...]]
+    metrics: ClassVar[tuple[Metric, ...]]  # the first is the primary one, by which the task is judged
     facets: ClassVar[tuple[str, ...]] = ()  # the breakdowns that the task reports, from the facets of its examples
     version: ClassVar[int] = 1  # raised when examples or scores change, so that results of two versions are not mixed
     needs_text: ClassVar[bool] = True  # whether the model must have a tokenizer
@@ -212,8 +218,13 @@ class Task(BaseModel):
 
     @classmethod
     def chance_text(cls) -> str:
-        """The chance level of the first metric, for the list of tasks."""
+        """The chance level of the primary metric, for the list of tasks."""
         return "none"
+
+    @classmethod
+    def primary(cls) -> Metric:
+        """The metric by which the task is judged: the first."""
+        return cls.metrics[0]
 
     def examples(self, model: ModelFacts) -> Sequence[Example]:
         """The rows for this model; the same seed gives the same rows on every machine.

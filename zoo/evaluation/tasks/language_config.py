@@ -21,7 +21,7 @@ class LossByPosition(Task):
     measures: ClassVar[str] = "how the loss falls with context, at and beyond the training length"
     data_from: ClassVar[str] = "the run's held-out text, or --data"
     metrics: ClassVar = (
-        Metric("nats", "lower", False, about="per token"),
+        Metric("nats", "lower", False, about="per token", per_token=True),
         Metric("bits_per_byte", "lower", False, about="of the text"),
     )
     facets: ClassVar[tuple[str, ...]] = ("length", "position")
@@ -47,7 +47,7 @@ class Perplexity(Task):
     measures: ClassVar[str] = "loss and bits per byte of a text, by position and by document"
     data_from: ClassVar[str] = "the run's held-out text, or --data"
     metrics: ClassVar = (
-        Metric("nats", "lower", False, about="per token"),
+        Metric("nats", "lower", False, about="per token", per_token=True),
         Metric("bits_per_byte", "lower", False, about="of the text"),
     )
     facets: ClassVar[tuple[str, ...]] = ("position", "document")

@@ -4,22 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo.counting.model_cost import model_cost
-from zoo.report.columns import data_read
+from zoo.study.comparing import about, conclude, one_tokenizer
 from zoo.study.config import StudyError
 from zoo.study.equality import equality
 from zoo.study.expand import Run, Runs
 from zoo.study.matching import described
 from zoo.study.results import flops_per_token, run_measured, run_results
 from zoo.study.runner import Runner
-from zoo.study.state import DONE, has_scores
-from zoo.study.statistics import Curve, Difference, Mean, differences, fit_curve
+from zoo.study.state import DONE
+from zoo.study.statistics import Curve, fit_curve
 from zoo.study.verdicts import notes, verdict
-
-ABOUT = (
-    "Means and 95% intervals are Student's t over the seeds that count; seeds that chose from the grid are not among "
-    "them. Differences are paired by seed and corrected for the number of comparisons by Holm's method: together the "
-    "corrected intervals are right with 95%."
-)
 
 
 def findings(runner: Runner, against: str | None = None) -> dict[str, Any]:
@@ -35,14 +29,15 @@ def findings(runner: Runner, against: str | None = None) -> dict[str, Any]:
     order = dict.fromkeys([against or next(iter(runs.architectures)), *runs.architectures])
     found = {name: _architecture(runner, name) for name in order}
     metric = _metric(runs, found)
-    _conclude(found, metric, runner.tasks)
+    families = conclude(found, metric, runner)
     curve = _speedups(found, metric)
     config = runs.study.config
     results = {
         "study": config.name,
         "summary": config.summary,
         "metric": metric,
-        "about": ABOUT,
+        "about": about(families),
+        "families": families,
         "seeds": {"choosing": config.choosing, "counting": config.counting},
         "grid": config.grid,
         "tasks": list(runner.tasks),
@@ -94,75 +89,9 @@ def _results(runner: Runner, runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _metric(runs: Runs, found: Mapping[str, dict]) -> str:
     """`loss`; bits per byte where the architectures have different tokenizers and all runs know the bytes."""
-    recipes = [runs.recipes[name, runs.points[0].label] for name in runs.architectures]
-    tokenizers = [(data_read(recipe)["tokenizer"], recipe.model.vocab_size) for recipe in recipes]
     done = [run for each in found.values() for run in each["runs"] if run["state"] == DONE]
-    other = any(each != tokenizers[0] for each in tokenizers)
+    other = not one_tokenizer(runs)
     return "bits_per_byte" if other and all(run["bits_per_byte"] is not None for run in done) else "loss"
-
-
-def by_seed(architecture: dict, read) -> dict[int, float]:
-    """Seed -> a number of the runs that are done and have it."""
-    values = {run["seed"]: read(run) for run in architecture["runs"] if run["state"] == DONE}
-    return {seed: value for seed, value in values.items() if value is not None}
-
-
-def _conclude(found: dict[str, dict], metric: str, tasks: Mapping[str, int]) -> None:
-    """Put means and differences into each architecture: of the metric, and of every score."""
-    first, *others = found
-    losses = {name: by_seed(each, lambda run: run[metric]) for name, each in found.items()}
-    compared = differences(losses[first], {name: losses[name] for name in others})
-    for name, each in found.items():
-        for key in ("loss", "bits_per_byte"):
-            mean = Mean.of(list(by_seed(each, lambda run, key=key: run[key]).values()))
-            each[f"mean_{key}"] = mean.as_dict() if mean else None
-        each["difference"] = compared[name].as_dict() if name in compared else None
-        each["scores"] = {}
-    _conclude_scores(found, first, others, tasks)
-
-
-def _conclude_scores(found: dict[str, dict], first: str, others: list[str], tasks: Mapping[str, int]) -> None:
-    """All scores of all architectures are one family for the correction.
-
-    tasks: label -> version of the tasks of the study; runs may have been scored on others as well.
-    """
-    names: dict[tuple[str, str], dict] = {}
-    for each in found.values():
-        for run in each["runs"]:
-            for task, metrics in run.get("scores", {}).items():
-                if has_scores(run, {task: tasks.get(task, -1)}):  # of this version of a task of this study
-                    for metric, numbers in metrics.items():
-                        names.setdefault((task, metric), numbers)
-    values = {
-        (name, *key): by_seed(each, lambda run, key=key: _score(run, key, tasks))
-        for name, each in found.items()
-        for key in names
-    }
-    compared: dict[Any, Difference] = {}
-    family: dict[Any, dict[int, float]] = {}
-    for name in others:
-        for key in names:
-            ours, theirs = values[(name, *key)], values[(first, *key)]
-            # Differences of one key from the first architecture's, as a family of its own: from 0.
-            family[(name, *key)] = {seed: ours[seed] - theirs[seed] for seed in theirs if seed in ours}
-    seeds = {seed for each in family.values() for seed in each}
-    compared = differences(dict.fromkeys(seeds, 0.0), family)
-    for name, each in found.items():
-        for (task, metric), numbers in names.items():
-            mean = Mean.of(list(values[name, task, metric].values()))
-            difference = compared.get((name, task, metric))
-            each["scores"].setdefault(task, {})[metric] = {
-                "mean": mean.as_dict() if mean else None,
-                "difference": difference.as_dict() if difference else None,
-                **{key: numbers.get(key) for key in ("chance", "better", "share", "rows")},
-            }
-
-
-def _score(run: dict, key: tuple[str, str], tasks: Mapping[str, int]) -> float | None:
-    task, metric = key
-    if not has_scores(run, {task: tasks[task]}):
-        return None
-    return run["scores"][task].get(metric, {}).get("value")
 
 
 def _speedups(found: dict[str, dict], metric: str) -> Curve | None:

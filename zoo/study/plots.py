@@ -161,7 +161,9 @@ def _points(axes: Axes, name: str, points: list[tuple[int, float, dict]], ticks:
 
 def _scores(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     architectures = found["results"]["architectures"]
-    keys = [(task, metric) for task, metrics in architectures[0]["scores"].items() for metric in metrics]
+    first = architectures[0]["scores"]
+    keys = [(task, metric) for task, metrics in first.items() for metric in metrics]
+    keys.sort(key=lambda key: not first[key[0]][key[1]]["primary"])  # those on which something is decided first
     for number, (task, metric) in enumerate(keys[:MOST_SCORES]):
         numbers = [each["scores"][task][metric] for each in architectures]
         if not any(each["mean"] for each in numbers):
@@ -182,7 +184,8 @@ def _scores(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
         x = f"{metric.replace('_', ' ')}{', %' * (unit == 100)}; {numbers[0]['better'] or 'neither'} is better"
         dotted = "; dotted: chance" if numbers[0]["chance"] is not None else ""
-        yield f"{task}{dotted}", draw(f"score{number}", x, "", fill, height=0.9 + 0.35 * len(numbers))
+        further = "" if numbers[0]["primary"] else "; a further score, not corrected, not decided"
+        yield f"{task}{dotted}{further}", draw(f"score{number}", x, "", fill, height=0.9 + 0.35 * len(numbers))
 
 
 def _score(axes: Axes, gid: str, index: int, mean: dict, unit: int) -> None:

@@ -46,8 +46,8 @@ def as_text(found: dict[str, Any], width: int | None = None) -> str:
     parts += [Text(), *(Text(f"note: {note}") for note in results["notes"]), Text()]
     for title, head, lines in tables(found):
         table = Table(title, *head[1:])
-        for column in table.columns[1:]:
-            column.justify = "right"
+        for column, heading in zip(table.columns[1:], head[1:], strict=True):
+            column.justify = "right" if heading else "left"
         for line in lines:
             table.add_row(*line)
         parts += [table, Text()]
@@ -62,7 +62,8 @@ def as_markdown(found: dict[str, Any]) -> str:
     lines += [f"- {each['sentence']}" for each in results["verdicts"]]
     lines += ["", *(f"- Note: {note}" for note in results["notes"])]
     for title, head, rows in tables(found):
-        lines += ["", f"| {title} | {' | '.join(map(_cell, head[1:]))} |", f"|---|{'---:|' * (len(head) - 1)}"]
+        ruler = "".join("---:|" if heading else "---|" for heading in head[1:])
+        lines += ["", f"| {title} | {' | '.join(map(_cell, head[1:]))} |", f"|---|{ruler}"]
         lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
     return "\n".join([*lines, "", results["about"], ""])
 

@@ -64,8 +64,8 @@ class Runner:
         self._command, self._prepare, self._poll_s = command or train_command, prepare or prepare_command, poll_s
         config = runs.study.config
         self._scored = scored
-        self._made = make_tasks(config.tasks) if config.tasks else []
-        self.tasks = {task.label: task.version for task in self._made}
+        self.made_tasks = make_tasks(config.tasks) if config.tasks else []
+        self.tasks = {task.label: task.version for task in self.made_tasks}
         self.states: dict[str, State] = {}
         self.started_at: dict[str, float] = {}
         self.kills: dict[str, tuple[int, int]] = {}  # run -> (kills in a row without progress, batches then)
@@ -119,7 +119,7 @@ class Runner:
 
     def missing_data(self) -> dict[str, str]:
         """Tasks whose data are not installed -> why, and the command that installs them."""
-        found = {task.task: task.missing() for task in self._made}
+        found = {task.task: task.missing() for task in self.made_tasks}
         return {name: why for name, why in found.items() if why is not None}
 
     def _refuse_missing_data(self) -> None:

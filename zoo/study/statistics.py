@@ -7,7 +7,7 @@ narrow (three seeds have ten different resamples). Differences are t intervals o
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from zoo.evaluation.statistics import deviation, t_interval, t_test
@@ -45,6 +45,7 @@ class Difference:
     low, high: 95% interval by itself.  holm_low, holm_high: interval at the level of Holm's step, so that all
     differences of the family are right together with 95%; it contains 0 exactly if the difference is undecided.
     p, p_holm: two-sided, before and after the correction.  None with fewer than two common seeds.
+    A difference that is in no family has no corrected numbers, and is never decided.
     """
 
     value: float
@@ -65,26 +66,33 @@ class Difference:
         return asdict(self) | {"decided": self.decided}
 
 
-def differences(first: Mapping[int, float], others: Mapping[Any, Mapping[int, float]]) -> dict[Any, Difference]:
-    """The difference of each of `others` from `first`; all are one family for Holm's correction (Holm 1979).
+def paired(first: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
+    """The differences of `other` from `first`, seed -> value each, at the seeds that both have."""
+    return [other[seed] - first[seed] for seed in first if seed in other]
 
-    first, others: seed -> value.  Only seeds that both have count; one without common seeds is left out.
+
+def differences(pairs: Mapping[Any, Sequence[float]]) -> dict[Any, Difference]:
+    """Each difference with its interval; all are one family for Holm's correction (Holm 1979).
+
+    pairs: key -> the `paired` differences.  A key without common seeds is left out.
     """
-    pairs = {key: [other[s] - first[s] for s in first if s in other] for key, other in others.items()}
-    pairs = {key: values for key, values in pairs.items() if values}
-    p_values = {key: t_test(values) for key, values in pairs.items() if len(values) > 1}
-    steps = _holm(p_values)
-    found = {}
-    for key, values in pairs.items():
-        mean = statistics.mean(values)
-        if key not in steps:
-            found[key] = Difference(mean, len(values))
-            continue
-        level, p_holm = steps[key]
-        low, high = t_interval(values, LEVEL)
-        holm_low, holm_high = t_interval(values, level)
-        found[key] = Difference(mean, len(values), low, high, p_values[key], holm_low, holm_high, p_holm)
+    found = {key: difference(values) for key, values in pairs.items() if values}
+    steps = _holm({key: each.p for key, each in found.items() if each.p is not None})
+    for key, (level, p_holm) in steps.items():
+        low, high = t_interval(pairs[key], level)
+        found[key] = replace(found[key], holm_low=low, holm_high=high, p_holm=p_holm)
     return found
+
+
+def difference(values: Sequence[float]) -> Difference:
+    """One difference by itself, in no family: its interval is not corrected, and it is never decided.
+
+    values: the `paired` differences, at least one.
+    """
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return Difference(mean, len(values))
+    return Difference(mean, len(values), *t_interval(values, LEVEL), t_test(values))
 
 
 def _holm(p_values: Mapping[Any, float]) -> dict[Any, tuple[float, float]]:

@@ -1,16 +1,21 @@
 """The tables of a study's report, as text: what each architecture reached, its scores, what was equal. No torch."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from zoo.report.rows import binary, decimal
 from zoo.study.verdicts import interval
 
 NO_VALUE = "–"
+_SCORES = {True: "score", False: "further scores, not decided"}
 
 
 def tables(found: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """(title, headings, rows) of each table; the title is the heading of the first column."""
+    """(title, headings, rows) of each table; the title is the heading of the first column.
+
+    Columns with a heading hold numbers; those without one hold words, and are aligned at the left.
+    """
     architectures = found["results"]["architectures"]
     yield "quality", *_quality(found)
     yield "cost", *_cost(found)
@@ -18,10 +23,11 @@ def tables(found: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[st
         labels = list(next(each["losses_of_choice"] for each in architectures if each["losses_of_choice"]))
         rows = [[each["name"], *(_choice(each, label) for label in labels)] for each in architectures]
         yield "loss that chose (* chosen)", ["", *labels], rows
-    if any(each["scores"] for each in architectures):
-        yield "score", *_score_table(architectures)
-    rows = [[row["what"], "equal" if row["equal"] else "not equal", *_shown(row)] for row in found["results"]["equal"]]
-    yield "what was equal", ["", "", *(each["name"] for each in architectures)], rows
+    for primary in (True, False):
+        if rows := list(_scores(architectures, primary)):
+            yield _SCORES[primary], _score_head(primary), rows
+    rows = [[row["what"], "equal" if row["equal"] else "not equal", _shown(row)] for row in found["results"]["equal"]]
+    yield "what was equal", ["", "", ""], rows
 
 
 def _quality(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -87,43 +93,71 @@ def _choice(each: dict, label: str) -> str:
     return "no loss" if loss is None else f"{loss:.4f}{' *' if label == each['chosen'] else ''}"
 
 
-def _score_table(architectures: list[dict]) -> tuple[list[str], list[list[str]]]:
-    first = architectures[0]
-    rows = []
-    for task, metrics in first["scores"].items():
+def _score_head(primary: bool) -> list[str]:
+    """Headings: the interval of a difference that is in no family is that of this difference alone."""
+    return ["", "", "mean", "difference", "95% together" if primary else "95%, not corrected"]
+
+
+def _scores(architectures: list[dict], primary: bool) -> Iterator[list[str]]:
+    """A row for each architecture, under the primary metric of each task, or under each of its other metrics."""
+    for task, metrics in architectures[0]["scores"].items():
         for metric, numbers in metrics.items():
-            unit = 100 if numbers["share"] else 1
-            chance = (
-                "" if numbers["chance"] is None else f", chance {unit * numbers['chance']:.3g}{'%' * (unit == 100)}"
-            )
-            cells = [_score(each["scores"].get(task, {}).get(metric), unit) for each in architectures]
-            rows.append([f"{task}: {metric}{chance}", *cells])
-    return ["", *(each["name"] for each in architectures)], rows
+            if numbers["primary"] != primary:
+                continue
+            unit = _Unit(numbers["share"])
+            chance = "" if numbers["chance"] is None else f", chance {unit.plain(numbers['chance'])}"
+            name = f"{task}: {metric.replace('_', ' ')}{chance}"
+            for each in architectures:
+                yield [name, each["name"], *_score(each["scores"][task][metric], unit)]
+                name = ""
 
 
-def _score(found: dict | None, unit: int) -> str:
-    """`53.1% (50.0 to 56.2) better`: compared with the first architecture; `=` if the difference is undecided."""
-    if not found or not found["mean"]:
-        return NO_VALUE
-    mean, digits = found["mean"], 1 if unit == 100 else 3
-    text = f"{unit * mean['value']:.{digits}f}{'%' * (unit == 100)}"
+@dataclass(frozen=True)
+class _Unit:
+    """How a score is written: a share of 1 in per cent, and differences of it in points of a per cent."""
+
+    share: bool
+
+    def text(self, value: float, sign: str = "") -> str:
+        return f"{100 * value:{sign}.1f}" if self.share else f"{value:{sign}.3f}"
+
+    def plain(self, value: float) -> str:
+        return f"{100 * value:.3g}%" if self.share else f"{value:.3g}"
+
+
+def _score(found: dict, unit: _Unit) -> list[str]:
+    """Mean, difference from the first architecture, interval of it; `better` or `worse` if it is decided."""
+    mean, apart = found["mean"], found["difference"]
+    if mean is None:
+        return [NO_VALUE] * 3
+    text = unit.text(mean["value"]) + "%" * unit.share
     if mean["low"] is not None:
-        text += interval(unit * mean["low"], unit * mean["high"], digits)
-    difference = found["difference"]
-    if difference is None:
-        return text
-    if not difference["decided"]:
-        return f"{text} ="
-    higher = (difference["value"] > 0) == (found["better"] == "higher")
-    return f"{text} {'better' if higher else 'worse'}"
+        text += f" ({unit.text(mean['low'])} to {unit.text(mean['high'])})"
+    if apart is None:
+        return [text, NO_VALUE, NO_VALUE]
+    signed = unit.text(apart["value"], "+") + " points" * unit.share
+    low, high = ("holm_low", "holm_high") if found["primary"] else ("low", "high")
+    if apart[low] is None:
+        return [text, signed, NO_VALUE]
+    bounds = f"{unit.text(apart[low], '+')} to {unit.text(apart[high], '+')}"
+    return [text, signed, bounds + (_decision(found) if found["primary"] else "")]
 
 
-def _shown(row: dict) -> list[str]:
-    """The values of a row of the table of what was equal: once where they are."""
-    texts = [_value(value) for value in row["values"].values()]
-    if len(set(texts)) == 1:
-        return [texts[0], *[""] * (len(texts) - 1)]
-    return texts
+def _decision(found: dict) -> str:
+    if not found["difference"]["decided"]:
+        return ", contains 0"
+    higher = (found["difference"]["value"] > 0) == (found["better"] == "higher")
+    return ", better" if higher else ", worse"
+
+
+def _shown(row: dict) -> str:
+    """The values of a row of the table of what was equal: once where they are, else each with its architectures."""
+    names: dict[str, list[str]] = {}
+    for name, value in row["values"].items():
+        names.setdefault(_value(value), []).append(name)
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{', '.join(each)}: {text}" for text, each in names.items())
 
 
 def _value(value: Any) -> str:

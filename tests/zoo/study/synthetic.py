@@ -20,10 +20,11 @@ from zoo.study.preload import PARENT
 BATCHES, TOKENS = 10, 100
 SEED = 987_654_321
 _DUMPED: dict = {}
+Scores = dict[str, float | dict[str, float]]  # task -> accuracy, or metric -> value
 
 
-def write_run(folder: Path, recipe: str, losses: list[float], scores: dict[str, float] | None = None) -> None:
-    """A complete run folder: a validation after each batch with these losses; task -> accuracy."""
+def write_run(folder: Path, recipe: str, losses: list[float], scores: Scores | None = None) -> None:
+    """A complete run folder: a validation after each batch with these losses, and the scores."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(sealed(recipe))
     lines = [_line(batch, loss) for batch, loss in enumerate(losses, start=1)]
@@ -64,15 +65,21 @@ def _finish(folder: Path, batches: int) -> None:
     temporary.replace(folder / "summary.json")
 
 
-def _write_scores(path: Path, scores: dict[str, float], digest: str, versions: Mapping[str, int] = {}) -> None:
+def _write_scores(path: Path, scores: Scores, digest: str, versions: Mapping[str, int] = {}) -> None:
     from zoo.evaluation.results import Result, ResultFile
 
     kept = ResultFile(path)
-    for task, value in scores.items():
-        numbers = {"value": value, "stderr": 0.01, "low": value - 0.02, "high": value + 0.02, "rows": 100}
-        metrics = {"accuracy": {**numbers, "chance": 0.5, "better": "higher", "share": True}}
+    for task, given in scores.items():
+        values = given if isinstance(given, dict) else {"accuracy": given}
+        metrics = {name: _numbers(value, name in ("nats", "bits_per_byte")) for name, value in values.items()}
         version = versions.get(task, 1)
         kept.add(Result(task, task, {}, version, 0, 100, "0" * 16, metrics, model={"digest": digest}))
+
+
+def _numbers(value: float, nats: bool) -> dict:
+    numbers = {"value": value, "stderr": 0.01, "low": value - 0.02, "high": value + 0.02, "rows": 100}
+    kind = ("lower", None) if nats else ("higher", 0.5)
+    return {**numbers, "better": kind[0], "chance": kind[1], "share": not nats}
 
 
 def finish_study(runner, loss: Callable, scores: Callable = lambda run: None) -> None:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from zoo.evaluation.statistics import t_interval, t_test
-from zoo.study.statistics import Mean, choose, differences, fit_curve
+from zoo.study.statistics import Mean, choose, difference, differences, fit_curve, paired
 
 VALUES = [2.1, 2.4, 1.9, 2.2]
 
@@ -36,7 +36,7 @@ def test_differences_are_paired_by_seed():
     """The seeds differ by far more than the architectures, and a pair of each seed shows the difference."""
     first = {1: 1.0, 2: 5.0, 3: 9.0, 4: 2.0}
     other = {seed: value - 0.1 + 0.001 * seed for seed, value in first.items() if seed != 4} | {9: 100.0}
-    found = differences(first, {"other": other})["other"]
+    found = differences({"other": paired(first, other)})["other"]
     assert found.n == 3
     assert found.value == pytest.approx(-0.098)
     assert found.decided
@@ -46,7 +46,7 @@ def test_differences_are_paired_by_seed():
 
 
 def test_one_common_seed_decides_nothing_and_none_is_left_out():
-    found = differences({1: 2.0}, {"one": {1: 1.0}, "none": {2: 1.0}})
+    found = differences({name: paired({1: 2.0}, other) for name, other in (("one", {1: 1.0}), ("none", {2: 1.0}))})
     assert list(found) == ["one"]
     assert found["one"].holm_low is None
     assert not found["one"].decided
@@ -67,12 +67,21 @@ def test_holm_corrects_and_the_intervals_say_the_same_as_the_decision(seed):
     draw = random.Random(seed)
     first = {s: draw.gauss(3, 0.1) for s in range(4)}
     others = {k: {s: v + draw.gauss(0.1 * k, 0.1) for s, v in first.items()} for k in range(5)}
-    found = differences(first, others)
+    found = differences({k: paired(first, other) for k, other in others.items()})
     raw = [t_test([others[k][s] - first[s] for s in first]) for k in others]
     assert [found[k].p_holm for k in others] == pytest.approx(holm(raw))
     for each in found.values():
         assert each.decided == (each.holm_low > 0 or each.holm_high < 0)
         assert each.holm_low <= each.low <= each.value <= each.high <= each.holm_high
+
+
+def test_a_difference_in_no_family_has_the_plain_interval_and_is_never_decided():
+    found = difference([-0.1, -0.1001, -0.0999])
+    family = differences({"it": [-0.1, -0.1001, -0.0999], "other": [1.0, -1.0, 0.1]})["it"]
+    assert (found.low, found.high, found.p) == (family.low, family.high, family.p)
+    assert found.high < 0
+    assert (found.holm_low, found.holm_high, found.p_holm, found.decided) == (None, None, None, False)
+    assert family.decided
 
 
 def points(**values):

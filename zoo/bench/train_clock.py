@@ -48,7 +48,7 @@ class Clock:
             self.first_step_s = time.time() - self.started
         if self.n == last:
             self.span_s = self.times[-1] - self.times[WARM_UP - 1]
-            self.peak = _peak_bytes()
+            self.peak = peak_bytes()
             self._profile()
         elif self.n == self.total:
             self._finish_profile()
@@ -136,7 +136,7 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Allocated on the GPU at the highest; on a CPU the process's resident set."""
     import torch
 

@@ -158,6 +158,29 @@ def decode_pair(
     out(room.as_markdown(report))
 
 
+@app.command("eval")
+def evaluation(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder, or a local transformers folder.")],
+    tasks: Annotated[
+        str, typer.Option(metavar="TASK,...", help="Tasks or groups, as of `zoo eval --tasks`.")
+    ] = "common_sense",
+    rows: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows of each task.")] = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also time HFLM of lm-evaluation-harness on the same rows (extra eval).")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch of HFLM; the zoo chooses its own.")] = 64,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure how long the tasks of an evaluation take, and print the table as Markdown."""
+    from zoo.bench.evaluation import as_markdown, measure
+
+    command = f"zoo bench eval {model} --tasks {tasks}" + (f" --rows {rows}" if rows else "")
+    command += f" --peers --batch-size {batch_size}" if peers else ""
+    settings: dict[str, Any] = {"peers": peers, "rows": rows, "batch_size": batch_size, "command": command}
+    report = measure(str(model), tasks, **settings, say=err, save=_saver(json_file))
+    out(as_markdown(report), end="")
+
+
 def _numbers(option: str, text: str) -> list[int]:
     """`8192,32768` as whole numbers from 1."""
     parts = text.split(",")

@@ -22,6 +22,7 @@ EXAMPLES = {
     "zoo bench kernels": "zoo bench kernels --seq-len 8192 --json kernels.json",
     "zoo bench decode": "zoo bench decode zoo:340m/full zoo:ansa_340m --context 8192 --batch 1",
     "zoo bench train": "zoo bench train zoo:340m/full zoo:ansa_340m",
+    "zoo bench eval": "zoo bench eval runs/quickstart --tasks arc_easy --rows 100",
     "zoo bench decode-pair": "zoo bench decode-pair --context 32768 --batch 1",
     "zoo study run": "zoo study run study.yaml --dry-run",
     "zoo study status": "zoo study status study.yaml",

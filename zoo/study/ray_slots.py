@@ -5,6 +5,7 @@ Every node must see the working directory and the study's folder under the same 
 
 import contextlib
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -18,6 +19,15 @@ from zoo.study.preload import STOPPED, start_process
 from zoo.study.slots import THREADS, Ended, Job
 
 POLL_S = 0.2
+LOOK_S = 5.0  # between two looks at which nodes there are
+CONNECT_S = 10.0
+LOST = -9  # the code of a run whose node or worker was lost: it goes on from its checkpoint
+
+
+NOT_STARTED = (
+    "could not be started on a node of the cluster, which needs the same Python environment as this machine, and the "
+    "working directory under the same path"
+)
 
 
 class MissingRay(StudyError):
@@ -50,6 +60,20 @@ def _wait(process: subprocess.Popen) -> int:
     return code
 
 
+def _refuse_no_one_there(address: str | None) -> None:
+    """Raise StudyError if nothing listens at a host and port: Ray would try for many minutes, without a word."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # auto, local, or none
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise StudyError(
+            f"--on ray: no cluster at {address}: {why}; the address is the one that ray start --head printed"
+        ) from error
+
+
 class RaySlots:
     """Tasks of a Ray cluster, with the interface of `slots.Slots`.
 
@@ -66,27 +90,36 @@ class RaySlots:
         self.ray = ray
         self._own = not ray.is_initialized()
         if self._own:
+            _refuse_no_one_there(address)
             try:
                 ray.init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
             except Exception as error:  # Ray raises many kinds, for one reason
                 raise StudyError(f"--on ray: no cluster at {address or 'this machine'}: {error}") from error
-        resources = ray.cluster_resources()
-        self.n_gpus, self.cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        self.n_nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+        self._look()
+        self._on_gpus = self.n_gpus > 0  # for good: a run whose GPU was lost waits for another one
         self.at_once = at_once
         self.estimates: dict[str, float] = {}
         self.nodes: set[str] = set()
         self._threads: int | None = None
         self._running: dict[str, Any] = {}
+        self._cores_of: dict[str, int] = {}
         self._stopped: set[str] = set()
         self._task = ray.remote(max_retries=0)(run_command)
 
+    def _look(self) -> None:
+        """Note which nodes there are: they come and go."""
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        self.n_nodes, self._looked_at = len(nodes), time.monotonic()
+        self.n_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+        self.cores = max(1, int(sum(node.get("CPU", 0) for node in nodes)))
+        self.largest = max(1, int(max((node.get("CPU", 0) for node in nodes), default=0)))  # cores of one node
+
     @property
     def threads(self) -> int:
-        """Threads of each run."""
+        """Threads of each run: no more than one node has cores."""
         if self._threads is not None:
             return self._threads
-        return 1 if self.n_gpus else max(1, self.cores // self.limit())
+        return 1 if self._on_gpus else max(1, min(self.largest, self.cores // self.limit()))
 
     def keep_threads(self, number: int) -> None:
         """Give every run this many threads: another number gives other last digits."""
@@ -94,11 +127,13 @@ class RaySlots:
 
     def limit(self) -> int:
         """Runs at a time."""
-        return max(1, self.n_gpus * (self.at_once or 1)) if self.n_gpus else self.at_once or self.cores
+        if self._on_gpus:
+            return max(1, self.n_gpus) * (self.at_once or 1)
+        return self.at_once or max(1, self.cores // (self._threads or 1))
 
     def about(self) -> str:
         """Where runs are started, and how many at a time, in words."""
-        what = f"{self.n_gpus} GPUs" if self.n_gpus else f"{self.cores} cores"
+        what = f"{self.n_gpus} GPUs" if self._on_gpus else f"{self.cores} cores"
         return f"Ray, {self.n_nodes} nodes with {what}, up to {self.limit()} runs at a time"
 
     def room(self, job: Job) -> bool:
@@ -109,33 +144,51 @@ class RaySlots:
         """Hand a job to the cluster, which chooses the node."""
         environment = {name: str(self.threads) for name in THREADS}
         environment |= {name: os.environ[name] for name in ("PYTHONPATH", "ZOO_DATA_CACHE") if name in os.environ}
-        share = {"num_gpus": 1 / (self.at_once or 1)} if self.n_gpus else {}
-        task = self._task.options(num_cpus=self.threads, name=job.id, **share)
+        share = {"num_gpus": 1 / (self.at_once or 1)} if self._on_gpus else {}
+        # Threads that a study began with elsewhere may be more than any node here has cores: Ray would wait for ever.
+        self._cores_of[job.id] = min(self.threads, self.largest)
+        task = self._task.options(num_cpus=self._cores_of[job.id], name=job.id, **share)
         self._running[job.id] = task.remote(job.command, str(job.log.absolute()), environment, os.getcwd())
 
     def measure(self, progressed: Sequence[str]) -> None:
         """Ray shares GPUs by `jobs`; nothing is measured."""
 
     def ended(self) -> list[Ended]:
-        """The jobs that ended since the last call; with code -9 where the node or its worker was lost."""
+        """The jobs that ended since the last call; with code LOST where the node or its worker was lost."""
+        if time.monotonic() - self._looked_at > LOOK_S:
+            self._look()
+            self._take_back()
         found = []
         for id, task in list(self._running.items()):
             done, _ = self.ray.wait([task], timeout=0)
             if done:
                 del self._running[id]
                 self._stopped.discard(id)
-                found.append(Ended(id, self._code(task)))
+                found.append(self._ended(id, task))
         return found
 
-    def _code(self, task: Any) -> int:
+    def _take_back(self) -> None:
+        """Cancel what waits for a node that was lost, and that no other is large enough for: it is started again."""
+        for id, cores in self._cores_of.items():
+            if id in self._running and cores > self.largest:
+                with contextlib.suppress(Exception):  # it may have ended
+                    self.ray.cancel(self._running[id])
+
+    def _ended(self, id: str, task: Any) -> Ended:
+        """How a task that is over ended."""
+        raised = self.ray.exceptions
         try:
             code, node = self.ray.get(task)
             self.nodes.add(node)
-            return int(code)
-        except self.ray.exceptions.TaskCancelledError:
-            return STOPPED
-        except self.ray.exceptions.RayError:
-            return -9
+            return Ended(id, int(code))
+        except raised.TaskCancelledError:
+            return Ended(id, STOPPED)
+        except raised.RayTaskError as error:
+            return Ended(id, 1, why=f"{NOT_STARTED}: {type(error.cause or error).__name__}: {error.cause or error}")
+        except raised.OutOfMemoryError:
+            return Ended(id, LOST, why="ended by Ray because its node was short of memory")
+        except raised.RayError as error:
+            return Ended(id, LOST, why=f"lost with its node or its Ray worker ({type(error).__name__})")
 
     def running(self) -> list[str]:
         """Ids of the jobs that have been handed over and not ended."""

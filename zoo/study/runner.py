@@ -302,14 +302,14 @@ class Runner:
             self._killed(run, ended)
         else:
             why = last_words(self.folder.log(run)) or "without a word"
-            self._fail(run, f"ended with exit code {ended.code}: {why}")
+            self._fail(run, ended.why or f"ended with exit code {ended.code}: {why}")
 
     def _killed(self, run: Run, ended: Ended) -> None:
         batches = self._batches(run.id)
         times, before = self.kills.get(run.id, (0, -1))
         times = times + 1 if batches <= before else 1
         self.kills[run.id] = times, batches
-        how = "stopped" if ended.code == STOPPED else f"killed by {_signal_name(-ended.code)}"
+        how = ended.why or ("stopped" if ended.code == STOPPED else f"killed by {_signal_name(-ended.code)}")
         if times >= MOST_KILLS:
             self._fail(run, f"{how} {times} times in a row without a batch more; is there enough memory?")
             return

@@ -39,12 +39,13 @@ class Job:
 @dataclass(frozen=True)
 class Ended:
     """A job that ended.  code: its exit code, of a signal the negative number.  device, shared: where, and whether
-    another run was there as well."""
+    another run was there as well.  why: what ended it, in words, where that is known better than by the code."""
 
     id: str
     code: int
     device: str | None = None
     shared: bool = False
+    why: str = ""
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What a study reads back from its folder, checked: it may be damaged, or somebody else's.  No torch."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -58,6 +58,13 @@ class _Outcome(_Content):
     measured: _Measured
 
 
+class _NotDone(_Content):
+    """A run that is not done: outcomes/RUN.json."""
+
+    state: Literal["failed", "diverged"]
+    why: str = ""
+
+
 class _Summary(_Content):
     """What a study reads of summary.json."""
 
@@ -84,9 +91,9 @@ class _Rows(_Content):
 
 def read_outcome(path: Path) -> dict[str, Any]:
     """What became of a run; complete if its state is done.  Raises StudyError that names the file otherwise."""
-    found = read_json(path, "remove it, and the study trains the run anew or reads its folder", StudyError)
-    if found.get("state") == "done":
-        _check(_Outcome, found, path)
+    way_out = "remove it, and the study trains the run anew or reads its folder"
+    found = read_json(path, way_out, StudyError)
+    _check(_Outcome if found.get("state") == "done" else _NotDone, found, path, way_out)
     return found
 
 
@@ -94,30 +101,32 @@ def read_summary(folder: RunFolder) -> dict[str, Any] | None:
     """summary.json of a complete run, else None.  Raises ZooError if it lacks what a study reads of it."""
     found = folder.read_summary()
     if found is not None:
-        _check(_Summary, found, folder.summary)
+        _check(_Summary, found, folder.summary, "remove its folder to train the run anew")
     return found
 
 
 def read_threads(path: Path) -> int:
     """Threads of each run.  Raises StudyError that names the file if it does not say."""
-    found = read_json(path, error=StudyError)
-    _check(_Threads, found, path)
+    way_out = "remove it, and the study chooses the threads again"
+    found = read_json(path, way_out, StudyError)
+    _check(_Threads, found, path, way_out)
     return found["threads"]
 
 
 def read_speeds(path: Path) -> list[dict[str, Any]]:
     """Rows of `zoo bench decode`.  Raises StudyError that names the file for rows that a report cannot show."""
-    found = read_json(path, "remove it, and zoo study run measures again", StudyError)
-    _check(_Rows, found, path)
+    way_out = "remove it, and zoo study run measures again"
+    found = read_json(path, way_out, StudyError)
+    _check(_Rows, found, path, way_out)
     rows = found.get("rows", [])
     for row in rows:
         if not row.get("skipped"):
-            _check(_Speed, row, path)
+            _check(_Speed, row, path, way_out)
     return rows
 
 
-def _check(kind: type[BaseModel], found: dict[str, Any], path: Path) -> None:
+def _check(kind: type[BaseModel], found: dict[str, Any], path: Path, way_out: str) -> None:
     try:
         kind.model_validate(found)
     except ValidationError as error:
-        raise StudyError(f"{path}: damaged, or of another version: {first_mistake(error)}") from error
+        raise StudyError(f"{path}: damaged, or of another version: {first_mistake(error)}; {way_out}") from error

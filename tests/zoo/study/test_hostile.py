@@ -81,7 +81,16 @@ OUTCOMES = [
 def test_an_outcome_of_another_kind_is_named(study, keys, value):
     runner = study()
     change(runner.folder.outcome(runner.all()[0]), keys, value)
-    with pytest.raises(ZooError, match=r"outcomes/tiny_full-seed1\.json: damaged, or of another version: " + keys[0]):
+    message = rf"outcomes/tiny_full-seed1\.json: damaged, or of another version: {keys[0]}.*; remove it, and the study "
+    with pytest.raises(ZooError, match=message):
+        findings(study())
+
+
+@pytest.mark.parametrize("content", [{"state": "lost"}, {"state": None}, {}, {"state": "failed", "why": 5}])
+def test_an_outcome_of_no_known_state_is_named(study, content):
+    runner = study()
+    runner.folder.outcome(runner.all()[0]).write_text(json.dumps(content))
+    with pytest.raises(ZooError, match=r"tiny_full-seed1\.json: damaged, .*(state|why): .*; remove it, and the study "):
         findings(study())
 
 
@@ -92,7 +101,7 @@ def test_a_summary_of_another_kind_is_named(study, key, value):
     run = runner.all()[0]
     runner.folder.outcome(run).unlink()
     change(runner.folder.folder(run).summary, [key], value)
-    with pytest.raises(ZooError, match=rf"summary\.json: damaged, or of another version: {key}: "):
+    with pytest.raises(ZooError, match=rf"summary\.json: damaged, or of another version: {key}: .*; remove its folder"):
         findings(study())
 
 
@@ -103,7 +112,7 @@ ROWS = [5, {"rows": 5}, {"rows": [5]}, *({"rows": [{"context": 8, "batch": 1, "d
 def test_speeds_of_another_kind_are_named(study, content):
     runner = study()
     (runner.folder.speed / "tiny_full.json").write_text(json.dumps(content))
-    with pytest.raises(ZooError, match=r"speed/tiny_full\.json: damaged"):
+    with pytest.raises(ZooError, match=r"speed/tiny_full\.json: damaged.*; remove it, and zoo study run"):
         write_report(runner.runs, runner.folder)
 
 

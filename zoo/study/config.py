@@ -58,12 +58,23 @@ class MeasureConfig(_Section):
     batches: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1, description="Rows decoded together.")
 
 
+def _without_seed(settings: Settings) -> Settings:
+    if "seed" in settings:
+        raise ValueError("seed cannot be set, because a study trains with each of its seeds; write seeds: [...]")
+    return settings
+
+
 class Entry(_Section):
     """One architecture: a recipe, the name it has in the study, and keys that differ from the file."""
 
     recipe: str | None = Field(None, description="Path relative to the study file. Default: the study's base.")
     name: str | None = Field(None, pattern=NAME, max_length=60, description="Default: the recipe's own name.")
     set: Settings = Field({}, description="Keys of this architecture, as after --set.")
+
+    @field_validator("set")
+    @classmethod
+    def _no_seed(cls, value: Settings) -> Settings:
+        return _without_seed(value)
 
 
 def _read_entry(value: Any) -> Entry:
@@ -96,6 +107,11 @@ class StudyConfig(_Section):
     measure: MeasureConfig | None = Field(None, description="Decoding speed to measure at the end.")
     jobs: CountOrAuto = Field("auto", description="Runs at a time on this machine (on each GPU, where there are any).")
     out: str | None = Field(None, description="Folder of the study. Default: runs/studies/ and its name.")
+
+    @field_validator("set")
+    @classmethod
+    def _no_seed(cls, value: Settings) -> Settings:
+        return _without_seed(value)
 
     @field_validator("seeds")
     @classmethod

@@ -44,6 +44,8 @@ def refusal(path) -> str:
         ({"seedz": [1]}, "Did you mean 'seeds'"),
         ({"name": "a/b"}, "name"),
         ({"set": {"train.duraton": "5ba"}}, "Did you mean 'duration'"),
+        ({"set": {"seed": 3}}, "set: seed cannot be set, because a study trains with each of its seeds; write seeds"),
+        ({"recipes": ["full", {"recipe": WINDOW, "set": {"seed": 3}}]}, "recipes[1].set: seed cannot be set"),
         ({"recipes": ["full", {"recipe": WINDOW, "set": {"model.d_modl": 64}}]}, "Did you mean 'd_model'"),
         ({"recipes": ["full", {"name": "other"}]}, "names no recipe, and the study has no base"),
         ({"recipes": ["full", "fulll"]}, "no such file"),

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import faulthandler
 import os
+import platform
 import signal
 import sys
 import threading
@@ -79,6 +80,13 @@ def stay_with_parent() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return
     threading.Thread(target=_watch, args=(parent,), name="stay-with-parent", daemon=True).start()
+
+
+def processor() -> str:
+    """The name of the processor of this machine, as a run records it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.is_file() else []
+    return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
 
 
 def cores() -> int:

@@ -80,7 +80,8 @@ def run(
     _report(runs, folder)
     failed = [run for run in runner.all() if runner.state(run).name == "failed"]
     if failed:
-        err(f"{len(failed)} runs failed: {', '.join(run.id for run in failed)}; logs: {folder.logs}; again: --retry")
+        many = f"{len(failed)} run{'s' * (len(failed) > 1)}"
+        err(f"{many} failed: {', '.join(run.id for run in failed)}; logs: {folder.logs}; again: --retry")
         raise typer.Exit(1)
 
 
@@ -115,10 +116,13 @@ def status(study: StudyFile, overrides: Override = None, json: AsJson = False, p
     from zoo.study.runner import Runner
     from zoo.study.screen import Progress
     from zoo.study.slots import Slots
+    from zoo.study.state import refuse_other_settings
     from zoo.tables import Text, rendered
 
     runs, folder = _load(study, overrides)
-    progress = Progress(Runner(runs, folder, Slots(_jobs(runs))), folder.now_running())
+    runner = Runner(runs, folder, Slots(_jobs(runs)))
+    refuse_other_settings(folder, runner.all())
+    progress = Progress(runner, folder.now_running())
     if json:
         out(json_text(progress.as_dict()), end="")
         return

@@ -1,6 +1,7 @@
 """`zoo study run --dry-run`: the runs, what matching changed, tokens, FLOPs, and the time they may take. No torch."""
 
 from zoo.counting.run_cost import GPUS
+from zoo.processes import processor
 from zoo.report.rows import decimal
 from zoo.study.equality import unequal
 from zoo.study.estimate import all_runs, estimate, flops_per_token, length
@@ -9,7 +10,7 @@ from zoo.study.gpus import visible_gpus
 from zoo.study.matching import described, parameters_of
 from zoo.study.runner import Runner
 from zoo.study.slots import Slots
-from zoo.study.state import StudyFolder
+from zoo.study.state import StudyFolder, refuse_other_settings
 from zoo.tables import Table, Text, rendered
 from zoo.training.summary import as_time
 
@@ -17,14 +18,16 @@ MOST_ROWS = 200
 
 
 def as_text(runs: Runs, folder: StudyFolder, jobs: int | None, on: str, width: int | None = None) -> str:
-    """What `zoo study run` would do."""
+    """What `zoo study run` would do.  Raises OtherSettings where it would."""
     gpus = visible_gpus() if on == "local" else []
     slots = Slots(jobs, gpus)
     known = next((gpu for key, gpu in GPUS.items() if gpus and key in gpus[0].name.casefold()), None)
     gpu = (known or GPUS["h200"]) if gpus else None
     runner = Runner(runs, folder, slots)
-    found = estimate(runner, slots.limit(), gpu, slots.cores)
-    parts = [_runs_table(runner), Text(), *map(Text, _facts(runner, found, slots))]
+    refuse_other_settings(folder, runner.all())
+    found = estimate(runner, slots.limit(), gpu, slots.cores, gpus[0].name if gpus else processor())
+    where = slots.about() if on == "local" else f"on this machine alone, the cluster was not asked: {slots.about()}"
+    parts = [_runs_table(runner), Text(), *map(Text, _facts(runner, found, where))]
     return rendered(parts, width)
 
 
@@ -48,7 +51,7 @@ def _runs_table(runner: Runner):
     return table
 
 
-def _facts(runner: Runner, found: dict, slots: Slots):
+def _facts(runner: Runner, found: dict, where: str):
     runs = runner.runs
     config = runs.study.config
     choosing = found["choosing"]
@@ -67,7 +70,7 @@ def _facts(runner: Runner, found: dict, slots: Slots):
     time = f"about {_roughly(found['time_s'])}" if found["time_s"] is not None else "not known"
     if found["done"]:
         yield f"{found['done']} runs are done; the time is that of the other {found['runs'] - found['done']}"
-    yield f"time: {time}{' without the tasks' if config.tasks else ''} ({found['basis']}); {slots.about()}"
+    yield f"time: {time}{' without the tasks' if config.tasks else ''} ({found['basis']}); {where}"
     if config.match:
         yield f"parameters matched within {config.match.parameters:.2%}:"
         yield from (f"  {change}" for change in described(runs.changes))

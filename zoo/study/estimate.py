@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.data.config import Synthetic
 from zoo.recipe import Recipe
 from zoo.study.expand import Point, Run, Runs
-from zoo.study.results import flops_per_token
+from zoo.study.results import device_of, flops_per_token
 from zoo.study.state import DONE
 from zoo.training.duration import Span
 
@@ -56,16 +56,17 @@ def all_runs(runs: Runs, points: Mapping[str, Point | None]) -> Iterator[tuple[R
         yield from ((run, point is None) for run in runs.counting(name, point or runs.points[0]))
 
 
-def estimate(runner: "Runner", at_once: int, gpu: Any | None, cores: int) -> dict[str, Any]:
+def estimate(runner: "Runner", at_once: int, gpu: Any | None, cores: int, device: str) -> dict[str, Any]:
     """Runs, tokens and FLOPs in all, and the hours of the runs that are not done.
 
-    at_once: runs at a time.  gpu: a `sizing.Gpu`, None on a CPU.
+    at_once: runs at a time.  gpu: a `sizing.Gpu`, None on a CPU.  device: the name of the GPU, or `cpu`: the speeds of
+    runs on others are not used.
     `time_s` is None where a length is not known; `basis` says what it rests on.
     """
     runs = runner.runs
     every = list(all_runs(runs, {name: runner.point(name) for name in runs.architectures}))
     done = {run.id for run, stands_in in every if not stands_in and runner.state(run).name == DONE}
-    measured = _measured_s_per_flop(runner, [run for run, _ in every if run.id in done])
+    measured, elsewhere = _measured_s_per_flop(runner, [run for run, _ in every if run.id in done], device)
     choosing = sum(1 for _ in runs.choosing())
     total = {"runs": 0, "done": len(done), "choosing": choosing, "tokens": 0, "flops": 0.0, "unknown": 0}
     seconds = 0.0
@@ -84,18 +85,26 @@ def estimate(runner: "Runner", at_once: int, gpu: Any | None, cores: int) -> dic
         if run.id not in done:
             seconds += START_S["gpu" if gpu else "cpu"] + flops * speeds[run.architecture]
     known = not total["unknown"]
-    return total | {"time_s": seconds / max(1, at_once) if known else None, "basis": _basis(measured, runs, gpu)}
+    return total | {
+        "time_s": seconds / max(1, at_once) if known else None,
+        "basis": _basis(measured, elsewhere, runs, gpu),
+    }
 
 
-def _measured_s_per_flop(runner: "Runner", done: Sequence[Run]) -> dict[str, float]:
-    """Architecture -> seconds of a FLOP in its runs that are done."""
+def _measured_s_per_flop(runner: "Runner", done: Sequence[Run], device: str) -> tuple[dict[str, float], list[str]]:
+    """Architecture -> seconds of a FLOP in its runs that are done on such a device; the names of other devices."""
     found: dict[str, list[float]] = {}
+    elsewhere: list[str] = []
     for run in done:
+        where = device_of(runner.folder, run)
+        if where not in (device, None):
+            elsewhere.append(where)
+            continue
         numbers = runner.numbers(run)
         if numbers.get("tokens"):
             flops = numbers["tokens"] * flops_per_token(run.recipe)
             found.setdefault(run.architecture, []).append(numbers["time_s"] / flops)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    return {name: sum(values) / len(values) for name, values in found.items()}, list(dict.fromkeys(elsewhere))
 
 
 def _s_per_flop(run: Run, measured: dict[str, float], gpu: Any | None, cores: int, at_once: int) -> float:
@@ -114,11 +123,12 @@ def _s_per_flop(run: Run, measured: dict[str, float], gpu: Any | None, cores: in
     return max(least, 1 / (GPU_SHARE_OF_PEAK * gpu.peak_flops))
 
 
-def _basis(measured: dict[str, float], runs: Runs, gpu: Any | None) -> str:
+def _basis(measured: dict[str, float], elsewhere: list[str], runs: Runs, gpu: Any | None) -> str:
     if measured:
         lacking = [name for name in runs.architectures if name not in measured]
         others = f"; {', '.join(lacking)}: the same FLOPs a second as those" if lacking else ""
         return f"measured: runs of {', '.join(measured)} that are done{others}"
     if gpu is not None:
         return f"the cost model: {GPU_SHARE_OF_PEAK:.0%} of the peak of one {gpu.name}, or what its memory allows"
-    return f"the cost model: {CPU_FLOPS_PER_CORE / 1e9:.0f} GFLOP/s a core; nothing has been measured yet"
+    known = f"what is done was measured on {', '.join(elsewhere)}" if elsewhere else "nothing has been measured yet"
+    return f"the cost model: {CPU_FLOPS_PER_CORE / 1e9:.0f} GFLOP/s a core; {known}"

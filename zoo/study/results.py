@@ -168,6 +168,16 @@ def tokens_and_time(folder: StudyFolder, run: Run) -> dict[str, float]:
     return {key: found[key] for key in ("tokens", "time_s") if key in found}
 
 
+def device_of(folder: StudyFolder, run: Run) -> str | None:
+    """What a run was trained on, the name of a GPU or a processor; None if it does not say."""
+    if (known := folder.kept(run)) is not None:
+        found = known["measured"]["environment"].get("device")
+    else:
+        file = folder.folder(run).environment
+        found = read_json(file).get("device") if present(file) else None
+    return found if isinstance(found, str) else None
+
+
 def run_measured(folder: StudyFolder, run: Run) -> dict[str, Any]:
     """Time and speed of a run that is done, and what it ran on."""
     if (known := folder.kept(run)) is not None:

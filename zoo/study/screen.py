@@ -10,6 +10,7 @@ from rich.text import Text
 
 from zoo.study.estimate import length
 from zoo.study.expand import Run
+from zoo.study.results import device_of
 from zoo.study.runner import Runner
 from zoo.study.state import DIVERGED, DONE, FAILED, latest
 from zoo.tables import Table
@@ -46,9 +47,9 @@ class Progress:
         return found
 
     def time_left_s(self) -> float | None:
-        """Seconds until the last run ends, from the speed of the runs so far; None as long as no speed is known."""
+        """Seconds until the last run ends, from the speed of the runs so far; None if nothing runs or none is known."""
         speeds = self._s_per_flop()
-        if not speeds:
+        if not (speeds and self.running):
             return None
         anywhere, left = sum(speeds.values()) / len(speeds), 0.0
         per_architecture: dict[str, float] = {}
@@ -66,9 +67,13 @@ class Progress:
         return left / at_once
 
     def _s_per_flop(self) -> dict[str, float]:
+        """Architecture -> seconds of a FLOP; runs on a device on which nothing runs now say nothing about the rest."""
+        moving = {device_of(self.runner.folder, run) for run in self.runs if self._moves(run)}
         found: dict[str, list[float]] = {}
         for run in self.runs:
             if self.states[run.id] not in (DONE, RUNNING):
+                continue
+            if self.states[run.id] == DONE and None not in moving and device_of(self.runner.folder, run) not in moving:
                 continue
             numbers = self.latest.get(run.id) or self.runner.numbers(run)
             if numbers.get("tokens") and numbers.get("time_s"):

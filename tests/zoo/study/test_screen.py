@@ -1,6 +1,7 @@
 """The live table of a study on a terminal, and its lines elsewhere."""
 
 import io
+import json
 
 from rich.console import Console
 
@@ -29,6 +30,26 @@ def test_the_table_says_what_is_done_running_and_failed_with_losses_and_time_lef
     said = console.file.getvalue()
     for text in ("tiny_full", "lr=0.001", "2 of 10", "3.5000", "loss is nan", "2 diverged"):
         assert text in said
+
+
+def test_the_time_left_is_that_of_the_device_on_which_runs_now(make_runner):
+    """Runs that were done on a GPU, say, do not tell how long the rest takes on a CPU."""
+    options = {"seeds": [1, 2, 3], "set": {"train.duration": "10ba"}, "recipes": ["full"]}
+    finish_study(make_runner(**options), lambda run: 3.0)
+    runner = make_runner(**options)
+    *done, running = runner.all()
+    for each in done:
+        summary = runner.folder.folder(each).summary
+        summary.write_text(json.dumps(json.loads(summary.read_text()) | {"time_s": 5e6}))
+        runner.folder.folder(each).environment.write_text('{"device": "slow"}')
+    kept = runner.folder.folder(running)
+    kept.summary.unlink()
+    kept.metrics.write_text("".join(kept.metrics.read_text().splitlines(True)[:10]))
+    slow = Progress(runner, [running.id]).time_left_s()
+    kept.environment.write_text('{"device": "fast"}')
+    fast = Progress(runner, [running.id]).time_left_s()
+    assert slow > 1000 * fast > 0
+    assert Progress(runner, []).time_left_s() is None, "nothing is at work"
 
 
 def test_where_there_is_no_terminal_events_are_lines(make_runner):

@@ -21,10 +21,7 @@ def selection_attention(
 
     def rows(lo: int, hi: int) -> torch.Tensor:
         tensors: list[Any] = [x if x is None else x[lo:hi] for x in (q_BTHD, k_BTKD, v_BTKV, q_rope, k_rope)]
-        mask_BKTT = _mask(chosen_BGKS[lo:hi], seq_len, selection_block, query_group, q_BTHD.dtype)
-        seen_BKT1 = (mask_BKTT > -torch.inf).any(-1, keepdim=True)
-        # A query that sees nothing is let see everything, and its output dropped: softmax over nothing is NaN.
-        mask_BKTT = mask_BKTT.masked_fill(~seen_BKT1, 0.0)
+        mask_BKTT, seen_BKT1 = _mask(chosen_BGKS[lo:hi], seq_len, selection_block, query_group, q_BTHD.dtype)
         mask_BHTT, seen_BHT1 = (x.repeat_interleave(n_heads // x.shape[1], 1) for x in (mask_BKTT, seen_BKT1))
         return _sdpa(tensors, mask_BHTT, scale).masked_fill(~seen_BHT1.transpose(1, 2), 0.0)
 
@@ -46,8 +43,12 @@ def _sdpa(tensors: list, mask_BHTT: torch.Tensor, scale: float) -> torch.Tensor:
 
 def _mask(
     chosen_BGKS: torch.Tensor, seq_len: int, selection_block: int, query_group: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """What is added to the scores, [B, K, T queries, T keys]: the logarithm of how many places name the key's block."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is added to the scores, [B, K, T queries, T keys], and which queries see a key, bool [B, K, T, 1].
+
+    Added is the logarithm of how many places name the key's block. A query that sees no key is let see all before it,
+    because softmax over nothing is NaN: its output is to be dropped.
+    """
     n_blocks = -(-seq_len // selection_block)
     place_BKGS = chosen_BGKS.transpose(1, 2).long()
     # Places that name no block of the row mark one that is cut off.
@@ -55,6 +56,9 @@ def _mask(
     count_BKGM = F.pad(torch.zeros_like(place_BKGS[..., :1], dtype=torch.float32), (0, n_blocks))
     count_BKGM = count_BKGM.scatter_add(3, place_BKGS, torch.ones_like(place_BKGS, dtype=torch.float32))
     mask_BKTM = count_BKGM.log().to(dtype).repeat_interleave(query_group, 2)[:, :, :seq_len, :n_blocks]
-    mask_BKTT = mask_BKTM.repeat_interleave(selection_block, 3)[..., :seq_len]
-    future_TT = torch.ones(seq_len, seq_len, dtype=torch.bool, device=place_BKGS.device).triu(1)
-    return mask_BKTT.masked_fill(future_TT, -torch.inf)
+    token_T = torch.arange(seq_len, device=place_BKGS.device)
+    begun_TM = token_T[::selection_block] <= token_T[:, None]
+    seen_BKT1 = ((mask_BKTM > -torch.inf) & begun_TM).any(-1, keepdim=True)
+    mask_BKTM = mask_BKTM.masked_fill(~seen_BKT1, 0.0)
+    mask_BKTT = mask_BKTM.repeat_interleave(selection_block, 3)[..., :seq_len]  # a new tensor, filled in place
+    return mask_BKTT.masked_fill_(token_T > token_T[:, None], -torch.inf), seen_BKT1

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from zoo.errors import ZooError
-from zoo.files import present
+from zoo.files import present, read_json
 from zoo.report.columns import Column
 
+OF_ONE_RUN = ("run", "checksum")  # keys of data.json that differ between runs on the same data
 MEANS = ("batches", "tokens", "time_s", "flops", "tokens_per_s")
 
 
@@ -37,10 +38,11 @@ def _same(column: Column) -> str | None:
     if column.run is None or column.recipe is None or column.error:
         return None
     try:
-        data = column.known_run.data.read_text(encoding="utf-8") if present(column.known_run.data) else ""
-    except (OSError, UnicodeDecodeError, ZooError):  # damaged; the column says so when it is read
+        data = read_json(column.known_run.data) if present(column.known_run.data) else {}
+    except (OSError, ZooError):  # damaged; the column says so when it is read
         return None
-    return json.dumps([column.known_recipe.model_dump(mode="json", exclude={"seed"}), data], sort_keys=True)
+    content = {key: value for key, value in data.items() if key not in OF_ONE_RUN}
+    return json.dumps([column.known_recipe.model_dump(mode="json", exclude={"seed"}), content], sort_keys=True)
 
 
 def _together(group: list[Column]) -> Column:

@@ -1,10 +1,13 @@
 """Runs that differ only by seed are one column of `zoo compare`, with means and intervals over the seeds."""
 
 import json
+from pathlib import Path
 
 import pytest
 from scipy import stats
 
+from zoo.data.identity import DataRecord, SourceRecord
+from zoo.files import write_sealed_json
 from zoo.report.columns import load_columns
 from zoo.report.compare import Request, compare
 from zoo.report.seeds import grouped
@@ -61,14 +64,19 @@ def test_the_same_seed_twice_and_recipes_stay_apart(run, seeds, tiny, tmp_path):
     assert len(grouped(load_columns([tiny("full"), str(recipe)]))) == 2
 
 
-def test_runs_on_other_contents_of_the_data_stay_apart(run):
-    from pathlib import Path
-
-    paths = [run("full", LOSSES[seed], f"data{seed}", (f"seed={seed}",)) for seed in (1, 2)]
-    for number, path in enumerate(paths):
-        (Path(path) / "data.json").write_text(json.dumps({"content": number}))
+@pytest.mark.parametrize(("contents", "groups"), [(("a", "a"), 1), (("a", "b"), 2)])
+def test_runs_are_one_column_only_on_the_same_data(run, contents, groups):
+    """Each data.json has an id of its run, as a training writes it."""
+    paths = [Path(run("full", LOSSES[seed], f"{contents}{seed}", (f"seed={seed}",))) for seed in (1, 2)]
+    for path, content in zip(paths, contents, strict=True):
+        source = SourceRecord(key="source", source="text", documents=1, bytes=2, tokens=3, rows=4, content=content)
+        record = DataRecord(
+            version="1", run=path.name, format=1, seq_len=64, tokenizer=None, train=(source,), validation=()
+        )
+        write_sealed_json(path / "data.json", record.model_dump(mode="json"))
+        assert DataRecord.read(path / "data.json").run == path.name
     # A recipe.yaml beside a data.json must be sealed; those of the fixture are.
-    assert [column.repeats for column in grouped(load_columns(paths))] == [(), ()]
+    assert len(grouped(load_columns(list(map(str, paths))))) == groups
 
 
 def test_two_groups_of_one_name_are_told_apart_by_a_folder(run, seeds):

@@ -1,6 +1,6 @@
 """What is equal between the architectures of a study apart from the model, and what is not. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from zoo.errors import shorten
@@ -11,6 +11,7 @@ from zoo.study.matching import parameters_of
 from zoo.study.results import flops_per_token
 
 PARAMETERS_APART = 0.03
+NOT_CHOSEN = "not chosen yet"
 
 
 def unequal(runs: Runs) -> list[str]:
@@ -34,20 +35,30 @@ def unequal(runs: Runs) -> list[str]:
     return found
 
 
-def equality(runs: Runs, points: Mapping[str, Point]) -> list[dict[str, Any]]:
-    """What is equal between the architectures and what is not: {"what", "values", "equal"} in the order of a table."""
-    recipes = {name: runs.recipes[name, point.label] for name, point in points.items()}
+def equality(runs: Runs, points: Mapping[str, Point | None]) -> list[dict[str, Any]]:
+    """What is equal between the architectures and what is not: {"what", "values", "equal"} in the order of a table.
+
+    points: architecture -> the point at which it is judged, None if none is chosen yet; what its points do not have in
+    common is then NOT_CHOSEN.
+    """
     rows = []
     for what, read in _COMPARED.items():
-        values = {name: read(recipe) for name, recipe in recipes.items()}
+        values = {name: _value(runs, name, point, read) for name, point in points.items()}
         first = next(iter(values.values()))
         if what == "parameters":
             near = max(abs(value / first - 1) for value in values.values())
             tolerance = max(PARAMETERS_APART, runs.study.config.match.parameters if runs.study.config.match else 0)
             rows.append({"what": f"{what} (within {near:.2%})", "values": values, "equal": near <= tolerance})
             continue
-        rows.append({"what": what, "values": values, "equal": all(value == first for value in values.values())})
+        known = NOT_CHOSEN not in values.values()
+        equal = all(value == first for value in values.values()) if known else None
+        rows.append({"what": what, "values": values, "equal": equal})
     return rows
+
+
+def _value(runs: Runs, name: str, point: Point | None, read: Callable[[Recipe], Any]) -> Any:
+    found = [read(runs.recipes[name, each.label]) for each in ([point] if point is not None else runs.points)]
+    return found[0] if all(each == found[0] for each in found) else NOT_CHOSEN
 
 
 def _optimizer(recipe: Recipe) -> dict[str, Any]:

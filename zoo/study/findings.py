@@ -44,7 +44,7 @@ def findings(runner: Runner, against: str | None = None) -> dict[str, Any]:
         "verdicts": [verdict(name, found, metric, len(config.counting)) for name in found],
         "notes": [*notes(runner, found), *runs.notes],
         "architectures": list(found.values()),
-        "equal": equality(runs, {name: runner.point(name) or runs.points[0] for name in found}),
+        "equal": equality(runs, {name: runner.point(name) for name in found}),
         "matched": described(runs.changes),
         "curve": curve.as_dict() if curve else None,
     }
@@ -54,7 +54,8 @@ def findings(runner: Runner, against: str | None = None) -> dict[str, Any]:
 def _architecture(runner: Runner, name: str) -> dict[str, Any]:
     """The facts and runs of an architecture, at the point where it is judged."""
     point = runner.point(name)
-    choice = runner.choice(name) if runner.runs.study.config.choosing else None
+    so_far = runner.choice_so_far(name) if runner.runs.study.config.choosing else None
+    choice = runner.choice(name) if so_far is not None else None
     recipe = runner.runs.recipes[name, (point or runner.runs.points[0]).label]
     counting = list(runner.runs.counting(name, point)) if point is not None else []
     choosing = [run for run in runner.runs.choosing() if run.architecture == name]
@@ -75,7 +76,7 @@ def _architecture(runner: Runner, name: str) -> dict[str, Any]:
         "chosen": point.label if point is not None else None,
         "chosen_values": dict(point.values) if point is not None else {},
         "points": {point.label: dict(point.values) for point in runner.runs.points},
-        "losses_of_choice": choice.losses if choice is not None else {},
+        "losses_of_choice": so_far.losses if so_far is not None else {},  # without points whose runs still wait
         "edges": choice.edges if choice is not None else [],
         "runs": _results(runner, counting),
         "choosing_runs": _results(runner, choosing),

@@ -56,21 +56,26 @@ def _sections(found: dict[str, Any], drawn: dict[str, list[tuple[str, str]]]) ->
 
 def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
     heads = "".join(f"<th scope=col>{escape(each)}</th>" for each in [title, *head[1:]])
-    lines = "".join(f"<tr><th scope=row>{escape(row[0])}</th>{_cells(row[1:])}</tr>" for row in rows)
+    lines = "".join(_row(row, head) for row in rows)
     return scrolled(f"<table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>")
 
 
-def _cells(texts: list[str]) -> str:
-    """Cells; a last one with text takes the place of empty ones after it."""
-    size = max((place for place, text in enumerate(texts, start=1) if text), default=len(texts))
-    cells = [_cell(text) for text in texts[: size - 1]]
-    return "".join([*cells, _cell(texts[size - 1], len(texts) - size + 1)])
+def _row(row: list[str], head: list[str]) -> str:
+    name, *texts = row
+    if not any(texts):
+        return f"<tr class=group><th scope=rowgroup colspan={len(row)}><span>{_breakable(name)}</span></th></tr>"
+    cells = (_cell(text, bool(heading)) for text, heading in zip(texts, head[1:], strict=True))
+    return f"<tr><th scope=row>{_breakable(name.strip())}</th>{''.join(cells)}</tr>"
 
 
-def _cell(text: str, columns: int = 1) -> str:
-    kind = ' class="unequal"' if text == "not equal" else ' class="text"' if columns > 1 or len(text) > 40 else ""
-    span = f" colspan={columns}" if columns > 1 else ""
-    return f"<td{kind}{span}>{escape(text)}</td>"
+def _breakable(name: str) -> str:
+    """A name that a narrow window breaks at its underscores, not in the middle of a word."""
+    return escape(name).replace("_", "_<wbr>")
+
+
+def _cell(text: str, of_numbers: bool) -> str:
+    kind = ' class="unequal"' if text == "not equal" else "" if of_numbers else ' class="text"'
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def _origin(found: dict[str, Any], runs: Runs, folder: StudyFolder) -> Iterator[str]:

@@ -144,14 +144,22 @@ class Runner:
 
     def choice(self, architecture: str) -> Choice | None:
         """The chosen point, None as long as runs that choose it are not over."""
+        choosing = [run for run in self.runs.choosing() if run.architecture == architecture]
+        if not all(self.state(run).ended for run in choosing):
+            return None
+        return self.choice_so_far(architecture)
+
+    def choice_so_far(self, architecture: str) -> Choice:
+        """What would be chosen now: from the points whose runs are all over; `losses` has no other points."""
         losses: dict[str, list[float | None]] = {}
+        waiting = set()
         for run in self.runs.choosing():
             if run.architecture == architecture:
                 state = self.state(run)
-                if not state.ended:
-                    return None
                 losses.setdefault(run.point.label, []).append(self._loss(run) if state.name == DONE else None)
-        return choose(losses, {point.label: dict(point.values) for point in self.runs.points})
+                waiting |= set() if state.ended else {run.point.label}
+        over = {label: found for label, found in losses.items() if label not in waiting}
+        return choose(over, {point.label: dict(point.values) for point in self.runs.points})
 
     def point(self, architecture: str) -> Point | None:
         """The point at which an architecture is judged, None as long as it is not chosen, or if none can be."""

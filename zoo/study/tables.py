@@ -8,25 +8,27 @@ from zoo.report.rows import binary, decimal
 from zoo.study.verdicts import interval
 
 NO_VALUE = "–"
+_EQUAL = {True: "equal", False: "not equal", None: "open"}
 _SCORES = {True: "score", False: "further scores, not decided"}
 
 
 def tables(found: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """(title, headings, rows) of each table; the title is the heading of the first column.
 
-    Columns with a heading hold numbers; those without one hold words, and are aligned at the left.
+    Columns with a heading hold numbers; those without one hold words, and are aligned at the left.  A row with nothing
+    but its first cell is the heading of the rows after it.
     """
     architectures = found["results"]["architectures"]
     yield "quality", *_quality(found)
     yield "cost", *_cost(found)
     if any(each["losses_of_choice"] for each in architectures):
-        labels = list(next(each["losses_of_choice"] for each in architectures if each["losses_of_choice"]))
+        labels = list(architectures[0]["points"])
         rows = [[each["name"], *(_choice(each, label) for label in labels)] for each in architectures]
-        yield "loss that chose (* chosen)", ["", *labels], rows
+        yield "loss that chooses (* chosen)", ["", *labels], rows
     for primary in (True, False):
         if rows := list(_scores(architectures, primary)):
             yield _SCORES[primary], _score_head(primary), rows
-    rows = [[row["what"], "equal" if row["equal"] else "not equal", _shown(row)] for row in found["results"]["equal"]]
+    rows = [[row["what"], _EQUAL[row["equal"]], _shown(row)] for row in found["results"]["equal"]]
     yield "what was equal", ["", "", ""], rows
 
 
@@ -89,17 +91,19 @@ def tokens_per_s(row: dict) -> float:
 
 
 def _choice(each: dict, label: str) -> str:
+    if label not in each["losses_of_choice"]:
+        return "waiting"
     loss = each["losses_of_choice"].get(label)
     return "no loss" if loss is None else f"{loss:.4f}{' *' if label == each['chosen'] else ''}"
 
 
 def _score_head(primary: bool) -> list[str]:
     """Headings: the interval of a difference that is in no family is that of this difference alone."""
-    return ["", "", "mean", "difference", "95% together" if primary else "95%, not corrected"]
+    return ["", "mean", "difference", "95% together" if primary else "95%, not corrected"]
 
 
 def _scores(architectures: list[dict], primary: bool) -> Iterator[list[str]]:
-    """A row for each architecture, under the primary metric of each task, or under each of its other metrics."""
+    """Under the primary metric of each task, or under each of its other metrics, a row for each architecture."""
     for task, metrics in architectures[0]["scores"].items():
         for metric, numbers in metrics.items():
             if numbers["primary"] != primary:
@@ -107,9 +111,9 @@ def _scores(architectures: list[dict], primary: bool) -> Iterator[list[str]]:
             unit = _Unit(numbers["share"])
             chance = "" if numbers["chance"] is None else f", chance {unit.plain(numbers['chance'])}"
             name = f"{task}: {metric.replace('_', ' ')}{chance}"
+            yield [name, "", "", ""]
             for each in architectures:
-                yield [name, each["name"], *_score(each["scores"][task][metric], unit)]
-                name = ""
+                yield [f"  {each['name']}", *_score(each["scores"][task][metric], unit)]
 
 
 @dataclass(frozen=True)

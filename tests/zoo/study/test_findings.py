@@ -190,6 +190,27 @@ def test_an_unfinished_study_says_so(make_runner):
     assert "12 of 12 runs are not done; what is said here may change." in results["notes"]
 
 
+def test_losses_that_choose_are_shown_before_the_choice_is_made(make_runner):
+    """And nothing is said of a learning rate that is not chosen."""
+    runner = make_runner(grid={"train.optimizer.lr": LRS})
+    finish_study(runner, lambda run: 3.0 + run.point.value("train.optimizer.lr"))
+    last = next(run for run in runner.all() if run.id == "tiny_window-lr=0.004-seed1")
+    runner.folder.folder(last).summary.unlink()
+    found = findings(make_runner(grid={"train.optimizer.lr": LRS}))
+    full, window = found["results"]["architectures"]
+    assert full["chosen"] == "lr=0.001"
+    assert (window["chosen"], window["edges"]) == (None, [])
+    assert window["losses_of_choice"] == {"lr=0.001": pytest.approx(3.001), "lr=0.002": pytest.approx(3.002)}
+    assert "| tiny_window | 3.0010 | 3.0020 | waiting |" in as_markdown(found)
+    row = next(row for row in found["results"]["equal"] if row["what"] == "learning rate")
+    assert row == {
+        "what": "learning rate",
+        "values": {"tiny_full": 1e-3, "tiny_window": "not chosen yet"},
+        "equal": None,
+    }
+    assert "| learning rate | open | tiny_full: 0.001; tiny_window: not chosen yet |" in as_markdown(found)
+
+
 def test_two_seeds_are_said_to_decide_little(make_runner):
     finish_study(
         make_runner(seeds=[1, 2]), lambda run: 3.0 + 0.01 * run.seed + (run.architecture == "tiny_window") * 0.1
@@ -210,7 +231,7 @@ def test_scores_are_one_family_and_follow_the_better_direction(make_runner):
     assert score["difference"]["decided"]
     assert score["difference"]["value"] == pytest.approx(0.2025)
     table = as_markdown(found).split("| mqar: accuracy, chance 50% |")[1]
-    assert table.splitlines()[1].endswith(", better |")
+    assert table.splitlines()[2].endswith(", better |")
 
 
 def test_tasks_do_not_weaken_the_verdicts(toy):
@@ -252,8 +273,8 @@ def test_further_metrics_take_no_part_in_the_correction_and_are_not_decided(make
         assert text.index("95%, not corrected") < text.index("mqar: nats")
         assert "nothing is decided" in " ".join(text.split())
     table = as_markdown(found).split("| further scores, not decided |")[1].split("\n\n")[0]
-    assert "| mqar: nats | tiny_full | 2.000 (2.000 to 2.000) | – | – |" in table
-    assert "| tiny_window | 1.002 (" in table
+    assert "| mqar: nats |  |  |  |\n|   tiny_full | 2.000 (2.000 to 2.000) | – | – |" in table
+    assert "|   tiny_window | 1.002 (" in table
     assert not re.search("better|worse|contains 0", table)
 
 

@@ -78,7 +78,7 @@ def test_every_table_has_cells_for_every_heading(found):
         assert rows
         assert {len(row) for row in rows} == {len(head)}, title
     further = "further scores, not decided"
-    assert titles == ["quality", "cost", "loss that chose (* chosen)", "score", further, "what was equal"]
+    assert titles == ["quality", "cost", "loss that chooses (* chosen)", "score", further, "what was equal"]
     cost = next(rows for title, _, rows in tables(found) if title == "cost")
     assert cost[0][-1] == "200 at 1 x 2,048"
 

@@ -50,7 +50,7 @@ def documents(source: Source, piece_bytes: int) -> Iterator[str]:
 
 
 def total_bytes(source: Source) -> int | None:
-    """Return the size of the source's files, None where only reading tells."""
+    """Return the size of the source's text, None where only reading tells."""
     return reader_of(source).total_bytes()
 
 

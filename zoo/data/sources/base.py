@@ -9,6 +9,7 @@ import xxhash
 
 from zoo.data.config import Source
 from zoo.data.errors import DataError
+from zoo.data.files import COMPRESSED
 from zoo.data.sources.pieces import Piece
 from zoo.files import open_file
 
@@ -36,8 +37,11 @@ class Reader(Generic[Config]):
         raise DataError(f"source {self.source.kind}: {type(self).__name__} must define pieces")
 
     def total_bytes(self) -> int | None:
-        """The size of the files, None where only reading tells."""
-        return sum(path.stat().st_size for path in self.files())
+        """The size of the text, None where only reading tells, as of compressed files."""
+        files = list(self.files())
+        if any(path.suffix in COMPRESSED for path in files):
+            return None
+        return sum(path.stat().st_size for path in files)
 
     def fingerprint(self) -> list:
         """What names the content, for the cache key: names, sizes, times and samples of the files.

@@ -148,6 +148,31 @@ def test_a_command_in_the_docs_runs(arguments, like_a_checkout, capsys):
     assert cli.run(arguments) == 0, capsys.readouterr().err
 
 
+def consoles():
+    """(command, what it is said to print) of every `$ zoo ...` of a `console` block that needs no run of a user."""
+    for param in fenced("console"):
+        for text in re.split(r"^\$ ", param.values[0], flags=re.MULTILINE)[1:]:
+            line, _, printed = text.partition("\n")
+            arguments = shlex.split(line)
+            if arguments[0] == "zoo" and arguments[1] in QUICK:
+                yield pytest.param(arguments[1:], printed, id=f"{param.id} {line}")
+
+
+@pytest.mark.parametrize(("arguments", "printed"), list(consoles()))
+def test_a_command_in_the_docs_prints_what_the_page_says(arguments, printed, like_a_checkout, capsys):
+    """`...` stands for any text."""
+    from zoo import cli
+
+    cli.run(arguments)
+    found = "".join(capsys.readouterr())
+    pattern = ".*".join(re.escape(part.strip("\n")) for part in printed.split("..."))
+    assert re.search(pattern, "\n".join(line.rstrip() for line in found.splitlines()), re.DOTALL), found
+
+
+def test_there_are_commands_whose_output_is_shown():
+    assert len(list(consoles())) >= 5
+
+
 def test_the_targets_of_make_in_the_docs_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     found = {name for page in PAGES for name in re.findall(r"^make ([\w-]+)", page.read_text(encoding="utf-8"), re.M)}

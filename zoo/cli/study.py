@@ -127,7 +127,10 @@ def status(study: StudyFile, overrides: Override = None, json: AsJson = False, p
         out(json_text(progress.as_dict()), end="")
         return
     working = "a zoo study run is at work" if folder.is_running() else "no zoo study run is at work"
-    out_styled(rendered([Text(progress.headline()), progress.table(), Text(working, style="dim")], None), end="")
+    reasons = [Text(reason, style="red") for reason in progress.reasons()]
+    out_styled(
+        rendered([Text(progress.headline()), progress.table(), *reasons, Text(working, style="dim")], None), end=""
+    )
 
 
 @app.command()

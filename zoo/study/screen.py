@@ -120,6 +120,17 @@ class Progress:
         losses = [f"{numbers[key]:.4f}" if key in numbers else "-" for key in ("loss", "validation_loss")]
         return ["", batches, "", "", "", *losses]
 
+    def reasons(self) -> list[str]:
+        """A line for each run that failed or diverged: why, and where its log is."""
+        shown = [run for run in self.runs if self.states[run.id] in (FAILED, DIVERGED)]
+        found = [self._reason(run) for run in shown[:MOST_SHOWN]]
+        return [*found, *([f"and {len(shown) - MOST_SHOWN} more"] if len(shown) > MOST_SHOWN else [])]
+
+    def _reason(self, run: Run) -> str:
+        why = self.runner.state(run).why.splitlines()
+        said = f": {why[0].rstrip('.')}" if why else ""
+        return f"{run.id} {self.states[run.id]}{said}; log: {self.runner.folder.log(run)}"
+
     def as_dict(self) -> dict[str, Any]:
         """What `zoo study status --json` prints."""
         runs = [

@@ -94,6 +94,9 @@ def test_status_counts_in_text_and_json(write_study, capsys):
     assert "toy: 8 waiting of 8 runs" in out
     assert "no zoo study run is at work" in out
     finish_study(runner_of(path), lambda each: None if each.architecture == "tiny_window" else 3.0)
+    _, out, _ = call(capsys, "status", path)
+    log = runner_of(path).folder.logs / "tiny_window-lr=0.002-seed1.txt"
+    assert "".join(f"tiny_window-lr=0.002-seed1 diverged: loss is nan; log: {log}".split()) in "".join(out.split())
     _, out, _ = call(capsys, "status", path, "--json")
     found = json.loads(out)
     assert found["counts"] == {"done": 4, "running": 0, "waiting": 2, "failed": 0, "diverged": 2}

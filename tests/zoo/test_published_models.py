@@ -12,6 +12,7 @@ import transformers
 from zoo.counting.model_cost import model_cost
 from zoo.docs.models_page import comment, models_page
 from zoo.interop.architecture import facts, read_config
+from zoo.interop.errors import InteropError
 from zoo.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,50 @@ KIMI = {
 }  # fmt: skip
 CONFIGS = {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}
 
+# Further keys of published config.json files: those that transformers writes itself are left out.
+FURTHER = {
+    "qwen2_7b": {"use_mrope": False},
+    "gemma2_9b": {"hidden_act": "gelu_pytorch_tanh", "sliding_window_size": 4096, "cache_implementation": "hybrid"},
+    "gemma3_4b": {"cache_implementation": "hybrid", "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    "smollm3_3b": {"max_window_layers": 28, "layer_types": ["full_attention"] * 36, "pretraining_tp": 2},
+    "command_r7b": {
+        "cache_implementation": "hybrid", "layer_switch": 4, "order_of_interleaved_layers": "local_attn_first",
+        "position_embedding_type": "rope_gptj", "rotary_pct": 1.0, "use_embedding_sharing": True,
+        "use_gated_activation": True, "use_parallel_block": True, "use_parallel_embedding": True,
+    },
+    "deepseek_v3": {
+        "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}, "aux_loss_alpha": 0.001, "ep_size": 1,
+        "moe_layer_freq": 1, "num_nextn_predict_layers": 1, "scoring_func": "sigmoid", "seq_aux": True,
+        "topk_method": "noaux_tc", "pretraining_tp": 1,
+        "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32,
+                         "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+    "gpt_oss_20b": {
+        "attention_bias": True, "experts_per_token": 4, "initial_context_length": 4096, "output_router_logits": False,
+        "layer_types": ["sliding_attention", "full_attention"] * 12,
+    },
+    "qwen3_next_80b": {"use_sliding_window": False, "mlp_only_layers": [], "output_router_logits": False},
+    "llama4_scout": {
+        "attn_temperature_tuning": 4, "for_llm_compressor": False, "cache_implementation": "hybrid",
+        "moe_layers": list(range(48)), "no_rope_layers": [1, 1, 1, 0] * 12, "router_aux_loss_coef": 0.001,
+        "router_jitter_noise": 0.0,
+    },
+}  # fmt: skip
+# Of models that have no recipe: keys that only the published file has, without sizes.
+ELSEWHERE = {
+    "phi3": {
+        "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
+        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "original_max_position_embeddings": 4096,
+        "sliding_window": 2047,
+    },
+    "cohere": {"architectures": ["CohereForCausalLM"], "model_max_length": 131072, "use_qk_norm": False},
+    "granite": {"architectures": ["GraniteForCausalLM"], "attention_dropout": 0.1, "mlp_bias": False},
+    "deepseek_v3": {
+        "architectures": ["DeepseekV3ForCausalLM"], "auto_map": {"AutoModel": "m.D"}, "q_lora_rank": None,
+        "num_nextn_predict_layers": 0, "rope_theta": 50000.0,
+    },
+}  # fmt: skip
+
 
 def config_of(name: str, **changes):
     family, keys = PUBLISHED[name]
@@ -202,6 +247,43 @@ def test_the_recipe_is_what_an_import_makes_of_the_config(name):
     written = config_of(name).to_dict()
     _, imported = read_config(written, "config.json")
     assert facts(load_recipe(RECIPES / f"{name}.yaml").model) == facts(imported)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_config_needs_no_ignored_key(name):
+    family, keys = PUBLISHED[name]
+    written = {**keys, **FURTHER.get(name, {}), "attention_dropout": 0.0, "torch_dtype": "bfloat16", "use_cache": True}
+    written |= {"architectures": [f"{family}ForCausalLM"], "model_type": config_of(name).model_type}
+    _, imported = read_config(written, "config.json")
+    assert facts(load_recipe(RECIPES / f"{name}.yaml").model) == facts(imported)
+
+
+@pytest.mark.parametrize("model_type", ELSEWHERE)
+def test_keys_of_other_published_configs_change_nothing_that_transformers_reads(model_type):
+    written = {"model_type": model_type, **ELSEWHERE[model_type]}
+    _, imported = read_config(written, "config.json")
+    theirs = type(transformers.AutoConfig.for_model(model_type))(**written).to_dict()
+    _, known = read_config({key: value for key, value in theirs.items() if key != "auto_map"}, "config.json")
+    assert facts(imported) == facts(known)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("command_r7b", "layer_switch", 3),
+        ("command_r7b", "rotary_pct", 0.5),
+        ("command_r7b", "position_embedding_type", "rope_neox"),
+        ("command_r7b", "use_embedding_sharing", False),
+        ("gemma2_9b", "hidden_act", "gelu"),
+        ("gemma2_9b", "sliding_window_size", 2048),
+        ("gpt_oss_20b", "experts_per_token", 3),
+        ("qwen3_next_80b", "use_sliding_window", True),
+    ],
+)
+def test_a_key_that_states_something_once_more_must_agree(name, key, value):
+    written = {**PUBLISHED[name][1], **FURTHER[name], "model_type": config_of(name).model_type, key: value}
+    with pytest.raises(InteropError, match=f"config.json: {key}: must be .*; found"):
+        read_config(written, "config.json")
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "kimi_linear_48b"])

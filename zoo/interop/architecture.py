@@ -26,17 +26,20 @@ MOST_REASONS = 8
 def read_config(config: Mapping[str, Any], place: str, ignored: Iterable[str] = ()) -> tuple[Family, ModelConfig]:
     """The family and the model that a config.json describes.
 
-    place: of the file, in messages.  ignored: keys that the user says do not matter.
+    place: of the file, in messages.  ignored: keys that are read as if they were not written, with a dot for one of a
+    mapping.
     Raises InteropError, naming the key, for anything that a recipe cannot express.
     """
     ignored = set(ignored)
     family = find_family(config.get("model_type"), place)
-    if unknown := ignored - set(config):
-        raise InteropError(f"--ignore {min(unknown)}: {place} has no such key")
+    for name in sorted(ignored):
+        if not _has(config, name):
+            raise InteropError(f"--ignore {name}: {place} has no such key")
     if family.own_code:
         ignored.add("auto_map")
     if "auto_map" in config and "auto_map" not in ignored:
-        raise InteropError(f"{place}: auto_map: the model brings code of its own, which is not run")
+        way_out = f"if {family.architecture} of transformers computes the same, give --ignore auto_map"
+        raise InteropError(f"{place}: auto_map: the model brings code of its own, which is not run; {way_out}")
     architectures = config.get("architectures")
     if architectures not in (None, [family.architecture]) and "architectures" not in ignored:
         found = architectures[0] if isinstance(architectures, list) and architectures else architectures
@@ -51,6 +54,13 @@ def read_config(config: Mapping[str, Any], place: str, ignored: Iterable[str] = 
         found = "this config" if isinstance(value, BaseModel) else shorten(value)
         why = first_mistake(error, "model")
         raise InteropError(f"{place}: no recipe can have this model: {why}; found {found}") from error
+
+
+def _has(config: Mapping[str, Any], path: str) -> bool:
+    """Whether a key is written; `rope_scaling.factor` is one of the mapping rope_scaling."""
+    first, _, rest = path.partition(".")
+    inside = config.get(first)
+    return path in config or (bool(rest) and isinstance(inside, Mapping) and _has(inside, rest))
 
 
 def write_config(name: str, model: ModelConfig) -> tuple[Family, dict[str, Any]]:

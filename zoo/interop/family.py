@@ -121,7 +121,8 @@ class Family(ABC):
     model_type: ClassVar[str]
     architecture: ClassVar[str]  # the class of transformers that has the head of a language model
     defaults: ClassVar[Mapping[str, Any]]  # what its config class takes for keys that are not written
-    own_code: ClassVar[bool] = False  # whether it comes with code of its own, which `auto_map` names and nobody runs
+    # Whether it was published with code of its own, which `auto_map` names, and of which this family is a copy.
+    own_code: ClassVar[bool] = False
     multi_token: ClassVar[bool] = False  # whether its format has modules that predict further tokens
 
     @abstractmethod

@@ -33,6 +33,14 @@ class GemmaLike(PeriodicWindows):
         "feed_forward_post_norm": "post_feedforward_layernorm",
     }
 
+    def read_layer_types(self, keys: Keys, n_layers: int) -> list[str]:
+        keys.repeats("sliding_window_size", "sliding_window")
+        return super().read_layer_types(keys, n_layers)
+
+    def read_ffn(self, keys: Keys) -> dict[str, Any]:
+        keys.repeats("hidden_act", "hidden_activation")
+        return super().read_ffn(keys)
+
     def read_attention(self, keys: Keys, d_model: int) -> dict[str, Any]:
         divisor = keys.number("query_pre_attn_scalar")
         if divisor <= 0:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import shorten
 from zoo.files import write_text
 from zoo.interop.architecture import read_config
 from zoo.interop.errors import InteropError
+from zoo.interop.keys import DROPOUTS
 from zoo.new_folder import check_new_folder, new_folder
 from zoo.recipe.seal import sealed
 
@@ -55,6 +57,11 @@ def import_folder(
     with new_folder(run, InteropError):
         write_run(run, recipe, state, tokenizer)
     notes = [] if tokenizer else [missing_note(source.path)]
+    notes += [
+        f"{name} is {shorten(source.config[name])} in {CONFIG}: a recipe has no dropout, so further training has none"
+        for name in DROPOUTS
+        if source.config.get(name)
+    ]
     if described.multi_token and not model.multi_token:
         why = "holds no tensors of the modules that predict further tokens"
         notes.append(f"{source.path} {why}, so the recipe has no multi_token")

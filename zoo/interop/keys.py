@@ -15,30 +15,30 @@ LARGEST = 2**31 - 1
 _INERT = """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _sliding_window_pattern architectures
     attn_implementation
-    bos_token_id chunk_size_feed_forward cls_token_id decoder_start_token_id dtype eos_token_id finetuning_task
-    gradient_checkpointing id2label initializer_range is_decoder is_llama_config label2id model_type name_or_path
+    bos_token_id cache_implementation chunk_size_feed_forward cls_token_id decoder_start_token_id dtype eos_token_id
+    finetuning_task for_llm_compressor
+    gradient_checkpointing id2label initializer_range is_decoder is_llama_config label2id model_max_length model_type
+    name_or_path
     output_attentions output_hidden_states pad_token_id prefix pretraining_tp problem_type return_dict
     sep_token_id task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript transformers.js_config
-    transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
+    transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache use_parallel_embedding
     bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
     exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
     no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values
     repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
 """
 INERT = frozenset(_INERT.split())
+# Of training alone.  A recipe has none, which an import notes where one is above 0.
+DROPOUTS = ("attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "resid_pdrop")
 # Keys of any family that a recipe cannot express unless they have this value.
 ONLY: dict[str, tuple[Any, str]] = {
     "add_cross_attention": (False, "a recipe has no encoder to attend to"),
-    "attention_dropout": (0, "a recipe has no dropout"),
-    "attn_pdrop": (0, "a recipe has no dropout"),
-    "embd_pdrop": (0, "a recipe has no dropout"),
     "cross_attention_hidden_size": (None, "a recipe has no encoder to attend to"),
-    "hidden_dropout": (0, "a recipe has no dropout"),
-    "resid_pdrop": (0, "a recipe has no dropout"),
     "is_encoder_decoder": (False, "a recipe is a decoder"),
     "pruned_heads": ({}, "heads cannot be taken out"),
     "rope_interleaved": (False, "transformers ignores it for this family, and tools do not agree"),
     "tie_encoder_decoder": (False, "a recipe is a decoder"),
+    "use_mrope": (False, "a token of a recipe has one position"),
 }
 WHY = {
     "quantization_config": "the weights are quantised; save the model without quantisation first",
@@ -48,8 +48,9 @@ WHY = {
 class Keys:
     """The keys of one config.json, or of a mapping in it.
 
-    defaults: what transformers' config class takes for a key that is not written.  ignored: keys that the user says
-    mean nothing.  place: of the file, in messages.
+    defaults: what transformers' config class takes for a key that is not written.  ignored: keys that are read as if
+    they were not written, `rope_scaling.factor` for one of a mapping.  place: of the file, in messages.  path: of the
+    mapping.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Keys:
         ignored: Iterable[str] = (),
         path: str = "",
     ):
-        self._values, self.place, self._defaults, self._path = dict(values), place, defaults, path
-        self._read: set[str] = set(ignored)
+        self._ignored = frozenset(ignored)
+        self._values = {name: value for name, value in values.items() if f"{path}{name}" not in self._ignored}
+        self.place, self._defaults, self._path = place, defaults, path
+        self._read: set[str] = set()
 
     def value(self, name: str, default: Any = REQUIRED) -> Any:
         """The value as it is; where the key is absent, `default`, else that of transformers' config class."""
@@ -131,9 +134,13 @@ class Keys:
         if found != value and not (found is None and not value):
             self.refuse(name, f"must be {shorten(value)}, because {why}")
 
+    def repeats(self, name: str, other: str) -> None:
+        """Refuse a value that is not that of the key `other`, which `name` states once more."""
+        self.only(name, self.value(other), f"it is {other} once more")
+
     def inside(self, name: str, values: Mapping[str, Any]) -> "Keys":
         """Keys of the mapping that is under `name`, without defaults."""
-        return Keys(values, self.place, {}, path=f"{self._path}{name}.")
+        return Keys(values, self.place, {}, self._ignored, f"{self._path}{name}.")
 
     def refuse(self, name: str, why: str) -> NoReturn:
         """Raise InteropError for the value of a key."""
@@ -145,16 +152,16 @@ class Keys:
         for name, (value, why) in ONLY.items():
             if name in self._values and name not in self._read:
                 self.only(name, value, why)
-        left = [name for name in self._values if name not in self._read and name not in INERT]
+        left = [name for name in self._values if name not in self._read and name not in (*INERT, *DROPOUTS)]
         if left:
-            known = [*self._read, *self._defaults]
-            lines = [f"{self.place}: {self._path}{shorten(name)[1:-1]}: {_why(name, known)}" for name in left[:20]]
+            known = [name for name in (*self._read, *self._defaults) if name not in left]
+            lines = [f"{self.place}: {_refusal(self._path, name, known)}" for name in left[:20]]
             more = [f"and {len(left) - 20} more keys"] if len(left) > 20 else []
             raise InteropError("\n".join([*lines, *more]))
 
 
-def _why(name: str, known: list[str]) -> str:
-    if name in WHY:
-        return WHY[name]
-    way_out = f"if it does not change what the model computes, give --ignore {name}"
-    return f"not a key that a recipe can express for this model; {way_out}.{did_you_mean(name, known)}"
+def _refusal(above: str, name: str, known: list[str]) -> str:
+    path = above + shorten(name)[1:-1]
+    way_out = f"if it does not change what the model computes, give --ignore {path}"
+    why = f"not a key that a recipe can express for this model; {way_out}.{did_you_mean(name, known)}"
+    return f"{path}: {WHY.get(name, why)}"

@@ -12,9 +12,10 @@ import zoo
 from tests.zoo.interop.models import save
 from zoo.cli import run as zoo_command
 from zoo.export.tokenizer_files import bytes_as_subwords
+from zoo.interop.architecture import facts, read_config
 from zoo.interop.errors import InteropError
 from zoo.interop.importing import import_folder
-from zoo.interop.keys import INERT
+from zoo.interop.keys import DROPOUTS, INERT
 
 WORDS = {"vocab_size": 300}
 
@@ -101,16 +102,16 @@ KEYS = {
     "a key of another family": ({"final_logit_softcapping": 30.0}, r"final_logit_softcapping: not a key that a recipe"),
     "two keys": ({"one": 1, "rms_norm_epsilon": 1}, r"one: not a key(.|\n)*Did you mean 'rms_norm_eps'\?"),
     "quantised": ({"quantization_config": {}}, "quantization_config: the weights are quantised"),
-    "code of its own": ({"auto_map": {"AutoModel": "m.M"}}, "auto_map: the model brings code of its own"),
+    "code of its own": ({"auto_map": {"AutoModel": "m.M"}}, "auto_map: the model brings code.*give --ignore auto_map"),
     "another class": ({"architectures": ["LlamaForSequenceClassification"]}, "architectures: must be LlamaForCausalLM"),
     "an unknown family": ({"model_type": "mixtrall"}, "unknown model_type 'mixtrall'; known: .*llama"),
     "no family": ({"model_type": ["llama"]}, "unknown model_type a list"),
-    "dropout": ({"attention_dropout": 0.1}, "attention_dropout: must be 0, because a recipe has no dropout; found 0.1"),
+    "positions of several axes": ({"use_mrope": True}, "use_mrope: must be false.*; found true"),
     "an activation": ({"hidden_act": "relu"}, "hidden_act: must be silu.*; found 'relu'"),
     "a scaling": ({"rope_scaling": {"rope_type": "longrope"}}, "rope_scaling.rope_type: must be default, linear"),
     "a key of a scaling": (
         {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "shift": 1}},
-        "rope_scaling.shift: not a key",
+        "rope_scaling.shift: not a key .*give --ignore rope_scaling.shift",
     ),
     "a scaling out of bounds": (
         {"rope_scaling": {"rope_type": "linear", "factor": -2.0}},
@@ -164,7 +165,7 @@ def test_a_misspelt_key_is_named_and_not_passed_over(copy, tmp_path):
     """Each key that `zoo import` reads, with its last letter doubled; what says nothing of the logits may be."""
     path = copy / "config.json"
     keys = json.loads(path.read_text())
-    read = [key for key in keys if key not in INERT]
+    read = [key for key in keys if key not in (*INERT, *DROPOUTS)]
     assert len(read) > 12
     for key in read:
         path.write_text(json.dumps({key + key[-1] if name == key else name: value for name, value in keys.items()}))
@@ -195,6 +196,39 @@ def test_a_key_can_be_ignored_by_name(copy, tmp_path, capsys):
     assert zoo_command(["import", str(copy), str(tmp_path / "run"), "--ignore", "some_note"]) == 0
     assert zoo_command(["import", str(copy), str(tmp_path / "other"), "--ignore", "sum_note"]) == 2
     assert "--ignore sum_note" in capsys.readouterr().err
+
+
+IGNORED = {
+    "of the model": {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
+    "of a mapping": {"rope_scaling.shift": 1},
+    "of every family": {"use_mrope": True},
+    "of this family": {"mlp_bias": "text"},
+    "code": {"auto_map": {"AutoModel": "m.M"}},
+}
+
+
+@pytest.mark.parametrize("keys", IGNORED.values(), ids=IGNORED)
+def test_an_ignored_key_is_as_if_it_were_not_written(source, copy, tmp_path, keys):
+    """Also one that is refused for its value, and one inside a mapping."""
+    ((name, value),) = keys.items()
+    first, _, inside = name.partition(".")
+    change_config(copy, **{first: {"rope_type": "linear", "factor": 1.0, inside: value} if inside else value})
+    with pytest.raises(InteropError, match=first):
+        import_folder(copy, tmp_path / "run")
+    found = import_folder(copy, tmp_path / "run", ignored=[name]).model
+    before = read_config(json.loads((source / "config.json").read_text()), "config.json")[1]
+    scaling = found.expanded()[0].mixer.attention.projection.position.scaling
+    assert (scaling is not None) == bool(inside)
+    if not inside:
+        assert facts(found) == facts(before)
+
+
+def test_dropout_of_a_training_is_noted(copy, tmp_path, capsys):
+    change_config(copy, attention_dropout=0.1, resid_pdrop=0.0)
+    assert zoo_command(["import", str(copy), str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert "note: attention_dropout is 0.1 in config.json: a recipe has no dropout" in said
+    assert "resid_pdrop" not in said
 
 
 def write(name, data):

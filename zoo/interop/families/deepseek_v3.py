@@ -21,6 +21,7 @@ class DeepseekV3(SomeExperts):
 
     model_type = "deepseek_v3"
     architecture = "DeepseekV3ForCausalLM"
+    own_code = True
     experts_key = "n_routed_experts"
     multi_token = True
     defaults = DEFAULTS | {

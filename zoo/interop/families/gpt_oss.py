@@ -55,7 +55,7 @@ class GptOss(PeriodicWindows, WithExperts):
 
     def read_ffns(self, keys, n_layers):
         keys.only("swiglu_limit", CLAMP, "transformers knows no other")
-        keys.only("experts_per_token", keys.value("num_experts_per_tok"), "it is num_experts_per_tok once more")
+        keys.repeats("experts_per_token", "num_experts_per_tok")
         keys.value("initial_context_length", None)  # stated once more in rope_scaling
         experts = self.read_experts(keys, normalise=True)
         return {"ffn": experts | {"expert_bias": True, "router_bias": True, "clamp": CLAMP}}

@@ -9,6 +9,7 @@ class Phi3(OneWindow):
 
     model_type = "phi3"
     architecture = "Phi3ForCausalLM"
+    own_code = True
     bias_keys = ()
     defaults = DEFAULTS | {
         "vocab_size": 32064,

@@ -68,6 +68,7 @@ class Qwen3Next(Qwen3Moe):
     }
 
     def read_layer_types(self, keys, n_layers):
+        keys.only("use_sliding_window", False, "transformers has no windows in this family")
         every = keys.count("full_attention_interval")
         kinds = keys.each_layer("layer_types", n_layers, [FULL, LINEAR])
         return kinds or [LINEAR if (index + 1) % every else FULL for index in range(n_layers)]

@@ -25,6 +25,7 @@ class SmolLM3(LlamaLike):
     }
 
     def read_layer_types(self, keys, n_layers):
+        keys.value("max_window_layers", None)  # is not read by transformers for this family
         return read_windows(keys, [not rotates for rotates in self._rotates(keys, n_layers)])
 
     def _rotates(self, keys, n_layers):

@@ -19,7 +19,7 @@ from zoo.counting.run_cost import GPUS, step_size
 from zoo.errors import RecipeError
 from zoo.kernels import use_implementation
 from zoo.model import build_model
-from zoo.recipe import Recipe, load_recipe
+from zoo.recipe import ModelConfig, Recipe, load_recipe
 from zoo.recipe.schema import recipe_schema
 from zoo.report.reach import reach
 from zoo.report.show import facts
@@ -28,6 +28,8 @@ SMALL = (1, 2, 2, 2, 3, 4, 4, 4, 4, 6, 8, 8, 8, 16)
 NUMBERS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 10.0)
 WRONG = (-1, 0, "many", True, None, 1.5, [], {"kind": "full"})
 TOKENS = 19
+OFTEN = {"mixers": ["attention"] * 3}  # the grid of projections and patterns, of which other kinds are points
+TRIES = 60  # draws of the fields that a part needs, until they fit together
 # Of `model`, what every recipe states; the rest is drawn like any other field.
 SIZES = {"vocab_size": 260, "max_seq_len": 24}
 STATED = {"d_model", "n_layers", "vocab_size", "max_seq_len", "blocks", "layers", "ffn", "ffns", "ffn_layers"}
@@ -108,39 +110,53 @@ class Drawer:
             made["unknown"] = 1
         return made
 
-    def likely_part(self, family: Any, d_model: int) -> dict:
-        """A part that is refused less often: of several draws the first that a config has nothing against."""
-        for _ in range(self.rng.choice([1, 6, 6, 6])):
-            made = self.part(family)
-            try:
-                config = family.config_class(made["kind"]).model_validate_json(json.dumps(made))
-            except ValidationError:
-                continue
-            if not config.problems(d_model):
-                break
-        return made
+    def likely_part(self, family: Any, d_model: int, kind: str | None = None) -> dict:
+        """A part of a family of the registry, kind drawn first: kinds with many fields are not rarer than others.
 
-    def part(self, family: Any) -> dict:
-        """A part of a family of the registry, kind drawn first: kinds with many fields are not rarer than others."""
-        kind, config = self.rng.choice([(kind, config) for kind, config in family.classes()])
+        Four of five are grown field by field, so that options come together which only few draws would hold: a field
+        stays if the config has nothing against it. Of the others each field is drawn for itself.
+        """
+        kinds = dict(family.classes())
+        kind = kind or self.rng.choice([*kinds, *OFTEN.get(family.name, ())])
+        config = kinds[kind]
+        fields = [name for name in schema_of(config)["properties"] if name != "kind"]
+        required = schema_of(config).get("required", ())
+        needed = [name for name in fields if name in required or name in ("projection", "patterns")]
         share = self.rng.choice([0.05, 0.15, 0.4])
-        made = {"kind": kind}
-        own = Drawer.__new__(Drawer)
-        own.rng, own.schema = self.rng, schema_of(config)
-        for name, inner in own.schema["properties"].items():
-            if name != "kind" and (name in own.schema.get("required", ()) or self.rng.random() < share):
-                made[name] = self.nested(family, name) or own.value(inner, share)
+        grown = self.rng.random() < 0.8
+        for _ in range(TRIES if grown else 1):
+            made = {"kind": kind, **{name: self.field(family, config, name, d_model) for name in needed}}
+            if not grown or fits(config, made, d_model):
+                break
+        optional = [name for name in fields if name not in needed]
+        self.rng.shuffle(optional)
+        for name in optional:
+            if self.rng.random() < (0.5 if grown else share):
+                more = made | {name: self.field(family, config, name, d_model)}
+                made = more if not grown or self.rng.random() < 0.005 or fits(config, more, d_model) else made
         return made
 
-    def nested(self, family: Any, name: str) -> Any:
-        """The parts of a block of kind attention, from their own families."""
+    def field(self, family: Any, config: Any, name: str, d_model: int) -> Any:
+        """A value of a field; the parts of a block of kind attention come from their own families."""
         from zoo.parts import PATTERNS, PROJECTIONS
 
         if name == "projection":
-            return self.part(PROJECTIONS)
+            return self.likely_part(PROJECTIONS, d_model)
         if name == "patterns":
-            return [self.part(PATTERNS) for _ in range(self.rng.randint(1, 3))]
-        return None
+            kinds = self.rng.sample([kind for kind, _ in PATTERNS.classes()], self.rng.randint(1, 3))
+            kinds += [kind for kind in self.rng.choices(["compression", kinds[0], None], [3, 1, 20]) if kind]
+            return [self.likely_part(PATTERNS, d_model, kind) for kind in kinds]
+        own = Drawer.__new__(Drawer)
+        own.rng, own.schema = self.rng, schema_of(config)
+        return own.value(own.schema["properties"][name], 0.4)
+
+
+def fits(config: Any, made: dict, d_model: int) -> bool:
+    """Whether a part is one that its config accepts for this width."""
+    try:
+        return not config.model_validate_json(json.dumps(made)).problems(d_model)
+    except ValidationError:
+        return False
 
 
 def random_recipe(seed: int) -> dict:
@@ -159,10 +175,21 @@ def random_recipe(seed: int) -> dict:
     else:
         model["ffn"] = drawer.likely_part(FEED_FORWARDS, d_model)
     of_model = drawer.resolved(drawer.schema["properties"]["model"])
+    grown = rng.random() < 0.8 and accepted(model)
     for name, inner in of_model["properties"].items():
         if name not in STATED and rng.random() < 0.25:
-            model[name] = drawer.value(inner, 0.3)
+            more = model | {name: drawer.value(inner, 0.3)}
+            model = more if not grown or accepted(more) else model
     return {"name": f"random_{seed}", "model": model}
+
+
+def accepted(model: dict) -> bool:
+    """Whether it is the `model` section of a recipe."""
+    try:
+        ModelConfig.model_validate_json(json.dumps(model))
+    except ValidationError:
+        return False
+    return True
 
 
 def layers(rng: random.Random, key: str, blocks: dict, n_layers: int) -> dict:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import shorten, unknown
+from zoo.errors import Problem, RecipeError, shorten, unknown
 from zoo.interop.errors import InteropError
 from zoo.new_folder import check_new_folder, new_folder
 
@@ -96,31 +96,35 @@ def _check_recipe(run: Path) -> None:
         )
 
 
-def _read(file: str | Path | None, layers: str | list | None) -> tuple[dict[str, Any], Any, str]:
-    """Blocks by name, the schedule, and the place of both in messages."""
-    from zoo.recipe.yaml_reader import read_mapping
+def _read(file: str | Path | None, layers: str | list | None) -> tuple[dict[str, Any], Any, Any]:
+    """Blocks by name, the schedule, and a mapping (zoo.recipe.yaml_reader.Node) with `blocks` and their places."""
+    from zoo.recipe.yaml_reader import Node, read_mapping
 
     blocks: Any = {}
-    place = "--layers"
+    root = None
     if file is not None:
         place = str(file)
-        blocks = read_mapping(file).plain()
+        root = read_mapping(file)
+        blocks = root.plain()
         named = blocks.get("blocks")
         if "blocks" in blocks and not (isinstance(named, dict) and "kind" in named):  # else a block of that name
             if extra := set(blocks) - {"blocks", "layers"}:
                 raise InteropError(f"{place}: {unknown('key', min(extra), ('blocks', 'layers'))}")
             layers, blocks = blocks.get("layers") if layers is None else layers, named
+        else:
+            root = Node({"blocks": root}, root.place)
         if not isinstance(blocks, dict) or not all(isinstance(block, dict) for block in blocks.values()):
             raise InteropError(f"{place}: must be blocks by name, each a mapping with a kind; found {shorten(blocks)}")
     if layers is None:
         raise InteropError("--layers: give the schedule, or `layers` in the file of --blocks")
-    return blocks, layers, place
+    return blocks, layers, root
 
 
-def new_model(old: Any, blocks: Mapping[str, Any], layers: Any, place: str) -> Any:
+def new_model(old: Any, blocks: Mapping[str, Any], layers: Any, root: Any = None) -> Any:
     """The `model` section (zoo.recipe.ModelConfig) with other blocks and another schedule, all else as in `old`.
 
-    Blocks of the old model keep their names.  Raises InteropError, beginning with `place`, for what is not valid.
+    Blocks of the old model keep their names.  root: of the file with `blocks` (zoo.recipe.yaml_reader.Node).
+    Raises RecipeError with the places of what is not valid in a block, InteropError for the schedule.
     """
     from pydantic import ValidationError
 
@@ -141,8 +145,25 @@ def new_model(old: Any, blocks: Mapping[str, Any], layers: Any, place: str) -> A
     except ScheduleError as error:
         raise InteropError("\n".join(f"--layers: {why}" for _, why in error.found)) from error
     except ValidationError as error:
-        lines = [f"{place}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
-        raise InteropError("\n".join(lines)) from error
+        raise _refusal(error, section, root) from error
+
+
+def _refusal(error: Any, section: dict[str, Any], root: Any) -> RecipeError:
+    """What is not valid in the new section: in blocks of the file with its place, the rest in the whole model."""
+    from zoo.recipe.checking import locate, translate
+    from zoo.recipe.schema import known_keys, schema_definitions
+
+    definitions = schema_definitions()
+    found = translate(error, section, lambda at: known_keys(("model", *at), {"model": section}, definitions))
+    written = root.value["blocks"].value if root is not None else {}
+    return RecipeError(
+        [
+            locate((path, at, why), root)
+            if path[:1] == ("blocks",) and path[1:2] and path[1] in written
+            else Problem(f"--layers: {'.'.join(map(str, path))}: {why}")
+            for path, at, why in found
+        ]
+    )
 
 
 def _of_modules(old: Any, section: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from zoo.interop.errors import InteropError
 from zoo.interop.latents import OldMaps, to_latent
 from zoo.interop.rope import rope_facts
+from zoo.recipe.differences import in_words
 
 FIRST = (
     "window",
@@ -128,7 +130,7 @@ def _grouped(source: Any, target: Any, state: Mapping[str, torch.Tensor], made: 
     was, now = _about_positions(one), _about_positions(other)
     for name in [*was, *(name for name in now if name not in was)]:
         if was.get(name) != now.get(name):
-            made.notes.append(f"{name} was {was.get(name)}, and is {now.get(name)}")
+            made.notes.append(_changed(name, was.get(name), now.get(name)))
     if one.n_kv_heads > other.n_kv_heads:
         made.notes.append(f"{one.n_kv_heads} key/value heads became the means of {other.n_kv_heads} groups")
 
@@ -143,7 +145,7 @@ def _check_grouped(one: Any, other: Any) -> None:
     for name in ("n_heads", *SAME_FIELDS, *(NORM_FIELDS if one.qk_norm else ())):
         was, now = getattr(one, name), getattr(other, name)
         if was != now:
-            raise InteropError(f"{name}: must be {was}, as before; found {now}")
+            raise InteropError(_must_stay(name, was, now))
     if one.qkv_bias and not other.qkv_bias:
         raise InteropError("qkv_bias: must be true, because the old layer has the biases; found false")
     fewer, more = sorted((one.n_kv_heads, other.n_kv_heads))
@@ -151,6 +153,16 @@ def _check_grouped(one: Any, other: Any) -> None:
         raise InteropError(f"n_kv_heads: must divide {one.n_kv_heads} or be a multiple; found {other.n_kv_heads}")
     if fewer != more and one.qk_norm and one.qk_norm_over == "width":
         raise InteropError(f"n_kv_heads: must be {one.n_kv_heads}, because qk_norm is over all heads")
+
+
+def _must_stay(name: str, was: Any, now: Any) -> str:
+    was, now = in_words(was, now)
+    return f"{name}: must be {was}, as before; found {now}"
+
+
+def _changed(name: str, was: Any, now: Any) -> str:
+    was, now = in_words(*(x.model_dump(mode="json") if isinstance(x, BaseModel) else x for x in (was, now)))
+    return f"{name} was {was}, and is {now}"
 
 
 def regrouped(x: torch.Tensor, n_groups: int) -> torch.Tensor:
@@ -196,7 +208,7 @@ def _scores(source: Any, target: Any, state: Mapping[str, torch.Tensor], made: R
     elif one.sinks:
         made.notes.append("sinks: left out")
     if one.score_softcap != other.score_softcap:
-        made.notes.append(f"score_softcap was {one.score_softcap}, and is {other.score_softcap}")
+        made.notes.append(_changed("score_softcap", one.score_softcap, other.score_softcap))
 
 
 def _patterns(state: Mapping[str, torch.Tensor], made: Retrofitted) -> None:
@@ -254,6 +266,6 @@ def _output_gate(source: Any, target: Any, state: Mapping[str, torch.Tensor], ma
             made.state["output_gate.weight"] = state["output_gate.weight"]
         return
     if source.output_gate is not None:
-        raise InteropError(f"output_gate: must be {source.output_gate}, as before; found {target.output_gate}")
+        raise InteropError(_must_stay("output_gate", source.output_gate, target.output_gate))
     made.state["output_gate.weight"] = torch.zeros_like(made.state["output_gate.weight"])
     made.state["output.weight"] = made.state["output.weight"] * 2

@@ -206,7 +206,8 @@ def _other_meanings(now, before) -> Iterator[str]:
         found |= dict.fromkeys(_other_numbers(layer.name, MEANING, one.projection, other.projection))
         kinds = [[pattern.kind for pattern in point.patterns] for point in (one, other)]
         if kinds[0] != kinds[1] and one.n_kv_sets * len(kinds[0]) > 1:
-            found[f"model.blocks.{layer.name}: gates are of {kinds[0]}; those of the weights of {kinds[1]}"] = None
+            gates, others = (", ".join(each) for each in kinds)
+            found[f"model.blocks.{layer.name}: gates are of {gates}; those of the weights of {others}"] = None
     yield from found
 
 
@@ -214,7 +215,8 @@ def _other_numbers(block: str, names: tuple[str, ...], now, before) -> Iterator[
     for name in names:
         values = [getattr(each, name, None) for each in (now, before)]
         if values[0] != values[1]:
-            yield f"model.blocks.{block}: {name} is {values[0]}; the weights are of {values[1]}"
+            is_now, was = in_words(*values)
+            yield f"model.blocks.{block}: {name} is {is_now}; the weights are of {was}"
 
 
 def _record(tokenizer: Tokenizer) -> TokenizerRecord:

@@ -142,7 +142,26 @@ REFUSED = {
     "no schedule": (None, BLOCKS, r"--layers: give the schedule"),
     "not a schedule": ("local*", BLOCKS, r"--layers: "),
     "an unknown kind": ("a*4", "a: {kind: windwo}", r"blocks.a.kind: .*windwo"),
-    "an unknown field": ("a*4", "a: {kind: window, windw: 3}", r"blocks.yaml: blocks.a.windw: "),
+    "an unknown field": (
+        "a*4",
+        "a: {kind: window, windw: 3}",
+        r"blocks.yaml:1:19: blocks.a.windw: unknown key 'windw'; known: .*Did you mean 'window'\?",
+    ),
+    "an unknown field of a part": (
+        "a*4",
+        "blocks:\n  a: {kind: attention, projection: {kind: gqa},\n    patterns: [{kind: dilated, window: 3}]}",
+        r"^\S*blocks.yaml:3:32: blocks.a.patterns\[0\].window: unknown key 'window'; known: kind, n_keys, dilation",
+    ),
+    "a value out of bounds": (
+        "local a a a",
+        BLOCKS + "a: {kind: window, n_heads: 4, n_kv_heads: 3}",
+        r"blocks.yaml:5:\d+: blocks.a.n_kv_heads: must divide n_heads \(4\); found 3",
+    ),
+    "norms that the old layer lacks": (
+        "a*4",
+        "a: {kind: full, n_heads: 4, n_kv_heads: 2, qk_norm: true}",
+        r"layer 0: full to a: qk_norm: must be false, as before; found true",
+    ),
     "no mapping": ("a*4", "a: 3", r"blocks.yaml: must be blocks by name"),
     "no mapping under blocks": ("a*4", "blocks: 5", r"blocks.yaml: must be blocks by name.* found 5"),
     "a list under blocks": ("a*4", "blocks: [kind]", r"blocks.yaml: must be blocks by name"),

@@ -251,7 +251,7 @@ def test_groups_become_copies_or_means():
 def test_notes_say_what_is_not_as_before():
     new = resolved("full", **HEADS | {"n_kv_heads": 1}, rope=False)
     notes = converted(resolved("full", **HEADS), new)[2]
-    assert "rope was True, and is False" in notes
+    assert "rope was true, and is false" in notes
     assert "2 key/value heads became the means of 1 groups" in notes
 
 
@@ -269,12 +269,16 @@ REFUSED = {
         ("gla", {**LATENT, "n_kv_heads": 1, "n_latent_heads": 1}),
         "n_kv_heads: must be a multiple of 2",
     ),
-    "norms to nothing": (("full", {**HEADS, "qk_norm": True}), ("full", HEADS), "qk_norm: must be True"),
+    "norms to nothing": (("full", {**HEADS, "qk_norm": True}), ("full", HEADS), "qk_norm: must be true"),
     "norms to a latent": (("full", {**HEADS, "qk_norm": True}), ("mla", LATENT), "qk_norm: norms of queries and keys"),
     "biases to nothing": (("full", {**HEADS, "qkv_bias": True}), ("full", HEADS), "qkv_bias: must be true"),
     "biases to a latent": (("full", {**HEADS, "qkv_bias": True}), ("mla", LATENT), "qkv_bias: mla has no biases"),
     "an output bias": (("full", {**HEADS, "output_bias": True}), ("mla", LATENT), "output_bias: must be true"),
-    "an output gate": (("full", {**HEADS, "output_gate": "head"}), ("full", HEADS), "output_gate: must be head"),
+    "an output gate": (
+        ("full", {**HEADS, "output_gate": "head"}),
+        ("full", HEADS),
+        "output_gate: must be 'head'",
+    ),
     "a query latent": (("full", HEADS), ("mla", {**LATENT, "q_rank": 8}), "q_rank: a query latent has a norm"),
     "a latent to groups": (("mla", LATENT), ("full", HEADS), "projection: a latent projection must stay as it is"),
     "another latent": (("mla", LATENT), ("mla", {**LATENT, "kv_rank": 12}), "stay as it is; kv_rank differs"),

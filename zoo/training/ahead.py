@@ -8,6 +8,7 @@ first batch, because it would otherwise compile the same kernels again.
 If a process fails, for example for lack of memory, training compiles what it needs itself.
 """
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -94,6 +95,8 @@ def _mark(recipe, job: int) -> Path:
     train = recipe.train.rows(seq_len), recipe.train.micro_batch, recipe.train.precision, recipe.train.residual_stream
     parts = layer.mixer, layer.feed_forward, model, seq_len, train, code
     versions = [importlib.metadata.version(name) for name in ("torch", "triton")]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # its kernels, or plain PyTorch in their place
+        versions.append(importlib.metadata.version("fla-core"))
     key = hashlib.sha256(repr((parts, versions)).encode()).hexdigest()[:24]
     cache = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME", Path.home())) / ".triton" / "cache"
     return Path(cache) / f"zoo-compiled-{key}"

@@ -93,3 +93,23 @@ def test_the_process_leaves_compiled_kernels(tiny, monkeypatch, tmp_path):
         assert [process.returncode for process in found.processes] == [0, 0]
     assert all(ahead._mark(recipe, job).exists() for job in (0, 1))
     assert len(list(tmp_path.rglob("_selection_fwd_kernel.cubin"))) == 1
+
+
+def test_kernels_of_another_package_are_compiled_again_when_it_comes_or_changes(tiny, monkeypatch, tmp_path):
+    import importlib.metadata
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    versions = {"torch": "2.11.0", "triton": "3.6.0", "fla-core": "0.6.0"}
+
+    def version(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    marks = [ahead._mark(tiny("gated_deltanet"), 0)]
+    versions["fla-core"] = "0.6.1"
+    marks.append(ahead._mark(tiny("gated_deltanet"), 0))
+    del versions["fla-core"]
+    marks.append(ahead._mark(tiny("gated_deltanet"), 0))
+    assert len(set(marks)) == 3

@@ -6,11 +6,12 @@ import torch
 
 from zoo.kernels.convolution import reference
 from zoo.kernels.documents import Documents
-from zoo.kernels.outside import ends_of, laid_end_to_end
+from zoo.kernels.outside import ends_of, laid_end_to_end, use_tiles
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of what it could be quicker with
     from fla.modules.causal_conv1d import causal_conv1d
+use_tiles()
 
 
 def short_convolution(

@@ -9,7 +9,7 @@ import torch
 
 from zoo.kernels.documents import Documents
 from zoo.kernels.linear import reference
-from zoo.kernels.outside import ends_of, laid_end_to_end
+from zoo.kernels.outside import ends_of, laid_end_to_end, use_tiles
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that it could be faster with other packages
@@ -18,6 +18,7 @@ with warnings.catch_warnings():
     from fla.ops.kda import chunk_kda
     from fla.ops.simple_gla import chunk_simple_gla
     from fla.utils import IS_NVIDIA_HOPPER, TRITON_ABOVE_3_4_0, TRITON_ABOVE_3_7_1
+use_tiles()
 
 log = logging.getLogger("zoo.kernels")
 

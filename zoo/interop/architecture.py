@@ -11,8 +11,8 @@ from zoo.errors import first_mistake, shorten
 from zoo.interop.errors import InteropError
 from zoo.interop.family import Family
 from zoo.interop.keys import Keys
+from zoo.interop.registry import TEXT_MODELS, family_to_write
 from zoo.interop.registry import family as find_family
-from zoo.interop.registry import family_to_write
 from zoo.interop.rope import rope_facts
 from zoo.recipe import ModelConfig
 from zoo.recipe.differences import differences, in_words
@@ -21,6 +21,8 @@ from zoo.recipe.differences import differences, in_words
 OF_TRAINING = ("init_std", "document_mask", "multi_token")
 SPELLING = ("blocks", "layers", "n_layers", "ffn", "ffns", "ffn_layers")
 MOST_REASONS = 8
+# Keys of a model that reads images, beside `text_config`.
+IMAGE_KEYS = ("boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image", "vision_config")
 
 
 def read_config(config: Mapping[str, Any], place: str, ignored: Iterable[str] = ()) -> tuple[Family, ModelConfig]:
@@ -31,10 +33,13 @@ def read_config(config: Mapping[str, Any], place: str, ignored: Iterable[str] = 
     Raises InteropError, naming the key, for anything that a recipe cannot express.
     """
     ignored = set(ignored)
-    family = find_family(config.get("model_type"), place)
     for name in sorted(ignored):
         if not _has(config, name):
             raise InteropError(f"--ignore {name}: {place} has no such key")
+    path = ""
+    if has_encoder(config):
+        config, path = _text_config(config, place, ignored), "text_config."
+    family = find_family(config.get("model_type"), place)
     if family.own_code:
         ignored.add("auto_map")
     if "auto_map" in config and "auto_map" not in ignored:
@@ -44,7 +49,7 @@ def read_config(config: Mapping[str, Any], place: str, ignored: Iterable[str] = 
     if architectures not in (None, [family.architecture]) and "architectures" not in ignored:
         found = architectures[0] if isinstance(architectures, list) and architectures else architectures
         raise InteropError(f"{place}: architectures: must be {family.architecture}; found {shorten(found)}")
-    keys = Keys(config, place, family.defaults, ignored)
+    keys = Keys(config, place, family.defaults, ignored, path)
     section = family.read(keys)
     keys.finish()
     try:
@@ -54,6 +59,26 @@ def read_config(config: Mapping[str, Any], place: str, ignored: Iterable[str] = 
         found = "this config" if isinstance(value, BaseModel) else shorten(value)
         why = first_mistake(error, "model")
         raise InteropError(f"{place}: no recipe can have this model: {why}; found {found}") from error
+
+
+def has_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether the model reads images as well, and its text model is of a family: only that is read."""
+    return isinstance(config.get("model_type"), str) and config["model_type"] in TEXT_MODELS
+
+
+def _text_config(config: Mapping[str, Any], place: str, ignored: set[str]) -> dict[str, Any]:
+    """The config of the text model of a model that reads images.  Raises InteropError if other keys may change it."""
+    keys = Keys(config, place, {}, ignored)
+    text = keys.mapping("text_config")
+    if text is None:
+        keys.refuse("text_config", "must be a mapping")
+    for name in IMAGE_KEYS:
+        keys.value(name, None)
+    text = {"model_type": TEXT_MODELS[config["model_type"]], **text}
+    tied = text.get("tie_word_embeddings", find_family(text["model_type"], place).defaults["tie_word_embeddings"])
+    keys.only("tie_word_embeddings", tied, "it is that of text_config")
+    keys.finish()
+    return text
 
 
 def _has(config: Mapping[str, Any], path: str) -> bool:

@@ -24,11 +24,18 @@ REMEDY = "bring back the file as it was published"
 MOST_NAMED = 12  # tensors in a message
 
 
+# Of a model that reads images: what the names of its text model begin with, and those of the rest, which is left out.
+TEXT, TEXT_SINCE_4_52 = "language_model.", "model.language_model."
+IMAGE_TENSORS = tuple(f"{above}{part}." for above in ("", "model.") for part in ("vision_tower", "vision_model"))
+IMAGE_TENSORS += ("multi_modal_projector.", "model.multi_modal_projector.")
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor is, and what the header of that file says of it."""
+    """Where a tensor is, under which name, and what the header of that file says of it."""
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: str
 
@@ -39,10 +46,11 @@ class Place:
 
 
 class SourceFolder:
-    """config.json and safetensors files of a folder."""
+    """config.json and safetensors files of a folder.  text_only: whether to see the tensors of the text model alone."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.text_only = False
         try:
             if not self.path.is_dir():
                 raise InteropError(f"{path}: no such folder; name a local folder with {CONFIG} and {WEIGHTS}")
@@ -62,6 +70,12 @@ class SourceFolder:
     @cached_property
     def tensors(self) -> Mapping[str, Place]:
         """Every tensor of the folder's weights, from the headers of its files."""
+        if not self.text_only:
+            return self._all
+        return {_of_text(name): place for name, place in self._all.items() if not name.startswith(IMAGE_TENSORS)}
+
+    @cached_property
+    def _all(self) -> Mapping[str, Place]:
         index = self.path / INDEX
         if not present(index, InteropError):
             if not present(self.path / WEIGHTS, InteropError):
@@ -114,7 +128,7 @@ class SourceFolder:
             place = self.tensors[name]
             try:
                 with safe_open(place.file, framework="pt") as file:
-                    tensor = file.get_tensor(name).to(torch.float32)
+                    tensor = file.get_tensor(place.name).to(torch.float32)
             except (SafetensorError, OSError) as error:
                 raise InteropError(f"{place.file}: {_shown(name)} cannot be read: {error}") from error
             if not bool(tensor.isfinite().all()):
@@ -126,7 +140,14 @@ class SourceFolder:
 def _places(path: Path) -> dict[str, Place]:
     """The place of each tensor of a file.  Raises InteropError if the file is damaged."""
     header = read_header(path, InteropError)
-    return {name: Place(path, tuple(shape), dtype) for name, (shape, dtype) in header.items()}
+    return {name: Place(path, name, tuple(shape), dtype) for name, (shape, dtype) in header.items()}
+
+
+def _of_text(name: str) -> str:
+    """The name in the text model: transformers had it below `language_model.`, since 4.52 its body below that."""
+    return (
+        f"model.{name.removeprefix(TEXT_SINCE_4_52)}" if name.startswith(TEXT_SINCE_4_52) else name.removeprefix(TEXT)
+    )
 
 
 def names(found: Iterable[str]) -> str:

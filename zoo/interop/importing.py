@@ -11,7 +11,7 @@ from typing import Any
 
 from zoo.errors import shorten
 from zoo.files import write_text
-from zoo.interop.architecture import read_config
+from zoo.interop.architecture import has_encoder, read_config
 from zoo.interop.errors import InteropError
 from zoo.interop.keys import DROPOUTS
 from zoo.new_folder import check_new_folder, new_folder
@@ -46,6 +46,7 @@ def import_folder(
 
     source, run = SourceFolder(folder), Path(run)
     family, described = read_config(source.config, str(source.path / CONFIG), ignored)
+    source.text_only = has_encoder(source.config)
     check_new_folder(run, InteropError)
     model = family.as_stored(described, source.tensors)
     _check_size(source, model)
@@ -57,6 +58,8 @@ def import_folder(
     with new_folder(run, InteropError):
         write_run(run, recipe, state, tokenizer)
     notes = [] if tokenizer else [missing_note(source.path)]
+    if source.text_only:
+        notes.append(f"{source.path} reads images as well: only its text model ({family.model_type}) is imported")
     notes += [
         f"{name} is {shorten(source.config[name])} in {CONFIG}: a recipe has no dropout, so further training has none"
         for name in DROPOUTS

@@ -9,8 +9,8 @@ from zoo.interop import families
 from zoo.interop.errors import InteropError
 from zoo.interop.family import Family
 
-# Names of formats that people use for models whose text part has a model_type of its own.
-ALSO = {"gemma3": "gemma3_text", "llama4": "llama4_text"}
+# Models with an encoder of images, and the family of their text model.
+TEXT_MODELS = {"gemma3": "gemma3_text", "llama4": "llama4_text"}
 
 
 @cache
@@ -20,8 +20,11 @@ def names() -> tuple[str, ...]:
 
 
 def family_to_write(name: str) -> Family:
-    """The family of `--as NAME`.  Raises InteropError if there is none."""
-    return family(ALSO.get(name, name), "--as")
+    """The family of `--as NAME`; for a model with an encoder of images that of its text model.
+
+    Raises InteropError if there is none.
+    """
+    return family(TEXT_MODELS.get(name, name), "--as")
 
 
 def family(name: object, place: str) -> Family:

@@ -183,10 +183,10 @@ def config_of(name: str, more: dict[str, Any] | None = None) -> transformers.Pre
     return getattr(transformers, CONFIGS.get(family, f"{family}Config"))(**{**SIZES, **keys, **(more or {})})
 
 
-def make(config: transformers.PretrainedConfig, family: str) -> transformers.PreTrainedModel:
+def make(config: transformers.PretrainedConfig, family: str, kind: str = "ForCausalLM") -> transformers.PreTrainedModel:
     """A model with random weights, large enough that a wrong mask, position or order of rows shows in the logits."""
     torch.manual_seed(0)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    model = getattr(transformers, family + kind)(config).eval()
     tensors = [*model.named_parameters(), *(each for each in model.named_buffers() if each[0].endswith("bias"))]
     with torch.no_grad():
         for name, parameter in tensors:

@@ -126,8 +126,10 @@ class ResolvedAttention(ResolvedMixer):
         return Attention(self, self.d_model)
 
     def describe(self) -> str:
+        patterns = (pattern.describe() for pattern in self.patterns)
+        position = ["no rotation"] * (not self.projection.position.rotates)
         shared = ["keys of an earlier layer"] * self.follows
-        return ", ".join([self.projection.kind.upper(), *(pattern.describe() for pattern in self.patterns), *shared])
+        return ", ".join([self.projection.kind.upper(), *patterns, *position, *shared])
 
     def reach(self, known: int, seq_len: int) -> dict[str, int]:
         return {pattern.kind: pattern.reach(known, seq_len) for pattern in self.patterns}

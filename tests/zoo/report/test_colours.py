@@ -28,3 +28,13 @@ def test_a_layer_shows_each_of_its_patterns_in_every_schedule(tiny):
     assert "".join(text for text, _ in window.cell()) == " A "
     assert nsa.background.startswith(f"linear-gradient(90deg,{nsa.colours[0]} 0% 33.33%")
     assert nsa.background in docs_strip(layers[1:2], load_recipe(tiny("nsa")).model.d_model)
+
+
+def test_a_layer_without_rotation_has_a_letter_of_its_own():
+    """In the colour of its pattern: only its projection differs."""
+    layers = load_recipe("zoo:models/smollm3_3b").model.expanded()[2:4]
+    described = [{"attention": one.mixer.describe(), "patterns": patterns_of(one.mixer)} for one in layers]
+    assert [one["attention"] for one in described] == ["GQA, full", "GQA, full, no rotation"]
+    rotated, nope = looks(described).values()
+    assert (rotated.letter, nope.letter) == ("A", "B")
+    assert rotated.colours == nope.colours

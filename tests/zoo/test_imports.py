@@ -21,7 +21,8 @@ LIGHT += [
     "runs.folder",
     "data.config",
 ]
-LIGHT += ["counting.cache_sizes", "bench.memory_needed", "bench.decode_report", "inference.command", "training.config"]
+LIGHT += ["counting.cache_sizes", "counting.memory_needed", "memory", "bench.decode_report", "inference.command"]
+LIGHT += ["training.config"]
 LIGHT += [
     "blocks.registry",
     "blocks.config",
@@ -43,7 +44,7 @@ LIGHT += [
 # fits a module counts, so that what a recipe says of data and training (no torch) lies below what carries it out.
 FLOORS = [
     ("errors", "terminal", "tables", "sparkline", "files", "json_text", "new_folder", "processes", "child", "extras",
-     "parts", "address_space"),
+     "parts", "address_space", "memory"),
     ("recipe", "feed_forward", "data.config", "training.config", "training.duration", "training.schedules",
      "training.optimizers", "evaluation.registry", "evaluation.groups", "evaluation.task", "evaluation.errors"),
     ("counting",),

@@ -12,16 +12,16 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from zoo.bench.memory_needed import bytes_needed
 from zoo.counting.cache_sizes import cache_sizes
+from zoo.counting.memory_needed import bytes_needed
 from zoo.errors import ZooError
 from zoo.inference.decoding import TOKENS_AT_ONCE, WARM_UP, Decoding
 from zoo.inference.sampling import Sampler, Sampling
+from zoo.memory import free_bytes
 from zoo.model import Decoder, build_model
 from zoo.model.cache import ModelCache
 from zoo.recipe import load_recipe
@@ -88,7 +88,7 @@ def _row(model: Decoder, context: int, batch: int, say: Callable[[str], object])
     }
     rows_at_once = min(batch, max(1, TOKENS_AT_ONCE // context))
     need = bytes_needed(model.config, room, batch, rows_at_once, element)
-    free = _free_bytes(model.embedding.weight.is_cuda)
+    free = free_bytes(model.embedding.weight.device)
     if free is not None and need > USABLE * free:
         return {**row, "skipped": f"needs about {need / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB are free"}
     try:
@@ -179,11 +179,3 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _free_bytes(on_gpu: bool) -> int | None:
-    """Memory for more tensors than those that are there; None where the system does not say."""
-    if on_gpu:
-        return torch.cuda.mem_get_info()[0]
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zoo import processes
+from zoo.memory import free_host_bytes
 from zoo.study.gpus import Gpu, Mps
 from zoo.study.preload import Forked, Preloaded, start_process
 
@@ -213,11 +214,6 @@ class Slots:
 
 
 def total_memory() -> float:
-    """Bytes of memory that processes started now can have: the system's available memory, or the container's limit."""
-    found = []
-    with contextlib.suppress(OSError, ValueError):
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
-    return float(min(found, default=8 * GIB))
+    """Bytes of memory that processes started now can have; 8 GiB where the system does not say."""
+    found = free_host_bytes()
+    return 8.0 * GIB if found is None else float(found)

@@ -12,6 +12,7 @@ from zoo import address_space
 from zoo.blocks import making
 from zoo.blocks.making import PartError
 from zoo.data.stale import SHARED_MEMORY
+from zoo.memory import RAN_OUT
 
 HEADROOM_BYTES = 256 << 20  # a tiny model trains in it; with 80 MB left the process was aborted
 PEER_LOST = "the connection to another process of this run, whose own output says why, was lost"
@@ -20,7 +21,6 @@ _READER = re.compile(
     r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed by signal: (\w[\w ]*)|exited unexpectedly)"
 )
 _IN_READER = re.compile(r"Caught (\w+) in DataLoader worker process")
-_MEMORY = re.compile(r"out of memory|not enough memory|can'?t allocate memory|cannot allocate memory|bad_?alloc", re.I)
 _SHARED = re.compile(r"shared memory|/torch_\d+|\bshm\b|/dev/shm", re.I)
 _PEER = re.compile(
     r"connection (?:closed|reset) by peer|connection refused|gloo|socket|NCCL|broken pipe|process group|TCPStore", re.I
@@ -44,7 +44,7 @@ def explain(error: BaseException) -> str | None:
             f"{_first_line(str(error))}; this shell limits the address space of a process to {limit / 1e9:,.1f} GB: "
             "raise the limit (ulimit -v unlimited)"
         )
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY.search(text):
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or RAN_OUT.search(text):
         return (
             f"{_first_line(text) or 'out of memory'}; a smaller train.micro_batch, or train.activation_checkpointing="
             "true, needs less (zoo cost estimates it); raise a limit on memory (ulimit -v) if there is one"
@@ -124,7 +124,7 @@ def explained(error: Exception) -> str | None:
 def out_of_memory(error: BaseException) -> str | None:
     """One line about an error that says that memory ran out; None for any other error."""
     text = _text(error)
-    if not isinstance(error, MemoryError) and not _MEMORY.search(text):
+    if not isinstance(error, MemoryError) and not RAN_OUT.search(text):
         return None
     return f"out of memory: {_first_line(text) or type(error).__name__}; give fewer or shorter rows, or a smaller model"
 

@@ -8,8 +8,8 @@ import torch
 from zoo import cli
 from zoo.bench import decode
 from zoo.bench.decode_report import as_markdown
-from zoo.bench.memory_needed import bytes_needed
 from zoo.counting.cache_sizes import cache_sizes
+from zoo.counting.memory_needed import bytes_needed
 from zoo.model import build_model
 from zoo.recipe import load_recipe
 
@@ -61,7 +61,7 @@ def test_rows_that_are_not_read_are_copies_and_go_on_like_them():
 
 def test_what_does_not_fit_is_skipped_with_the_reason(monkeypatch):
     model = build_model(load_recipe(TINY[0], SMALL[:2]))
-    monkeypatch.setattr(decode, "_free_bytes", lambda on_gpu: 2**20)
+    monkeypatch.setattr(decode, "free_bytes", lambda device: 2**20)
     row = decode._row(model, 4096, 2, print)
     assert row["skipped"].startswith("needs about 0.0 GiB, 0.0 GiB are free")
     assert "decode_ms" not in row
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_skipped_with_the_reason(monkeypatch):
     def fails(*arguments):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(decode, "_free_bytes", lambda on_gpu: None)
+    monkeypatch.setattr(decode, "free_bytes", lambda device: None)
     monkeypatch.setattr(decode, "_measured", fails)
     assert decode._row(model, 64, 2, print)["skipped"] == "out of memory"
 

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from zoo import cli
-from zoo.bench.memory_needed import bytes_needed
+from zoo.counting.memory_needed import bytes_needed
 from zoo.counting.model_cost import model_cost
 from zoo.counting.run_cost import GPUS, step_size
 from zoo.errors import RecipeError

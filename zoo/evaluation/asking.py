@@ -3,22 +3,27 @@
 Shapes: B rows, T tokens of a row, N places with a question, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 
-from zoo.evaluation.batching import LOGITS_AT_ONCE, Batch, batches
+from zoo.evaluation.batching import TOKENS_CPU, TOKENS_GPU, Batch, by_length
 from zoo.evaluation.errors import EvaluationError
-from zoo.evaluation.ranking import CACHED_CPU, CACHED_GPU, Ranked, option_logs, shares_prefix
+from zoo.evaluation.memory import Budget
+from zoo.evaluation.ranking import CACHED_CPU, CACHED_GPU, option_logs, shares_prefix
 from zoo.evaluation.subject import Subject
 from zoo.evaluation.task import IGNORED, Answer, Choice, Chosen, Example, Generated, Labelled, Predicted, Prompt, Text
 
 PLACES_HELD = 1 << 22  # replies kept on the device, 16 bytes each, before the host fetches them
 GREEDY_ROWS = 32  # prompts generated side by side
+
+
+Numbers = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,10 @@ class Query:
     starts: places where documents begin; None: one document.
     """
 
-    tokens: tuple[int, ...]
-    places: tuple[int, ...]
-    labels: tuple[int, ...]
-    starts: tuple[int, ...] | None = None
+    tokens: Numbers
+    places: Numbers
+    labels: Numbers
+    starts: Numbers | None = None
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,22 @@ class Reply:
 
 
 Advance = Callable[[int], object]  # called with the number of rows done since the last call
+Run = Callable[[Advance, Budget], list[Any]]  # asks the model and returns the answers
 
 
-def answer(subject: Subject, examples: Sequence[Example], advance: Advance = lambda n: None) -> list[Answer]:
+def answer(
+    subject: Subject, examples: Sequence[Example], advance: Advance = lambda n: None, budget: Budget | None = None
+) -> list[Answer]:
     """The answer to each example, in order.  advance: called with the number of examples done since the last call.
 
-    Raises EvaluationError for an example that the model cannot be given, before the first batch runs.
+    budget: memory of a batch; default `Budget.of` the subject.
+    Raises EvaluationError for an example that the model cannot be given, before the first batch runs; or if memory runs
+    out with one row alone.
     """
-    return plan(subject, examples)(advance)
+    return plan(subject, examples)(advance, budget or Budget.of(subject))
 
 
-def plan(subject: Subject, examples: Sequence[Example]) -> Callable[[Advance], list[Any]]:
+def plan(subject: Subject, examples: Sequence[Example]) -> Run:
     """Make the examples of tokens and check them; what is returned asks the model, and returns the answers in order.
 
     Raises EvaluationError for an example that the model cannot be given.
@@ -63,21 +73,25 @@ def plan(subject: Subject, examples: Sequence[Example]) -> Callable[[Advance], l
     if len(kinds) > 1:
         raise EvaluationError(f"a task must have one kind of example; found {sorted(kind.__name__ for kind in kinds)}")
     if not examples:
-        return lambda advance: []
-    ways: dict[type, Callable[..., Any]] = {Choice: _choices, Labelled: _labelled, Prompt: _prompts}
+        return lambda advance, budget: []
+    ways: dict[type, Callable[..., Run]] = {Choice: _choices, Labelled: _labelled, Prompt: _prompts}
     return ways[kinds.pop()](subject, examples)
 
 
-def ask(subject: Subject, queries: Sequence[Query], advance: Advance = lambda n: None) -> list[Reply]:
-    """Replies to queries, in order. Rows of like length run together, the longest first, so that memory fails early.
+def ask(
+    subject: Subject, queries: Sequence[Query], advance: Advance = lambda n: None, budget: Budget | None = None
+) -> list[Reply]:
+    """Replies to queries, in order; advance and budget as in `answer`. Rows of like length run together.
 
     The replies stay on the device until there are PLACES_HELD of them: the host prepares the next batch meanwhile.
     """
+    budget = budget or Budget.of(subject)
     replies: dict[int, Reply] = {}
     held: list[tuple[Sequence[int], torch.Tensor, torch.Tensor]] = []
     n_held = 0
-    for batch in _batches(subject, [len(query.tokens) for query in queries]):
-        logs_N, likeliest_N = _log_likelihoods(subject, [queries[i] for i in batch.indices], batch)
+    cut = _cutter(subject, [len(query.tokens) for query in queries], budget)
+    run = partial(_log_likelihoods, subject, queries, budget)
+    for batch, (logs_N, likeliest_N) in budget.in_batches(len(queries), cut, run):
         held.append((batch.indices, logs_N, likeliest_N))
         n_held += len(logs_N)
         if n_held >= PLACES_HELD:
@@ -88,9 +102,15 @@ def ask(subject: Subject, queries: Sequence[Query], advance: Advance = lambda n:
     return [replies[i] for i in range(len(queries))]
 
 
-def _batches(subject: Subject, lengths: Sequence[int]) -> Iterator[Batch]:
+def _cutter(subject: Subject, lengths: Sequence[int], budget: Budget) -> Callable[[int], Batch]:
+    on_gpu = subject.device.type == "cuda"
     longest = subject.max_len if subject.longest is None else min(subject.max_len, subject.longest)
-    return batches(lengths, few_shapes=subject.device.type == "cuda", longest=longest)
+    tokens = TOKENS_GPU if on_gpu else TOKENS_CPU
+
+    def rows_at(length: int) -> int:
+        return budget.rows(subject.row_bytes(length), most=max(1, tokens // max(1, length)))
+
+    return by_length(lengths, rows_at, few_shapes=on_gpu, longest=longest)
 
 
 def _fetched(queries: Sequence[Query], held) -> dict[int, Reply]:
@@ -108,27 +128,25 @@ def _fetched(queries: Sequence[Query], held) -> dict[int, Reply]:
 
 
 @torch.no_grad()
-def _log_likelihoods(subject: Subject, queries: Sequence[Query], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-likelihood of each label float64 [N], likeliest token int64 [N]) of a batch, on the device.
-
-    The queries have the rows of the batch in order; rows of padding may follow.
-    """
+def _log_likelihoods(
+    subject: Subject, queries: Sequence[Query], budget: Budget, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-likelihood of each label float64 [N], likeliest token int64 [N]) of a batch, on the device."""
+    asked = [queries[i] for i in batch.indices]  # the first rows of the batch, in order; rows of padding may follow
     tokens_BT = np.zeros((batch.rows, batch.length), np.int64)
-    for row, query in enumerate(queries):
+    for row, query in enumerate(asked):
         tokens_BT[row, : len(query.tokens)] = query.tokens
-    asked_3N = np.empty((3, sum(len(query.places) for query in queries)), np.int64)
-    asked_3N[0] = np.repeat(np.arange(len(queries)), [len(query.places) for query in queries])
-    asked_3N[1] = list(chain.from_iterable(query.places for query in queries))
-    asked_3N[2] = list(chain.from_iterable(query.labels for query in queries))
-    row_N, position_N, label_N = _sent(torch.from_numpy(asked_3N), subject.device)
-    starts_BT = _starts(queries, batch)
-    at_once = max(1, LOGITS_AT_ONCE // subject.vocab_size)
+    row_N = np.repeat(np.arange(len(asked)), [len(query.places) for query in asked])
+    places_N, labels_N = (np.concatenate(each) for each in zip(*((q.places, q.labels) for q in asked), strict=True))
+    asked_3N = torch.from_numpy(np.stack((row_N, places_N, labels_N)).astype(np.int64))
+    row_N, position_N, label_N = _sent(asked_3N, subject.device)
+    starts_BT = _starts(asked, batch)
     parts = subject.logits_parts(
         _sent(torch.from_numpy(tokens_BT), subject.device),
         row_N,
         position_N,
         None if starts_BT is None else _sent(starts_BT, subject.device),
-        at_once=at_once,
+        at_once=budget.places(subject.vocab_size),
     )
     logs, likeliest, start = [], [], 0
     for logits_NV in parts:
@@ -152,11 +170,12 @@ def _starts(queries: Sequence[Query], batch: Batch) -> torch.Tensor | None:
     starts_BT[:, 0] = True
     for row, query in enumerate(queries):
         n = len(query.tokens)
-        starts_BT[row, [0, *(query.starts or ()), *([n] if n < batch.length else [])]] = True
+        begun = () if query.starts is None else query.starts
+        starts_BT[row, [0, *begun, *([n] if n < batch.length else [])]] = True
     return starts_BT
 
 
-def _choices(subject: Subject, examples: Sequence[Choice]) -> Callable[[Advance], list[Chosen]]:
+def _choices(subject: Subject, examples: Sequence[Choice]) -> Run:
     """Options that differ in their last token only share one row, so that one-word answers cost one row a question."""
     pairs = _pairs(subject, examples)
     queries: list[Query] = []
@@ -178,8 +197,8 @@ def _choices(subject: Subject, examples: Sequence[Choice]) -> Callable[[Advance]
         at.append(found)
         cut.append(truncated)
 
-    def run(advance: Advance) -> list[Chosen]:
-        replies = ask(subject, queries, _in_rows(advance, len(queries), len(examples)))
+    def run(advance: Advance, budget: Budget) -> list[Chosen]:
+        replies = ask(subject, queries, _in_rows(advance, len(queries), len(examples)), budget)
         return [_chosen(found, pair, replies, truncated) for found, pair, truncated in zip(at, pairs, cut, strict=True)]
 
     return run
@@ -239,7 +258,7 @@ def _chosen(found, pairs, replies: Sequence[Reply], truncated: bool) -> Chosen:
     return Chosen(tuple(logs), tuple(greedy), tuple(len(c) for _, c in pairs), truncated)
 
 
-def _labelled(subject: Subject, examples: Sequence[Labelled]) -> Callable[[Advance], list[Predicted]]:
+def _labelled(subject: Subject, examples: Sequence[Labelled]) -> Run:
     queries = []
     for row, example in enumerate(examples):
         if subject.longest is not None and len(example.tokens) > subject.longest:
@@ -250,55 +269,69 @@ def _labelled(subject: Subject, examples: Sequence[Labelled]) -> Callable[[Advan
         places = np.flatnonzero(example.labels != IGNORED)
         if not len(places):
             raise EvaluationError(f"row {row} has no label to predict: every label is {IGNORED}")
-        starts = None if example.starts is None else tuple(example.starts.tolist())
-        labels = tuple(example.labels[places].tolist())
-        queries.append(Query(tuple(example.tokens.tolist()), tuple(places.tolist()), labels, starts))
-    return lambda advance: [Predicted(r.likeliest, -r.loglikelihood) for r in ask(subject, queries, advance)]
+        queries.append(Query(example.tokens, places, example.labels[places], example.starts))
+
+    def run(advance: Advance, budget: Budget) -> list[Predicted]:
+        return [Predicted(reply.likeliest, -reply.loglikelihood) for reply in ask(subject, queries, advance, budget)]
+
+    return run
 
 
-def _prompts(subject: Subject, examples: Sequence[Prompt]) -> Callable[[Advance], list[Generated]]:
+def _prompts(subject: Subject, examples: Sequence[Prompt]) -> Run:
     for row, example in enumerate(examples):
         need = len(example.tokens) + max(example.max_tokens, *map(len, example.options), 0)
         if need > subject.max_len:
             raise EvaluationError(f"row {row} takes {need} tokens, and the model takes {subject.max_len}")
         for option in example.options:
             _check_filled(row, example.tokens, option)
-    ranked, choices = {}, {}  # by the row: prompts that are read once, and those whose options are rows of their own
-    for row, example in enumerate(examples):
-        if subject.has_cache and shares_prefix(example.tokens, example.options):
-            ranked[row] = Ranked(example.tokens, example.options)
-        elif example.options:
-            choices[row] = Choice(tuple((example.tokens, option) for option in example.options), 0)
-    rank = plan(subject, list(choices.values()))
+    with_options = [row for row, example in enumerate(examples) if example.options]
+    read_once = [row for row in with_options if subject.has_cache and shares_prefix(examples[row])]
+    apart = [row for row in with_options if row not in set(read_once)]
+    rank_apart = plan(subject, [_options_apart(examples[row]) for row in apart])
 
-    def run(advance: Advance) -> list[Generated]:
+    def run(advance: Advance, budget: Budget) -> list[Generated]:
         waiting = lambda n: advance(0)  # noqa: E731 - no row is done by its ranks alone; a watchdog waits for a call
-        of_row = dict(zip(ranked, option_logs(subject, list(ranked.values()), waiting), strict=True))
-        of_row |= zip(choices, (chosen.loglikelihood for chosen in rank(waiting)), strict=True)
+        found = option_logs(subject, [examples[row] for row in read_once], budget, waiting)
+        of_row = {row: logs for row, logs in zip(read_once, found, strict=True) if logs is not None}
+        too_long = [row for row in read_once if row not in of_row]
+        rank_too_long = plan(subject, [_options_apart(examples[row]) for row in too_long])
+        for rows, rank in ((apart, rank_apart), (too_long, rank_too_long)):
+            of_row |= zip(rows, (chosen.loglikelihood for chosen in rank(waiting, budget)), strict=True)
         logs = [of_row.get(row, ()) for row in range(len(examples))]
-        texts = _generated(subject, examples, advance)
+        texts = _generated(subject, examples, advance, budget)
         return [Generated(text, log) for text, log in zip(texts, logs, strict=True)]
 
     return run
 
 
-def _generated(subject: Subject, examples: Sequence[Prompt], advance) -> list[str]:
+def _options_apart(prompt: Prompt) -> Choice:
+    """The options of a prompt, each in a row of its own."""
+    return Choice(tuple((prompt.tokens, option) for option in prompt.options), 0)
+
+
+def _generated(subject: Subject, examples: Sequence[Prompt], advance: Advance, budget: Budget) -> list[str]:
     """The greedy continuation of each prompt that asks for one; prompts of like length run side by side."""
     tokenizer = subject.tokenizer
     assert tokenizer is not None, "a prompt is a text"
     texts = [""] * len(examples)
-    wanted = [i for i, example in enumerate(examples) if example.max_tokens]
+    wanted = [example for example in examples if example.max_tokens]
+    where = [i for i, example in enumerate(examples) if example.max_tokens]
     advance(len(examples) - len(wanted))
-    lengths = [len(examples[i].tokens) + examples[i].max_tokens for i in wanted]
-    budget = CACHED_GPU if subject.device.type == "cuda" else CACHED_CPU
-    for batch in batches(lengths, few_shapes=False, budget=budget):
-        for start in range(0, len(batch.indices), GREEDY_ROWS):
-            part = [wanted[at] for at in batch.indices[start : start + GREEDY_ROWS]]
-            most = max(examples[i].max_tokens for i in part)
-            made = subject.greedy([examples[i].tokens for i in part], most)
-            for i, tokens in zip(part, made, strict=True):
-                texts[i] = tokenizer.decode(tokens[: examples[i].max_tokens])
-            advance(len(part))
+    tokens = CACHED_GPU if subject.device.type == "cuda" else CACHED_CPU
+
+    def rows_at(length: int) -> int:
+        of_row = subject.cache_row_bytes(length) + subject.row_bytes(length)
+        return budget.rows(of_row, most=max(1, min(GREEDY_ROWS, tokens // length)))
+
+    def run(batch: Batch) -> list[list[int]]:
+        together = [wanted[i] for i in batch.indices]
+        return subject.greedy([each.tokens for each in together], max(each.max_tokens for each in together))
+
+    cut = by_length([len(each.tokens) + each.max_tokens for each in wanted], rows_at, few_shapes=False)
+    for batch, made in budget.in_batches(len(wanted), cut, run):
+        for i, found in zip(batch.indices, made, strict=True):
+            texts[where[i]] = tokenizer.decode(found[: wanted[i].max_tokens])
+        advance(len(batch.indices))
     return texts
 
 

@@ -3,16 +3,15 @@
 Shapes: B rows, T tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# Of a batch, padding included. 65,536 tokens keep a GPU busy; larger batches would hold rows of more different lengths,
-# and so more padding.
+# Of a batch, padding included, where memory allows it. 65,536 tokens keep a GPU busy; larger batches would hold rows of
+# more different lengths, and so more padding.
 TOKENS_GPU, TOKENS_CPU = 1 << 16, 1 << 13
 # Lengths are rounded up to a multiple of a quarter of the power of two below them, and of 16: Triton compiles a kernel
 # again for a length that 16 does not divide.
 STEPS, LEAST_STEP = 4, 16
-LOGITS_AT_ONCE = 1 << 27  # numbers of [N, V] held at a time
 
 
 @dataclass(frozen=True)
@@ -24,31 +23,32 @@ class Batch:
     length: int
 
 
-def batches(
-    lengths: Sequence[int], *, few_shapes: bool, longest: int | None = None, budget: int | None = None
-) -> Iterator[Batch]:
-    """All rows, by their lengths, the longest first, so that memory fails early; one row of any length runs alone.
+def by_length(
+    lengths: Sequence[int], rows_at: Callable[[int], int], *, few_shapes: bool, longest: int | None = None
+) -> Callable[[int], Batch]:
+    """What cuts rows into batches by their lengths, the longest first, so that memory fails early.
 
+    rows_at: how many rows of a length run together, asked for each batch; at least one row does.  The result is called
+    with how many rows are in batches already, and returns the next batch.
     few_shapes: round lengths up by `padded_length`, and numbers of rows to powers of two, with rows of padding where
     too few are left. On a GPU, cuDNN makes a plan for each new shape of attention. By an estimate this takes 0.25 s, in
     which an H200 computes about 100,000 tokens of a model of 340M parameters. The 12 common-sense tasks have 20 shapes
     this way, and 87 with the lengths as they are. A CPU makes no plans, and pays for every token of padding.
-    longest: no length is rounded to more.  budget: tokens of a batch; default TOKENS_GPU or TOKENS_CPU.
+    longest: no length is rounded to more.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    if budget is None:
-        budget = TOKENS_GPU if few_shapes else TOKENS_CPU
-    start = 0
-    while start < len(order):
+
+    def cut(start: int) -> Batch:
         length = lengths[order[start]]
         if few_shapes:
             length = padded_length(length, longest)
-        rows = max(1, budget // max(1, length))
+        rows = max(1, rows_at(length))
         if few_shapes:
             rows = floor_power(rows)
         indices = tuple(order[start : start + rows])
-        yield Batch(indices, min(rows, _ceil_power(len(indices))) if few_shapes else len(indices), length)
-        start += len(indices)
+        return Batch(indices, min(rows, _ceil_power(len(indices))) if few_shapes else len(indices), length)
+
+    return cut
 
 
 def padded_length(length: int, longest: int | None = None) -> int:

@@ -126,9 +126,7 @@ def _evaluate(model: str, tasks: list, request: Request) -> list[Result]:
         with_data(subject, request.data, model)
     screen = Screen(model)
     try:
-        results = evaluate_subject(
-            subject, tasks, kept, again=request.again, begin=screen.begin, advance=screen.advance, end=screen.end
-        )
+        results = evaluate_subject(subject, tasks, kept, again=request.again, screen=screen)
         if request.harness is not None:
             from zoo.evaluation.harness import run_harness
 
@@ -139,6 +137,7 @@ def _evaluate(model: str, tasks: list, request: Request) -> list[Result]:
                 rows=request.rows,
                 lengths=parse_lengths(request.seq_len),
                 again=request.again,
+                say=screen.say,
             )
         return results
     except OSError as error:

@@ -7,7 +7,8 @@ import contextlib
 import io
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from zoo.evaluation.asking import Query, ask
 from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.memory import Budget
 from zoo.evaluation.results import Result, ResultFile
 from zoo.evaluation.run import model_facts
 from zoo.evaluation.subject import Subject
@@ -35,11 +37,11 @@ from lm_eval.api.model import TemplateLM  # noqa: E402
 class HarnessModel(TemplateLM):
     """A `Subject` as lm-eval sees a model: log-likelihoods, rolling log-likelihoods, greedy generation."""
 
-    def __init__(self, subject: Subject):
+    def __init__(self, subject: Subject, say: Callable[[str], object] = warnings.warn):
         super().__init__()
         if subject.tokenizer is None:
             raise EvaluationError(f"--harness: {subject.name} reads plain numbers and has no tokenizer")
-        self.subject, self.text = subject, subject.tokenizer
+        self.subject, self.text, self._say = subject, subject.tokenizer, say
         self._known: dict[str, list[int]] = {}  # tokens of the texts of the requests at hand
         self.batch_size = 1  # for its reports; batches are ours
 
@@ -86,7 +88,7 @@ class HarnessModel(TemplateLM):
                 limit = f"and the model takes {self.max_length}"
                 raise EvaluationError(f"--harness: a continuation has {len(continuation)} tokens, {limit}")
             queries.append(Query(tuple(tokens), tuple(places), tuple(continuation)))
-        replies = ask(self.subject, queries)
+        replies = ask(self.subject, queries, budget=Budget.of(self.subject, self._say))
         return [
             (float(reply.loglikelihood.sum()), bool((reply.likeliest == np.asarray(query.labels)).all()))
             for query, reply in zip(queries, replies, strict=True)
@@ -134,10 +136,12 @@ def run_harness(
     rows: int | None = None,
     lengths: Sequence[int] | None = None,
     again: bool = False,
+    say: Callable[[str], object] = warnings.warn,
 ) -> list[Result]:
     """Score a subject on tasks of lm-eval.  names: separated by commas.  rows: the first so many of each task.
 
     lengths: tokens of a prompt, for tasks that make their rows (ruler, niah_single_1 ...); default the model's context.
+    say: told if memory runs out.
     Results are kept under the label lm-eval:NAME. Raises EvaluationError for an unknown task, and if its data cannot
     be had: lm-eval loads them from the Hub.
     """
@@ -147,7 +151,7 @@ def run_harness(
     for length in lengths or ():
         if length > subject.max_len:
             raise EvaluationError(f"--seq-len: {length} tokens, and the model takes {subject.max_len}")
-    model, results = HarnessModel(subject), []
+    model, results = HarnessModel(subject, say), []
     given = {"rows": rows, "lengths": list(lengths) if lengths else None}
     settings = ", ".join(f"{key}={value}" for key, value in given.items() if value)
     for name in wanted:

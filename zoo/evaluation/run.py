@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 from zoo.errors import ZooError
 from zoo.evaluation.asking import answer
 from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.memory import Budget
 from zoo.evaluation.own_tasks import checked_examples, scored
 from zoo.evaluation.registry import make_tasks
 from zoo.evaluation.results import FILE, Result, ResultFile, hash_examples, summarise
-from zoo.evaluation.screen import Screen
+from zoo.evaluation.screen import Screen, Silent
 from zoo.evaluation.subject import Subject, with_data
 from zoo.evaluation.subjects import load_subject
 from zoo.evaluation.task import Answer, Chosen, Predicted, Task
@@ -47,13 +48,9 @@ def evaluate(
         with_data(subject, Path(data), subject.name)
     where = Path(output) if output else None if isinstance(model, Subject) else Path(model) / FILE
     kept = ResultFile(where) if where else None
-    if not progress:
-        return evaluate_subject(subject, made, kept, again=again)
-    screen = Screen(subject.name)
+    screen = Screen(subject.name) if progress else Silent()
     try:
-        return evaluate_subject(
-            subject, made, kept, again=again, begin=screen.begin, advance=screen.advance, end=screen.end
-        )
+        return evaluate_subject(subject, made, kept, again=again, screen=screen)
     finally:
         screen.close()
 
@@ -64,15 +61,13 @@ def evaluate_subject(
     kept: ResultFile | None = None,
     *,
     again: bool = False,
-    begin: Callable[[Task, int], object] = lambda task, rows: None,
-    advance: Callable[[int], object] = lambda rows: None,
-    end: Callable[[Task, Result, bool], object] = lambda task, result, found: None,
+    screen: Silent | None = None,
 ) -> list[Result]:
-    """Score a subject on tasks; `begin`, `advance` and `end` follow the progress.
+    """Score a subject on tasks.  screen: follows the progress.
 
     All tasks are checked, and their examples made, before the first one runs.
     """
-    facts = model_facts(subject)
+    facts, screen = model_facts(subject), screen or Silent()
     todo, examples = [], {}
     for task in tasks:
         made = make_examples(task, subject)
@@ -84,10 +79,10 @@ def evaluate_subject(
             examples[task.label] = made
     results = []
     for task, found in todo:
-        result = found or score(task, subject, examples.pop(task.label), facts, begin, advance)
+        result = found or score(task, subject, examples.pop(task.label), facts, screen)
         if kept and found is None:
             kept.add(result)
-        end(task, result, found is not None)
+        screen.end(task, result, found is not None)
         results.append(result)
     return results
 
@@ -106,12 +101,12 @@ def make_examples(task: Task, subject: Subject) -> list:
     return made
 
 
-def score(task: Task, subject: Subject, examples: list, facts: dict[str, Any], begin, advance) -> Result:
+def score(task: Task, subject: Subject, examples: list, facts: dict[str, Any], screen: Silent) -> Result:
     """Ask the model, score each row, and summarise."""
-    begin(task, len(examples))
+    screen.begin(task, len(examples))
     start = time.perf_counter()
     try:
-        answers = answer(subject, examples, advance)
+        answers = answer(subject, examples, screen.advance, Budget.of(subject, screen.say))
     except EvaluationError as error:
         raise EvaluationError(f"{task.task}: {error}") from error
     check_finite(task, answers, subject.dtype_name)

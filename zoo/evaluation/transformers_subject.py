@@ -98,6 +98,28 @@ class TransformersSubject(Subject):
         # A model that takes the setting and does not read it returns all positions.
         return logits[row_N, place_N if logits.shape[1] == len(kept) else position_N].float()
 
+    def logits_parts(self, tokens_BT, row_N, position_N, document_starts_BT=None, *, at_once):
+        """As `Subject.logits_parts`.
+
+        The model computes logits of all rows at each position that any of them asks about, or at all positions. A row
+        with more places than at_once is read several times where the model computes the logits of some positions alone.
+        """
+        wide = len(position_N.unique()) if self._keeps_logits else tokens_BT.shape[1]
+        apart = self._keeps_logits and wide > at_once
+        for tokens, row, position, starts in self._by_rows(
+            at_once // wide, tokens_BT, row_N, position_N, document_starts_BT
+        ):
+            step = at_once if apart else len(row)
+            for lo in range(0, len(row), step):
+                yield self.logits(tokens, row[lo : lo + step], position[lo : lo + step], starts)
+
+    def row_bytes(self, length):
+        """Of the residual stream, the keys and queries, and the feed-forward of one layer; scores if they are kept."""
+        config, size = self.model.config.get_text_config(), self.model.dtype.itemsize
+        width, hidden = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        scores = config.num_attention_heads * length if config._attn_implementation == "eager" else 0
+        return length * size * (6 * width + 3 * hidden + 2 * scores)
+
     @torch.no_grad()
     def greedy(self, prompts, max_tokens):
         made, end = [], self.start if self.tokenizer is None else self.tokenizer.end_of_document

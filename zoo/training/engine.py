@@ -286,7 +286,8 @@ class Engine:
         # The stopper itself notices a signal at a batch only, and scoring may take many minutes.
         stopped = lambda: self.stopper.stopped or self.requests.received is not None  # noqa: E731 - asked later
         beat, last_good = self.watchdog.beat, self.where_it_continues
-        return [TaskScores(subject, tasks, setup.plan.validates, stopped, metrics.scores, beat, last_good)]
+        write, say = metrics.scores, setup.screen.say
+        return [TaskScores(subject, tasks, setup.plan.validates, stopped, write, beat, last_good, say)]
 
     def _make_writers(self) -> list:
         setup = self.setup

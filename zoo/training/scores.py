@@ -1,6 +1,7 @@
 """Evaluation tasks while a model trains: scored after the validations of `eval.every`, on every process together."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from composer.utils import dist
 from zoo.evaluation.asking import answer, plan
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.held_out import HeldOut
+from zoo.evaluation.memory import Budget
 from zoo.evaluation.own_tasks import scored
 from zoo.evaluation.results import summarise
 from zoo.evaluation.run import make_examples, not_finite
@@ -30,6 +32,7 @@ class TrainingSubject(ZooSubject):
     def __init__(self, model, decoder, prepared, precision: str, sharded: bool = False):
         self._set(decoder, prepared.tokenizer, "the model in training")
         self._module, self._precision, self.sharded = model.summed_loss, precision, sharded
+        self.repeats = not sharded  # the other processes do not make a call again
         self.data = prepared.config
         self.held_out = HeldOut.of_prepared(prepared)
 
@@ -99,7 +102,8 @@ class TaskScores(Callback):
     share the rows, and each ends with the scores of all.
     stopped: asked between batches of rows, or between tasks where there are several processes; once it is true the
     scores are left out.  beat: called as often, for the watchdog.  last_good: says where a training goes on that ends
-    because a likelihood is not finite, as `refuse_non_finite` asks.
+    because a likelihood is not finite, as `refuse_non_finite` asks.  say: told when memory ran out and rows are scored
+    in smaller batches.
     """
 
     def __init__(
@@ -111,8 +115,9 @@ class TaskScores(Callback):
         write: Callable[[Any, Any, dict], None],
         beat: Callable[[str], object] = lambda what: None,
         last_good: Callable[[], str] = lambda: "",
+        say: Callable[[str], object] = warnings.warn,
     ):
-        self._beat, self._last_good = beat, last_good
+        self._beat, self._last_good, self._say = beat, last_good, say
         self._subject, self._due, self._stopped, self._write = subject, due, stopped, write
         self._tasks = [(task, make_examples(task, subject)) for task in tasks]
         for task, examples in self._tasks:
@@ -150,7 +155,8 @@ class TaskScores(Callback):
     def _scores(self, task: Task, examples: list, state) -> dict[str, float]:
         world = dist.get_world_size()
         mine = range(dist.get_global_rank(), len(examples), world)
-        answers = answer(self._subject, [examples[i] for i in mine], self._go_on)
+        budget = Budget.of(self._subject, self._say)
+        answers = answer(self._subject, [examples[i] for i in mine], self._go_on, budget)
         self._subject.wait_for_others()
         found = self._scored(task, [examples[i] for i in mine], answers)
         parts = dist.all_gather_object(found) if world > 1 else [found]

@@ -10,9 +10,10 @@ import zoo
 from tests.zoo.evaluation.subjects import Guesser
 from zoo.blocks.registry import config_class
 from zoo.data.tokenizers import Bytes
-from zoo.evaluation import asking, batching
+from zoo.evaluation import asking
 from zoo.evaluation.asking import Query, answer, ask
-from zoo.evaluation.batching import TOKENS_CPU, TOKENS_GPU, batches, padded_length
+from zoo.evaluation.batching import TOKENS_CPU, TOKENS_GPU, Batch, by_length, padded_length
+from zoo.evaluation.memory import Budget
 from zoo.evaluation.subject import ZooSubject
 from zoo.evaluation.task import Choice
 from zoo.evaluation.transformers_subject import TransformersSubject
@@ -28,6 +29,13 @@ LENGTHS = {  # of tasks in tokens: about what common-sense tasks, passages and l
     "few": RNG.gamma(4, 10, 130).astype(int) + 1,
     "prompts": np.full(500, 4096),
 }
+
+
+def batches(lengths: list[int], few_shapes: bool, **settings) -> list[Batch]:
+    """All batches of rows of these lengths, where memory is no bound."""
+    tokens = TOKENS_GPU if few_shapes else TOKENS_CPU
+    cut = by_length(lengths, lambda length: tokens // length, few_shapes=few_shapes, **settings)
+    return [batch for batch, _ in Budget(None).in_batches(len(lengths), cut, lambda batch: batch)]
 
 
 def shapes(lengths, few_shapes: bool) -> set[tuple[int, int]]:
@@ -46,7 +54,7 @@ def test_few_shapes_occur_over_several_tasks():
 @pytest.mark.parametrize("name", LENGTHS)
 def test_every_row_runs_once_the_longest_first_within_the_budget(name, few_shapes):
     lengths = LENGTHS[name].tolist()
-    made = list(batches(lengths, few_shapes=few_shapes))
+    made = batches(lengths, few_shapes=few_shapes)
     order = [i for batch in made for i in batch.indices]
     assert sorted(order) == list(range(len(lengths)))
     assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
@@ -71,12 +79,28 @@ def test_lengths_go_up_in_steps_that_meet_every_power_of_two():
     assert padded_length(2000, longest=1010) == 2000  # rotary models go past their context
 
 
+class Parts(Budget):
+    """Any number of rows, and logits of so many places at a time."""
+
+    def __init__(self, places: int):
+        super().__init__(None)
+        self._places = places
+
+    def places(self, vocab_size: int) -> int:
+        return self._places
+
+
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Batches as on a GPU, small ones, and the head in small parts: rows and places are split everywhere."""
-    monkeypatch.setattr(batching, "TOKENS_GPU", 1024)
+    """Batches of few shapes, small ones, so that rows and places are split everywhere."""
     monkeypatch.setattr(asking, "PLACES_HELD", 64)
-    monkeypatch.setattr(asking, "batches", lambda n, few_shapes, longest: batches(n, few_shapes=True, longest=longest))
+    monkeypatch.setattr(
+        asking,
+        "by_length",
+        lambda lengths, rows_at, few_shapes, longest: by_length(
+            lengths, lambda n: 1024 // n, few_shapes=True, longest=longest
+        ),
+    )
 
 
 def queries(vocab_size: int, longest: int, documents: bool = False) -> list[Query]:
@@ -90,13 +114,12 @@ def queries(vocab_size: int, longest: int, documents: bool = False) -> list[Quer
     return made
 
 
-def check_alone(subject, asked, monkeypatch, *, logits_at_once: int) -> None:
+def check_alone(subject, asked, monkeypatch) -> None:
     """Replies of rows together are those of each row alone, without padding, its logits in one part."""
-    together = ask(subject, asked)
-    monkeypatch.setattr(asking, "batches", lambda n, few_shapes, longest: batches(n, few_shapes=False))
-    monkeypatch.setattr(asking, "LOGITS_AT_ONCE", logits_at_once * subject.vocab_size)
+    together = ask(subject, asked, budget=Parts(7))
+    monkeypatch.setattr(asking, "by_length", by_length)
     for query, reply in zip(asked, together, strict=True):
-        [alone] = ask(subject, [query])
+        [alone] = ask(subject, [query], budget=Parts(1 << 20))
         np.testing.assert_allclose(reply.loglikelihood, alone.loglikelihood, rtol=0, atol=2e-5)
         assert reply.likeliest.tolist() == alone.likeliest.tolist()
 
@@ -115,8 +138,7 @@ def built(name: str):
 def test_padding_changes_no_reply(as_on_a_gpu, monkeypatch, name):
     subject = ZooSubject.of_model(built(name), Bytes())
     asked = queries(subject.vocab_size, subject.max_len, documents=True)
-    monkeypatch.setattr(asking, "LOGITS_AT_ONCE", 7 * subject.vocab_size)
-    check_alone(subject, asked, monkeypatch, logits_at_once=1 << 20)
+    check_alone(subject, asked, monkeypatch)
 
 
 def test_the_trunk_runs_once_a_batch_however_many_logits_it_has(as_on_a_gpu, monkeypatch):
@@ -126,9 +148,10 @@ def test_the_trunk_runs_once_a_batch_however_many_logits_it_has(as_on_a_gpu, mon
     monkeypatch.setattr(
         subject.model, "hidden", lambda tokens, starts: calls.append(tokens.shape) or hidden(tokens, starts)
     )
-    monkeypatch.setattr(asking, "LOGITS_AT_ONCE", 2 * subject.vocab_size)
-    ask(subject, asked)
-    made = batches([len(query.tokens) for query in asked], few_shapes=True, longest=subject.max_len)
+    ask(subject, asked, budget=Parts(2))
+    lengths = [len(query.tokens) for query in asked]
+    cut = by_length(lengths, lambda n: 1024 // n, few_shapes=True, longest=subject.max_len)
+    made = [batch for batch, _ in Budget(None).in_batches(len(lengths), cut, lambda batch: batch)]
     assert calls == [(batch.rows, batch.length) for batch in made]
 
 
@@ -137,8 +160,7 @@ def test_options_of_a_model_that_gives_logits_alone_are_split_by_equal_rows(as_o
     rows, plain = [], subject.logits
     monkeypatch.setattr(subject, "logits", lambda tokens, *rest: rows.append(len(tokens)) or plain(tokens, *rest))
     examples = [Choice((("context " * (n % 9 + 1), " yes"), ("context", f" {n} is no")), 0) for n in range(30)]
-    monkeypatch.setattr(asking, "LOGITS_AT_ONCE", 40 * 257)
-    together = answer(subject, examples)
+    together = answer(subject, examples, budget=Parts(40))
     assert set(rows) == {4, 8}
     for example, found in zip(examples, together, strict=True):
         assert answer(subject, [example])[0].loglikelihood == pytest.approx(found.loglikelihood, rel=1e-9)
@@ -169,14 +191,23 @@ def transformers_model(name: str):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "cohere"])
-def test_padding_changes_no_reply_of_transformers(as_on_a_gpu, monkeypatch, name):
+@pytest.mark.parametrize(("name", "places"), [("llama", 7), ("gpt2", 2), ("gemma2", 100), ("cohere", 1)])
+def test_padding_changes_no_reply_of_transformers(as_on_a_gpu, monkeypatch, name, places):
     """Against the logits of all positions of the row alone, as the model's own forward returns them."""
     pytest.importorskip("transformers")
     subject = TransformersSubject.of_model(transformers_model(name), max_len=200)
     asked = queries(subject.vocab_size, 200)
-    monkeypatch.setattr(asking, "LOGITS_AT_ONCE", 7 * subject.vocab_size)
-    for query, reply in zip(asked, ask(subject, asked), strict=True):
+    at_once, plain = [], subject.model.forward
+
+    def forward(input_ids, logits_to_keep, **rest):
+        at_once.append(len(input_ids) * len(logits_to_keep))
+        return plain(input_ids=input_ids, logits_to_keep=logits_to_keep, **rest)
+
+    monkeypatch.setattr(subject.model, "forward", forward)
+    replies = ask(subject, asked, budget=Parts(places))
+    assert max(at_once) <= places
+    monkeypatch.undo()
+    for query, reply in zip(asked, replies, strict=True):
         with torch.no_grad():
             logits_TV = subject.model(input_ids=torch.tensor([query.tokens]), use_cache=False).logits[0]
         logs_NV = torch.log_softmax(logits_TV.double(), -1)[list(query.places)]

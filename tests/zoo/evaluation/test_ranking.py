@@ -13,6 +13,7 @@ from zoo.data.tokenizers import Bytes
 from zoo.evaluation import asking, ranking
 from zoo.evaluation.asking import answer, plan
 from zoo.evaluation.errors import EvaluationError
+from zoo.evaluation.memory import Budget
 from zoo.evaluation.subject import ZooSubject
 from zoo.evaluation.task import Prompt
 from zoo.recipe import load_recipe
@@ -49,7 +50,7 @@ def check(name: str, device: str, budget: int, monkeypatch, atol: float) -> None
     subject, asked = ZooSubject.of_model(built(name).to(device), Bytes()), prompts()
     assert subject.has_cache
     found = answer(subject, asked)
-    monkeypatch.setattr(asking, "shares_prefix", lambda tokens, options: False)
+    monkeypatch.setattr(asking, "shares_prefix", lambda prompt: False)
     for ours, wanted in zip(found, answer(subject, asked), strict=True):
         np.testing.assert_allclose(ours.loglikelihood, wanted.loglikelihood, rtol=0, atol=atol)
 
@@ -90,24 +91,23 @@ def test_a_model_without_caches_reads_every_row(kind, monkeypatch):
         monkeypatch.delattr("zoo.blocks.cache.AttentionCache.reorder")
     assert not subject.has_cache
     monkeypatch.setattr(
-        asking, "option_logs", lambda subject, ranked, advance: [] if not ranked else pytest.fail("a cache")
+        asking, "option_logs", lambda subject, ranked, *rest: [] if not ranked else pytest.fail("a cache")
     )
     found = answer(subject, asked)
     assert [len(each.loglikelihood) for each in found] == [len(each.options) for each in asked]
 
 
-def test_the_head_is_computed_in_parts(monkeypatch):
+@pytest.mark.parametrize("places", [1, 3])
+def test_the_head_is_computed_in_parts(places, monkeypatch):
     """However many rows a cache has: a vocabulary of 256,000 tokens would take a megabyte for each."""
     subject, asked = ZooSubject.of_model(built("recipes/tiny/full.yaml"), Bytes()), prompts()
     wanted, parts, head = answer(subject, asked), [], subject.head
     monkeypatch.setattr(subject, "head", lambda hidden: parts.append(len(hidden)) or head(hidden))
-    for at_once in (1, 3):
-        for module in (ranking, asking):  # one of the prompts has a single option of several tokens
-            monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once * subject.vocab_size)
-        for ours, whole in zip(answer(subject, asked), wanted, strict=True):
-            np.testing.assert_allclose(ours.loglikelihood, whole.loglikelihood, rtol=0, atol=1e-5)
-        assert max(parts) == at_once
-        parts.clear()
+    budget = Budget(None)
+    monkeypatch.setattr(budget, "places", lambda vocab_size: places)
+    for ours, whole in zip(answer(subject, asked, budget=budget), wanted, strict=True):
+        np.testing.assert_allclose(ours.loglikelihood, whole.loglikelihood, rtol=0, atol=1e-5)
+    assert max(parts) == places
 
 
 def test_options_and_prompts_that_are_empty_are_refused_by_their_row():

@@ -124,21 +124,21 @@ def test_every_process_ends_with_the_scores_of_one(parts, monkeypatch, world, sh
 
 def test_each_process_scores_its_share_of_the_rows(parts, monkeypatch):
     asked = []
-    monkeypatch.setattr(scores, "answer", lambda s, examples, advance: asked.append(len(examples)) or _zeros(examples))
+    monkeypatch.setattr(scores, "answer", lambda s, examples, *rest: asked.append(len(examples)) or _zeros(examples))
     scored(parts, monkeypatch, [{"task": "endings", "rows": 7}], 4, sharded=True)
     assert sorted(asked) == [1, 2, 2, 2]
 
 
 def test_a_signal_to_one_process_ends_the_scoring_of_all_before_the_next_task(parts, monkeypatch):
     asked, plain = [], scores.answer
-    monkeypatch.setattr(scores, "answer", lambda s, examples, go_on: asked.append(1) or plain(s, examples, go_on))
+    monkeypatch.setattr(scores, "answer", lambda *asks: asked.append(1) or plain(*asks))
     told = lambda: scores.dist.get_global_rank() == 1 and bool(asked)  # noqa: E731
     assert scored(parts, monkeypatch, TASKS, 2, sharded=True, stopped=told) == [None, None]
     assert len(asked) == 2
 
 
 def test_a_likelihood_that_is_no_number_ends_every_process_with_its_reason(parts, monkeypatch):
-    def broken(subject, examples, advance):
+    def broken(subject, examples, *rest):
         logs = (math.nan if scores.dist.get_global_rank() == 1 else 0.0, 0.0, 0.0)
         return [Chosen(logs, (False,) * 3, (1,) * 3) for _ in examples]
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ from zoo.study.slots import THREADS, Ended, Job
 POLL_S = 0.2
 LOOK_S = 5.0  # between two looks at which nodes there are
 CONNECT_S = 10.0
+ANSWER_S = 30.0  # of the head node; Ray itself ends the process after 60
 LOST = -9  # the code of a run whose node or worker was lost: it goes on from its checkpoint
 
 
@@ -28,6 +30,16 @@ NOT_STARTED = (
     "could not be started on a node of the cluster, which needs the same Python environment as this machine, and the "
     "working directory under the same path"
 )
+
+
+LOST_CLUSTER = (
+    "--on ray: the head node of the cluster, or the node on which this study was started, was lost; run the same "
+    "command again on a cluster: finished runs are kept, the others go on from their checkpoints"
+)
+
+
+class ClusterLost(StudyError):
+    """The head node of the cluster, or the node on which the study was started, is gone."""
 
 
 class MissingRay(StudyError):
@@ -108,11 +120,30 @@ class RaySlots:
 
     def _look(self) -> None:
         """Note which nodes there are: they come and go."""
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in self._nodes() if node["Alive"]]
         self.n_nodes, self._looked_at = len(nodes), time.monotonic()
         self.n_gpus = int(sum(node.get("GPU", 0) for node in nodes))
         self.cores = max(1, int(sum(node.get("CPU", 0) for node in nodes)))
         self.largest = max(1, int(max((node.get("CPU", 0) for node in nodes), default=0)))  # cores of one node
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        """`ray.nodes()`, which waits a minute for a head node that is lost, and then ends this process."""
+        found: list[list[dict[str, Any]]] = []
+
+        def ask() -> None:
+            with contextlib.suppress(Exception):  # no answer
+                found.append(self.ray.nodes())
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(ANSWER_S)
+        if not found:
+            raise self._lost()
+        return found[0]
+
+    def _lost(self) -> ClusterLost:
+        self._own = False  # ending Ray would wait for the head node as well
+        return ClusterLost(LOST_CLUSTER)
 
     @property
     def threads(self) -> int:
@@ -154,7 +185,10 @@ class RaySlots:
         """Ray shares GPUs by `jobs`; nothing is measured."""
 
     def ended(self) -> list[Ended]:
-        """The jobs that ended since the last call; with code LOST where the node or its worker was lost."""
+        """The jobs that ended since the last call; with code LOST where the node or its worker was lost.
+
+        Raises ClusterLost if nothing can be started from here any more.
+        """
         if time.monotonic() - self._looked_at > LOOK_S:
             self._look()
             self._take_back()
@@ -185,6 +219,8 @@ class RaySlots:
             return Ended(id, STOPPED)
         except raised.RayTaskError as error:
             return Ended(id, 1, why=f"{NOT_STARTED}: {type(error.cause or error).__name__}: {error.cause or error}")
+        except raised.LocalRayletDiedError as error:  # nothing can be started from here any more
+            raise self._lost() from error
         except raised.OutOfMemoryError:
             return Ended(id, LOST, why="ended by Ray because its node was short of memory")
         except raised.RayError as error:

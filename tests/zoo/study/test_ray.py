@@ -19,9 +19,9 @@ from tests.zoo.study.conftest import runner_of
 from zoo.study.config import StudyError
 from zoo.study.findings import findings
 from zoo.study.preload import STOPPED
-from zoo.study.ray_slots import LOST, NOT_STARTED, MissingRay, RaySlots, _refuse_no_one_there
+from zoo.study.ray_slots import LOST, LOST_CLUSTER, NOT_STARTED, MissingRay, RaySlots, _refuse_no_one_there
 from zoo.study.slots import Job
-from zoo.study.state import DONE, FAILED, latest
+from zoo.study.state import DONE, FAILED, StudyFolder, latest
 
 HERE = find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HERE, reason="ray is not installed: extra `study`")
@@ -152,6 +152,15 @@ def test_a_killed_run_and_a_killed_worker_of_ray_go_on_and_end_with_the_same_res
     assert findings(runner)["results"] == findings(whole)["results"]
 
 
+def wait_for_a_batch(folder: StudyFolder, process: subprocess.Popen) -> None:
+    """Wait until a run of a study that a process works on has trained two batches."""
+    end = time.monotonic() + PATIENCE_S
+    while not any(latest(each).get("batch", 0) >= 2 for each in folder.runs.glob("*/metrics.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 @on_cluster
 def test_a_study_that_is_killed_goes_on(cluster, make_runner, write_study, tmp_path):
     whole = make_runner(seeds=[1, 2, 3], out=str(tmp_path / "whole"))
@@ -164,11 +173,7 @@ def test_a_study_that_is_killed_goes_on(cluster, make_runner, write_study, tmp_p
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     killed = start("0.5")
-    end = time.monotonic() + PATIENCE_S
-    while not any(latest(each).get("batch", 0) >= 2 for each in folder.runs.glob("*/metrics.jsonl")):
-        assert killed.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_for_a_batch(folder, killed)
     killed.kill()
     killed.communicate()
     assert len(list(folder.outcomes.iterdir())) < 6
@@ -176,6 +181,26 @@ def test_a_study_that_is_killed_goes_on(cluster, make_runner, write_study, tmp_p
     out, _ = again.communicate(timeout=PATIENCE_S)
     assert again.returncode == 0, out
     assert json.loads(out.splitlines()[-1]) == json.loads(json.dumps(findings(whole)["results"]))
+
+
+@on_cluster
+def test_a_study_whose_cluster_is_lost_says_so_and_goes_on_elsewhere(cluster, make_runner, write_study, tmp_path):
+    whole = make_runner(seeds=[1, 2, 3], out=str(tmp_path / "whole"))
+    whole.run()
+    path = write_study(seeds=[1, 2, 3])
+    runner = runner_of(path)
+    command = [sys.executable, drive.__file__, str(path), "0.5", cluster.address]
+    with open(tmp_path / "said.txt", "w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+    wait_for_a_batch(runner.folder, process)
+    cluster.remove_node(cluster.head_node, allow_graceful=False)
+    assert process.wait(timeout=PATIENCE_S) == 1
+    lines = (tmp_path / "said.txt").read_text().splitlines()
+    assert LOST_CLUSTER in lines
+    assert not any("Traceback" in line for line in lines)
+    assert not any(each.read_text().startswith('{"state": "failed"') for each in runner.folder.outcomes.iterdir())
+    runner.run()
+    assert findings(runner)["results"] == findings(whole)["results"]
 
 
 @on_cluster

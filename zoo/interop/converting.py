@@ -160,7 +160,7 @@ def _refusal(error: Any, section: dict[str, Any], root: Any) -> RecipeError:
         [
             locate((path, at, why), root)
             if path[:1] == ("blocks",) and path[1:2] and path[1] in written
-            else Problem(f"--layers: {'.'.join(map(str, path))}: {why}")
+            else Problem(why, key="--layers" if path == ("layers",) else ".".join(map(str, ("model", *path))))
             for path, at, why in found
         ]
     )

@@ -172,7 +172,7 @@ REFUSED = {
         "a: {kind: full, n_heads: 2}",
         r"layer 0: full to a: n_heads: must be 4, as before; found 2",
     ),
-    "a part that is not there": ("local.x*4", BLOCKS, r"block 'local' \(window\) has no parts"),
+    "a part that is not there": ("local.x*4", BLOCKS, r"^--layers: block 'local' \(window\) has no parts"),
 }
 
 

@@ -32,15 +32,17 @@ class TransformersTokenizer:
         self._tokenizer = tokenizer
         self.vocab_size = len(tokenizer)
         self.end_of_document = end
+        self._cannot = f"{tokenizer.name_or_path}: its tokenizer cannot encode a text of the task"
         self.identity = _digest(TOKENIZER_FILES, Path(tokenizer.name_or_path))
 
     def encode(self, text: str) -> np.ndarray:
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False), np.int64)
+        with library_errors(self._cannot):
+            return np.asarray(self._tokenizer.encode(text, add_special_tokens=False), np.int64)
 
     def encode_many(self, texts: Sequence[str], begins: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
         """Return the numbers of all texts in a row, and how many each has; every text begins a document."""
         assert all(begins), "where a text can be cut is not known"
-        with library_threads():
+        with library_threads(), library_errors(self._cannot):
             found = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         lengths = np.array([len(numbers) for numbers in found], np.int64)
         return np.fromiter(chain.from_iterable(found), np.int64, int(lengths.sum())), lengths

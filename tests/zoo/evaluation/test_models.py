@@ -417,3 +417,22 @@ def test_a_run_and_its_export_give_the_same_log_likelihoods(run, tmp_path):
         places = torch.arange(len(context) - 1, len(context) + len(continuation) - 1)
         total = logs[places, torch.tensor(continuation)].sum()
         assert found.loglikelihood[0] == pytest.approx(float(total), abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tokenizer_without_the_characters_of_a_text_is_refused_in_one_line(llama, tmp_path):
+    """A vocabulary of words without one for the unknown: the library raises a bare Exception."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = shutil.copytree(llama, tmp_path / "words")
+    words = Tokenizer(models.WordLevel({"</s>": 0, "the": 1}, unk_token=None))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>").save_pretrained(folder)
+    subject = load_subject(folder, device="cpu")
+    assert subject.encode("the the") == [1, 1]
+    for task in ("common_words", "niah_single_1"):
+        with pytest.raises(ZooError, match=rf"^{task}: .*words: its tokenizer cannot encode a text of the task: "):
+            evaluate(subject, [task], rows=1)
+    with pytest.raises(ZooError, match="its tokenizer cannot encode"):
+        subject.tokenizer.encode("a cat")

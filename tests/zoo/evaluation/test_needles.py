@@ -189,3 +189,12 @@ def test_prompts_that_cannot_be_made_are_refused(own, message):
 def test_text_tasks_refuse_a_model_of_plain_numbers():
     with pytest.raises(EvaluationError, match="niah_single_1: needs text, and guesser reads plain numbers"):
         evaluate(Guesser(), ["niah_single_1"])
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_prose_without_a_word_is_refused(text, tmp_path):
+    (tmp_path / "empty.txt").write_text(text)
+    model = Guesser(vocab_size=257, max_len=600, tokenizer=Bytes())
+    task = {"task": "niah_single_2", "text": str(tmp_path / "empty.txt"), "rows": 1}
+    with pytest.raises(EvaluationError, match=r"text: .*empty\.txt is empty"):
+        evaluate(model, [task])

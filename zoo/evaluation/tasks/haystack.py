@@ -47,7 +47,7 @@ def filler(model: ModelFacts, haystack: str, text: str | None, least: int) -> Fi
             f"haystack: text needs prose, and {model.name} has no held-out text; set text: FILE, or haystack: noise"
         )
     tokens: list[int] = []
-    for document in documents:
+    for document in filter(str.strip, documents):
         tokens += encode(model, document.strip() + "\n")
         if len(tokens) >= 4 * least:
             break

@@ -178,6 +178,8 @@ def _run(model: HarnessModel, name: str, label: str, rows: int | None, lengths: 
         raise EvaluationError(f"--harness: lm-eval knows no task {name!r}; lm_eval ls tasks lists them") from error
     except Exception as error:  # data that cannot be loaded raise whatever the library under them does
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "tokenizer" in reason and not hasattr(model.text, "save"):
+            reason = f"it makes its rows with a tokenizer of transformers, and {model.subject.name} reads bytes"
         raise EvaluationError(f"--harness: task {name} of lm-eval failed: {reason}") from error
     return as_result(found, name, label, model, time.perf_counter() - start)
 

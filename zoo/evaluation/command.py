@@ -1,5 +1,6 @@
 """`zoo eval`: a live table on the terminal, results in eval.json, JSON on request."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,10 +66,12 @@ def eval_command(request: Request) -> str:
     if request.output is not None and len(request.models) > 1:
         raise EvaluationError("--output: is for one model; of several, each keeps its own eval.json")
     if request.plot is not None:
-        from zoo.evaluation.plots import check_suffix
+        from zoo.evaluation.plots import check_drawn, check_suffix
 
         check_suffix(request.plot)
-    results = {model: _evaluate(model, tasks, request) for model in request.models}
+        check_drawn(tasks)
+    kept = _result_files(request)  # of all models: a mistake in the last one is told before the first one is scored
+    results = {model: _evaluate(model, tasks, request, file) for model, file in kept.items()}
     if request.plot is not None:
         from zoo.evaluation.plots import plot
 
@@ -76,6 +79,27 @@ def eval_command(request: Request) -> str:
     if request.json:
         return json_text({model: [asdict(r) for r in found] for model, found in results.items()}, indent=1)
     return as_table(results)
+
+
+def _result_files(request: Request) -> dict[str, ResultFile]:
+    """Where the results of each model are kept; a folder that is named twice is there once.
+
+    Raises ZooError for what is no model, a damaged eval.json, or a folder in which it cannot be written.
+    """
+    from zoo.evaluation.subjects import kind_of_subject  # torch: a mistake in the tasks is told at once
+
+    files: dict[str, ResultFile] = {}
+    folders: dict[str, str] = {}
+    for model in request.models:
+        folders.setdefault(os.path.normpath(model), model)
+    for model in folders.values():
+        kind_of_subject(model)
+        path = request.output or Path(model) / FILE
+        if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            why = "not writable" if path.parent.is_dir() else "no such folder"
+            raise ZooError(f"{path}: cannot be written: {path.parent}: {why}; name another file with --output")
+        files[model] = ResultFile(path)
+    return files
 
 
 def _tasks(request: Request) -> list:
@@ -98,7 +122,7 @@ def parse_tasks(text: str) -> list[Any]:
     try:
         found = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError as error:
-        reason = str(error).splitlines()[0]
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise EvaluationError(f"--tasks: not names or mappings in YAML: {shorten(text)}: {reason}") from error
     if not found:
         raise EvaluationError("--tasks: name at least one task; all of them: zoo eval --list")
@@ -115,12 +139,11 @@ def parse_lengths(text: str | None) -> tuple[int, ...] | None:
     return tuple(int(part) for part in parts)
 
 
-def _evaluate(model: str, tasks: list, request: Request) -> list[Result]:
-    from zoo.evaluation.run import evaluate_subject  # torch: a mistake above is told at once
+def _evaluate(model: str, tasks: list, request: Request, kept: ResultFile) -> list[Result]:
+    from zoo.evaluation.run import evaluate_subject
     from zoo.evaluation.subject import with_data
     from zoo.evaluation.subjects import load_subject
 
-    kept = ResultFile(request.output or Path(model) / FILE)
     subject = load_subject(model, request.device, request.dtype)
     if request.data is not None:
         with_data(subject, request.data, model)

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.blocks.making import is_own
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.results import Result
+from zoo.evaluation.table import short_names
+from zoo.evaluation.task import Task
 
+NOTHING_DRAWN = "--plot: draws the needles (niah) and loss_by_position; none of them is among the tasks"
 SUFFIXES = (".svg", ".png", ".pdf")
 
 
@@ -24,7 +28,7 @@ def plot(results: Mapping[str, Sequence[Result]], path: Path) -> None:
     ]  # fmt: skip
     curves = [(model, result) for model, found in results.items() for result in found if _has_lengths(result)]
     if not maps and not curves:
-        raise EvaluationError("--plot: draws the needles (niah) and loss_by_position; none of them is among the tasks")
+        raise EvaluationError(NOTHING_DRAWN)
     from matplotlib.figure import Figure
 
     n = len(maps) + bool(curves)
@@ -32,13 +36,25 @@ def plot(results: Mapping[str, Sequence[Result]], path: Path) -> None:
     rows = -(-n // columns)
     figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    names = short_names(results)
     for axis, (model, result) in zip(axes, maps, strict=False):
-        _heat_map(figure, axis, model, result)
+        _heat_map(figure, axis, names[model], result)
     if curves:
-        _curves(axes[len(maps)], curves)
+        _curves(axes[len(maps)], [(names[model], result) for model, result in curves])
     for axis in axes[n:]:
         axis.remove()
     figure.savefig(path, dpi=150)
+
+
+def check_drawn(tasks: Sequence[Task]) -> None:
+    """Raise EvaluationError if the results of none of the tasks can be drawn, before hours of scoring end in that.
+
+    A task of another package may report breakdowns that it does not state.
+    """
+    if not any(
+        "length_depth" in task.facets or task.task == "loss_by_position" or not is_own(type(task)) for task in tasks
+    ):
+        raise EvaluationError(NOTHING_DRAWN)
 
 
 def check_suffix(path: Path) -> None:
@@ -49,7 +65,7 @@ def check_suffix(path: Path) -> None:
         raise EvaluationError(f"--plot: must name a file in a folder that exists; found {path}")
 
 
-def _heat_map(figure, axis, model: str, result: Result) -> None:
+def _heat_map(figure, axis, name: str, result: Result) -> None:
     """Share of right answers by depth (downwards) and length (to the right); the scale goes from chance to all."""
     cells = {tuple(key.split("/")): numbers for key, numbers in result.by["length_depth"].items()}
     lengths = sorted({length for length, _ in cells}, key=int)
@@ -68,7 +84,7 @@ def _heat_map(figure, axis, model: str, result: Result) -> None:
     axis.set_yticks(marks, [f"{float(depths[i]):.0%}" for i in marks])
     axis.set_xlabel("length in tokens")
     axis.set_ylabel("depth of the needle")
-    axis.set_title(f"{Path(model).name}: {result.task}", fontsize=10)
+    axis.set_title(f"{name}: {result.task}", fontsize=10)
     bar = figure.colorbar(shown, ax=axis, label=metric.replace("_", " "))
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
@@ -79,16 +95,14 @@ def _has_lengths(result: Result) -> bool:
 
 def _curves(axis, curves: Sequence[tuple[str, Result]]) -> None:
     """Nats per token against position, one line for each model and length, with the 95% interval as a band."""
-    for model, result in curves:
+    for name, result in curves:
         by_length: dict[str, list] = {}
         for key, numbers in result.by["position"].items():
             length, _, span = key.partition(": ")
             by_length.setdefault(length, []).append((np.mean([int(end) for end in span.split("-")]), numbers["nats"]))
         for length, points in sorted(by_length.items(), key=lambda item: int(item[0])):
             places = [place for place, _ in points]
-            line = axis.plot(
-                places, [n["value"] for _, n in points], label=f"{Path(model).name}, {int(length):,} tokens"
-            )
+            line = axis.plot(places, [n["value"] for _, n in points], label=f"{name}, {int(length):,} tokens")
             if all(n["low"] is not None for _, n in points):
                 low, high = ([n[end] for _, n in points] for end in ("low", "high"))
                 axis.fill_between(places, low, high, color=line[0].get_color(), alpha=0.2, linewidth=0)

@@ -12,9 +12,14 @@ from zoo.runs.weights import no_run_folder
 
 
 def load_subject(path: str | Path, device: str = "auto", dtype: str = "auto") -> Subject:
-    """The model in a folder: a run of the zoo (model.yaml), or a local transformers folder (config.json).
+    """The model in a folder, as `kind_of_subject` says; LoadError if it cannot be loaded."""
+    return kind_of_subject(path)(Path(path), device, dtype)
 
-    Raises EvaluationError if it is neither, LoadError if it cannot be loaded.
+
+def kind_of_subject(path: str | Path) -> type[ZooSubject] | type[TransformersSubject]:
+    """Whether a folder is a run of the zoo (model.yaml), or a local transformers folder (config.json).
+
+    Raises EvaluationError if it is neither.
     """
     folder = Path(path)
     try:
@@ -22,9 +27,9 @@ def load_subject(path: str | Path, device: str = "auto", dtype: str = "auto") ->
     except OSError as error:  # a name that is too long, a folder on the way that may not be entered
         raise EvaluationError(f"{shorten(str(path))}: cannot be read: {error.strerror}") from error
     if any(os.path.lexists(folder / name) for name in ("model.yaml", "recipe.yaml")):
-        return ZooSubject(folder, device, dtype)
+        return ZooSubject
     if is_folder and present(folder / "config.json", EvaluationError):
-        return TransformersSubject(folder, device, dtype)
+        return TransformersSubject
     if not is_folder:
         raise EvaluationError(no_run_folder(path))
     raise EvaluationError(f"{path}: neither a run of the zoo (model.yaml) nor a transformers folder (config.json)")

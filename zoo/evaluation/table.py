@@ -1,6 +1,6 @@
 """Results and tasks as plain text tables."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ def as_table(results: Mapping[str, Sequence[Result]]) -> str:
     """One row a task and metric, one column a model: value and 95% interval, with the chance level."""
     labels = list(dict.fromkeys(result.label for found in results.values() for result in found))
     by_model = {model: {result.label: result for result in found} for model, found in results.items()}
-    head = ["task", "metric", "chance", *(Path(model).name or model for model in results)]
+    names = short_names(results)
+    head = ["task", "metric", "chance", *names.values()]
     lines = [head]
     for label in labels:
         shown = next(found[label] for found in by_model.values() if label in found)
@@ -24,15 +25,24 @@ def as_table(results: Mapping[str, Sequence[Result]]) -> str:
             chance = shown.metrics[name]["chance"]
             lines.append([label if i == 0 else "", name, "" if chance is None else number(chance, shown, name), *cells])
     foot = "value (95% interval, bootstrap over rows); chance: a model that guesses"
-    notes = [*_notes_of_results(results), *_notes_between(labels, list(by_model.values()))]
+    notes = [
+        *_notes_of_results({names[model]: found for model, found in results.items()}),
+        *_notes_between(labels, list(by_model.values())),
+    ]
     return aligned(lines, left=2) + "\n" + "\n".join([foot, *notes]) + "\n"
+
+
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """The name of each model's folder; its path as it was given where two folders have one name."""
+    names = {model: Path(model).name or model for model in models}
+    return {model: model if list(names.values()).count(name) > 1 else name for model, name in names.items()}
 
 
 def _notes_of_results(results: Mapping[str, Sequence[Result]]) -> Iterator[str]:
     """What limits a score by itself: rows that were cut, or fewer rows than were asked for."""
     for model, found in results.items():
         for result in found:
-            name = f"{Path(model).name}: {result.label}"
+            name = f"{model}: {result.label}"
             if result.truncated:
                 yield f"{name}: {result.truncated:,} of {result.rows:,} rows were cut at the left to fit"
             asked = (result.settings.get("rows") or 0) * len(result.settings.get("lengths") or (1,))

@@ -70,6 +70,8 @@ def test_the_list_names_every_task_and_group(capsys):
         (["runs/none", "--tasks", "piqa", "--seq-len", "128"], "--seq-len: piqa has texts of its own length"),
         (["runs/none", "--tasks", "mqar"], "runs/none: no such folder"),
         (["a", "b", "--tasks", "mqar", "-o", "x.json"], "--output: is for one model"),
+        (["runs/none", "--tasks", "mqar,,copy"], "--tasks: not names or mappings in YAML: 'mqar,,copy': .* found ','"),
+        (["runs/none", "--tasks", "copy", "--plot", "x.svg"], "--plot: draws the needles .* none of them is among"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
@@ -79,6 +81,47 @@ def test_a_mistake_is_one_line(arguments, message, capsys, tmp_path, monkeypatch
     assert len(said.splitlines()) == 1
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(said)
+
+
+@pytest.fixture
+def scored(tmp_path, monkeypatch):
+    """Two folders that look like runs, in the working directory; the models that were loaded to be scored."""
+    loaded = []
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a/run", "b/run"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "model.yaml").write_text("")
+
+    def load(path, device, dtype):
+        loaded.append(path)
+        return Guesser()
+
+    monkeypatch.setattr("zoo.evaluation.subjects.load_subject", load)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a/run", "b/none"], "b/none: no such folder"),
+        (["a/run", "b"], "b: neither a run of the zoo"),
+        (["a/run", "-o", "none/x.json"], "none/x.json: cannot be written: none: no such folder; name another file"),
+        (["a/run", "b/run"], "b/run/eval.json: damaged"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_scored(scored, arguments, message, capsys):
+    with open("b/run/eval.json", "w") as file:
+        file.write("{")
+    assert zoo(["eval", *arguments, "--tasks", "copy", "--rows", "2"]) in (1, 2)
+    assert message in capsys.readouterr().err
+    assert scored == []
+
+
+def test_folders_of_one_name_are_told_apart_and_one_folder_is_scored_once(scored, capsys):
+    assert zoo(["eval", "a/run", "b/run", "a/run/", "--tasks", "copy", "--rows", "2"]) == 0
+    head = capsys.readouterr().out.splitlines()[0]
+    assert head.split() == ["task", "metric", "chance", "a/run", "b/run"]
+    assert scored == ["a/run", "b/run"]
 
 
 def test_names_and_mappings_are_read_as_in_yaml():

@@ -109,3 +109,9 @@ def test_rows_depend_on_the_seed_alone():
 def test_settings_that_cannot_work_are_named(settings, message):
     with pytest.raises(EvaluationError, match=message):
         evaluate(Guesser(), [{"task": "mqar", **settings}], rows=4)
+
+
+def test_rows_too_short_for_any_number_of_pairs_are_refused():
+    """A vocabulary of 16 tokens: a row has fewer tokens than the vocabulary."""
+    with pytest.raises(EvaluationError, match=r"^mqar: lengths: 4 pairs need rows of 20 tokens; found 14"):
+        evaluate(Guesser(vocab_size=16), ["mqar"])

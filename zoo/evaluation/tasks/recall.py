@@ -77,6 +77,10 @@ class PairsRows(RecallRows):
 
     def settings(self, trained, length):
         fits = [pairs for pairs in (4, 8, 16, 32, 64) if 5 * pairs <= length]
+        if not (self.task.pairs or trained or fits):
+            raise EvaluationError(
+                f"lengths: 4 pairs need rows of 20 tokens; found {length}; longer rows, or fewer pairs"
+            )
         for pairs in self.task.pairs or ((trained.pairs,) if trained else fits):
             yield {
                 "pairs": pairs,

@@ -285,8 +285,10 @@ def _prompts(subject: Subject, examples: Sequence[Prompt]) -> Run:
         for option in example.options:
             _check_filled(row, example.tokens, option)
     with_options = [row for row, example in enumerate(examples) if example.options]
-    read_once = [row for row in with_options if subject.has_cache and shares_prefix(examples[row])]
-    apart = [row for row in with_options if row not in set(read_once)]
+    read_once: list[int] = []
+    apart: list[int] = []
+    for row in with_options:
+        (read_once if subject.has_cache and shares_prefix(examples[row]) else apart).append(row)
     rank_apart = plan(subject, [_options_apart(examples[row]) for row in apart])
 
     def run(advance: Advance, budget: Budget) -> list[Generated]:

@@ -8,33 +8,21 @@ from zoo.blocks.registry import refusal, union_of
 from zoo.errors import shorten, unknown
 from zoo.parts import TASKS
 
+_SINGLE = ("niah_single_1", "niah_single_2", "niah_single_3")
+_NIAH = (
+    *_SINGLE,
+    "niah_multikey_1",
+    "niah_multikey_2",
+    "niah_multikey_3",
+    "niah_multivalue",
+    "niah_multiquery",
+)
 # A name for several tasks, in the order in which they are shown.
 GROUPS: dict[str, tuple[str, ...]] = {
     "recall": ("mqar", "compositional_mqar", "forgetting_mqar", "copy", "induction"),
-    "niah_single": ("niah_single_1", "niah_single_2", "niah_single_3"),
-    "niah": (
-        "niah_single_1",
-        "niah_single_2",
-        "niah_single_3",
-        "niah_multikey_1",
-        "niah_multikey_2",
-        "niah_multikey_3",
-        "niah_multivalue",
-        "niah_multiquery",
-    ),
-    "ruler": (
-        "niah_single_1",
-        "niah_single_2",
-        "niah_single_3",
-        "niah_multikey_1",
-        "niah_multikey_2",
-        "niah_multikey_3",
-        "niah_multivalue",
-        "niah_multiquery",
-        "variable_tracking",
-        "common_words",
-        "frequent_words",
-    ),
+    "niah_single": _SINGLE,
+    "niah": _NIAH,
+    "ruler": (*_NIAH, "variable_tracking", "common_words", "frequent_words"),
     "common_sense": (
         "hellaswag",
         "piqa",

@@ -245,10 +245,3 @@ def _metric(value: float, stderr: Any, rows: int, higher: bool, share: bool) -> 
         "better": "higher" if higher else "lower",
         "share": share,
     }
-
-
-def harness_tasks() -> Sequence[str]:
-    """The names of lm-eval's tasks."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager().all_tasks

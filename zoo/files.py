@@ -240,15 +240,18 @@ def replace_durably(temporary: Path, final: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file as `replace_durably` does."""
-    temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    """Write a file as `replace_durably` does.  Raises OSError that names `path`, not the file that it was to become."""
+    name = path.name if len(os.fsencode(path.name)) < 200 else hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    temporary = path.with_name(f".writing-{os.getpid()}-{name}")  # no longer than a file system takes
     try:
         with create(temporary) as file:
             file.write(data)
         replace_durably(temporary, path)
-    except BaseException:  # a full disk, a folder in the file's place: what was written is of no use
+    except BaseException as error:  # a full disk, a folder in the file's place: what was written is of no use
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,9 @@ def test_exit_codes_of_failures(zoo, monkeypatch):
         (errno.EROFS, "x.html: cannot be written: Read-only file system\n"),
         (errno.EACCES, "x.html: cannot be read or written: Permission denied\n"),
         (errno.EMFILE, "x.html: cannot be opened: Too many open files\n"),
+        (errno.ENOENT, "x.html: cannot be used: No such file or directory\n"),
+        (errno.ELOOP, "x.html: cannot be used: Too many levels of symbolic links\n"),
+        (errno.ENOTDIR, "x.html: cannot be used: Not a directory\n"),
     ],
 )
 def test_what_the_system_refuses_is_one_line(zoo, monkeypatch, number, told):
@@ -176,6 +180,40 @@ def test_what_the_system_refuses_is_one_line(zoo, monkeypatch, number, told):
     monkeypatch.setattr(training, "train", train)
     monkeypatch.setattr(os, "dup2", lambda *descriptors: None)
     assert zoo("train", ANSA) == (1, "", told)
+    monkeypatch.setenv("ZOO_TRACEBACK", "1")
+    with pytest.raises(OSError, match=re.escape("x.html")):
+        zoo("train", ANSA)
+
+
+def test_what_the_system_says_of_no_file_is_a_bug(zoo, monkeypatch):
+    def train(recipe, run_dir):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(training, "train", train)
+    with pytest.raises(OSError, match="Invalid argument"):
+        zoo("train", ANSA)
+
+
+OUTPUTS = {
+    "a folder that takes no files": "/proc/x.html",
+    "a name that is too long": f"{'a' * 300}.html",
+    "a loop of links": "loop/x.html",
+}
+
+
+@pytest.mark.parametrize("to", OUTPUTS.values(), ids=OUTPUTS.keys())
+@pytest.mark.parametrize(
+    "command", [("compare", ANSA, "zoo:tiny/full", "--no-maps", "--html"), ("init",)], ids=lambda words: words[0]
+)
+def test_a_place_that_takes_no_file_is_one_line_that_names_it(zoo, monkeypatch, tmp_path, command, to):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "dup2", lambda *descriptors: None)
+    Path("loop").symlink_to("loop")
+    code, _, told = zoo(*command, to.replace(".html", ".yaml") if command == ("init",) else to)
+    assert code in (1, 2)
+    assert told.count("\n") == 1
+    assert ".writing-" not in told
+    assert any(part in told for part in (Path(to).stem, "recipe.schema.json", "loop")), told
 
 
 def test_a_reader_that_goes_away_is_no_error():

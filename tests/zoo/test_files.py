@@ -1,5 +1,6 @@
 """Opening files of others, and writing without following links."""
 
+import json
 import os
 import socket
 import stat
@@ -175,3 +176,14 @@ def test_a_checksum_shows_one_changed_character(tmp_path):
     path.write_text(path.read_text().replace("1.5", "1.6"))
     with pytest.raises(FileError, match=r"x\.json: damaged, its checksum does not match; remove it"):
         files.read_json(path)
+
+
+def test_a_file_with_the_longest_name_is_written_and_an_error_names_it(tmp_path):
+    longest = tmp_path / ("é" * 125 + ".json")  # 255 bytes
+    files.write_json(longest, {"x": 1})
+    assert json.loads(longest.read_text()) == {"x": 1}
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError, match="Is a directory") as refused:
+        files.write_json(tmp_path / "taken", {})
+    assert refused.value.filename == str(tmp_path / "taken")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([longest.name, "taken"])

@@ -52,7 +52,7 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-REFUSALS = {  # what the system may say to any command, and is no bug
+REFUSALS = {  # what the system may say to any command, and is no bug; of a file anything may be said
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "cannot be written"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE), "cannot be read or written"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "cannot be opened"),
@@ -99,9 +99,10 @@ def run(arguments: list[str] | None = None) -> int:
         if isinstance(error, FileNotFoundError) and not _has_working_directory():
             _tell("the working directory was removed; change to a folder that is there")
             return 1
-        if error.errno not in REFUSALS:
+        refusal = REFUSALS.get(error.errno, "cannot be used" if error.filename else None)
+        if refusal is None or os.environ.get("ZOO_TRACEBACK"):
             raise
-        _tell(f"{error.filename or 'standard output'}: {REFUSALS[error.errno]}: {error.strerror}")
+        _tell(f"{error.filename or 'standard output'}: {refusal}: {error.strerror}")
         with contextlib.suppress(OSError, ValueError):  # what was not written would fail once more when Python ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -99,8 +99,8 @@ def run(arguments: list[str] | None = None) -> int:
         if isinstance(error, FileNotFoundError) and not _has_working_directory():
             _tell("the working directory was removed; change to a folder that is there")
             return 1
-        refusal = REFUSALS.get(error.errno, "cannot be used" if error.filename else None)
-        if refusal is None or os.environ.get("ZOO_TRACEBACK"):
+        refusal = REFUSALS.get(error.errno or 0, "cannot be used" if error.filename else "")
+        if not refusal or os.environ.get("ZOO_TRACEBACK"):
             raise
         _tell(f"{error.filename or 'standard output'}: {refusal}: {error.strerror}")
         with contextlib.suppress(OSError, ValueError):  # what was not written would fail once more when Python ends

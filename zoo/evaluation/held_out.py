@@ -36,6 +36,11 @@ class HeldOut:
         return prepare(self.data, **self._settings)
 
     @property
+    def was_read(self) -> bool:
+        """Whether a task has asked for any of it."""
+        return "prepared" in self.__dict__
+
+    @property
     def split(self) -> str:
         return "validation" if self.prepared.rows("validation") else "train"
 

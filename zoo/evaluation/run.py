@@ -77,6 +77,7 @@ def evaluate_subject(
         todo.append((task, found))
         if found is None:
             examples[task.label] = made
+    _check_data_read(subject, tasks)
     results = []
     for task, found in todo:
         result = found or score(task, subject, examples.pop(task.label), facts, screen)
@@ -85,6 +86,14 @@ def evaluate_subject(
         screen.end(task, result, found is not None)
         results.append(result)
     return results
+
+
+def _check_data_read(subject: Subject, tasks: Sequence[Task]) -> None:
+    """Raise EvaluationError if the user named a file with data and no task has read them."""
+    held_out = subject.held_out
+    if held_out is not None and held_out.name is not None and not held_out.was_read:
+        names = ", ".join(dict.fromkeys(task.task for task in tasks)) or "the tasks of lm-eval"
+        raise EvaluationError(f"--data {held_out.name}: not read by {names}; leave it out, or add --tasks perplexity")
 
 
 def make_examples(task: Task, subject: Subject) -> list:

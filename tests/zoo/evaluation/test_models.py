@@ -394,6 +394,19 @@ def test_data_of_another_file_are_scored_with_the_runs_tokenizer(run, tmp_path):
     assert tokens == len(other.read_bytes())  # every byte is a target but the first; so is the end of the document
 
 
+def test_data_that_no_task_reads_are_refused(run, tmp_path):
+    (tmp_path / "other.txt").write_text("something else entirely. " * 200)
+    data = f"{{source: {{kind: text, paths: [{tmp_path}/other.txt]}}, cache_dir: {tmp_path}/c}}"
+    (tmp_path / "other.yaml").write_text(f"data: {data}")
+    settings = {"data": tmp_path / "other.yaml", "output": tmp_path / "eval.json", "device": "cpu"}
+    with pytest.raises(
+        EvaluationError, match=r"^--data \S+other.yaml: not read by copy, induction; leave it out, or add"
+    ):
+        evaluate(run, ["copy", "induction"], rows=2, lengths=[32], **settings)
+    assert not (tmp_path / "eval.json").exists()
+    assert len(evaluate(run, ["copy", "perplexity"], rows=2, **settings)) == 2, "one of them reads the text"
+
+
 def _examples(subject):
     from zoo.evaluation.registry import make_tasks
     from zoo.evaluation.run import make_examples

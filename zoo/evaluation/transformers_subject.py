@@ -118,9 +118,10 @@ class TransformersSubject(Subject):
     def row_bytes(self, length):
         """Of the residual stream, the keys and queries, and the feed-forward of one layer; scores if they are kept."""
         config, size = self.model.config.get_text_config(), self.model.dtype.itemsize
-        width, hidden = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        scores = config.num_attention_heads * length if config._attn_implementation == "eager" else 0
-        return length * size * (6 * width + 3 * hidden + 2 * scores)
+        sizes = ("hidden_size", "intermediate_size", "num_attention_heads")
+        width, hidden, heads = (_widest(config, name) for name in sizes)
+        scores = heads * length if config._attn_implementation == "eager" else 0
+        return length * size * (6 * width + 3 * (hidden or 4 * width) + 2 * scores)
 
     @torch.no_grad()
     def greedy(self, prompts, max_tokens):
@@ -136,6 +137,12 @@ class TransformersSubject(Subject):
             )[0, tokens_1T.shape[1] :].tolist()
             made.append(_until_end(out, end))
         return made
+
+
+def _widest(config: Any, name: str) -> int:
+    """A size, of the widest layer where each layer has its own; 0 where there is none: Mamba has no heads."""
+    found = getattr(config, name, None) or 0
+    return max(found) if isinstance(found, list | tuple) else found
 
 
 def _until_end(tokens: list[int], end: int | None) -> list[int]:

@@ -1,6 +1,7 @@
 """Batches within a budget of bytes: no answer depends on it, and memory that runs out makes batches smaller."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,18 @@ from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.memory import LEAST_PLACES, LOGIT_BYTES, Budget
 from zoo.evaluation.subject import ZooSubject
 from zoo.evaluation.task import Choice, Labelled, Prompt
+from zoo.evaluation.transformers_subject import TransformersSubject
 from zoo.recipe import load_recipe
 from zoo.training.scores import TrainingSubject
 
 RECIPES = sorted(map(str, Path("recipes/tiny").glob("[!_]*.yaml")))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """One thread for tiny models, and no search for garbage among all modules of the tests, which takes 0.3 s."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr("zoo.evaluation.memory.gc.collect", lambda: 0)
 
 
 def built(name: str = "recipes/tiny/full.yaml") -> ZooSubject:
@@ -214,3 +223,29 @@ def test_a_model_that_states_no_bytes_is_bound_by_tokens_alone():
     for ours, one in zip(found, wanted, strict=True):
         np.testing.assert_allclose(ours.nats, one.nats, rtol=1e-9)
     assert GREEDY_ROWS > 1
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        (("MambaConfig", {"hidden_size": 32, "intermediate_size": 64}), 6 * 32 + 3 * 64),
+        (("RwkvConfig", {"hidden_size": 32}), 6 * 32 + 3 * 128),
+        (("BloomConfig", {"hidden_size": 32, "n_head": 2}), 6 * 32 + 3 * 128 + 2 * 2 * 10),
+        (
+            ("Gemma3nTextConfig", {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": [64, 80]}),
+            6 * 32 + 3 * 80 + 2 * 8 * 10,
+        ),
+    ],
+    ids=lambda case: case[0] if isinstance(case, tuple) else "",
+)
+def test_every_architecture_of_transformers_has_a_count(config, wanted):
+    """Of models without attention too, and of layers that differ in width."""
+    transformers = pytest.importorskip("transformers")
+    name, sizes = config
+    made = getattr(transformers, name)(**sizes)
+    made._attn_implementation = "eager"
+    subject = object.__new__(TransformersSubject)
+    subject.model = SimpleNamespace(config=made, dtype=torch.bfloat16)
+    if name in ("MambaConfig", "RwkvConfig"):
+        assert not hasattr(made, "num_attention_heads")
+    assert subject.row_bytes(10) == 2 * 10 * wanted

@@ -6,7 +6,6 @@ runs from texts to log-likelihoods, so that encoding counts, and loading a model
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from zoo.bench import processes
 from zoo.errors import ZooError
 from zoo.evaluation.command import parse_tasks
 from zoo.evaluation.registry import make_tasks
 from zoo.runs.weights import no_run_folder
 
 PEER = "HFLM"
+NO_TEXTS = "none of these tasks is scored by the likelihood of texts"
 
 
 def measure(
@@ -54,6 +55,10 @@ def measure(
             save(report)
         if not peers:
             return report
+        if not any(folder.glob("*.json")):
+            report["failed"] = NO_TEXTS
+            save(report)
+            return report
         of_number = {row["number"]: row for row in report["rows"]}
         for line in _lines(["hflm", model, str(folder), "--batch-size", str(batch_size)], say):
             if "error" in line:
@@ -66,19 +71,23 @@ def measure(
 
 def _lines(arguments: list[str], say: Callable) -> Iterator[dict]:
     """What a process of evaluation_step prints, one object for each task; {"error": reason} last if it failed."""
-    command = [sys.executable, "-m", "zoo.bench.evaluation_step", *arguments]
     with tempfile.TemporaryFile("w+") as errors:
+        command = processes.command("evaluation_step", arguments)
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
             assert process.stdout is not None
-            for text in process.stdout:
-                if text.startswith('{"task"'):
-                    found = json.loads(text)
-                    say(f"{found['task']}: {arguments[0]} {found['seconds']:.1f} s")
-                    yield found
+            try:
+                for text in process.stdout:
+                    if text.startswith('{"task"'):
+                        found = json.loads(text)
+                        say(f"{found['task']}: {arguments[0]} {found['seconds']:.1f} s")
+                        yield found
+            except BaseException:  # Ctrl-C
+                process.kill()
+                raise
         errors.seek(0)
-        said = [line.strip() for line in errors if line.strip()]
-    if process.returncode:
-        yield {"error": said[-1] if said else f"the process ended with {process.returncode}"}
+        reason = processes.why_failed(process.returncode, errors.read())
+    if reason is not None:
+        yield {"error": reason}
 
 
 def _agreement(folder: Path, number: int) -> dict[str, float]:

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from zoo.bench.processes import end_with_the_command
 from zoo.bench.train_clock import machine, peak_bytes
 from zoo.errors import ZooError
 
 
 def main() -> None:
     """Measure as the command line says."""
+    end_with_the_command()
     parser = argparse.ArgumentParser()
     parser.add_argument("program", choices=["zoo", "hflm"])
     parser.add_argument("model")

@@ -8,11 +8,11 @@ batch, micro-batch and optimiser.
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from zoo.bench import processes
 from zoo.errors import ZooError
 
 WARM_UP = 4  # batches before the clock starts: kernels are compiled, the micro-batch is found, graphs are captured
@@ -56,9 +56,10 @@ def measure(
 def _in_a_process(path: str, overrides: list[str], steps: int, data: bool, peer: str | None, say: Callable) -> dict:
     """One measurement; {"error": reason} if it failed. Peak memory and start-up are those of a process."""
     say(f"measuring {path}{f' as {peer}' if peer else ''}")
-    command = [sys.executable, "-m", "zoo.bench.train_step", path, "--steps", str(steps), "--started", str(time.time())]
-    command += ["--data"] * data + (["--peer", peer] if peer else [])
-    command += [part for override in overrides for part in ("--set", override)]
+    asked = [path, "--steps", str(steps), "--started", str(time.time())]
+    asked += ["--data"] * data + (["--peer", peer] if peer else [])
+    asked += [part for override in overrides for part in ("--set", override)]
+    command = processes.command("train_step", asked)
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -66,8 +67,7 @@ def _in_a_process(path: str, overrides: list[str], steps: int, data: bool, peer:
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"name"')]
     if done.returncode == 0 and lines:
         return json.loads(lines[-1])
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    return {"error": said[-1] if said else f"the process ended with {done.returncode}"}
+    return {"error": processes.why_failed(done.returncode, done.stderr) or "the process printed no measurement"}
 
 
 def as_markdown(report: dict) -> str:

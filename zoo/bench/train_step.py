@@ -11,11 +11,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from zoo.bench.processes import end_with_the_command
 from zoo.bench.train_clock import Clock
 
 
 def main() -> None:
     """Train a few batches as the command line says and print what was measured."""
+    end_with_the_command()
     parser = argparse.ArgumentParser()
     parser.add_argument("recipe")
     parser.add_argument("--steps", type=int, default=20)

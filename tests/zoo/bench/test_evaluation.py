@@ -58,6 +58,15 @@ def test_a_peer_that_fails_leaves_its_reason(monkeypatch, capsys, tmp_path):
     assert out.endswith("HFLM failed: no lm-eval\n")
 
 
+def test_a_peer_without_a_text_to_score_is_not_started(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(
+        evaluation, "_lines", lambda arguments, say: [dict(OURS[1])] if arguments[0] == "zoo" else 1 / 0
+    )
+    (tmp_path / "run").mkdir()
+    assert cli.run(["bench", "eval", str(tmp_path / "run"), "--tasks", "copy", "--peers"]) == 0
+    assert capsys.readouterr().out.endswith("HFLM failed: none of these tasks is scored by the likelihood of texts\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -32,6 +32,7 @@ class Family:
     config of it subclasses, "module:Class".  own: kind -> "module:Class".  groups: of entry points.
     default: the kind that stands for none.  tag: the field that names the kind, `kind` but for evaluation tasks.
     or_methods: those which a config may define itself instead of naming what runs by `module`.
+    states: class attributes that every config of it sets.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Family:
     default: str | None = None
     tag: str = "kind"
     or_methods: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
     _offers: tuple[dict[str, str], dict[str, str]] | None = field(default=None, repr=False)
     _built_in: frozenset[str] = field(init=False, repr=False)
 
@@ -126,13 +128,17 @@ class Family:
             raise ValueError(f"{self.what} {kind!r}: {target} must be a subclass of {self.base.replace(':', '.')}")
         if kind not in self.own:
             self._check_name(kind, made)
-        if kind not in self._built_in and self._lacks_module(made):
+        if kind in self._built_in:
+            return
+        place = f"{made.__module__}:{made.__qualname__}"
+        if self._lacks_module(made):
             methods = f", or define {' and '.join(self.or_methods)}" if self.or_methods else ""
-            place = f"{made.__module__}:{made.__qualname__}"
             raise ValueError(
                 f"{self.what} {kind!r}: {place} must name what runs, "
                 f'module: ClassVar[str] = "package.module:Name"{methods}'
             )
+        if missing := [name for name in self.states if not getattr(made, name, None)]:
+            raise ValueError(f"{self.what} {kind!r}: {place} must state {', '.join(missing)}")
 
     def _lacks_module(self, made: Any) -> bool:
         """Whether a config of another package has to name what runs, and does not.

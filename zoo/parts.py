@@ -144,4 +144,5 @@ TASKS = _family(
     "What a model is scored on: `zoo eval --tasks`, `eval.tasks`.",
     tag="task",
     or_methods=("examples", "score"),
+    states=("title", "measures", "data_from", "metrics"),
 )

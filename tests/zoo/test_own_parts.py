@@ -186,7 +186,14 @@ class Mine(Own, {base}):
         ("loggers", "LoggerConfig", "", False),
         ("tasks", "Task", "", False),
         ("tasks", "Task", "def examples(self, model): return []", False),
-        ("tasks", "Task", "def examples(self, model): return []\n    def score(self, example, answer): pass", True),
+        (
+            "tasks",
+            "Task",
+            "title: ClassVar = 'x'; measures: ClassVar = 'x'; data_from: ClassVar = 'x'; metrics: ClassVar = ('x',)\n"
+            "    def examples(self, model): return []\n"
+            "    def score(self, example, answer): pass",
+            True,
+        ),
     ],
 )
 def test_a_part_that_does_not_name_what_runs_is_refused(family, base, body, accepted, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Tasks of other packages: whether they state and give what the zoo asks of a task."""
+"""Tasks of other packages: whether they give what the zoo asks of a task."""
 
 from collections.abc import Iterable, Mapping
 from numbers import Real
@@ -10,17 +10,11 @@ from zoo.blocks.making import is_own
 from zoo.evaluation.errors import EvaluationError
 from zoo.evaluation.task import Choice, Labelled, Prompt, Row, Task
 
-STATED = ("title", "measures", "data_from", "metrics")  # class attributes of every task
-
 
 def checked_examples(task: Task, found: Any) -> list:
     """What `task.examples` returned or yields, as a list.  Raises EvaluationError for what is no example."""
     if is_own(type(task)):
         return list(found)
-    name = type(task).__name__
-    missing = [each for each in STATED if not hasattr(type(task), each)]
-    if missing:
-        raise EvaluationError(f"{task.task}: {name} must state {', '.join(missing)}")
     many = isinstance(found, Iterable) and not isinstance(found, str | Mapping)
     made = list(found) if many else [found]
     types = {type(example) for example in made}

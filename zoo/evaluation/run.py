@@ -121,6 +121,8 @@ def score(task: Task, subject: Subject, examples: list, facts: dict[str, Any], s
     check_finite(task, answers, subject.dtype_name)
     rows = [scored(task, example, reply) for example, reply in zip(examples, answers, strict=True)]
     metrics, by = summarise(task, examples, rows)
+    if not metrics:  # of another package
+        raise EvaluationError(f"{task.task}: score gives none of the metrics {', '.join(m.name for m in task.metrics)}")
     return Result(
         label=task.label,
         task=task.task,

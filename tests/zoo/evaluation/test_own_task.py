@@ -13,6 +13,7 @@ import pytest
 from pydantic import Field
 
 from tests.zoo.evaluation.subjects import Guesser
+from zoo import cli
 from zoo.blocks import register
 from zoo.cli import parts_text
 from zoo.docs.families import family_pages
@@ -154,6 +155,34 @@ def test_a_score_under_a_name_that_is_no_metric_is_refused(path, monkeypatch):
     monkeypatch.setattr(Parity, "score", lambda self, example, answer: Row({"score": 1.0}))
     with pytest.raises(EvaluationError, match=r"^parity: score gives 'score'; the metrics are accuracy$"):
         evaluate(Guesser(), ["parity"])
+
+
+def test_scores_without_a_metric_are_refused(path, monkeypatch):
+    row = np.arange(4)
+    monkeypatch.setattr(Parity, "needs_text", False)
+    monkeypatch.setattr(Parity, "examples", lambda self, model: [Labelled(row, row)])
+    monkeypatch.setattr(Parity, "score", lambda self, example, answer: Row({}))
+    with pytest.raises(EvaluationError, match=r"^parity: score gives none of the metrics accuracy$"):
+        evaluate(Guesser(), ["parity"])
+
+
+@pytest.mark.parametrize("name", ["title", "metrics", "no metrics"])
+def test_a_task_that_does_not_state_what_every_task_states_is_refused_at_once(path, monkeypatch, capsys, name):
+    """Not by the list of tasks, a page or the report of a study, which show it."""
+    if name == "no metrics":
+        monkeypatch.setattr(Parity, "metrics", ())
+    else:
+        monkeypatch.delattr(Parity, name)
+    message = f"task 'parity': .*:Parity must state {name.removeprefix('no ')}$"
+    with pytest.raises(EvaluationError, match=message):
+        make_tasks(["parity"])
+    path.write_text(RECIPE % "parity")
+    with pytest.raises(RecipeError, match=f"must state {name.removeprefix('no ')}"):
+        load_recipe(path)
+    for arguments in (["eval", "--list"], ["eval", "--list", "--json"], ["parts", "tasks", "parity"]):
+        assert cli.run(arguments) in (1, 2)
+        assert ":Parity must state " in capsys.readouterr().err
+    assert cli.run(["parts", "tasks"]) == 0  # the others are listed
 
 
 def test_examples_of_two_kinds_are_refused(path, monkeypatch):

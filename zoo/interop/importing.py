@@ -60,10 +60,11 @@ def import_folder(
     notes = [] if tokenizer else [missing_note(source.path)]
     if source.text_only:
         notes.append(f"{source.path} reads images as well: only its text model ({family.model_type}) is imported")
+    written = source.config["text_config"] if source.text_only else source.config
     notes += [
-        f"{name} is {shorten(source.config[name])} in {CONFIG}: a recipe has no dropout, so further training has none"
+        f"{name} is {shorten(written[name])} in {CONFIG}: a recipe has no dropout, so further training has none"
         for name in DROPOUTS
-        if source.config.get(name)
+        if written.get(name)
     ]
     if described.multi_token and not model.multi_token:
         why = "holds no tensors of the modules that predict further tokens"

@@ -106,3 +106,16 @@ def test_what_may_change_the_text_model_is_refused(saved, tmp_path, changes, why
     (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
     with pytest.raises(InteropError, match=why):
         import_folder(tmp_path / "copy", tmp_path / "run")
+
+
+def test_dropout_of_the_text_model_is_noted(saved, tmp_path):
+    _, folder = saved("Gemma3")
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "model.safetensors").symlink_to(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["attention_dropout"] = 0.1
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    notes = import_folder(tmp_path / "copy", tmp_path / "run").notes
+    assert (
+        sum(note.startswith("attention_dropout is 0.1 in config.json: a recipe has no dropout") for note in notes) == 1
+    )

@@ -59,8 +59,8 @@ def all_runs(runs: Runs, points: Mapping[str, Point | None]) -> Iterator[tuple[R
 def estimate(runner: "Runner", at_once: int, gpu: Any | None, cores: int, device: str) -> dict[str, Any]:
     """Runs, tokens and FLOPs in all, and the hours of the runs that are not done.
 
-    at_once: runs at a time.  gpu: a `sizing.Gpu`, None on a CPU.  device: the name of the GPU, or `cpu`: the speeds of
-    runs on others are not used.
+    at_once: runs at a time.  gpu: a `sizing.Gpu`, None on a CPU.  device: the name of the GPU or of the processor, as
+    runs record it; the speeds of runs on other devices are not used.
     `time_s` is None where a length is not known; `basis` says what it rests on.
     """
     runs = runner.runs

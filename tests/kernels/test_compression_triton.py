@@ -55,6 +55,7 @@ def test_a_tensor_of_doubles_among_others_is_not_summed_in_float32(randn):
         mean_pool([randn(1, 8, 4).float(), randn(1, 8, 4)], block=4, stride=4, impl="triton")
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 def test_pooling_compiled_as_one_graph(randn):
     """Of three tensors, one of which nothing differentiates; the norm behind it."""

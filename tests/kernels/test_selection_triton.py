@@ -167,6 +167,7 @@ def test_by_key(name, by_key, poisoned):
     test_small(SMALL[name], poisoned)
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 @pytest.mark.parametrize("rows", [((37,),), ((9, 12), (21,))], ids=["one document", "documents"])
 def test_by_key_in_pieces(rows, by_key, monkeypatch, poisoned):

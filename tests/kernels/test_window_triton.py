@@ -51,6 +51,7 @@ def test_strided_inputs(randn, agree):
     agree(function, [randn(2, 21, 2, 48)])
 
 
+@pytest.mark.slow
 @pytest.mark.interp
 def test_compiled_as_one_graph(randn):
     x = [randn(1, 20, 2, 16, dtype=torch.float32).requires_grad_() for _ in range(3)]

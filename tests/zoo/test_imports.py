@@ -235,7 +235,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("torch", [False, True])
+@pytest.mark.parametrize("torch", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_last_search_for_garbage_is_left_out_where_torch_is_not_loaded(torch):
     done = subprocess.run([sys.executable, "-c", ENDING.format(torch=torch)], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split()[-1] == str(not torch), done.stderr

@@ -112,6 +112,7 @@ def test_seed_and_workers_do_not_change_rows_of_text(prep, of_text):
     assert prep(of_text(), seed=1).key == prep(of_text(workers=3), seed=2).key
 
 
+@pytest.mark.slow
 def test_worker_processes_make_the_same_shards(prep, of_text):
     data = of_text(tokenizer={"kind": "bpe", "vocab_size": 300})
     alone = prep(data | {"workers": 1}, cache="a", piece_bytes=2000)
@@ -136,6 +137,7 @@ prepare(data, max_seq_len=32, vocab_size=1000, seed=17, cache_dir=sys.argv[2], p
 """
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_is_continued(prep, of_text, corpus, tmp_path):
     clean = contents(prep(of_text(), cache="clean", piece_bytes=1))
     cache = tmp_path / "killed"
@@ -258,6 +260,7 @@ def test_words_are_counted_by_several_processes_as_by_one(prep, of_text, trainin
     assert found[0].identity == train_bpe(BpeTokenizer.model_validate(tokenizer), texts).identity
 
 
+@pytest.mark.slow
 def test_words_of_documents_that_were_read_already_are_counted_by_processes(prep, of_text, tmp_path, monkeypatch):
     """As of a dataset, whose pieces hold their text.  Little is read beyond the share: it has work for two."""
     texts = [f"word{i} and word{i % 7}; " * 9 for i in range(300)]

@@ -133,6 +133,7 @@ def test_rows_that_run_out_of_memory_are_cut_in_two(fails_beyond, monkeypatch):
     assert told[0] == "out of memory with 5 x 100 tokens: smaller batches from here on"
 
 
+@pytest.mark.slow
 def test_options_and_generation_that_run_out_of_memory_go_on_with_smaller_caches(monkeypatch):
     subject, asked, told = built(), prompts(generate=3), []
     wanted, texts = alone(subject, asked), [each.text for each in answer(subject, asked)]
@@ -154,6 +155,7 @@ def test_options_and_generation_that_run_out_of_memory_go_on_with_smaller_caches
     )
 
 
+@pytest.mark.slow
 def test_a_cache_that_never_fits_is_done_without(monkeypatch):
     subject, asked, told = built(), prompts()[2:], []
     wanted = alone(subject, asked)

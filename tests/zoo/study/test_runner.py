@@ -379,6 +379,7 @@ def test_a_run_is_known_by_its_results_alone_so_its_folder_can_go(make_runner):
     assert list(again.folder.runs.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_results_that_were_changed_by_hand_are_refused(make_runner):
     runner = make_runner(seeds=[1, 2])
     runner.run()

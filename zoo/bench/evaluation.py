@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from zoo.bench import processes
+from zoo.child import plugin_options
 from zoo.errors import ZooError
 from zoo.evaluation.command import parse_tasks
 from zoo.evaluation.registry import make_tasks
@@ -72,7 +73,7 @@ def measure(
 def _lines(arguments: list[str], say: Callable) -> Iterator[dict]:
     """What a process of evaluation_step prints, one object for each task; {"error": reason} last if it failed."""
     with tempfile.TemporaryFile("w+") as errors:
-        command = processes.command("evaluation_step", arguments)
+        command = processes.command("evaluation_step", [*arguments, *plugin_options()])
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
             assert process.stdout is not None
             try:

@@ -18,6 +18,7 @@ import numpy as np
 
 from zoo.bench.processes import end_with_the_command
 from zoo.bench.train_clock import machine, peak_bytes
+from zoo.blocks import load_plugin
 from zoo.errors import ZooError
 
 
@@ -32,7 +33,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int)
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--plugin", action="append", default=[])
     arguments = parser.parse_args()
+    for module in arguments.plugin:  # imported by the command before, so it can be
+        load_plugin(module)
     try:
         if arguments.program == "zoo":
             measure_zoo(arguments.model, arguments.folder, arguments.tasks, arguments.rows, arguments.peers)

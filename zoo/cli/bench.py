@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli.app import App
+from zoo.cli.options import Plugins
 from zoo.json_text import json_text
 from zoo.terminal import err, out
 
@@ -170,12 +171,14 @@ def evaluation(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch of HFLM; the zoo chooses its own.")] = 64,
     json_file: JsonFile = None,
+    plugins: Plugins = None,
 ) -> None:
     """Measure how long the tasks of an evaluation take, and print the table as Markdown."""
     from zoo.bench.evaluation import as_markdown, measure
 
     command = f"zoo bench eval {model} --tasks {tasks}" + (f" --rows {rows}" if rows else "")
     command += f" --peers --batch-size {batch_size}" if peers else ""
+    command += "".join(f" --plugin {module}" for module in plugins or [])
     settings: dict[str, Any] = {"peers": peers, "rows": rows, "batch_size": batch_size, "command": command}
     report = measure(str(model), tasks, **settings, say=err, save=_saver(json_file))
     out(as_markdown(report), end="")

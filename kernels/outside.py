@@ -46,11 +46,14 @@ def tiles_file() -> Path:
 def use_tiles() -> None:
     """Leave each kernel that `tiles_file` names the one tile that stands there; others try all of theirs once.
 
-    To be called after the kernels are imported.
+    To be called after the kernels are imported.  Raises ValueError for a damaged file.
     """
     if not torch.cuda.is_available() or not (file := tiles_file()).is_file():
         return
-    tiles = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        tiles = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: damaged; delete it, and the kernels are autotuned again") from error
     for name, tuner in tuners():
         tuner.configs = [config for config in tuner.configs if tile_of(config) == tiles.get(name)] or tuner.configs
     log.info("linear_attention: takes the tiles of %s without trying others", file)

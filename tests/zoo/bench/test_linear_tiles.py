@@ -125,6 +125,13 @@ def test_a_tile_that_a_kernel_does_not_have_leaves_it_all_of_its_own(gpu, monkey
     assert [len(tuner.configs) for tuner in (unknown, unnamed)] == [2, 2]
 
 
+@pytest.mark.parametrize("text", ["", "{", "5", "[1]", '"tiles"', "\xff"])
+def test_a_damaged_file_is_named(gpu, monkeypatch, text):
+    gpu.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"zoo-linear-tiles-.*\.json: damaged; delete it"):
+        outside.use_tiles()
+
+
 def test_tiles_are_kept_for_a_gpu_and_versions(gpu, tmp_path, monkeypatch):
     versions = {"fla-core": "0.6.0", "triton": "3.6.0"}
     monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)

@@ -240,7 +240,7 @@ def replace_durably(temporary: Path, final: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file as `replace_durably` does.  Raises OSError that names `path`, not the file that it was to become."""
+    """Write a file as `replace_durably` does.  Raises OSError that names `path`, not the temporary file."""
     name = path.name if len(os.fsencode(path.name)) < 200 else hashlib.sha256(os.fsencode(path.name)).hexdigest()
     temporary = path.with_name(f".writing-{os.getpid()}-{name}")  # no longer than a file system takes
     try:

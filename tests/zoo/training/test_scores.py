@@ -137,11 +137,11 @@ def test_a_signal_while_tasks_are_scored_leaves_the_scores_out_and_stops(recipe,
     """Scoring may take many minutes, and who stops a run waits for seconds."""
     plain, asked = scores.answer, []
 
-    def answer(subject, examples, go_on):
+    def answer(subject, examples, *more):
         asked.append(len(examples))
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)  # a bytecode boundary at which the handler runs
-        return plain(subject, examples, go_on)
+        return plain(subject, examples, *more)
 
     monkeypatch.setattr(scores, "answer", answer)
     with pytest.raises(Interrupted, match="stopped after batch"):

@@ -4,7 +4,6 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import torch
 
 from zoo.kernels import dispatch
 from zoo.kernels.documents import Documents
+from zoo.kernels.triton_cache import triton_cache
 
 INSTALL = "pip install 'fla-core>=0.6,<0.7'"  # not the extra `linear`: pip would choose torch anew
 _HAS_FLA = importlib.util.find_spec("fla") is not None  # found, not imported
@@ -33,14 +33,10 @@ def why_not_fla(first: torch.Tensor) -> str | None:
 
 
 def tiles_file() -> Path:
-    """Where `python -m zoo.bench.linear_tiles` keeps one tile a kernel, for this GPU and these versions.
-
-    In Triton's cache, beside what it compiled.
-    """
-    cache = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME", Path.home())) / ".triton" / "cache"
+    """Where `python -m zoo.bench.linear_tiles` keeps one tile a kernel, for this GPU and these versions."""
     versions = (f"{name}-{importlib.metadata.version(name)}" for name in ("fla-core", "triton"))
     name = "-".join(["zoo-linear-tiles", torch.cuda.get_device_name(), *versions])
-    return Path(cache) / f"{re.sub('[^0-9A-Za-z.-]+', '_', name)}.json"
+    return triton_cache() / f"{re.sub('[^0-9A-Za-z.-]+', '_', name)}.json"
 
 
 def use_tiles() -> None:

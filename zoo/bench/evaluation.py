@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from zoo.bench import processes
+from zoo.bench.machine import heading
 from zoo.child import plugin_options
 from zoo.errors import ZooError
 from zoo.evaluation.command import parse_tasks
@@ -104,9 +105,7 @@ def _agreement(folder: Path, number: int) -> dict[str, float]:
 
 def as_markdown(report: dict) -> str:
     """The table of a report, with chip, versions, date and command."""
-    machine, rows = report["machine"], report["rows"]
-    where = ", ".join(f"{name} {machine[name]}" for name in ("torch", "triton", "python") if machine.get(name))
-    lines = [f"One {machine['device']}, {where}, {machine['date']}.", "", f"    {report['command']}", ""]
+    lines, rows = heading(report), report["rows"]
     if not any("peer" in row for row in rows):
         lines += ["| task | rows | seconds | peak memory, GiB |", "|---|---:|---:|---:|"]
         lines += [f"| {row['task']} | {row['rows']:,} | {row['seconds']:.2f} | {_gib(row)} |" for row in rows]

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from zoo.bench.machine import machine, peak_bytes
 from zoo.bench.processes import end_with_the_command
-from zoo.bench.train_clock import machine, peak_bytes
 from zoo.blocks import load_plugin
 from zoo.errors import ZooError
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from zoo.bench import processes
+from zoo.bench.machine import heading
 from zoo.errors import ZooError
 
 WARM_UP = 4  # batches before the clock starts: kernels are compiled, the micro-batch is found, graphs are captured
@@ -72,9 +73,7 @@ def _in_a_process(path: str, overrides: list[str], steps: int, data: bool, peer:
 
 def as_markdown(report: dict) -> str:
     """The tables of a report, with chip, versions, date and command."""
-    machine = report["machine"]
-    where = ", ".join(f"{name} {machine[name]}" for name in ("torch", "triton", "python") if machine.get(name))
-    lines = [f"One {machine['device']}, {where}, {machine['date']}.", "", f"    {report['command']}", ""]
+    lines = heading(report)
     lines += [
         "| | micro-batch | CUDA graph | step, ms | tokens/s | MFU | peak memory, GiB | first step after, s |",
         "|---|---|---|---:|---:|---:|---:|---:|",

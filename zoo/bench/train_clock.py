@@ -1,14 +1,11 @@
 """What `zoo bench train` measures of a training: time and memory of its steps, and which kernels take the time."""
 
-import datetime
-import platform
-import resource
 import statistics
-import sys
 import time
 from collections import defaultdict
 from typing import Any
 
+from zoo.bench.machine import machine, peak_bytes
 from zoo.bench.train import PROFILED, WARM_UP
 
 # A kernel belongs to the first category that has a piece of its name; elementwise is what is left.
@@ -115,32 +112,8 @@ def largest(spans: list[tuple[str, float]], n: int = 40) -> list[list]:
     return [[name, *numbers] for name, numbers in sorted(found.items(), key=lambda item: -item[1][0])[:n]]
 
 
-def machine() -> dict[str, str]:
-    """The device, and the versions that ran on it."""
-    import torch
-
-    on_gpu = torch.cuda.is_available()
-    versions = {"torch": torch.__version__, "python": platform.python_version()}
-    if on_gpu:
-        import triton
-
-        versions["triton"] = triton.__version__
-    device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    return {"device": device, **versions, "date": datetime.date.today().isoformat()}
-
-
 def _synchronise() -> None:
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def peak_bytes() -> int:
-    """Allocated on the GPU at the highest; on a CPU the process's resident set."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    scale = 1024 if sys.platform == "linux" else 1  # kilobytes on Linux, bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -4,13 +4,13 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from zoo.errors import ZooError
-from zoo.files import present, read_json
+from zoo.files import present
 from zoo.report.columns import Column
 
-OF_ONE_RUN = ("run", "checksum")  # keys of data.json that differ between runs on the same data
 MEANS = ("batches", "tokens", "time_s", "flops", "tokens_per_s")
 
 
@@ -38,11 +38,18 @@ def _same(column: Column) -> str | None:
     if column.run is None or column.recipe is None or column.error:
         return None
     try:
-        data = read_json(column.known_run.data) if present(column.known_run.data) else {}
+        content = _content(column.known_run.data) if present(column.known_run.data) else None
     except (OSError, ZooError):  # damaged; the column says so when it is read
         return None
-    content = {key: value for key, value in data.items() if key not in OF_ONE_RUN}
     return json.dumps([column.known_recipe.model_dump(mode="json", exclude={"seed"}), content], sort_keys=True)
+
+
+def _content(path: Path) -> list[str | None]:
+    """Hashes of what a run was trained on and of the weights that it began with, from its data.json."""
+    from zoo.data.identity import DataRecord  # imports numpy, which recipes alone do without
+
+    record = DataRecord.read(path)
+    return [record.digest, record.init_from.sha256 if record.init_from else None]
 
 
 def _together(group: list[Column]) -> Column:

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from zoo.child import python_module
+from zoo.kernels.triton_cache import triton_cache
 from zoo.processes import cores, launched, sheltered
 
 MOST = 6  # processes: each holds a CUDA context
@@ -98,8 +99,7 @@ def _mark(recipe, job: int) -> Path:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # its kernels, or plain PyTorch in their place
         versions.append(importlib.metadata.version("fla-core"))
     key = hashlib.sha256(repr((parts, versions)).encode()).hexdigest()[:24]
-    cache = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME", Path.home())) / ".triton" / "cache"
-    return Path(cache) / f"zoo-compiled-{key}"
+    return triton_cache() / f"zoo-compiled-{key}"
 
 
 def compile_layer(recipe, index: int, device: str = "cuda") -> None:

@@ -38,7 +38,7 @@ def full_attention(
     Score = scale * (q . k + q_rope . k_rope), q_rope_BTHR and k_rope_BTR optional, k_rope shared by all heads;
     scale defaults to 1/sqrt(D + R). Query head h reads key/value head h // (H / K).
     softcap: c; scores x become c tanh(x / c) (Gemma 2, arXiv 2408.00118).
-    sinks: [H], a logit of each query head that the softmax's denominator has besides (gpt-oss, arXiv 2508.10925).
+    sinks: [H], a logit of each query head that is added to the softmax's denominator (gpt-oss, arXiv 2508.10925).
     Returns o_BTHV in the input dtype; scores and sums are float32 (float64 for float64 input).
     Raises ValueError if shapes, dtypes or devices do not agree, or `impl` cannot serve the call.
     """

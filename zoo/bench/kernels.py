@@ -103,7 +103,7 @@ def _time_setting(
 
 
 class GpuLost(Exception):
-    """No kernel runs any more in this process."""
+    """The GPU has failed: this process can start no further kernel."""
 
 
 def _see_that_kernels_run() -> None:

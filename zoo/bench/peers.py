@@ -104,8 +104,8 @@ def _fla(inputs: Inputs) -> list[Case]:
 def _sf_nsa(inputs: Inputs) -> list[Case]:
     """SF-NSA's selection of the blocks that ours chose, its compression and its choice.
 
-    Its backward pass of blocks of 16 tokens was seen to read where it may not, after which no kernel runs any more: it
-    is given blocks of 64 and more.
+    In one of our runs its backward pass of blocks of 16 tokens read outside its tensors, and the process could start no
+    further kernel. So it is given blocks of 64 and more.
     """
     setting, tensors = inputs.setting, inputs.tensors
     if setting.selection_block < 64:

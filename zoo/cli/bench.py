@@ -165,7 +165,7 @@ def evaluation(
     tasks: Annotated[
         str, typer.Option(metavar="TASK,...", help="Tasks or groups, as of `zoo eval --tasks`.")
     ] = "common_sense",
-    rows: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows of each task.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of each task.")] = None,
     peers: Annotated[
         bool, typer.Option("--peers", help="Also time HFLM of lm-evaluation-harness on the same rows (extra eval).")
     ] = False,

@@ -81,7 +81,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / "index.json"
     if not path.exists() and not path.is_symlink():
-        raise DataError(f"{path}: no such file; an MDS folder has an index.json beside its shards")
+        raise DataError(f"{path}: no such file; an MDS folder has an index.json in the folder of its shards")
     index = read_json(path, "not the index of an MDS dataset", DataError, most=MOST_INDEX_BYTES)
     if index.get("version", 2) != 2 or not isinstance(index.get("shards"), list):
         found = f"found version {shorten(index.get('version'))}, shards {shorten(index.get('shards'))}"

@@ -26,7 +26,7 @@ class Progress:
         return self
 
     def advance(self, n_bytes: int) -> None:
-        """Note that so many more bytes of text are done."""
+        """Note that n_bytes more of the text are done."""
         self._done += n_bytes
         if self._bar:
             self._bar.update(self._task, advance=n_bytes)

@@ -391,7 +391,7 @@ def _parsed(text: str, end: str | None, config: HuggingFaceTokenizer) -> Subword
         raise DataError(f"tokenizer {config.path}: its vocabulary is empty")
     if end is None or tokenizer.token_to_id(end) is None:
         special = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
-        unsaid = "no tokenizer_config.json beside it, or one that does not say which token ends a document"
+        unsaid = "there is no tokenizer_config.json in its folder, or it does not say which token ends a document"
         found = f"no token {end!r} in it" if end else unsaid
         raise DataError(
             f"tokenizer {config.path}: {found}; set data.tokenizer.end_of_document to one of its tokens "

@@ -17,7 +17,7 @@ class Silent:
         """A task is going to be scored."""
 
     def advance(self, rows: int) -> None:
-        """So many more rows of the task have their answers."""
+        """Further rows of the task have their answers.  rows: how many since the last call."""
 
     def end(self, task: Task, result: Result, found: bool) -> None:
         """A task has its result.  found: it was in eval.json already."""

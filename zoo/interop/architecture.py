@@ -21,7 +21,7 @@ from zoo.recipe.differences import differences, in_words
 OF_TRAINING = ("init_std", "document_mask", "multi_token")
 SPELLING = ("blocks", "layers", "n_layers", "ffn", "ffns", "ffn_layers")
 MOST_REASONS = 8
-# Keys of a model that reads images, beside `text_config`.
+# Further keys of a model that reads images; those of its text model are in `text_config`.
 IMAGE_KEYS = ("boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image", "vision_config")
 
 

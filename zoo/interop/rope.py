@@ -37,7 +37,7 @@ def read_rope(
         theta = keys.number("rope_theta")
     else:
         if scaling is not None and scaling != parameters:
-            keys.refuse("rope_scaling", "must not be given beside other rope_parameters")
+            keys.refuse("rope_scaling", "must not be given together with other rope_parameters")
         name, scaling = "rope_parameters", {key: parameters[key] for key in parameters if key != "rope_theta"}
         default = keys.number("rope_theta")
         theta = keys.inside(name, parameters).number("rope_theta", default)

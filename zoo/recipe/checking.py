@@ -45,7 +45,7 @@ _EXPECTED = {
 }
 
 
-# Keys that recipes had once -> why not any more, and what to do.
+# Keys of earlier versions -> why they were removed, and what to do.
 REMOVED: dict[Path, str] = {
     ("train", "compile"): "was removed: on a GPU it recompiled for minutes before the first step. Remove the key; "
     "train.cuda_graph ends the waiting for Python, and norms and SwiGLU are fused without it",

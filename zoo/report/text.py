@@ -86,7 +86,7 @@ def _width(column: dict, index: int, made: list[Row]) -> int:
 
 
 def _parts(widths: list[int], room: int) -> Iterable[list[int]]:
-    """The first column and as many more, in turn, as there is room for; at least one more."""
+    """Groups of columns that fit into `room`: each has the first column and at least one other."""
     shown, used = [0], widths[0]
     for index, width in enumerate(widths[1:], start=1):
         if len(shown) > 1 and used + width > room:

@@ -92,5 +92,7 @@ def _two_digits(value: float) -> float:
 
 def _remedy(config) -> str:
     return (
-        "three or more seeds besides those that choose make them narrower" if config.choosing else "use three or more"
+        "three or more seeds apart from those that choose make them narrower"
+        if config.choosing
+        else "use three or more"
     )

@@ -187,7 +187,7 @@ class RaySlots:
     def ended(self) -> list[Ended]:
         """The jobs that ended since the last call; with code LOST where the node or its worker was lost.
 
-        Raises ClusterLost if nothing can be started from here any more.
+        Raises ClusterLost if no further job can be started from here.
         """
         if time.monotonic() - self._looked_at > LOOK_S:
             self._look()
@@ -219,7 +219,7 @@ class RaySlots:
             return Ended(id, STOPPED)
         except raised.RayTaskError as error:
             return Ended(id, 1, why=f"{NOT_STARTED}: {type(error.cause or error).__name__}: {error.cause or error}")
-        except raised.LocalRayletDiedError as error:  # nothing can be started from here any more
+        except raised.LocalRayletDiedError as error:  # no further job can be started from here
             raise self._lost() from error
         except raised.OutOfMemoryError:
             return Ended(id, LOST, why="ended by Ray because its node was short of memory")

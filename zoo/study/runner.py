@@ -296,7 +296,8 @@ class Runner:
         self.states[run.id] = state
         self._write_running()
         if state.name == FAILED and ended.shared and _is_memory(state.why) and self.slots.fewer(ended.device):
-            self.say(f"{run.id}: out of memory beside other runs; waits, and one run less at a time from now on")
+            why = "out of memory while other runs share the device"
+            self.say(f"{run.id}: {why}; waits, and one run less at a time from now on")
             self.folder.forget(run)
             self.states[run.id] = self.folder.state(run, self.tasks_of(run))
         elif state.ended:

@@ -75,7 +75,7 @@ def _check(devices: int) -> None:
 
 
 def _environment(rank: int, devices: int, port: int) -> dict[str, str]:
-    """What torch.distributed and Composer read to find the other processes, besides our own environment."""
+    """What torch.distributed and Composer read to find the other processes, added to our own environment."""
     return {
         "OMP_NUM_THREADS": str(max(1, cores() // devices)),
         **os.environ,

@@ -3,7 +3,8 @@
     python -m zoo.study.preload MODULE        reads a JSON object a line from its input, and writes one a line
 
 It reads {"start": ID, "arguments": [...], "log": FILE, "environment": {...}} and {"signal": NUMBER, "to": ID}, and
-writes {"ready": true} after the imports and {"ended": ID, "code": N} after each run.  It ends with its input.
+writes {"ready": true} after the imports and {"ended": ID, "code": N} after each run.  If the imports fail it writes
+{"failed": MESSAGE} instead and ends, else it ends with its input.
 
 Not used for GPUs: a process that has touched CUDA cannot fork.
 """
@@ -15,6 +16,7 @@ import select
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +28,7 @@ from zoo.processes import end_with_parent
 
 PARENT = "ZOO_STUDY_PARENT"  # the process with which a run's process ends
 STOPPED = 130  # exit code of a run that was stopped, saved and ended
+FAILED = 1
 LOOK_S = 0.1
 
 
@@ -53,7 +56,7 @@ class Preloaded:
             self.close()
             self._serve(log.with_name("preload.txt"))
         changed = {name: value for name, value in environment.items() if os.environ.get(name) != value}
-        self._forked[id] = Forked(self, id)
+        self._forked[id] = Forked(self, id, log)
         self._tell({"start": id, "arguments": command[size:], "log": str(log.absolute()), "environment": changed})
         return self._forked[id]
 
@@ -87,21 +90,29 @@ class Preloaded:
             self._server.kill()
 
     def look(self) -> None:
-        """Note the runs that ended.  Those of a server that was killed were stopped with it, by SIGTERM."""
+        """Note the runs that ended.
+
+        Those of a server that was killed were stopped with it, by SIGTERM; if its imports failed, each of them failed.
+        """
         if self._server is None:
             return
-        ended = self._server.poll() is not None
+        ended, code = self._server.poll() is not None, STOPPED
         with contextlib.suppress(BlockingIOError):
             while part := os.read(self._output.fileno(), 1 << 16):
                 self._rest += part
         *lines, self._rest = self._rest.split(b"\n")
         for message in map(json.loads, lines):
             self._ready = self._ready or "ready" in message
+            if "failed" in message:
+                ended, code = True, FAILED
+                for forked in self._forked.values():
+                    with open_to_append(forked.log) as file:
+                        file.write(f"{message['failed']}\n".encode())
             if "ended" in message:
                 self._forked.pop(message["ended"]).code = message["code"]
         if ended:
             for forked in self._forked.values():
-                forked.code = STOPPED
+                forked.code = code
             self._forked.clear()
 
     def close(self) -> None:
@@ -118,8 +129,8 @@ class Preloaded:
 class Forked:
     """A process that `Preloaded` forked, with the part of Popen's interface that slots use."""
 
-    def __init__(self, by: Preloaded, id: str):
-        self._by, self._id = by, id
+    def __init__(self, by: Preloaded, id: str, log: Path):
+        self._by, self._id, self.log = by, id, log
         self.code: int | None = None
 
     def poll(self) -> int | None:
@@ -160,8 +171,13 @@ def main() -> int:
     end_with_parent(signal.SIGTERM)
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no reply
-    module = import_module(sys.argv[1])
-    module.preload()
+    try:
+        module = import_module(sys.argv[1])
+        module.preload()
+    except Exception as error:
+        traceback.print_exc()
+        _reply(replies, {"failed": f"{type(error).__name__}: {error}"})
+        return FAILED
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a library has set a handler of its own
     _reply(replies, {"ready": True})
     found = _serve(replies)

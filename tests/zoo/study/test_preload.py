@@ -54,3 +54,20 @@ def test_forked_processes_end_as_started_ones_do(tmp_path):
     fourth = preloaded.start("d", [*command, "0", "0"], log, environment)
     assert wait(fourth) == 0
     preloaded.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_imports_that_fail_are_told_in_the_log_of_each_run(tmp_path):
+    """Else each run would count as stopped, and be started again and again."""
+    (tmp_path / "broken.py").write_text("def preload():\n    import a_package_that_is_not_there\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    preloaded = Preloaded(environment, module="broken")
+    logs = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    runs = [preloaded.start(log.stem, python_module("broken", []), log, environment) for log in logs]
+    end = time.monotonic() + 120
+    while None in [run.poll() for run in runs]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert [run.poll() for run in runs] == [1, 1]
+    assert {log.read_text() for log in logs} == {"ModuleNotFoundError: No module named 'a_package_that_is_not_there'\n"}
+    preloaded.close()

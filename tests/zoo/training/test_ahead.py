@@ -78,6 +78,12 @@ def test_what_was_compiled_is_not_compiled_again(tiny, monkeypatch, tmp_path):
     assert ahead._mark(tiny("full", "name=another", "seed=3"), 0) == ahead._mark(recipe, 0)
 
 
+def test_a_mark_is_of_the_code_of_the_kernels(tiny, monkeypatch):
+    before = ahead._mark(tiny("full"), 0)
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: [])
+    assert ahead._mark(tiny("full"), 0) != before
+
+
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("overrides", [[], ["model.document_mask=true", "train.batch_size=1"]])
 def test_a_layer_makes_a_step(index, overrides, tiny):

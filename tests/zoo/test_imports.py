@@ -4,6 +4,7 @@ import ast
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,24 @@ def heavy_after(code: str) -> list[str]:
 
 def test_what_answers_at_once_imports_nothing_heavy():
     assert heavy_after("; ".join(f"import zoo.{module}" for module in LIGHT)) == []
+
+
+LIGER = """
+import sys
+from importlib.util import find_spec
+from zoo.model import fused
+fused._import_liger()
+import liger_kernel.ops.cross_entropy
+assert "peft" not in sys.modules and "sklearn" not in sys.modules
+assert liger_kernel.utils.PEFT_AVAILABLE == (find_spec("peft") is not None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("liger_kernel") is None, reason="liger-kernel is for Linux")
+def test_the_kernel_of_the_loss_is_imported_without_peft():
+    done = subprocess.run([sys.executable, "-c", LIGER], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

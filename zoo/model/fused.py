@@ -8,6 +8,9 @@ of the stream before the first layer: bfloat16 in training, unless the recipe sa
 and statistics are float32, and each sum is rounded once.
 """
 
+import importlib.util
+import sys
+
 import torch
 import torch.nn.functional as F
 
@@ -129,6 +132,7 @@ def _cross_entropy(
     logits_nV: torch.Tensor, labels_n: torch.Tensor, losses_n: torch.Tensor, gradient: bool, softcap: float | None
 ) -> None:
     """Write each row's cross-entropy, 0 where it has no target; with `gradient`, d loss / d logits over the logits."""
+    _import_liger()
     from liger_kernel.ops.cross_entropy import MAX_FUSED_SIZE, liger_cross_entropy_kernel
 
     from zoo.kernels.launching import next_power_of_2
@@ -165,6 +169,26 @@ def _cross_entropy(
         BLOCK_SIZE=min(MAX_FUSED_SIZE, next_power_of_2(n_words)),
         num_warps=32,
     )
+
+
+def _import_liger() -> bool:
+    """Import liger-kernel, unless it is imported, without peft.
+
+    It imports peft only to learn whether peft is there, and peft imports transformers and scikit-learn: 2 s of the
+    first training step.
+    """
+    if "liger_kernel.utils" in sys.modules or "peft" in sys.modules:
+        return True
+    sys.modules["peft"] = None  # type: ignore[assignment] # so that importing it raises ModuleNotFoundError
+    try:
+        import liger_kernel.utils
+    finally:
+        del sys.modules["peft"]
+    liger_kernel.utils.PEFT_AVAILABLE = importlib.util.find_spec("peft") is not None  # for liger's own models
+    return True
+
+
+_import_liger._dynamo_marked_constant = True  # type: ignore[attr-defined] # as kernels.dispatch._load
 
 
 def _add_product(sum_VC: torch.Tensor, a_Vn: torch.Tensor, b_nC: torch.Tensor) -> None:

@@ -74,6 +74,8 @@ def launch(
             start(*programs, stream, compiled.function, *options, *pointers, *numbers, *constexprs)
         return
     compiled, constexprs, tile = _find(kernel, grid, arguments, constants, tiles, device)
+    if compiled is None:  # nothing was launched: zoo.training.compile_only
+        return
     if len(_compiled) >= MAX_COMPILED:
         _compiled.clear()
     _compiled[key] = compiled, *_direct_start(compiled), constexprs, tile

@@ -56,6 +56,18 @@ def test_tensors_go_before_numbers(launching):
         launching._count_tensors(Kernel(1), (x, 3, x))
 
 
+def test_a_call_that_only_compiles_is_not_remembered(launching, monkeypatch):
+    """Triton returns None for it: zoo.training.compile_only."""
+    monkeypatch.setattr(launching, "INTERPRETED", False)
+    monkeypatch.setattr(launching, "_compiled", {})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    kernel, x = Kernel(most=64), torch.zeros(1)
+    for _ in range(2):
+        launching.launch(kernel, lambda tile: (1,), (x, 7), dict(WIDTH=8), [dict(ROWS=64)], torch.device("cuda", 0))
+    assert kernel.ran == [((1,), (x, 7), 64, 8)] * 2
+    assert launching._compiled == {}
+
+
 def test_a_profiler_that_hooks_launches_is_seen(launching, monkeypatch):
     assert not launching._is_watched()
     monkeypatch.setattr(launching._hooks, "launch_enter_hook", print)

@@ -1,20 +1,25 @@
 """Compile kernels in other processes, while this one imports Composer and reads the recipe's data.
 
 Triton compiles each kernel at its first call, one after the other: 14 s for an ansa layer if nothing is in its cache.
-Here a process for each kind of layer makes one step with the shapes that training will have. Training finds the
-compiled kernels in Triton's cache on disk. Training waits for these processes before its
+Here a process for each kind of layer makes one step with the shapes that training will have. Before it, a pass that
+launches nothing (compile_only.py) compiles the kernels in several threads; the step compiles what that pass missed.
+Training finds the compiled kernels in Triton's cache on disk. Training waits for these processes before its
 first batch, because it would otherwise compile the same kernels again.
 
-If a process fails, for example for lack of memory, training compiles what it needs itself.
+If the pass fails, the step compiles all kernels. If a process fails, for example for lack of memory, training compiles
+what it needs itself.
 """
 
 import contextlib
+import contextvars
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from zoo.child import python_module
@@ -22,6 +27,7 @@ from zoo.kernels.triton_cache import triton_cache
 from zoo.processes import cores, launched, sheltered
 
 MOST = 6  # processes: each holds a CUDA context
+MOST_THREADS = 8  # of a process: Triton's part in Python holds the interpreter's lock
 MOST_TOKENS = 2**19  # of a step: two ansa layers of 340M keep 31 GB of them
 WAIT_S = 120.0  # in all, in case a process hangs
 
@@ -40,9 +46,10 @@ class Ahead:
         self.folder = tempfile.TemporaryDirectory(prefix="zoo-ahead-")
         path = Path(self.folder.name) / "recipe.yaml"
         path.write_text(recipe.dump(), encoding="utf-8")
+        threads = max(1, min(MOST_THREADS, cores() // len(todo)))
         with sheltered():
             for job in todo:
-                command = python_module("zoo.training.ahead", [str(path), str(job), str(marks[job])])
+                command = python_module("zoo.training.ahead", [str(path), str(job), str(marks[job]), str(threads)])
                 null = subprocess.DEVNULL
                 self.processes.append(subprocess.Popen(command, stdin=null, stdout=null, stderr=null))
 
@@ -102,8 +109,51 @@ def _mark(recipe, job: int) -> Path:
     return triton_cache() / f"zoo-compiled-{key}"
 
 
-def compile_layer(recipe, index: int, device: str = "cuda") -> None:
-    """A forward and backward pass of one layer, the last norm and the loss, as training calls them."""
+def compile_layer(recipe, index: int, device: str = "cuda", threads: int = 1) -> dict:
+    """A forward and backward pass of one layer, the last norm and the loss, as training calls them.
+
+    threads: if more than 1, a pass that launches nothing comes first and compiles kernels in so many threads.
+    Returns what took how long, and why that pass failed if it did: see `_compile_in_threads`.
+    """
+    step = _layer_step(recipe, index, device)
+    found = _compile_in_threads(step, threads) if threads > 1 else {}
+    start = time.monotonic()
+    step()
+    return found | {"step_s": time.monotonic() - start}
+
+
+def _compile_in_threads(step: Callable[[], None], threads: int) -> dict:
+    """The pass that launches nothing.  Returns its seconds pass_s, and the number of its kernels or its error.
+
+    Raises Poisoned if it left the GPU unusable for this process.
+    """
+    import torch
+
+    from zoo.training.compile_only import can_compile_only, compile_only
+
+    if not can_compile_only():
+        return {}
+    start = time.monotonic()
+    found: dict = {}
+    try:
+        # In a context of its own, so that Triton's mode ends with it whatever happens.
+        found["kernels"] = contextvars.copy_context().run(compile_only, step, threads)
+    except Exception as error:
+        found["error"] = f"{type(error).__name__}: {error}"
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise Poisoned(str(error)) from error
+    return found | {"pass_s": time.monotonic() - start}
+
+
+class Poisoned(Exception):
+    """An operation failed on the GPU, for example by an index out of range: no later one works in this process."""
+
+
+def _layer_step(recipe, index: int, device: str) -> Callable[[], None]:
+    """What `compile_layer` runs. Each call makes its own tensors, because the first one may leave some unwritten."""
     import torch
 
     from zoo.blocks.context import Context
@@ -120,32 +170,47 @@ def compile_layer(recipe, index: int, device: str = "cuda") -> None:
     narrow = resolve_precision(recipe.train, device == "cuda") == "bf16"
     layer, norm = Layer(config, config.expanded()[index]).to(device), make_norm(config).to(device)
     shape = rows, seq_len, config.d_model
-    starts_BT = torch.zeros(rows, seq_len, dtype=torch.bool, device=device)
-    starts_BT[:, 0] = True
-    documents = Documents.from_starts(starts_BT, 2) if config.document_mask else None
-    context = Context.for_tokens(rows, seq_len, device=device, documents=documents)
-    bf16 = torch.autocast(device, torch.bfloat16, enabled=narrow)
     stream_dtype = torch.bfloat16 if narrow and recipe.train.residual_stream == "bf16" else torch.float32
-    with bf16, torch.autograd.set_multithreading_enabled(False):
-        x_BTC = torch.randn(shape, device=device).to(stream_dtype).requires_grad_()
-        delta_BTC = torch.zeros(shape, device=device, dtype=torch.bfloat16 if narrow else torch.float32)
-        x_BTC, delta_BTC = layer(*layer(x_BTC, delta_BTC, context), context)
-        hidden_NC = norm(x_BTC, delta_BTC)[1].flatten(0, 1)[: 4 * seq_len]
-        head_VC = torch.randn(config.vocab_size, config.d_model, device=device, requires_grad=True)
-        labels_N = torch.zeros(len(hidden_NC), dtype=torch.int64, device=device)
-        scale, softcap = config.logit_scale, config.logit_softcap
-        fused.linear_cross_entropy(hidden_NC, head_VC, labels_N, scale, softcap).backward()
+
+    def step() -> None:
+        layer.zero_grad()
+        norm.zero_grad()
+        starts_BT = torch.zeros(rows, seq_len, dtype=torch.bool, device=device)
+        starts_BT[:, 0] = True
+        documents = Documents.from_starts(starts_BT, 2) if config.document_mask else None
+        context = Context.for_tokens(rows, seq_len, device=device, documents=documents)
+        bf16 = torch.autocast(device, torch.bfloat16, enabled=narrow)
+        with bf16, torch.autograd.set_multithreading_enabled(False):
+            x_BTC = torch.randn(shape, device=device).to(stream_dtype).requires_grad_()
+            delta_BTC = torch.zeros(shape, device=device, dtype=torch.bfloat16 if narrow else torch.float32)
+            x_BTC, delta_BTC = layer(*layer(x_BTC, delta_BTC, context), context)
+            hidden_BTC = norm(x_BTC, delta_BTC)[1]
+            # Before the loss: threads compile these kernels while its kernel is imported, which takes a second.
+            hidden_BTC.backward(torch.zeros_like(hidden_BTC))
+            hidden_NC = hidden_BTC.detach().flatten(0, 1)[: 4 * seq_len].requires_grad_()
+            head_VC = torch.randn(config.vocab_size, config.d_model, device=device, requires_grad=True)
+            labels_N = torch.zeros(len(hidden_NC), dtype=torch.int64, device=device)
+            scale, softcap = config.logit_scale, config.logit_softcap
+            fused.linear_cross_entropy(hidden_NC, head_VC, labels_N, scale, softcap).backward()
+
+    return step
 
 
-def main(path: str, index: str, mark: str) -> None:
-    """Compile the kernels of a layer, then create its mark."""
+def main(path: str, index: str, mark: str, threads: str) -> None:
+    """Compile the kernels of a layer, then create its mark, a JSON file of what took how long."""
     from zoo.processes import stay_with_parent
     from zoo.recipe import load_recipe
 
+    start = time.monotonic()
     stay_with_parent()
-    compile_layer(load_recipe(path), int(index))
+    try:
+        found = compile_layer(load_recipe(path), int(index), threads=int(threads))
+    except Poisoned:  # once more in a new process, which takes this one's id and place
+        command = python_module("zoo.training.ahead", [path, index, mark, "1"])
+        os.execv(command[0], command)
+    found = {"total_s": time.monotonic() - start} | found
     Path(mark).parent.mkdir(parents=True, exist_ok=True)
-    Path(mark).touch()
+    Path(mark).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Kernels compiled ahead: which layers, when at all, and that a process that fails is no harm."""
 
+import json
 import os
 from pathlib import Path
 
@@ -87,7 +88,69 @@ def test_a_mark_is_of_the_code_of_the_kernels(tiny, monkeypatch):
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("overrides", [[], ["model.document_mask=true", "train.batch_size=1"]])
 def test_a_layer_makes_a_step(index, overrides, tiny):
-    ahead.compile_layer(tiny("ansa", *overrides), index, "cpu")
+    found = ahead.compile_layer(tiny("ansa", *overrides), index, "cpu")
+    assert list(found) == ["step_s"]
+
+
+@pytest.mark.parametrize("can", [False, True])
+def test_a_pass_that_fails_or_cannot_be_is_followed_by_the_step(can, tiny, monkeypatch):
+    from zoo.training import compile_only
+
+    steps = []
+
+    def fail(step, threads):
+        raise ValueError(f"no {threads} threads")
+
+    monkeypatch.setattr(compile_only, "can_compile_only", lambda: can)
+    monkeypatch.setattr(compile_only, "compile_only", fail)
+    monkeypatch.setattr(ahead, "_layer_step", lambda recipe, index, device: lambda: steps.append(index))
+    found = ahead.compile_layer(tiny("full"), 0, "cpu", threads=4)
+    assert steps == [0]
+    assert found.get("error") == ("ValueError: no 4 threads" if can else None)
+    assert set(found) == ({"error", "pass_s", "step_s"} if can else {"step_s"})
+
+
+def test_the_pass_comes_before_the_step(tiny, monkeypatch):
+    from zoo.training import compile_only
+
+    calls = []
+    monkeypatch.setattr(compile_only, "can_compile_only", lambda: True)
+    monkeypatch.setattr(compile_only, "compile_only", lambda step, threads: calls.append(("pass", threads)) or 7)
+    monkeypatch.setattr(ahead, "_layer_step", lambda *_: lambda: calls.append("step"))
+    found = ahead.compile_layer(tiny("full"), 0, "cpu", threads=4)
+    assert calls == [("pass", 4), "step"]
+    assert found["kernels"] == 7
+
+
+def test_a_process_whose_gpu_is_unusable_starts_again_without_the_pass(tiny, monkeypatch, tmp_path):
+    from zoo import processes
+
+    class Replaced(Exception):
+        pass
+
+    def compile_layer(recipe, index, threads):
+        raise ahead.Poisoned("device-side assert")
+
+    def execv(path, command):
+        raise Replaced(command)
+
+    monkeypatch.setattr(processes, "stay_with_parent", lambda: None)
+    monkeypatch.setattr(ahead, "compile_layer", compile_layer)
+    monkeypatch.setattr(os, "execv", execv)
+    mark = tmp_path / "mark"
+    with pytest.raises(Replaced) as raised:
+        ahead.main(str(RECIPES / "full.yaml"), "0", str(mark), "8")
+    assert raised.value.args[0][-5:] == ["zoo.training.ahead", str(RECIPES / "full.yaml"), "0", str(mark), "1"]
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(4, "2"), (16, "8"), (64, "8"), (1, "1")])
+def test_the_processes_share_the_cores(cores, threads, tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(ahead, "_wanted", lambda recipe: True)
+    monkeypatch.setattr(ahead, "cores", lambda: cores)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with ahead.Ahead(tiny("ansa")) as found:
+        assert [process.args[-1] for process in found.processes] == [threads, threads]
 
 
 @pytest.mark.gpu
@@ -97,7 +160,10 @@ def test_the_process_leaves_compiled_kernels(tiny, monkeypatch, tmp_path):
     with ahead.Ahead(recipe) as found:
         found.wait()
         assert [process.returncode for process in found.processes] == [0, 0]
-    assert all(ahead._mark(recipe, job).exists() for job in (0, 1))
+    for job in (0, 1):
+        took = json.loads(ahead._mark(recipe, job).read_text())
+        assert "error" not in took
+        assert took["kernels"] >= 15
     assert len(list(tmp_path.rglob("_selection_fwd_kernel.cubin"))) == 1
 
 

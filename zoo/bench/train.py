@@ -79,16 +79,26 @@ def as_markdown(report: dict) -> str:
         "|---|---|---|---:|---:|---:|---:|---:|",
     ]
     lines += [_speed_line(row) for row in report["rows"]]
-    parts = [row for row in report["rows"] if row.get("parts_ms")]
-    if parts:
-        names = list(dict.fromkeys(name for row in parts for name in row["parts_ms"]))
-        lines += ["", "Milliseconds of a step by category, by the profiler; host: the GPU waits.", ""]
-        lines += ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-        for row in parts:
-            cells = (f"{row['parts_ms'].get(name, 0.0):.1f}" for name in names)
-            lines.append(f"| {_name(row)} | " + " | ".join(cells) + " |")
+    lines += _parts(
+        report["rows"], "parts_ms", "Milliseconds of a step by category, by the profiler; host: the GPU waits."
+    )
+    about = "Seconds to the end of the first step by part; compiling: the wait for the processes that compile kernels."
+    lines += _parts(report["rows"], "start_s", about)
     lines += ["", *(f"{row['peer_of']}, {row['name']} failed: {row['error']}" for row in report["failed"])]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _parts(rows: list[dict], key: str, about: str) -> list[str]:
+    """A table of the numbers by name that rows have under a key; nothing if none has any."""
+    rows = [row for row in rows if row.get(key)]
+    if not rows:
+        return []
+    names = list(dict.fromkeys(name for row in rows for name in row[key]))
+    lines = ["", about, "", "| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for row in rows:
+        cells = (f"{row[key].get(name, 0.0):.1f}" for name in names)
+        lines.append(f"| {_name(row)} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _name(row: dict) -> str:

@@ -29,11 +29,18 @@ class Clock:
         self.steps, self.started = steps, started
         self.total = WARM_UP + steps + (PROFILED + 1)
         self.n = 0
+        self.last_part = started
+        self.start_s: dict[str, float] = {}  # of the time to the end of the first step, by part; empty if nobody says
         self.times: list[float] = []
         self.first_step_s = self.span_s = 0.0
         self.profiler: Any = None
         self.parts: dict[str, float] | None = None
         self.largest: list | None = None
+
+    def part_of_start(self, name: str) -> None:
+        """Enter the seconds since the process was started, or since the last part, as this part of the start."""
+        now = time.time()
+        self.start_s[name], self.last_part = now - self.last_part, now
 
     def batch_end(self) -> None:
         self.n += 1
@@ -43,6 +50,8 @@ class Clock:
         self.times.append(time.perf_counter())
         if self.n == 1:
             self.first_step_s = time.time() - self.started
+            if self.start_s:
+                self.part_of_start("first step")
         if self.n == last:
             self.span_s = self.times[-1] - self.times[WARM_UP - 1]
             self.peak = peak_bytes()
@@ -86,6 +95,7 @@ class Clock:
             "mfu": None if mfu_per_token is None else tokens / step_s * mfu_per_token,
             "peak_bytes": self.peak,
             "first_step_s": self.first_step_s,
+            "start_s": self.start_s or None,
             "parts_ms": parts,
             "largest": self.largest,
         }

@@ -63,13 +63,16 @@ def _measure(recipe, steps: int, own_data: bool, started: float, ahead) -> dict:
     from zoo.training.interrupts import StopRequests
 
     clock = Clock(steps, started)
+    clock.part_of_start("imports")
     log = Graphs()
     logging.getLogger("zoo.training").addHandler(log)
     logging.getLogger("zoo.training").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder, fixed():
         setup = bench_setup(recipe, Path(folder), clock.total, own_data)
         engine = BenchEngine(setup, StopRequests(quiet=True), clock)
+        clock.part_of_start("model")
         ahead.wait()
+        clock.part_of_start("compiling")
         try:
             with torch.autograd.set_multithreading_enabled(False):
                 engine.trainer.fit()

@@ -60,6 +60,8 @@ def test_a_recipe_is_measured_without_its_data():
     assert (row["micro_batch"], row["tokens_per_batch"]) == (2, 64)
     assert row["tokens_per_s"] == pytest.approx(64e3 / row["step_ms"])
     assert row["peak_bytes"] > 0
+    assert list(row["start_s"]) == ["imports", "model", "compiling", "first step"]
+    assert sum(row["start_s"].values()) == pytest.approx(row["first_step_s"], abs=0.1)
 
 
 def test_a_llama_of_the_same_sizes_is_measured():
@@ -79,12 +81,17 @@ ROW = {
     "mfu": 0.123,
     "peak_bytes": 2**31,
     "first_step_s": 20.0,
+    "start_s": {"imports": 6.0, "model": 1.5, "compiling": 9.0, "first step": 3.5},
     "parts_ms": {"attention": 3.0, "products": 6.04, "host": 1.0},
 }
 
 
 def test_the_tables(monkeypatch, capsys, tmp_path):
-    found = {None: ROW, "liger": ROW | {"parts_ms": None, "mfu": None}, "liger-compiled": {"error": "no compiler"}}
+    found = {
+        None: ROW,
+        "liger": ROW | {"parts_ms": None, "mfu": None, "start_s": None},
+        "liger-compiled": {"error": "no compiler"},
+    }
     asked = []
 
     def measured(path, overrides, steps, data, peer, say):
@@ -99,6 +106,8 @@ def test_the_tables(monkeypatch, capsys, tmp_path):
     assert "| tiny | 16 x 256 | yes | 10.0 | 408,000 | 12.3% | 2.0 | 20.0 |" in out
     assert "| tiny: llama + liger | 16 x 256 | yes | 10.0 | 408,000 |  | 2.0 | 20.0 |" in out
     assert "| tiny | 3.0 | 6.0 | 1.0 |" in out
+    assert "| | imports | model | compiling | first step |" in out
+    assert "| tiny | 6.0 | 1.5 | 9.0 | 3.5 |" in out
     assert "tiny, llama + liger, compiled failed: no compiler" in out
     assert asked[1] == ("r.yaml", ["seed=1", "train.micro_batch=16"], "liger")
     assert [row["name"] for row in json.loads(file.read_text())["rows"]] == ["tiny", "llama + liger"]

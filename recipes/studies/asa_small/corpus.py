@@ -107,8 +107,8 @@ def fetch(package: Package, cache: Path) -> Path:
         if found is None:
             why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise CorpusError(
-                f"cannot download version {package.version}: {why}. Run apt-get update and try again. If it still fails: "
-                f"Debian keeps earlier versions at https://snapshot.debian.org; put the .deb into {cache}"
+                f"cannot download version {package.version}: {why}. Run apt-get update and try again; Debian keeps "
+                f"earlier versions at https://snapshot.debian.org: put the .deb into {cache}"
             )
     if (digest := hashlib.sha256(found.read_bytes()).hexdigest()) != package.sha256:
         raise CorpusError(f"{found} has SHA-256 {digest}, expected {package.sha256}; remove it and try again")

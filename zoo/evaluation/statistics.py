@@ -76,24 +76,32 @@ def _cluster_totals(rows_N2: np.ndarray, clusters: Sequence[object] | None) -> n
     return totals
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float | None, float | None]:
-    """Student's t interval of the mean of independent values, such as one of each seed; (None, None) below two."""
+def t_interval(
+    values: Sequence[float], level: float = 0.95, rounding: float = 0.0
+) -> tuple[float | None, float | None]:
+    """Student's t interval of the mean of independent values, such as one of each seed; (None, None) below two.
+
+    rounding: variance that each value has by `rounding_variance`, which equal values do not show.
+    """
     if len(values) < 2:
         return None, None
     from scipy.stats import t
 
-    mean, error = _mean_and_error(values)
+    mean, error = _mean_and_error(values, rounding)
     half = float(t.ppf((1 + level) / 2, len(values) - 1)) * error
     return mean - half, mean + half
 
 
-def t_test(values: Sequence[float]) -> float:
-    """Two-sided p of a mean of 0; 1 if all values are 0.  Raises ValueError below two values."""
+def t_test(values: Sequence[float], rounding: float = 0.0) -> float:
+    """Two-sided p of a mean of 0; 1 if all values are 0.  rounding: as of `t_interval`.
+
+    Raises ValueError below two values.
+    """
     if len(values) < 2:
         raise ValueError(f"t_test: needs two values; found {len(values)}")
     from scipy.stats import t
 
-    mean, error = _mean_and_error(values)
+    mean, error = _mean_and_error(values, rounding)
     if error == 0:
         return 1.0 if mean == 0 else 0.0
     return float(2 * t.sf(abs(mean) / error, len(values) - 1))
@@ -105,5 +113,14 @@ def deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.mean(values), deviation(values) / math.sqrt(len(values))
+def rounding_variance(step: float) -> float:
+    """Variance of the error of a number that is known to the nearest multiple of `step`: step^2 / 12.
+
+    The share of n rows is a multiple of 1 / n. A few seeds often have the same share; this does not show that the seed
+    has no influence.
+    """
+    return step**2 / 12
+
+
+def _mean_and_error(values: Sequence[float], rounding: float) -> tuple[float, float]:
+    return statistics.mean(values), math.sqrt((deviation(values) ** 2 + rounding) / len(values))

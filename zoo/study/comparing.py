@@ -86,11 +86,15 @@ def _conclude_scores(found: dict[str, dict], runner: Runner) -> dict[str, Any]:
         for key in names
         if key in compared_metrics
     }
-    family = differences({key: each for key, each in pairs.items() if primary[key[1]] == key[2]})
-    by_itself = {key: difference(each) for key, each in pairs.items() if each and key not in family}
+    steps = {key: _step(numbers) for key, numbers in names.items()}
+    family = differences(
+        {key: each for key, each in pairs.items() if primary[key[1]] == key[2]},
+        {key: steps[key[1:]] for key in pairs},
+    )
+    by_itself = {key: difference(each, steps[key[1:]]) for key, each in pairs.items() if each and key not in family}
     for name, each in found.items():
         for (task, metric), numbers in names.items():
-            mean = Mean.of(list(values[name, task, metric].values()))
+            mean = Mean.of(list(values[name, task, metric].values()), steps[task, metric])
             key = name, task, metric
             apart = family.get(key) or by_itself.get(key)
             each["scores"].setdefault(task, {})[metric] = {
@@ -116,6 +120,11 @@ def _score_names(found: Mapping[str, dict], runner: Runner) -> dict[tuple[str, s
                     for metric, numbers in run["scores"][task].items():
                         names.setdefault((task, metric), numbers)
     return names
+
+
+def _step(numbers: Mapping[str, Any]) -> float:
+    """Of which number the values of a metric are multiples: one row, of a share of rows; 0 of others."""
+    return 1 / numbers["rows"] if numbers.get("share") and numbers.get("rows") else 0.0
 
 
 def _compared_metrics(runner: Runner) -> tuple[set[tuple[str, str]], dict[str, str | None]]:

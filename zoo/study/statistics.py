@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from zoo.evaluation.statistics import deviation, t_interval, t_test
+from zoo.evaluation.statistics import deviation, rounding_variance, t_interval, t_test
 
 LEVEL = 0.95
 EXPONENTS = (math.log(1e-2), math.log(5.0))  # logarithms of those that are tried for a curve
@@ -27,12 +27,12 @@ class Mean:
     n: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Mean | None":
-        """None without values."""
+    def of(cls, values: Sequence[float], step: float = 0.0) -> "Mean | None":
+        """None without values.  step: values are multiples of it, as shares of rows are; 0 if they are not."""
         if not values:
             return None
         sd = deviation(values) if len(values) > 1 else None
-        return cls(statistics.mean(values), *t_interval(values, LEVEL), sd, len(values))
+        return cls(statistics.mean(values), *t_interval(values, LEVEL, rounding_variance(step)), sd, len(values))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,28 +71,37 @@ def paired(first: Mapping[int, float], other: Mapping[int, float]) -> list[float
     return [other[seed] - first[seed] for seed in first if seed in other]
 
 
-def differences(pairs: Mapping[Any, Sequence[float]]) -> dict[Any, Difference]:
+def differences(
+    pairs: Mapping[Any, Sequence[float]], steps: Mapping[Any, float] | None = None
+) -> dict[Any, Difference]:
     """Each difference with its interval; all are one family for Holm's correction (Holm 1979).
 
-    pairs: key -> the `paired` differences.  A key without common seeds is left out.
+    pairs: key -> the `paired` differences.  A key without common seeds is left out.  steps: as of `difference`, by key.
     """
-    found = {key: difference(values) for key, values in pairs.items() if values}
-    steps = _holm({key: each.p for key, each in found.items() if each.p is not None})
-    for key, (level, p_holm) in steps.items():
-        low, high = t_interval(pairs[key], level)
+    step_of = dict.fromkeys(pairs, 0.0) | dict(steps or {})
+    found = {key: difference(values, step_of[key]) for key, values in pairs.items() if values}
+    corrected = _holm({key: each.p for key, each in found.items() if each.p is not None})
+    for key, (level, p_holm) in corrected.items():
+        low, high = t_interval(pairs[key], level, _rounding(step_of[key]))
         found[key] = replace(found[key], holm_low=low, holm_high=high, p_holm=p_holm)
     return found
 
 
-def difference(values: Sequence[float]) -> Difference:
+def difference(values: Sequence[float], step: float = 0.0) -> Difference:
     """One difference by itself, in no family: its interval is not corrected, and it is never decided.
 
-    values: the `paired` differences, at least one.
+    values: the `paired` differences, at least one.  step: what is compared are multiples of it, as shares of rows are.
     """
     mean = statistics.mean(values)
     if len(values) < 2:
         return Difference(mean, len(values))
-    return Difference(mean, len(values), *t_interval(values, LEVEL), t_test(values))
+    rounding = _rounding(step)
+    return Difference(mean, len(values), *t_interval(values, LEVEL, rounding), t_test(values, rounding))
+
+
+def _rounding(step: float) -> float:
+    """Variance by rounding of the difference of two numbers."""
+    return 2 * rounding_variance(step)
 
 
 def _holm(p_values: Mapping[Any, float]) -> dict[Any, tuple[float, float]]:

@@ -132,3 +132,31 @@ def test_few_points_are_no_curve():
     assert fit_curve([], []) is None
     assert fit_curve([1e12, 2e12, 3e12, 4e12], [4.0, 3.0, 2.5, 2.2]) is None
     assert math.isfinite(fit_curve([k * 1e9 for k in range(1, 9)], [3.0] * 8).error)
+
+
+def false_alarms(step: float, right: float, studies: int = 300) -> float:
+    """Share of studies that decide a difference of equal architectures: eight pairs, 4 seeds, shares of 100 rows."""
+    draw, alarms = random.Random(0), 0
+    score = lambda: sum(draw.random() < right for _ in range(100)) / 100  # noqa: E731
+    for _ in range(studies):
+        scores = [{seed: score() for seed in range(4)} for _ in range(9)]
+        pairs = {i: paired(scores[0], other) for i, other in enumerate(scores[1:])}
+        alarms += any(each.decided for each in differences(pairs, dict.fromkeys(pairs, step)).values())
+    return alarms / studies
+
+
+def test_equal_shares_of_rows_are_no_certainty():
+    """Four seeds that all have two rows more right: a difference that does not vary, and is still one of few rows."""
+    others = {i: [0.01, -0.01, 0.0, 0.02] for i in range(31)}
+    pairs = {"two rows more": [-0.02] * 4, "a quarter more": [0.25, 0.24, 0.25, 0.26], **others}
+    exact, rounded = differences(pairs), differences(pairs, dict.fromkeys(pairs, 0.01))
+    assert exact["two rows more"].p_holm == 0
+    assert rounded["two rows more"].holm_low < -0.02 < 0 < rounded["two rows more"].holm_high
+    assert not rounded["two rows more"].decided
+    assert rounded["a quarter more"].decided
+    assert Mean.of([0.05] * 4).low == 0.05 > Mean.of([0.05] * 4, 0.01).low
+
+
+@pytest.mark.parametrize("right", [0.01, 0.05])
+def test_shares_of_rows_give_no_more_false_alarms_than_they_may(right):
+    assert false_alarms(0.01, right) <= 0.05

@@ -12,6 +12,7 @@ from zoo.docs.kinds import FOLDER as BLOCKS
 from zoo.docs.kinds import kind_maps, kind_pages
 from zoo.docs.recipes import FOLDER as RECIPES
 from zoo.docs.recipes import recipe_pages
+from zoo.docs.study_pages import study_pages
 from zoo.errors import ZooError
 
 REFERENCE = f"""
@@ -51,6 +52,7 @@ def generated(root: Path, app: typer.Typer) -> dict[str, str]:
         keys_page.PATH: keys_page.keys_page(),
         commands_page.PATH: commands_page.commands_page(app),
         python_page.PATH: python_page.python_page(),
+        **study_pages(root),
         benchmarks.PATH: benchmarks.benchmarks_page(root / "docs"),
         notebook.PATH: notebook.as_notebook((root / "docs" / notebook.PAGE).read_text(encoding="utf-8")),
     }

@@ -22,7 +22,7 @@ from zoo.recipe import LayerConfig, load_recipe
 from zoo.report.colours import RUN_COLOURS, Look, looks, patterns_of
 from zoo.study.statistics import LEVEL
 
-ABOUT = "Layer schedules of four models, validation loss of two, and memory of decoding by context for three"
+ABOUT = "Layer schedules of four models, and of three the validation loss and the memory of decoding by context"
 RECIPES = {
     "full attention": "340m/full",
     "3 windows : 1 full": "340m/mixed_3to1",
@@ -30,8 +30,9 @@ RECIPES = {
     "ASA": "ansa_340m",
 }
 COLOUR = {"full attention": RUN_COLOURS[0], "NSA": RUN_COLOURS[1], "ASA": RUN_COLOURS[2]}  # the same in both plots
-LOSSES = {"full attention": "full", "ASA": "asa"}  # label -> architecture of the study
-POINT, SEEDS = "lr=0.001", (2, 3, 4)  # what both chose with seed 1; docs/studies/asa_small.md counts these seeds
+# label -> architecture of the study, at the point of the grid that it chose with seed 1
+LOSSES = {"full attention": "full-lr=0.001", "NSA": "nsa-lr=0.002", "ASA": "asa-lr=0.001"}
+SEEDS = (2, 3, 4, 5)  # those that count; docs/studies/asa_small.md
 FIRST_TOKENS = 6e6  # where the curves begin: the fall from 9.7 nats before that would flatten the rest
 MEMORY = {"full attention": "full_340m", "NSA": "nsa_340m", "ASA": "ansa_340m"}
 ROWS = 32  # decoded together
@@ -133,12 +134,12 @@ def _curve(root: Path, name: str) -> Iterator[Point]:
 
 
 def _outcome(root: Path, name: str, seed: int) -> dict[str, Any]:
-    path = root / "docs" / "studies" / "asa_small" / "outcomes" / f"{name}-{POINT}-seed{seed}.json"
+    path = root / "docs" / "studies" / "asa_small" / "outcomes" / f"{name}-seed{seed}.json"
     return json.loads(path.read_text(encoding="utf-8"))["results"]
 
 
 def _loss_panel(root: Path, at: Layout, ink: Ink) -> list[str]:
-    found, run = curves(root), _outcome(root, "asa", SEEDS[0])
+    found, run = curves(root), _outcome(root, LOSSES["ASA"], SEEDS[0])
     ends, points = (FIRST_TOKENS, float(run["tokens"])), [point for curve in found.values() for point in curve]
     low = math.floor(min(point.low for point in points) * 2) / 2
     high = math.ceil(max(point.high for point in points) * 2) / 2

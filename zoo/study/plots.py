@@ -14,11 +14,13 @@ from zoo.study.tables import tokens_per_s
 MOST_SCORES = 24
 BEGINNING = 0.05  # of a training, whose losses are far above all others
 LOSS = "validation loss, nats a token"
+UNITS = {"loss": LOSS, "bits_per_byte": "bits per byte"}
 
 
 def drawings(found: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """Heading -> (caption, SVG) of each drawing under it; headings without a drawing are left out."""
     made = {
+        "Final loss": list(_final(found)),
         "Loss while training": list(_curves(found)),
         "Choosing from the grid": list(_grid(found)),
         "Quality against cost": list(_trade_offs(found)),
@@ -29,6 +31,19 @@ def drawings(found: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
 
 def _look(index: int) -> dict[str, Any]:
     return {"color": RUN_COLOURS[index % len(RUN_COLOURS)], "marker": [*MARKERS][index % len(MARKERS)], "markersize": 5}
+
+
+def _final(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the verdicts rest on: the mean of each architecture with its interval, beside its name."""
+    results, metric = found["results"], found["results"]["metric"]
+    architectures = results["architectures"]
+    means = [each[f"mean_{metric}"] for each in architectures]
+    if any(means):
+        label = f"{UNITS[metric]}; lower is better"
+        caption = f"Mean and 95% interval; dotted: {architectures[0]['name']}"
+        mark = means[0]["value"] if means[0] else None
+        height = 0.9 + 0.35 * len(means)
+        yield caption, draw("final", label, "", lambda axes: _rows(axes, "final", architectures, means, mark), height)
 
 
 def _curves(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -126,7 +141,7 @@ def _best_by(each: dict[str, Any], key: str) -> list[tuple[float, float]]:
 
 def _trade_offs(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     results, metric = found["results"], found["results"]["metric"]
-    y = {"loss": LOSS, "bits_per_byte": "bits per byte"}[metric]
+    y = UNITS[metric]
     usable = [(i, each, each[f"mean_{metric}"]) for i, each in enumerate(results["architectures"])]
     usable = [(i, each, mean) for i, each, mean in usable if mean is not None]
     sizes = [(i, each["cache_held_bytes"], mean) for i, each, mean in usable]
@@ -171,21 +186,34 @@ def _scores(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         unit = 100 if numbers[0]["share"] else 1
 
         def fill(axes: Axes, number=number, numbers=numbers, unit=unit) -> None:
-            if numbers[0]["chance"] is not None:
-                axes.axvline(unit * numbers[0]["chance"], color="#808080", linestyle=(0, (1, 1)), linewidth=2.5)
-            for index, each in enumerate(numbers):
-                if each["mean"]:
-                    _score(axes, f"score{number}-curve-{index}", index, each["mean"], unit)
+            means, chance = [each["mean"] for each in numbers], numbers[0]["chance"]
+            _rows(axes, f"score{number}", architectures, means, None if chance is None else unit * chance, unit)
             low, high = axes.get_xlim()
             if unit == 100 and high - low < 1:  # all at 0%, say: the axis must not show hundredths of a per cent
                 axes.set_xlim((low + high) / 2 - 0.5, (low + high) / 2 + 0.5)
-            axes.set_yticks(range(len(numbers)), [each["name"] for each in architectures])
-            axes.set_ylim(len(numbers) - 0.5, -0.5)
 
         x = f"{metric.replace('_', ' ')}{', %' * (unit == 100)}; {numbers[0]['better'] or 'neither'} is better"
         dotted = "; dotted: chance" if numbers[0]["chance"] is not None else ""
         further = "" if numbers[0]["primary"] else "; a further score, not corrected, not decided"
         yield f"{task}{dotted}{further}", draw(f"score{number}", x, "", fill, height=0.9 + 0.35 * len(numbers))
+
+
+def _rows(
+    axes: Axes,
+    prefix: str,
+    architectures: list[dict[str, Any]],
+    means: list[dict | None],
+    mark: float | None,
+    unit: int = 1,
+) -> None:
+    """A row for each architecture, beside its name.  mark: where a dotted line stands.  unit: as of `_score`."""
+    if mark is not None:
+        axes.axvline(mark, color="#808080", linestyle=(0, (1, 1)), linewidth=2.5)
+    for index, mean in enumerate(means):
+        if mean:
+            _score(axes, f"{prefix}-curve-{index}", index, mean, unit)
+    axes.set_yticks(range(len(means)), [each["name"] for each in architectures])
+    axes.set_ylim(len(means) - 0.5, -0.5)
 
 
 def _score(axes: Axes, gid: str, index: int, mean: dict, unit: int) -> None:

@@ -8,18 +8,19 @@ import pytest
 
 from zoo.study.config import load_study
 from zoo.study.expand import expand
+from zoo.study.findings import findings
 from zoo.study.runner import Runner
 from zoo.study.slots import Slots
 from zoo.study.state import DONE, StudyFolder, refuse_other_settings
 
 ROOT = Path(__file__).parents[3]
 DOCS, RECIPES = ROOT / "docs" / "studies", ROOT / "recipes" / "studies" / "asa_small"
-RATES = {"5e-4": "0.0005", "1e-3": "0.001", "2e-3": "0.002", "4e-3": "0.004"}
+RATES = {"5e-4": "0.0005", "1e-3": "0.001", "2e-3": "0.002", "4e-3": "0.004", "3e-3": "0.003"}
 
 
 def losses(folder: str) -> dict[str, str]:
     """Run -> its final validation loss, as the page writes it."""
-    files = (DOCS / "asa_small" / folder).glob("*.json")
+    files = (DOCS / folder).glob("*.json")
     return {path.stem: f"{json.loads(path.read_text())['results']['loss']:.3f}" for path in files}
 
 
@@ -30,70 +31,129 @@ def rows(heading: str) -> dict[str, list[str]]:
     return {name: cells for name, *cells in lines}
 
 
-def test_the_table_of_the_first_slice_is_that_of_the_outcomes():
-    found = rows(
-        "| learning rate | `full`, seed 1 | seed 2 | seed 3 | seed 4 | `asa`, seed 1 | seed 2 | seed 3 | seed 4 |"
-    )
-    shown = {}
-    for rate, cells in found.items():
-        for place, cell in enumerate(cells):
-            if cell:
-                shown[f"{('full', 'asa')[place // 4]}-lr={RATES[rate]}-seed{place % 4 + 1}"] = cell
-    assert shown == losses("outcomes")
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict[str, dict]]:
+    """Name -> the findings with this architecture as the one that the others are compared with."""
+    runner = Runner(expand(load_study(RECIPES / "study.yaml")), StudyFolder(DOCS / "asa_small"), Slots(1), scored=False)
+    return {name: findings(runner, name) for name in runner.runs.architectures}
 
 
-def test_the_table_of_the_whole_study_is_that_of_the_outcomes():
+def architectures(found, against: str) -> dict[str, dict]:
+    return {each["name"]: each for each in found[against]["results"]["architectures"]}
+
+
+def signed(difference: dict) -> tuple[str, str, str]:
+    """Difference, low and high of its corrected interval, as the page writes them."""
+    return tuple(f"{difference[key]:+.3f}" for key in ("value", "holm_low", "holm_high"))
+
+
+def test_the_table_of_the_choice_is_that_of_the_outcomes():
     names = [entry.name for entry in load_study(RECIPES / "study.yaml").config.recipes]
-    found = rows(f"| learning rate | {' | '.join(f'`{name}`' for name in names)} |")
+    table = rows(f"| learning rate | {' | '.join(f'`{name}`' for name in names)} |")
     shown = {
         f"{name}-lr={RATES[rate]}-seed1": cell
-        for rate, cells in found.items()
+        for rate, cells in table.items()
         for name, cell in zip(names, cells, strict=True)
-        if cell
     }
-    assert shown == losses("begun/outcomes")
-    assert f"begun anew: {len(shown)} of 72 runs" in (DOCS / "asa_small.md").read_text()
+    known = losses("asa_small/outcomes")
+    assert shown == {run: loss for run, loss in known.items() if run.endswith("-seed1")}
+    assert len(known) == 72
+    page = (DOCS / "asa_small.md").read_text()
+    chosen = {name: min(loss for run, loss in shown.items() if run.startswith(f"{name}-lr")) for name in names}
+    assert all(f" **{loss}** |" in page for loss in chosen.values())
+
+
+def test_the_table_of_losses_is_that_of_the_findings(found):
+    table = rows("| | loss | difference from `full` | | spread | compute |")
+    assert len(table) == 9
+    for name, each in architectures(found, "full").items():
+        mean, apart = each["mean_loss"], each["difference"]
+        loss, difference, verdict, spread, compute = table[f"`{name}`"]
+        assert loss == f"{mean['value']:.3f} ({mean['low']:.3f} to {mean['high']:.3f})"
+        assert (spread, compute) == (f"{mean['sd']:.3f}", f"{each['speedup']['compute']:.2f}")
+        if name != "full":
+            assert difference == "{} ({} to {})".format(*signed(apart))
+            assert verdict == ("better" if apart["decided"] else "undecided")
+
+
+def test_the_table_of_pairs_is_that_of_the_findings(found):
+    lines = (DOCS / "asa_small.md").read_text().split("| compared with | |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(lines) == 9
+    for line in lines:
+        against, name, value, interval, verdict = [cell.strip() for cell in line.split("|")[1:-1]]
+        apart = architectures(found, against.strip("`"))[name.split("`")[1]]["difference"]
+        assert (value, interval) == (signed(apart)[0], "{} to {}".format(*signed(apart)[1:]))
+        assert verdict == ("undecided" if not apart["decided"] else "worse" if apart["value"] > 0 else "better")
+
+
+def test_the_table_of_scores_is_that_of_the_findings(found):
+    table = rows("| | loss by position, nats | single needle, % | needle among many, % | common sense, bits per byte |")
+    tasks = [
+        ("loss_by_position", 1, 3),
+        ("niah_single_1", 100, 1),
+        ("niah_multikey_2", 100, 1),
+        ("common_sense_bits", 1, 3),
+    ]
+    for name, each in architectures(found, "full").items():
+        for cell, (task, unit, digits) in zip(table[f"`{name}`"], tasks, strict=True):
+            metrics = next(metrics for label, metrics in each["scores"].items() if label.startswith(task))
+            primary = next(metric for metric in metrics.values() if metric["primary"])
+            better = name != "full" and primary["difference"]["decided"]
+            assert cell == f"{unit * primary['mean']['value']:.{digits}f}{', better' * better}"
+
+
+def test_the_table_of_costs_is_that_of_the_findings(found):
+    table = rows(
+        "| | KV cache, MiB: 1 x 2,048 | 16 x 8,192 | decoding: 1 x 2,048 | 16 x 2,048 | 16 x 8,192 | training, shared |"
+    )
+    for name, each in architectures(found, "full").items():
+        measured = found["full"]["measured"]["architectures"][name]
+        decoding = {(row["batch"], row["context"]): row for row in measured["decoding"]}
+        cache, large, *speeds, training = table[f"`{name}`"]
+        assert cache == f"{each['cache_held_bytes'] / 2**20:.1f}"
+        assert large == f"{decoding[16, 8192]['cache_held_bytes'] / 2**20:.0f}"
+        wanted = [decoding[shape]["decode_tokens_per_s"] for shape in ((1, 2048), (16, 2048), (16, 8192))]
+        assert speeds == [f"{speed:,.0f}" for speed in wanted]
+        shared = [json.loads(path.read_text())["measured"]["tokens_per_s"] for path in counting(name)]
+        assert len(shared) == 4
+        assert training in ("not comparable", f"{sum(shared) / 4000:.0f},000")
+
+
+def counting(name: str) -> list[Path]:
+    """The outcomes of an architecture that count."""
+    chosen = "lr=0.002" if name == "nsa" else "lr=0.001"
+    return [
+        path for path in (DOCS / "asa_small" / "outcomes").glob(f"{name}-{chosen}-*.json") if "seed1" not in path.name
+    ]
+
+
+def test_the_table_of_recall_is_that_of_the_outcomes():
+    names = [entry.name for entry in load_study(RECIPES.parent / "asa_recall" / "study.yaml").config.recipes]
+    table = rows(f"| learning rate | {' | '.join(f'`{name}`' for name in names)} |")
+    known = losses("asa_recall/outcomes")
+    assert len(known) == 14
+    for rate, cells in table.items():
+        for name, cell in zip(names, cells, strict=True):
+            assert float(cell) == pytest.approx(float(known[f"{name}-lr={RATES[rate]}-seed1"]), abs=6e-4)
 
 
 @pytest.mark.parametrize(
-    ("file", "folder", "done"), [("study.yaml", "begun/outcomes", 20), ("study_first.yaml", "outcomes", 14)]
+    ("file", "folder", "done"),
+    [
+        ("asa_small/study.yaml", "asa_small/outcomes", 72),
+        ("asa_small/study_first.yaml", "asa_small/first", 14),
+        ("asa_recall/study.yaml", "asa_recall/outcomes", 14),
+    ],
 )
 def test_the_study_goes_on_from_the_outcomes(tmp_path, file, folder, done):
     """A change of the identity of runs would refuse them; hours of training would be lost."""
-    shutil.copytree(DOCS / "asa_small" / folder, tmp_path / "outcomes")
-    runner = Runner(expand(load_study(RECIPES / file)), StudyFolder(tmp_path), Slots(1), scored=False)
+    shutil.copytree(DOCS / folder, tmp_path / "outcomes")
+    runner = Runner(expand(load_study(RECIPES.parent / file)), StudyFolder(tmp_path), Slots(1), scored=False)
     refuse_other_settings(runner.folder, runner.all())
     assert sum(runner.state(run).name == DONE for run in runner.all()) == done
 
 
 def test_the_outcomes_of_the_whole_study_have_the_same_rows():
     """Those that the script's text and this version's tokenizer give; study.yaml cannot go on with others."""
-    files = (DOCS / "asa_small" / "begun" / "outcomes").glob("*.json")
+    files = (DOCS / "asa_small" / "outcomes").glob("*.json")
     assert {json.loads(path.read_text())["results"]["data"] for path in files} == {"63aed7707b581ebf"}
-
-
-def test_what_the_page_says_of_the_first_slice_is_what_the_report_says(tmp_path):
-    from zoo.study.findings import findings
-
-    shutil.copytree(DOCS / "asa_small" / "outcomes", tmp_path / "outcomes")
-    runner = Runner(expand(load_study(RECIPES / "study_first.yaml")), StudyFolder(tmp_path), Slots(1), scored=False)
-    found = findings(runner)
-    full, asa = found["results"]["architectures"]
-    apart, faster = asa["difference"], asa["speedup"]
-    page = " ".join((DOCS / "asa_small.md").read_text().split())
-    for each in (
-        f"better than `full` by {-apart['value']:.3f} nats** (95% interval {-apart['holm_high']:.3f} to "
-        f"{-apart['holm_low']:.3f}, p = {apart['p_holm']:.3f} after Holm",
-        *(
-            f"{e['mean_loss']['value']:.3f} ({e['mean_loss']['low']:.3f} to {e['mean_loss']['high']:.3f})"
-            for e in (full, asa)
-        ),
-        f"bits per byte {asa['mean_bits_per_byte']['value']:.3f} against {full['mean_bits_per_byte']['value']:.3f}",
-        f"{faster['compute']:.2f} times ({faster['low']:.2f} to {faster['high']:.2f}) the FLOPs",
-        f"{found['measured']['architectures']['asa']['speedup_time']:.2f} times the GPU time",
-        f"a factor of {full['speedup']['compute']:.2f}",
-        f"a standard deviation of {full['mean_loss']['sd']:.3f} over three seeds",
-        f"`asa` does not: {asa['mean_loss']['sd']:.3f} (range",
-        f"KV cache {asa['cache_held_bytes'] / 2**20:.1f} against {full['cache_held_bytes'] / 2**20:.1f} MiB",
-    ):
-        assert each in page

@@ -148,7 +148,7 @@ def test_the_page_can_be_read_at_every_width_in_light_and_in_dark(browser, page,
     browser.open(page)
     assert browser.errors == []
     assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert browser.evaluate("document.querySelectorAll('figure svg').length") == 8
+    assert browser.evaluate("document.querySelectorAll('figure svg').length") == 9
     assert browser.evaluate("Math.max(...[...document.querySelectorAll('figure')].map(e => e.offsetWidth))") < 700
     contrast, where = browser.evaluate(CONTRAST)
     assert contrast >= 4.5, where

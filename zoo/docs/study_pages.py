@@ -1,0 +1,44 @@
+"""The drawings and the report page of a study whose outcomes lie in docs/studies, made when the site is built."""
+
+from pathlib import Path
+
+from zoo.errors import ZooError
+
+STUDIES = {"studies/asa_small": "studies/asa_small/study.yaml"}  # folder below docs/ -> study file below recipes/
+
+
+def study_pages(root: Path) -> dict[str, str]:
+    """Path below docs/ -> report.html of each study, and its drawings: studies/NAME/DRAWING.svg.
+
+    Raises ZooError if outcomes are damaged, or of another study than the file describes.
+    """
+    from zoo.study.config import load_study
+    from zoo.study.expand import expand
+    from zoo.study.findings import findings
+    from zoo.study.page import as_page
+    from zoo.study.plots import drawings
+    from zoo.study.runner import Runner
+    from zoo.study.slots import Slots
+    from zoo.study.state import DONE, StudyFolder, refuse_other_settings
+
+    made = {}
+    for path, file in STUDIES.items():
+        runs, folder = expand(load_study(root / "recipes" / file)), StudyFolder(root / "docs" / path)
+        runner = Runner(runs, folder, Slots(1), scored=False)
+        refuse_other_settings(folder, runner.all())
+        if not all(runner.state(run).name == DONE for run in runner.all()):
+            raise ZooError(f"docs/{path}/outcomes: a run of recipes/{file} is missing")
+        found = findings(runner)
+        made[f"{path}/report.html"] = as_page(found, runs, folder)
+        for name, svg in _named(drawings(found)).items():
+            made[f"{path}/{name}.svg"] = svg
+    return made
+
+
+def _named(drawn: dict[str, list[tuple[str, str]]]) -> dict[str, str]:
+    """Name of a drawing, its heading and number such as `quality_against_cost_1` -> SVG."""
+    return {
+        f"{heading.lower().replace(' ', '_')}_{number}": svg
+        for heading, figures in drawn.items()
+        for number, (_, svg) in enumerate(figures, start=1)
+    }

@@ -1,6 +1,8 @@
 """Where Triton kernels are tested: on a GPU (`gpu`), or without one through Triton's interpreter (`interp`)."""
 
+import importlib.util
 import os
+from functools import cache
 
 import pytest
 
@@ -24,6 +26,28 @@ def plugins_of_one_test(monkeypatch):
     monkeypatch.setattr("zoo.blocks.plugins._named", {})
 
 
+@cache
+def one_tile_a_kernel() -> None:
+    """Leave each kernel of flash-linear-attention one tile: to try all of them takes minutes a test, and finds speed.
+
+    The smallest, which fits every GPU.  `python -m zoo.bench.linear_tiles` measures them.
+    """
+    if importlib.util.find_spec("fla") is None:
+        return
+    import zoo.kernels.convolution.fla
+    import zoo.kernels.linear.fla  # noqa: F401
+    from zoo.kernels.outside import tuners
+
+    for _, tuner in tuners():
+        tuner.configs = [min(tuner.configs, key=size_of_tile)]
+
+
+def size_of_tile(config) -> tuple[int, int, int]:
+    """Order of tiles: by the stages of the pipeline, how far from 4 warps, the numbers of the tile."""
+    numbers = [value for value in config.kwargs.values() if isinstance(value, int)]
+    return config.num_stages, abs(config.num_warps - 4), sum(numbers)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if item.get_closest_marker("interp"):
@@ -37,6 +61,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA GPU")
+        one_tile_a_kernel()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

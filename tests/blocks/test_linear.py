@@ -325,7 +325,6 @@ def test_mamba2_is_the_module_of_transformers(make):
 
 
 @pytest.mark.gpu
-@pytest.mark.timeout(900)  # the first call with a shape tunes kernels for minutes
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("packed", [False, True])
 def test_kernels_on_a_gpu(kind, packed):

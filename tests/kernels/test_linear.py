@@ -225,7 +225,6 @@ def test_a_gpu_without_the_extra_says_what_it_does_without(monkeypatch, caplog):
 
 
 @pytest.mark.gpu
-@pytest.mark.timeout(900)  # the first call with a shape tunes kernels for minutes
 @pytest.mark.parametrize(("by_channel", "delta"), FORMS)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -253,7 +252,6 @@ def test_triton_on_the_gpu(by_channel, delta, packed, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.timeout(900)  # the first call with a shape tunes kernels for minutes
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_convolution_on_the_gpu(packed):
     pytest.importorskip("fla")

@@ -43,6 +43,7 @@ class Preloaded:
         self._environment, self._module, self._prefix = dict(environment), module, python_module(module, [])
         self._server: subprocess.Popen | None = None
         self._ready, self._rest = False, b""
+        self._failed: str | None = None  # why the imports of the server failed
         self._forked: dict[str, Forked] = {}
 
     def start(
@@ -52,7 +53,7 @@ class Preloaded:
         size = len(self._prefix)
         if command[:size] != self._prefix or sys.platform != "linux":
             return start_process(command, log, environment)
-        if self._server is None or self._server.poll() is not None:
+        if self._server is None or self._failed or self._server.poll() is not None:
             self.close()
             self._serve(log.with_name("preload.txt"))
         changed = {name: value for name, value in environment.items() if os.environ.get(name) != value}
@@ -61,7 +62,7 @@ class Preloaded:
         return self._forked[id]
 
     def _serve(self, log: Path) -> None:
-        self._ready, self._rest = False, b""
+        self._ready, self._failed, self._rest = False, None, b""
         with open_to_append(log) as file:
             server = self._server = subprocess.Popen(
                 python_module("zoo.study.preload", [self._module]),
@@ -96,23 +97,23 @@ class Preloaded:
         """
         if self._server is None:
             return
-        ended, code = self._server.poll() is not None, STOPPED
+        ended = self._server.poll() is not None
         with contextlib.suppress(BlockingIOError):
             while part := os.read(self._output.fileno(), 1 << 16):
                 self._rest += part
         *lines, self._rest = self._rest.split(b"\n")
         for message in map(json.loads, lines):
             self._ready = self._ready or "ready" in message
-            if "failed" in message:
-                ended, code = True, FAILED
-                for forked in self._forked.values():
-                    with open_to_append(forked.log) as file:
-                        file.write(f"{message['failed']}\n".encode())
+            self._failed = message.get("failed", self._failed)
             if "ended" in message:
                 self._forked.pop(message["ended"]).code = message["code"]
-        if ended:
+        if self._failed:  # the server may still be ending
             for forked in self._forked.values():
-                forked.code = code
+                with open_to_append(forked.log) as file:
+                    file.write(f"{self._failed}\n".encode())
+        if self._failed or ended:
+            for forked in self._forked.values():
+                forked.code = FAILED if self._failed else STOPPED
             self._forked.clear()
 
     def close(self) -> None:

@@ -14,6 +14,14 @@ from zoo.study.preload import Preloaded
 ROOT = Path(__file__).parents[3]
 
 
+def wait(process) -> int:
+    end = time.monotonic() + 120
+    while process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return process.poll()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 def test_forked_processes_end_as_started_ones_do(tmp_path):
     """Their exit code, their log, a signal, and the end of the process that forks them."""
@@ -29,13 +37,6 @@ def test_forked_processes_end_as_started_ones_do(tmp_path):
     environment = {**os.environ, "NEW": "7", "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     preloaded = Preloaded(environment, module="forked")
     command = python_module("forked", [])
-
-    def wait(process) -> int:
-        end = time.monotonic() + 120
-        while process.poll() is None:
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        return process.poll()
 
     log = tmp_path / "log.txt"
     first = preloaded.start("a", [*command, "3", "0"], log, environment)
@@ -64,10 +65,20 @@ def test_imports_that_fail_are_told_in_the_log_of_each_run(tmp_path):
     preloaded = Preloaded(environment, module="broken")
     logs = [tmp_path / "a.txt", tmp_path / "b.txt"]
     runs = [preloaded.start(log.stem, python_module("broken", []), log, environment) for log in logs]
-    end = time.monotonic() + 120
-    while None in [run.poll() for run in runs]:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    assert [run.poll() for run in runs] == [1, 1]
+    assert [wait(run) for run in runs] == [1, 1]
     assert {log.read_text() for log in logs} == {"ModuleNotFoundError: No module named 'a_package_that_is_not_there'\n"}
+    preloaded.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_a_run_that_starts_while_failed_imports_end_fails_too(tmp_path):
+    """The process that failed to import takes a while to end, and reads no further request."""
+    code = "import atexit, time\natexit.register(time.sleep, 1)\ndef preload():\n    raise ImportError('no')\n"
+    (tmp_path / "slow.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    preloaded = Preloaded(environment, module="slow")
+    for name in ("first", "second"):  # the second at once after the first has failed
+        run = preloaded.start(name, python_module("slow", []), tmp_path / f"{name}.txt", environment)
+        assert wait(run) == 1
+        assert (tmp_path / f"{name}.txt").read_text() == "ImportError: no\n"
     preloaded.close()

@@ -12,6 +12,7 @@ operations may use it as indices; results of the pass mean nothing.
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,6 +33,7 @@ def can_compile_only() -> bool:
 def compile_only(step: Callable[[], object], threads: int) -> int:
     """Call step(), which calls Triton kernels, and compile these in so many threads; none is launched.
 
+    To be called before any of them has run: zoo.kernels.launching launches what it has launched before.
     Returns how many kernels were compiled, or found in Triton's cache. Those that cannot be compiled are left out.
     Backward passes must run on the calling thread (torch.autograd.set_multithreading_enabled(False)).
     Raises what step() raises, for example because it reads back what a kernel writes, and RuntimeError at a kernel that
@@ -68,7 +70,7 @@ class _Compilers(ThreadPoolExecutor):
     """
 
     def submit(self, compile_kernel: Callable, /, *args, **kwargs) -> Future:
-        return super().submit(_with_launcher, compile_kernel)
+        return super().submit(_with_launcher, partial(compile_kernel, *args, **kwargs))
 
 
 def _with_launcher(compile_kernel: Callable):

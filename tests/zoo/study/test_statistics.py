@@ -134,12 +134,12 @@ def test_few_points_are_no_curve():
     assert math.isfinite(fit_curve([k * 1e9 for k in range(1, 9)], [3.0] * 8).error)
 
 
-def false_alarms(step: float, right: float, studies: int = 300) -> float:
-    """Share of studies that decide a difference of equal architectures: eight pairs, 4 seeds, shares of 100 rows."""
+def false_alarms(step: float, right: float, studies: int = 150) -> float:
+    """Share of studies that decide a difference of equal architectures: 32 of them, 4 seeds, shares of 100 rows."""
     draw, alarms = random.Random(0), 0
     score = lambda: sum(draw.random() < right for _ in range(100)) / 100  # noqa: E731
     for _ in range(studies):
-        scores = [{seed: score() for seed in range(4)} for _ in range(9)]
+        scores = [{seed: score() for seed in range(4)} for _ in range(33)]
         pairs = {i: paired(scores[0], other) for i, other in enumerate(scores[1:])}
         alarms += any(each.decided for each in differences(pairs, dict.fromkeys(pairs, step)).values())
     return alarms / studies
@@ -157,6 +157,8 @@ def test_equal_shares_of_rows_are_no_certainty():
     assert Mean.of([0.05] * 4).low == 0.05 > Mean.of([0.05] * 4, 0.01).low
 
 
-@pytest.mark.parametrize("right", [0.01, 0.05])
-def test_shares_of_rows_give_no_more_false_alarms_than_they_may(right):
-    assert false_alarms(0.01, right) <= 0.05
+def test_shares_of_rows_give_no_more_false_alarms_than_they_may():
+    """Where few rows are right, several seeds often have equal scores: 12% of studies, in 20,000 of them."""
+    assert false_alarms(0.0, right=0.01) > 0.05
+    assert false_alarms(0.01, right=0.01) <= 0.05
+    assert false_alarms(0.01, right=0.05) <= 0.05

@@ -1,5 +1,6 @@
 """The drawings and the report page of a study whose outcomes lie in docs/studies, made when the site is built."""
 
+import os
 from pathlib import Path
 
 from zoo.errors import ZooError
@@ -29,7 +30,8 @@ def study_pages(root: Path) -> dict[str, str]:
         if not all(runner.state(run).name == DONE for run in runner.all()):
             raise ZooError(f"docs/{path}/outcomes: a run of recipes/{file} is missing")
         found = findings(runner)
-        made[f"{path}/report.html"] = as_page(found, runs, folder)
+        page = as_page(found, runs, folder)
+        made[f"{path}/report.html"] = page.replace(f"{Path.cwd()}{os.sep}", "")  # paths of the text: no matter where
         for name, svg in _named(drawings(found)).items():
             made[f"{path}/{name}.svg"] = svg
     return made

@@ -22,6 +22,8 @@ def test_what_the_page_shows_and_links_to_is_made():
     report = made["studies/asa_small/report.html"]
     assert report.count("<figure>") == len(made) - 1
     assert "better than full by 0.2422" in report
+    assert "paths: corpus" in report  # no path of the machine that makes the site
+    assert str(Path.cwd()) not in report
 
 
 def test_a_run_that_is_missing_is_named(tmp_path):

@@ -28,9 +28,9 @@ def plugins_of_one_test(monkeypatch):
 
 @cache
 def one_tile_a_kernel() -> None:
-    """Leave each kernel of flash-linear-attention one tile: to try all of them takes minutes a test, and finds speed.
+    """Leave each kernel of flash-linear-attention one tile, because to try all of them takes minutes a test.
 
-    The smallest, which fits every GPU.  `python -m zoo.bench.linear_tiles` measures them.
+    One that needs little memory: `size_of_tile`.  `python -m zoo.bench.linear_tiles` measures which is fast.
     """
     if importlib.util.find_spec("fla") is None:
         return

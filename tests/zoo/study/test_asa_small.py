@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from zoo.study.findings import findings
 from zoo.study.runner import Runner
 from zoo.study.slots import Slots
 from zoo.study.state import DONE, StudyFolder, refuse_other_settings
+from zoo.study.statistics import differences, paired
 
 ROOT = Path(__file__).parents[3]
 DOCS, RECIPES = ROOT / "docs" / "studies", ROOT / "recipes" / "studies" / "asa_small"
@@ -86,6 +88,27 @@ def test_the_table_of_pairs_is_that_of_the_findings(found):
         assert verdict == ("undecided" if not apart["decided"] else "worse" if apart["value"] > 0 else "better")
 
 
+def test_the_p_values_of_the_pairs_are_those_of_the_findings(found):
+    """Those of two reports for one pair, and those of all 36 pairs corrected together."""
+    page = (DOCS / "asa_small.md").read_text()
+    p_holm = lambda against, name: architectures(found, against)[name]["difference"]["p_holm"]  # noqa: E731
+    assert f"with `asa` it is decided (p = {p_holm('asa', 'nsa'):.3f})" in page
+    assert f"`nsa` it is not (p = {p_holm('nsa', 'asa'):.3f})" in page
+    names = list(found)
+    by_seed = {
+        name: {run["seed"]: run["loss"] for run in (json.loads(path.read_text())["results"] for path in counting(name))}
+        for name in names
+    }
+    together = differences({pair: paired(*map(by_seed.get, pair)) for pair in combinations(names, 2)})
+    better = {("full", name) for name in names if name not in ("full", "nsa", "alternating_gqa")}
+    assert {pair for pair, each in together.items() if each.decided} == better | {("asa_one_query", "asa_window_512")}
+    window, wide = (("window_full_3to1", "asa"), ("asa", "asa_window_512"))
+    assert (
+        f"p = {together[window].p_holm:.2f} instead of {p_holm('asa', 'window_full_3to1'):.3f}, "
+        f"and {together[wide].p_holm:.2f} instead of {p_holm('asa', 'asa_window_512'):.3f}"
+    ) in page
+
+
 def test_the_table_of_scores_is_that_of_the_findings(found):
     table = rows("| | loss by position, nats | single needle, % | needle among many, % | common sense, bits per byte |")
     tasks = [
@@ -116,7 +139,8 @@ def test_the_table_of_costs_is_that_of_the_findings(found):
         assert speeds == [f"{speed:,.0f}" for speed in wanted]
         shared = [json.loads(path.read_text())["measured"]["tokens_per_s"] for path in counting(name)]
         assert len(shared) == 4
-        assert training in ("not comparable", f"{sum(shared) / 4000:.0f},000")
+        fewer = name == "asa_global_unrotated"  # with four runs on a GPU, where the others had eight
+        assert training == ("not comparable" if fewer else f"{sum(shared) / 4000:.0f},000")
 
 
 def counting(name: str) -> list[Path]:

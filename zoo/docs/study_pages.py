@@ -1,11 +1,13 @@
 """The drawings and the report page of a study whose outcomes lie in docs/studies, made when the site is built."""
 
 import os
+import re
 from pathlib import Path
 
 from zoo.errors import ZooError
 
 STUDIES = {"studies/asa_small": "studies/asa_small/study.yaml"}  # folder below docs/ -> study file below recipes/
+FIRST_ID = re.compile(r'\bid="(\w+?)-')
 
 
 def study_pages(root: Path) -> dict[str, str]:
@@ -38,9 +40,8 @@ def study_pages(root: Path) -> dict[str, str]:
 
 
 def _named(drawn: dict[str, list[tuple[str, str]]]) -> dict[str, str]:
-    """Name of a drawing, its heading and number such as `quality_against_cost_1` -> SVG."""
-    return {
-        f"{heading.lower().replace(' ', '_')}_{number}": svg
-        for heading, figures in drawn.items()
-        for number, (_, svg) in enumerate(figures, start=1)
-    }
+    """Name of a drawing, with which its ids begin (zoo.report.drawing.as_svg), such as `decoding` -> SVG.
+
+    Their order is no name, because a drawing is left out if nothing was measured for it.
+    """
+    return {FIRST_ID.findall(svg)[0]: svg for figures in drawn.values() for _, svg in figures}

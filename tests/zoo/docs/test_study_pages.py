@@ -20,6 +20,18 @@ def test_what_the_page_shows_and_links_to_is_made():
     assert {f"studies/{name}" for name in named} <= set(made)
     assert all(text.startswith("<svg") for name, text in made.items() if name.endswith(".svg"))
     report = made["studies/asa_small/report.html"]
+    captions = {
+        svg: re.search(r"<figcaption[^>]*>(.*?)</figcaption>", report[report.index(made[f"studies/{svg}"]) :])[1]
+        for svg in named
+        if svg.endswith(".svg")
+    }
+    assert {name.removeprefix("asa_small/"): re.split("[;(]", caption)[0] for name, caption in captions.items()} == {
+        "final.svg": "Mean and 95% interval",
+        "tokens.svg": "Against tokens",
+        "cache.svg": "Against the KV cache of one row of 2,048 tokens, bf16",
+        "decoding.svg": "Against decoding speed",
+        "score3.svg": "common_sense_bits",
+    }
     assert report.count("<figure>") == len(made) - 1
     assert "better than full by 0.2422" in report
     assert "paths: corpus" in report  # no path of the machine that makes the site

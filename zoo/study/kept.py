@@ -48,6 +48,7 @@ class _Measured(_Content):
     tokens_per_s: Number | None
     validation_time: Points
     environment: dict[str, Any]
+    runs_on_device: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None  # earlier versions: not known
 
 
 class _Outcome(_Content):
@@ -77,6 +78,15 @@ class _Summary(_Content):
 
 class _Threads(_Content):
     threads: Annotated[int, Field(ge=1, le=1 << 16)]
+
+
+class _Sharing(_Content):
+    """How many runs were on the device of a run: logs/device-RUN.json."""
+
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    run_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    whole: bool
+    open: bool
 
 
 class _Speed(_Content):
@@ -123,6 +133,14 @@ def read_speeds(path: Path) -> list[dict[str, Any]]:
         if not row.get("skipped"):
             _check(_Speed, row, path, way_out)
     return rows
+
+
+def read_sharing(path: Path) -> dict[str, Any]:
+    """How many runs were on the device of a run, see `sharing`.  Raises StudyError that names a file without that."""
+    way_out = "remove it, and this is not known of the run"
+    found = read_json(path, way_out, StudyError)
+    _check(_Sharing, found, path, way_out)
+    return found
 
 
 def _check(kind: type[BaseModel], found: dict[str, Any], path: Path, way_out: str) -> None:

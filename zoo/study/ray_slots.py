@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ class RaySlots:
         self._threads: int | None = None
         self._running: dict[str, Any] = {}
         self._cores_of: dict[str, int] = {}
+        self._started: dict[str, float] = {}
         self._stopped: set[str] = set()
         self._task = ray.remote(max_retries=0)(run_command)
 
@@ -179,6 +181,7 @@ class RaySlots:
         # Threads that a study began with elsewhere may be more than any node here has cores: Ray would wait for ever.
         self._cores_of[job.id] = min(self.threads, self.largest)
         task = self._task.options(num_cpus=self._cores_of[job.id], name=job.id, **share)
+        self._started[job.id] = time.monotonic()
         self._running[job.id] = task.remote(job.command, str(job.log.absolute()), environment, os.getcwd())
 
     def measure(self, progressed: Sequence[str]) -> None:
@@ -198,8 +201,17 @@ class RaySlots:
             if done:
                 del self._running[id]
                 self._stopped.discard(id)
-                found.append(self._ended(id, task))
+                found.append(self._with_sharing(self._ended(id, task)))
         return found
+
+    def _with_sharing(self, ended: Ended) -> Ended:
+        """How long the run took, waiting for its node included, and how many runs shared its device.
+
+        Ray gives a whole GPU to one run. Which runs it puts on the same GPU, or the same cores, is not known here.
+        """
+        alone = self._on_gpus and (self.at_once or 1) == 1
+        seconds = time.monotonic() - self._started.pop(ended.id)
+        return replace(ended, seconds=seconds, runs_on_device=1.0 if alone else None)
 
     def _take_back(self) -> None:
         """Cancel what waits for a node that was lost, and that no other is large enough for: it is started again."""

@@ -20,6 +20,7 @@ from zoo.runs.metrics import read_metrics
 from zoo.study.config import StudyError
 from zoo.study.expand import Run
 from zoo.study.kept import read_summary
+from zoo.study.sharing import runs_on_device
 from zoo.study.state import DONE, StudyFolder, has_scores
 
 MOST_POINTS = 200
@@ -179,9 +180,13 @@ def device_of(folder: StudyFolder, run: Run) -> str | None:
 
 
 def run_measured(folder: StudyFolder, run: Run) -> dict[str, Any]:
-    """Time and speed of a run that is done, and what it ran on."""
+    """Time and speed of a run that is done, and what it ran on.
+
+    time_s: seconds of training.  tokens_per_s: the median over the records of its metrics.  runs_on_device: how many
+    runs were on its device, itself included, as a mean over its time; None if that is not known.
+    """
     if (known := folder.kept(run)) is not None:
-        return known["measured"]
+        return {"runs_on_device": None} | known["measured"]
     kept = folder.folder(run)
     summary = read_summary(kept) or {}  # of a run that is done it is there
     records = read_metrics(kept.metrics, needed=("tokens", "time_s"))
@@ -192,6 +197,7 @@ def run_measured(folder: StudyFolder, run: Run) -> dict[str, Any]:
         "run": run.id,
         "time_s": summary["time_s"],
         "tokens_per_s": median(speeds) if speeds else None,
+        "runs_on_device": runs_on_device(folder, run),
         "validation_time": [[r["time_s"], r["validation_loss"]] for r in records if "validation_loss" in r],
         "environment": {name: environment.get(name) for name in named},
     }

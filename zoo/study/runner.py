@@ -24,6 +24,7 @@ from zoo.study.kept import read_summary
 from zoo.study.preload import PARENT, STOPPED
 from zoo.study.preparation import read_failure, read_rows
 from zoo.study.results import final_loss, flops_per_token, keep, refuse_other_data, rows_of, tokens_and_time
+from zoo.study.sharing import begin, end
 from zoo.study.slots import Ended, Job, Slots
 from zoo.study.state import DONE, FAILED, State, StudyFolder, latest, refuse_other_settings, tail
 from zoo.study.statistics import Choice, choose
@@ -274,6 +275,7 @@ class Runner:
             if not self.slots.room(job):
                 break
             self.folder.write_recipe(run)
+            begin(self.folder, run)
             self.slots.start(job)
             self.started_at[run.id] = time.monotonic()
             waiting.remove(run)
@@ -292,6 +294,7 @@ class Runner:
     def _end(self, ended: Ended) -> None:
         """Note how a run ended. One that was killed, or ran out of memory next to others, waits for another start."""
         run = next(run for run in self.all() if run.id == ended.id)
+        end(self.folder, run, ended)
         state = self.folder.state(run, self.tasks_of(run))
         self.states[run.id] = state
         self._write_running()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from zoo import processes
@@ -40,13 +40,17 @@ class Job:
 @dataclass(frozen=True)
 class Ended:
     """A job that ended.  code: its exit code, of a signal the negative number.  device, shared: where, and whether
-    another run was there as well.  why: what ended it, in words, where that is known better than by the code."""
+    another run was there as well.  why: what ended it, in words, where that is known better than by the code.
+    seconds: how long it ran.  runs_on_device: how many jobs were on its device meanwhile, itself included, as a mean
+    over that time; None if that is not known."""
 
     id: str
     code: int
     device: str | None = None
     shared: bool = False
     why: str = ""
+    seconds: float = 0.0
+    runs_on_device: float | None = None
 
 
 @dataclass
@@ -55,7 +59,8 @@ class _Running:
     process: subprocess.Popen | Forked
     device: Gpu | None = None
     used_before: int = 0
-    started: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+    run_seconds: float = 0.0  # the sum of the seconds of all jobs on its device meanwhile
 
 
 class Slots:
@@ -73,6 +78,7 @@ class Slots:
         self._threads: int | None = None
         self._preloaded: Preloaded | None = None
         self._running: dict[str, _Running] = {}
+        self._counted_at = time.monotonic()
 
     @property
     def threads(self) -> int:
@@ -145,8 +151,16 @@ class Slots:
         own, other = self.estimates.get(job.kind), self.estimates.get(kind)
         return measured * max(1.0, own / other) if own and other else measured
 
-    def _on(self, gpu: Gpu) -> list[_Running]:
+    def _on(self, gpu: Gpu | None) -> list[_Running]:
         return [each for each in self._running.values() if each.device == gpu]
+
+    def _count(self) -> None:
+        """Add the time since the last call to every job: which of them share a device changes only after a call."""
+        now = time.monotonic()
+        passed, self._counted_at = now - self._counted_at, now
+        for each in self._running.values():
+            each.seconds += passed
+            each.run_seconds += passed * len(self._on(each.device))
 
     def start(self, job: Job) -> None:
         """Start a job for which there is room. Its output is appended to its log."""
@@ -161,6 +175,7 @@ class Slots:
         else:
             process = start_process(list(job.command), job.log, environment)
         before = gpu.used_bytes() if gpu is not None else 0
+        self._count()
         self._running[job.id] = _Running(job, process, gpu, before)
 
     def measure(self, progressed: Sequence[str]) -> None:
@@ -175,13 +190,15 @@ class Slots:
 
     def ended(self) -> list[Ended]:
         """The jobs that ended since the last call."""
+        self._count()
         found = []
         for id, running in list(self._running.items()):
             code = running.process.poll()
             if code is not None:
                 device = running.device.id if running.device is not None else None
-                shared = sum(each.device == running.device for each in self._running.values()) > 1
-                found.append(Ended(id, code, device, shared))
+                shared = len(self._on(running.device)) > 1
+                mean = running.run_seconds / running.seconds if running.seconds else None
+                found.append(Ended(id, code, device, shared, seconds=running.seconds, runs_on_device=mean))
                 del self._running[id]
         return found
 

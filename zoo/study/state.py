@@ -3,7 +3,8 @@
     OUT/recipes/RUN.yaml     the resolved recipe of a run
     OUT/runs/RUN/            its run folder
     OUT/outcomes/RUN.json    what became of it: why it failed or diverged; of a run that is done its results
-    OUT/logs/RUN.txt         all that its processes printed; also what the preparation printed and found
+    OUT/logs/RUN.txt         all that its processes printed; also what the preparation printed and found,
+                             and device-RUN.json: how many runs shared its device
     OUT/speed/NAME.json      decoding speed of an architecture
     OUT/threads.json         threads of each run
     OUT/running.json         what the running study does now

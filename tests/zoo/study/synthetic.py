@@ -19,15 +19,18 @@ from zoo.study.preload import PARENT
 
 BATCHES, TOKENS = 10, 100
 SEED = 987_654_321
+SPEED = 200.0  # tokens/s
 _DUMPED: dict = {}
 Scores = dict[str, float | dict[str, float]]  # task -> accuracy, or metric -> value
 
 
-def write_run(folder: Path, recipe: str, losses: list[float], scores: Scores | None = None) -> None:
+def write_run(
+    folder: Path, recipe: str, losses: list[float], scores: Scores | None = None, tokens_per_s: float = SPEED
+) -> None:
     """A complete run folder: a validation after each batch with these losses, and the scores."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(sealed(recipe))
-    lines = [_line(batch, loss) for batch, loss in enumerate(losses, start=1)]
+    lines = [_line(batch, loss, tokens_per_s) for batch, loss in enumerate(losses, start=1)]
     (folder / "metrics.jsonl").write_text("".join(lines))
     _finish(folder, len(losses))
     if scores:
@@ -35,9 +38,9 @@ def write_run(folder: Path, recipe: str, losses: list[float], scores: Scores | N
         _write_scores(folder / "eval.json", scores, digest)
 
 
-def _line(batch: int, loss: float) -> str:
+def _line(batch: int, loss: float, tokens_per_s: float = SPEED) -> str:
     place = {"batch": batch, "tokens": TOKENS * batch, "time_s": 0.5 * batch}
-    step = {**place, "loss": loss, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 200.0}
+    step = {**place, "loss": loss, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": tokens_per_s}
     validation = {**place, "validation_loss": loss, "validation_bits_per_byte": loss / 0.6931}
     return json.dumps(step) + "\n" + json.dumps(validation) + "\n"
 
@@ -82,10 +85,12 @@ def _numbers(value: float, nats: bool) -> dict:
     return {**numbers, "better": kind[0], "chance": kind[1], "share": not nats}
 
 
-def finish_study(runner, loss: Callable, scores: Callable = lambda run: None) -> None:
+def finish_study(
+    runner, loss: Callable, scores: Callable = lambda run: None, speed: Callable = lambda run: SPEED
+) -> None:
     """Write every run of a study.
 
-    loss: run -> the final validation loss, None for a run that diverged.
+    loss: run -> the final validation loss, None for a run that diverged.  speed: run -> tokens/s.
     """
     runner.folder.make()
     for _ in range(2):  # those that choose, then those that count
@@ -99,7 +104,24 @@ def finish_study(runner, loss: Callable, scores: Callable = lambda run: None) ->
                 continue
             # A power law in the tokens that ends at the loss, so that a curve can be fitted.
             curve = [final * (BATCHES / batch) ** 0.1 for batch in range(1, BATCHES + 1)]
-            write_run(runner.folder.folder(run).path, _dump(run), curve, scores(run))
+            write_run(runner.folder.folder(run).path, _dump(run), curve, scores(run), speed(run))
+
+
+def write_device(runner, run, runs_on_device: float | None, device: str = "NVIDIA H200", threads: int = 4) -> None:
+    """What a run was trained on, and how many runs were there; None: that was not recorded."""
+    (runner.folder.folder(run).path / "environment.json").write_text(json.dumps({"device": device, "threads": threads}))
+    if runs_on_device is not None:
+        shared = {"seconds": 10.0, "run_seconds": 10.0 * runs_on_device, "whole": True, "open": False}
+        (runner.folder.logs / f"device-{run.id}.json").write_text(json.dumps(shared))
+
+
+def write_training_speed(runner, run, tokens_per_s: float, **machine: str) -> None:
+    """The training speed of the architecture of a run, measured alone."""
+    found = {"device": "NVIDIA H200", "torch": "2.11.0", "python": "3.12.3", "date": "2026-11-30"} | machine
+    row = {"tokens_per_s": tokens_per_s, "step_ms": 1000 * TOKENS / tokens_per_s, "micro_batch": 4, "machine": found}
+    report = {"machine": found, "command": "zoo bench train", "rows": [row], "failed": [], "version": "0.2.0"}
+    report["recipe"] = run.recipe.model_dump(mode="json")
+    (runner.folder.training_speed / f"{run.architecture}.json").write_text(json.dumps(report))
 
 
 def _dump(run) -> str:

@@ -20,7 +20,7 @@ from zoo.study.config import StudyError
 from zoo.study.findings import findings
 from zoo.study.preload import STOPPED
 from zoo.study.ray_slots import LOST, LOST_CLUSTER, NOT_STARTED, MissingRay, RaySlots, _refuse_no_one_there
-from zoo.study.slots import Job
+from zoo.study.slots import Ended, Job
 from zoo.study.state import DONE, FAILED, StudyFolder, latest
 
 HERE = find_spec("ray") is not None
@@ -107,6 +107,19 @@ def test_a_study_runs_on_two_nodes_loses_one_and_ends_with_the_same_results(clus
     assert lost
     assert [runner.state(run).name for run in runner.all()] == [DONE] * 6
     assert findings(runner)["results"] == findings(whole)["results"]
+    kept = [runner.folder.kept(run)["measured"]["runs_on_device"] for run in runner.all()]
+    assert kept == [None] * 6, "which runs shared a node is not known"
+
+
+@pytest.mark.parametrize(
+    ("on_gpus", "at_once", "expected"), [(True, None, 1.0), (True, 1, 1.0), (True, 2, None), (False, 1, None)]
+)
+def test_only_a_whole_gpu_is_known_to_have_one_run(on_gpus, at_once, expected):
+    slots = RaySlots.__new__(RaySlots)
+    slots._on_gpus, slots.at_once, slots._started = on_gpus, at_once, {"a": time.monotonic() - 5}
+    ended = slots._with_sharing(Ended("a", 0))
+    assert ended.runs_on_device == expected
+    assert 5 <= ended.seconds < 60
 
 
 def process_of(run_dir: Path) -> int | None:

@@ -95,6 +95,30 @@ def test_an_architecture_that_needs_more_memory_takes_more_room(made, job):
     assert start(slots, job("d", "full"))
 
 
+def test_the_runs_on_a_device_are_counted_over_time(made, job, monkeypatch):
+    """a: 10 s alone and 20 with b; b: those 20 and then 20 alone; c is on another GPU."""
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    slots = made(2, [FakeGpu("0"), FakeGpu("1")], cores=16)
+    assert start(slots, job("a"))
+    assert start(slots, job("c"))
+    now[0] += 10
+    assert start(slots, job("b"))
+    running = slots._running
+    assert [running[name].device.id for name in "abc"] == ["0", "0", "1"]
+    found = {}
+    for name, seconds in (("a", 20), ("b", 20), ("c", 0)):
+        now[0] += seconds
+        running[name].process.kill()
+        running[name].process.wait()
+        found |= {each.id: (each.seconds, each.runs_on_device) for each in slots.ended()}
+    assert found == {
+        "a": (30.0, pytest.approx((10 + 2 * 20) / 30)),
+        "b": (40.0, pytest.approx((2 * 20 + 20) / 40)),
+        "c": (50.0, 1.0),
+    }
+
+
 def test_every_gpu_is_used_and_each_process_sees_its_own(made, job, tmp_path):
     gpus = [FakeGpu("0"), FakeGpu("1")]
     slots = made(1, gpus, cores=16)

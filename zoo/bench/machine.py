@@ -5,6 +5,8 @@ import platform
 import resource
 import sys
 
+from zoo.processes import processor
+
 
 def machine() -> dict[str, str]:
     """The device, and the versions that ran on it."""
@@ -17,6 +19,8 @@ def machine() -> dict[str, str]:
 
         versions["triton"] = triton.__version__
     device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    if not on_gpu:
+        versions["processor"] = processor()
     return {"device": device, **versions, "date": datetime.date.today().isoformat()}
 
 

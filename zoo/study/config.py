@@ -52,10 +52,17 @@ class MatchConfig(_Section):
 
 
 class MeasureConfig(_Section):
-    """Decoding speed of each architecture, measured at the end, while nothing else runs."""
+    """Speeds of each architecture, measured at the end, one after the other, while nothing else runs."""
 
-    contexts: list[Annotated[int, Field(ge=1)]] = Field([2048], min_length=1, description="Tokens of the prompt.")
-    batches: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1, description="Rows decoded together.")
+    contexts: list[Annotated[int, Field(ge=1)]] = Field(
+        [2048], min_length=1, description="Decoding: tokens of the prompt."
+    )
+    batches: list[Annotated[int, Field(ge=1)]] = Field(
+        [1], min_length=1, description="Decoding: rows decoded together."
+    )
+    training: bool = Field(
+        False, description="Also measure training, in tokens/s, as zoo bench train does, on the device of the runs."
+    )
 
 
 def _without_seed(settings: Settings) -> Settings:
@@ -104,7 +111,7 @@ class StudyConfig(_Section):
     grid: dict[str, list[Any]] = Field({}, description="Key -> values to choose from, for each architecture.")
     match: MatchConfig | None = Field(None, description="What is made equal by adjusting model.ffn.d_ff.")
     tasks: list[TaskEntry] = Field([], description="Evaluation tasks of every run, as eval.tasks.")
-    measure: MeasureConfig | None = Field(None, description="Decoding speed to measure at the end.")
+    measure: MeasureConfig | None = Field(None, description="Speeds to measure at the end.")
     jobs: CountOrAuto = Field("auto", description="Runs at a time on this machine (on each GPU, where there are any).")
     out: str | None = Field(None, description="Folder of the study. Default: runs/studies/ and its name.")
 

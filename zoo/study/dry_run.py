@@ -71,6 +71,9 @@ def _facts(runner: Runner, found: dict, where: str):
     if found["done"]:
         yield f"{found['done']} runs are done; the time is that of the other {found['runs'] - found['done']}"
     yield f"time: {time}{' without the tasks' if config.tasks else ''} ({found['basis']}); {where}"
+    if config.measure:
+        speeds = "decoding and training speed" if config.measure.training else "decoding speed"
+        yield f"at the end the {speeds} of each architecture, measured alone, unless that is done (not in the time)"
     if config.match:
         yield f"parameters matched within {config.match.parameters:.2%}:"
         yield from (f"  {change}" for change in described(runs.changes))

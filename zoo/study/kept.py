@@ -99,6 +99,19 @@ class _Rows(_Content):
     rows: list[dict[str, Any]] = []
 
 
+class _TrainingRow(_Content):
+    tokens_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    step_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    micro_batch: Count
+    machine: dict[str, str]
+
+
+class _TrainingSpeed(_Content):
+    rows: Annotated[list[_TrainingRow], Field(min_length=1, max_length=1)]
+    recipe: dict[str, Any]
+    version: str
+
+
 def read_outcome(path: Path) -> dict[str, Any]:
     """What became of a run; complete if its state is done.  Raises StudyError that names the file otherwise."""
     way_out = "remove it, and the study trains the run anew or reads its folder"
@@ -140,6 +153,17 @@ def read_sharing(path: Path) -> dict[str, Any]:
     way_out = "remove it, and this is not known of the run"
     found = read_json(path, way_out, StudyError)
     _check(_Sharing, found, path, way_out)
+    return found
+
+
+def read_training_speed(path: Path) -> dict[str, Any]:
+    """The report of `zoo bench train` of one recipe, with `recipe`, which was measured, and the zoo's `version`.
+
+    Raises StudyError that names the file for a content that a report cannot show.
+    """
+    way_out = "remove it, and zoo study run measures again"
+    found = read_json(path, way_out, StudyError)
+    _check(_TrainingSpeed, found, path, way_out)
     return found
 
 

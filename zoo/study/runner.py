@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,16 +17,17 @@ from zoo.child import plugin_options, python_module
 from zoo.counting.run_cost import GPUS, step_size
 from zoo.errors import ZooError
 from zoo.evaluation.registry import make_tasks
-from zoo.files import create, present, write_json
+from zoo.files import create, write_json
 from zoo.study.config import StudyError
 from zoo.study.expand import Point, Run, Runs, data_key
 from zoo.study.kept import read_summary
+from zoo.study.measuring import measure_speeds
 from zoo.study.preload import PARENT, STOPPED
 from zoo.study.preparation import read_failure, read_rows
 from zoo.study.results import final_loss, flops_per_token, keep, refuse_other_data, rows_of, tokens_and_time
 from zoo.study.sharing import begin, end
 from zoo.study.slots import Ended, Job, Slots
-from zoo.study.state import DONE, FAILED, State, StudyFolder, latest, refuse_other_settings, tail
+from zoo.study.state import DONE, FAILED, State, StudyFolder, last_words, latest, refuse_other_settings
 from zoo.study.statistics import Choice, choose
 
 POLL_S = 0.5
@@ -99,7 +100,7 @@ class Runner:
             try:
                 self._prepare_data()
                 self._loop()
-                self._measure_speed()
+                measure_speeds(self)
             finally:
                 self.folder.running.unlink(missing_ok=True)
                 self.slots.close()
@@ -226,7 +227,7 @@ class Runner:
             self.folder.prepared(run).unlink(missing_ok=True)
             log, code, kills = self.folder.logs / f"prepare-{number}.txt", None, 0
             while code is None or (code < 0 and kills < MOST_KILLS):  # a preparation that was killed goes on
-                code = self._wait_for(self._prepare(self, run), log)
+                code = self.wait_for(self._prepare(self, run), log)
                 kills += code < 0
             if code != 0:
                 said = read_failure(self.folder.prepared(run)) or last_words(log)
@@ -234,10 +235,13 @@ class Runner:
                 raise StudyError(f"the data of {run.id} cannot be prepared: {why}")
             self._refuse_other_data([(run, read_rows(self.folder.prepared(run)))])
 
-    def _wait_for(self, command: list[str], log: Path) -> int:
-        """Run a process while nothing else runs; it ends when the study is stopped."""
+    def wait_for(self, command: list[str], log: Path, variables: Mapping[str, str] = {}) -> int:
+        """Run a process while nothing else runs; it ends when the study is stopped.  Returns its exit code.
+
+        variables: of its environment, beside those of this process.  Raises Interrupted if the study is stopped.
+        """
         with create(log) as file:
-            environment = {**os.environ, PARENT: str(os.getpid())}
+            environment = {**os.environ, **variables, PARENT: str(os.getpid())}
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
@@ -332,35 +336,6 @@ class Runner:
         self.states[run.id] = State(FAILED, why)
         self.say(f"{run.id}: failed: {why}")
 
-    def _measure_speed(self) -> None:
-        """Measure the decoding speed of each architecture, one after the other, while nothing else runs."""
-        wanted = self.runs.study.config.measure
-        if wanted is None:
-            return
-        for name in self.runs.architectures:
-            file, point = self.folder.speed / f"{name}.json", self.point(name)
-            if point is None or present(file):
-                continue
-            self.say(f"{name}: measuring decoding speed")
-            run = next(iter(self.runs.counting(name, point)))
-            self.folder.write_recipe(run)
-            temporary = file.with_name(f".measuring-{file.name}")
-            numbers = [",".join(map(str, each)) for each in (wanted.contexts, wanted.batches)]
-            arguments = [
-                "bench",
-                "decode",
-                str(self.folder.recipe(run)),
-                "--context",
-                numbers[0],
-                "--batch",
-                numbers[1],
-            ]
-            log = self.folder.logs / f"speed-{name}.txt"
-            if self._wait_for(python_module("zoo", [*arguments, "--json", str(temporary)]), log) == 0:
-                os.replace(temporary, file)
-            else:
-                self.say(f"{name}: decoding speed could not be measured: {last_words(log)}")
-
     def _leave_if_stopping(self) -> None:
         if self.stopping:
             done = sum(state.name == DONE for state in self.states.values())
@@ -408,15 +383,6 @@ def prepare_command(runner: Runner, run: Run) -> list[str]:
     folder, tasks = runner.folder, runner.runs.study.config.tasks
     arguments = [str(folder.recipe(run)), "--record", str(folder.prepared(run)), "--tasks", json.dumps(tasks)]
     return python_module("zoo.study.preparation", [*arguments, *plugin_options()])
-
-
-def last_words(log: Path, most: int = 3) -> str:
-    """The last lines that a process printed."""
-    try:
-        lines = tail(log)[1].decode(errors="replace").splitlines()
-    except (OSError, ZooError):
-        return ""
-    return "\n".join([line for line in lines if line.strip()][-most:])
 
 
 def _is_memory(why: str) -> bool:

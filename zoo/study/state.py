@@ -6,6 +6,7 @@
     OUT/logs/RUN.txt         all that its processes printed; also what the preparation printed and found,
                              and device-RUN.json: how many runs shared its device
     OUT/speed/NAME.json      decoding speed of an architecture
+    OUT/speed/training/NAME.json   its training speed, measured alone
     OUT/threads.json         threads of each run
     OUT/running.json         what the running study does now
     OUT/results.json, measured.json, report.html, report.md
@@ -74,6 +75,7 @@ class StudyFolder:
         self.path = path
         self.recipes, self.runs, self.outcomes = path / "recipes", path / "runs", path / "outcomes"
         self.logs, self.speed = path / "logs", path / "speed"
+        self.training_speed = self.speed / "training"
         self.running = path / "running.json"
 
     def make(self) -> None:
@@ -82,7 +84,7 @@ class StudyFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StudyError(f"{self.path}: cannot be made: {error.strerror}; name another with out: ...") from error
-        for folder in (self.recipes, self.runs, self.outcomes, self.logs, self.speed):
+        for folder in (self.recipes, self.runs, self.outcomes, self.logs, self.speed, self.training_speed):
             make_folder(folder, StudyError)
 
     @contextmanager
@@ -271,6 +273,15 @@ def tail(path: Path) -> tuple[int, bytes]:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TAIL_BYTES))
         return size, file.read(TAIL_BYTES)
+
+
+def last_words(log: Path, most: int = 3) -> str:
+    """The last lines that a process printed."""
+    try:
+        lines = tail(log)[1].decode(errors="replace").splitlines()
+    except (OSError, ZooError):
+        return ""
+    return "\n".join([line for line in lines if line.strip()][-most:])
 
 
 def _is_number(value: object) -> bool:

@@ -25,7 +25,11 @@ def call(capsys, *arguments) -> tuple[int, str, str]:
 def test_a_dry_run_says_runs_tokens_flops_and_time_and_trains_nothing(write_study, capsys, tmp_path):
     (tmp_path / "wide.yaml").write_text(f"extends: {TINY}/full.yaml\nmodel: {{ffn: {{d_ff: 512}}}}\n")
     path = write_study(
-        recipes=["full", {"recipe": "wide.yaml", "name": "wide"}], grid=GRID, match={"parameters": "1%"}, jobs=2
+        recipes=["full", {"recipe": "wide.yaml", "name": "wide"}],
+        grid=GRID,
+        match={"parameters": "1%"},
+        jobs=2,
+        measure={"training": True},
     )
     code, out, _ = call(capsys, "run", path, "--dry-run")
     said = " ".join(out.split())
@@ -34,6 +38,7 @@ def test_a_dry_run_says_runs_tokens_flops_and_time_and_trains_nothing(write_stud
     assert "6.14M tokens, " in said
     assert "training FLOPs time: about " in said
     assert said.count("wide: ffn.d_ff 512 -> 352") == 1
+    assert "at the end the decoding and training speed of each architecture, measured alone" in said
     assert not (tmp_path / "out").exists()
 
 

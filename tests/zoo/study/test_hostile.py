@@ -7,15 +7,14 @@ import shutil
 import pytest
 
 from tests.zoo.study.conftest import TINY, runner_of
-from tests.zoo.study.synthetic import finish_study
+from tests.zoo.study.synthetic import finish_study, write_device
 from zoo.errors import ZooError
 from zoo.files import write_sealed_json
 from zoo.study.findings import findings
 from zoo.study.report import write_report
 from zoo.study.results import keep
-from zoo.study.runner import last_words
 from zoo.study.screen import Progress
-from zoo.study.state import latest
+from zoo.study.state import last_words, latest
 
 LARGE = 10**400
 
@@ -72,6 +71,8 @@ OUTCOMES = [
     (["results", "scores", "mqar", "accuracy", "value"], "x"),
     (["results", "validation"], [[1, "x"]]),
     (["results"], ...),
+    (["measured", "runs_on_device"], "x"),
+    (["measured", "runs_on_device"], 0.5),
     (["measured"], None),
     (["recipe"], "x"),
 ]
@@ -122,6 +123,18 @@ def test_threads_of_another_kind_are_named(study, value):
     (folder.path / "threads.json").write_text(json.dumps({"threads": value}))
     with pytest.raises(ZooError, match=r"threads\.json: damaged, or of another version: threads: "):
         folder.threads(2)
+
+
+@pytest.mark.parametrize("value", ["x", None, -1, LARGE, [1]])
+def test_records_of_sharing_of_another_kind_are_named(study, value):
+    runner = study()
+    run = runner.all()[0]
+    runner.folder.outcome(run).unlink()
+    write_device(runner, run, 2.0)
+    file = runner.folder.logs / f"device-{run.id}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"run_seconds": value}))
+    with pytest.raises(ZooError, match=r"logs/device-tiny_full-seed1\.json: damaged.*run_seconds.*; remove it, and "):
+        write_report(runner.runs, runner.folder)
 
 
 NAMES = ["outcomes/tiny_full-seed1.json", "speed/tiny_full.json", "runs/tiny_full-seed1/summary.json"]
@@ -185,7 +198,7 @@ def test_a_linked_log_is_replaced_or_refused(study, tmp_path):
     (tmp_path / "precious").write_text("mine")
     for name in ("prepare-1.txt", "run.txt"):
         (runner.folder.logs / name).symlink_to(tmp_path / "precious")
-    assert runner._wait_for(["true"], runner.folder.logs / "prepare-1.txt") == 0
+    assert runner.wait_for(["true"], runner.folder.logs / "prepare-1.txt") == 0
     with pytest.raises(ZooError, match="nothing is written through a link"):
         start_process(["true"], runner.folder.logs / "run.txt", dict(os.environ))
     assert (tmp_path / "precious").read_text() == "mine"

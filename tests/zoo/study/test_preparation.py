@@ -91,7 +91,7 @@ from pathlib import Path
 study = runner.Runner.__new__(runner.Runner)
 study.stopping, study._poll_s = False, 0.1
 command = [sys.executable, "-c", {hangs!r} + "p.main(['recipe.yaml', '--record', 'record.json'])"]
-study._wait_for(command, Path("log.txt"))
+study.wait_for(command, Path("log.txt"))
 """
     process = subprocess.Popen([sys.executable, "-c", study], cwd=tmp_path)
     try:

@@ -9,8 +9,11 @@ from zoo.study.config import StudyError
 from zoo.study.equality import equality
 from zoo.study.expand import Run, Runs
 from zoo.study.matching import described
+from zoo.study.measuring import training_speed
 from zoo.study.results import flops_per_token, run_measured, run_results
 from zoo.study.runner import Runner
+from zoo.study.speeds import notes as speed_notes
+from zoo.study.speeds import put_comparisons, range_of_sharing
 from zoo.study.state import DONE
 from zoo.study.statistics import Curve, fit_curve
 from zoo.study.verdicts import notes, verdict
@@ -148,46 +151,34 @@ def _measured(runner: Runner, found: Mapping[str, dict]) -> dict[str, Any]:
     from zoo.files import present
     from zoo.study.kept import read_speeds
 
-    each_run, architectures = {}, {}
+    architectures: dict[str, dict[str, Any]] = {}
     for name in found:
         point = runner.point(name)
-        done = [run for run in (runner.runs.counting(name, point) if point else ()) if runner.state(run).name == DONE]
-        runs = [run_measured(runner.folder, run) for run in done]
+        counting = list(runner.runs.counting(name, point)) if point else []
+        runs = [run_measured(runner.folder, run) for run in counting if runner.state(run).name == DONE]
         speeds = [run["tokens_per_s"] for run in runs if run["tokens_per_s"]]
         times = [run["time_s"] for run in runs]
         file = runner.folder.speed / f"{name}.json"
         architectures[name] = {
             "tokens_per_s": sum(speeds) / len(speeds) if speeds else None,
+            "runs_on_device": range_of_sharing(runs),
             "time_s": sum(times) / len(times) if times else None,
+            "alone": training_speed(runner.folder, counting[0]) if counting else None,
             "decoding": read_speeds(file) if present(file) else [],
-            "time_curve": _time_curve(runs),
+            "runs": runs,
         }
-        each_run[name] = [{key: v for key, v in run.items() if key != "validation_time"} for run in runs]
-    _wall_speedups(found, architectures)
+    curves = {name: mean_curve(each["runs"], "validation") for name, each in found.items()}
+    comparison = put_comparisons(found, architectures, curves)
+    each_run = {
+        name: [{key: v for key, v in run.items() if key != "validation_time"} for run in each.pop("runs")]
+        for name, each in architectures.items()
+    }
+    wanted, (first, *others) = runner.runs.study.config.measure, found
     machines = [run["environment"] for runs in each_run.values() for run in runs]
-    distinct = [m for i, m in enumerate(machines) if m not in machines[:i]]
-    return {"architectures": architectures, "runs": each_run, "machines": distinct}
-
-
-def _time_curve(runs: Sequence[dict]) -> list[list[float]]:
-    """[mean seconds, mean loss, lowest, highest] at each validation that all runs have."""
-    curves = [run["validation_time"] for run in runs]
-    if not curves:
-        return []
-    return [
-        [sum(p[0] for p in at) / len(at), sum(p[1] for p in at) / len(at), min(p[1] for p in at), max(p[1] for p in at)]
-        for at in zip(*curves, strict=False)
-    ]
-
-
-def _wall_speedups(found: Mapping[str, dict], measured: dict[str, dict]) -> None:
-    """Effective speed-up in time: that in compute, times the ratio of the FLOPs a second that the runs reached."""
-    rates: dict[str, Any] = {}
-    for name, each in found.items():
-        speed = measured[name]["tokens_per_s"]
-        rates[name] = speed * each["flops_per_token"] if speed else None
-    first = rates[next(iter(found))]
-    for name, each in found.items():
-        compute, rate = each["speedup"]["compute"] if each["speedup"] else None, rates[name]
-        known = compute is not None and first and rate
-        measured[name]["speedup_time"] = compute * rate / first if known else None
+    return {
+        "architectures": architectures,
+        "comparison": comparison,
+        "notes": [*speed_notes(comparison, first, len(others), bool(wanted and wanted.training))],
+        "runs": each_run,
+        "machines": [m for i, m in enumerate(machines) if m not in machines[:i]],
+    }

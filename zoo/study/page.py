@@ -9,7 +9,7 @@ from zoo import __version__
 from zoo.report.html import details, document, escape, legend, notes, scrolled
 from zoo.study.expand import Runs
 from zoo.study.state import StudyFolder
-from zoo.study.tables import tables
+from zoo.study.tables import all_notes, tables
 
 BANDS = (
     "Lines are means over the seeds that count. Bands reach from the lowest to the highest seed, bars are 95% "
@@ -27,7 +27,7 @@ def as_page(found: dict[str, Any], runs: Runs, folder: StudyFolder) -> str:
         f"<p>{escape(results['summary'])}</p>" if results["summary"] else "",
         f"<p class=dim>Made by zoo study, attention-zoo {__version__}.</p>",
         _verdicts(results["verdicts"]),
-        notes(results["notes"], "What limits these conclusions"),
+        notes(all_notes(found), "What limits these conclusions"),
         f"<p class=dim>{escape(results['about'])}</p>",
         *_sections(found, drawings(found)),
         *_origin(found, runs, folder),

@@ -9,6 +9,7 @@ from matplotlib.axis import Axis
 from zoo.report.colours import DASHES, MARKERS, RUN_COLOURS
 from zoo.report.drawing import count_ticks, draw, size_ticks
 from zoo.study.findings import mean_curve
+from zoo.study.speeds import ALONE
 from zoo.study.tables import tokens_per_s
 
 MOST_SCORES = 24
@@ -54,10 +55,10 @@ def _curves(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for each, curve in zip(architectures, by_tokens, strict=True)
     ]
     by_time = [found["measured"]["architectures"][each["name"]]["time_curve"] for each in architectures]
-    for name, label, curves in (
-        ("tokens", "tokens", by_tokens),
-        ("flops", "training FLOPs", by_flops),
-        ("time", "training time, s", by_time),
+    for name, label, caption, curves in (
+        ("tokens", "tokens", "tokens", by_tokens),
+        ("flops", "training FLOPs", "training FLOPs", by_flops),
+        ("time", "training time, s", _time_caption(found, by_time), by_time),
     ):
         if any(curves):
 
@@ -70,7 +71,16 @@ def _curves(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
                     count_ticks(axes.xaxis)
 
             cut = "; the first losses lie above" if any(_above(curves)) else ""
-            yield f"Against {label}{cut}", draw(name, label, LOSS, fill)
+            yield f"Against {caption}{cut}", draw(name, label, LOSS, fill)
+
+
+def _time_caption(found: dict[str, Any], curves: list[list]) -> str:
+    """What the time of the curves is, and whose curve is left out because its time cannot be compared."""
+    alone = found["measured"]["comparison"]["basis"] == ALONE
+    shown = zip(found["results"]["architectures"], curves, strict=True)
+    lacking = [each["name"] for each, curve in shown if not curve]
+    text = "training time at the speed measured alone" if alone else "training time of the runs"
+    return f"{text}; not comparable: {', '.join(lacking)}" if lacking else text
 
 
 def _above(curves: list[list[list[float]]]) -> Iterator[list[float]]:
@@ -149,16 +159,24 @@ def _trade_offs(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         lengths = sorted({each["cache_length"] for _, each, _ in usable})
         caption = f"Against the KV cache of one row of {' or '.join(f'{n:,}' for n in lengths)} tokens, bf16"
         yield caption, draw("cache", "KV cache", y, lambda axes: _points(axes, "cache", sizes, size_ticks))
-    speeds = []
+    alone, decoding = [], []
+    comparison = found["measured"]["comparison"]
     for i, each, mean in usable:
-        rows = [row for row in found["measured"]["architectures"][each["name"]]["decoding"] if not row.get("skipped")]
-        speeds += [(i, tokens_per_s(rows[0]), mean)] if rows else []
-    if speeds:
-        x = "decoding, tokens/s"
-        yield (
-            "Against decoding speed",
-            draw("decoding", x, y, lambda axes: _points(axes, "decoding", speeds, count_ticks)),
-        )
+        measured = found["measured"]["architectures"][each["name"]]
+        rows = [row for row in measured["decoding"] if not row.get("skipped")]
+        decoding += [(i, tokens_per_s(rows[0]), mean)] if rows else []
+        if comparison["basis"] == ALONE and each["name"] not in comparison["not_comparable"]:
+            alone.append((i, measured["alone"]["tokens_per_s"], mean))
+    for name, caption, speeds in (
+        ("training", "training speed, measured alone", alone),
+        ("decoding", "decoding speed", decoding),
+    ):
+        if speeds:
+
+            def fill(axes: Axes, name=name, speeds=speeds) -> None:
+                _points(axes, name, speeds, count_ticks)
+
+            yield f"Against {caption}", draw(name, f"{name}, tokens/s", y, fill)
 
 
 def _points(axes: Axes, name: str, points: list[tuple[int, float, dict]], ticks: Callable[[Axis], None]) -> None:

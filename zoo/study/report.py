@@ -11,7 +11,7 @@ from zoo.study.results import refuse_other_data
 from zoo.study.runner import Runner
 from zoo.study.slots import Slots
 from zoo.study.state import DONE, StudyFolder, refuse_other_settings
-from zoo.study.tables import tables
+from zoo.study.tables import all_notes, tables
 from zoo.tables import Table, Text, rendered
 
 STYLES = {"better": "green", "worse": "red", "undecided": "yellow", "missing": "yellow"}
@@ -43,7 +43,7 @@ def as_text(found: dict[str, Any], width: int | None = None) -> str:
     results = found["results"]
     parts: list = [Text(f"{results['study']}  {results['summary']}".rstrip(), style="bold"), Text()]
     parts += [Text(each["sentence"], style=STYLES.get(each["outcome"], "")) for each in results["verdicts"]]
-    parts += [Text(), *(Text(f"note: {note}") for note in results["notes"]), Text()]
+    parts += [Text(), *(Text(f"note: {note}") for note in all_notes(found)), Text()]
     for title, head, lines in tables(found):
         table = Table(title, *head[1:])
         for column, heading in zip(table.columns[1:], head[1:], strict=True):
@@ -60,7 +60,7 @@ def as_markdown(found: dict[str, Any]) -> str:
     results = found["results"]
     lines = [f"**{results['study']}** {results['summary']}".rstrip(), ""]
     lines += [f"- {each['sentence']}" for each in results["verdicts"]]
-    lines += ["", *(f"- Note: {note}" for note in results["notes"])]
+    lines += ["", *(f"- Note: {note}" for note in all_notes(found))]
     for title, head, rows in tables(found):
         ruler = "".join("---:|" if heading else "---|" for heading in head[1:])
         lines += ["", f"| {title} | {' | '.join(map(_cell, head[1:]))} |", f"|---|{ruler}"]

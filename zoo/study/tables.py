@@ -12,6 +12,11 @@ _EQUAL = {True: "equal", False: "not equal", None: "open"}
 _SCORES = {True: "score", False: "further scores, not decided"}
 
 
+def all_notes(found: dict[str, Any]) -> list[str]:
+    """What limits the conclusions, and what was measured."""
+    return [*found["results"]["notes"], *found["measured"]["notes"]]
+
+
 def tables(found: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """(title, headings, rows) of each table; the title is the heading of the first column.
 
@@ -21,6 +26,7 @@ def tables(found: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[st
     architectures = found["results"]["architectures"]
     yield "quality", *_quality(found)
     yield "cost", *_cost(found)
+    yield "training speed", *_training_speed(found)
     if any(each["losses_of_choice"] for each in architectures):
         labels = list(architectures[0]["points"])
         rows = [[each["name"], *(_choice(each, label) for label in labels)] for each in architectures]
@@ -43,16 +49,41 @@ def _quality(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _cost(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    head = ["", "parameters", "KV cache", "training tokens/s", "speed-up in compute", "in time"]
+    head = ["", "parameters", "KV cache", "speed-up in compute", "in time"]
     decodes = any(each["decoding"] for each in found["measured"]["architectures"].values())
     rows = []
     for each in found["results"]["architectures"]:
         measured = found["measured"]["architectures"][each["name"]]
-        speed = f"{measured['tokens_per_s']:,.0f}" if measured["tokens_per_s"] else NO_VALUE
-        row = [each["name"], decimal(each["parameters"]), binary(each["cache_held_bytes"]), speed]
-        row += _speedups(each, measured)
+        row = [each["name"], decimal(each["parameters"]), binary(each["cache_held_bytes"])]
+        row += _speedups(each, measured, each["name"] in found["measured"]["comparison"]["not_comparable"])
         rows.append([*row, *([decoding_text(measured["decoding"])] if decodes else [])])
     return [*head, *(["decoding, tokens/s"] if decodes else [])], rows
+
+
+def _training_speed(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Tokens a second alone, where that was measured, and in the runs, with how many of these shared a device."""
+    measured = found["measured"]["architectures"]
+    alone = any(each["alone"] for each in measured.values())
+    rows = []
+    for name in (each["name"] for each in found["results"]["architectures"]):
+        each = measured[name]
+        row = [name, *([_tokens((each["alone"] or {}).get("tokens_per_s"))] if alone else [])]
+        rows.append([*row, _tokens(each["tokens_per_s"]), _sharing(each)])
+    return ["", *(["alone, tokens/s"] if alone else []), "in the runs, tokens/s", "runs on their device"], rows
+
+
+def _tokens(speed: float | None) -> str:
+    return NO_VALUE if speed is None else f"{speed:,.0f}"
+
+
+def _sharing(measured: dict) -> str:
+    """How many runs were on the device of an architecture's runs, one number if it is that of all of them."""
+    if measured["tokens_per_s"] is None:
+        return NO_VALUE
+    if measured["runs_on_device"] is None:
+        return "not known"
+    low, high = (f"{number:.1f}" for number in measured["runs_on_device"])
+    return low if low == high else f"{low} to {high}"
 
 
 def _mean(mean: dict | None) -> str:
@@ -66,14 +97,15 @@ def _bounds(difference: dict) -> str:
     return f"{difference['holm_low']:+.4f} to {difference['holm_high']:+.4f}{mark}"
 
 
-def _speedups(each: dict, measured: dict) -> list[str]:
+def _speedups(each: dict, measured: dict, not_comparable: bool) -> list[str]:
     found = each["speedup"]
     if not found or found["compute"] is None:
         return [NO_VALUE, NO_VALUE]
     mark = " (extrapolated)" if found["extrapolated"] else ""
     bounds = f" ({found['low']:.2f} to {found['high']:.2f})" if found["low"] and found["high"] else ""
     time = measured["speedup_time"]
-    return [f"{found['compute']:.2f}x{bounds}{mark}", f"{time:.2f}x" if time else NO_VALUE]
+    in_time = "not comparable" if not_comparable else f"{time:.2f}x" if time else NO_VALUE
+    return [f"{found['compute']:.2f}x{bounds}{mark}", in_time]
 
 
 def decoding_text(rows: list[dict]) -> str:

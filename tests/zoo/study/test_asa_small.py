@@ -12,8 +12,10 @@ from zoo.study.expand import expand
 from zoo.study.findings import findings
 from zoo.study.runner import Runner
 from zoo.study.slots import Slots
+from zoo.study.speeds import NOT_KNOWN
 from zoo.study.state import DONE, StudyFolder, refuse_other_settings
 from zoo.study.statistics import differences, paired
+from zoo.study.tables import tables
 
 ROOT = Path(__file__).parents[3]
 DOCS, RECIPES = ROOT / "docs" / "studies", ROOT / "recipes" / "studies" / "asa_small"
@@ -181,3 +183,16 @@ def test_the_outcomes_of_the_whole_study_have_the_same_rows():
     """Those that the script's text and this version's tokenizer give; study.yaml cannot go on with others."""
     files = (DOCS / "asa_small" / "outcomes").glob("*.json")
     assert {json.loads(path.read_text())["results"]["data"] for path in files} == {"63aed7707b581ebf"}
+
+
+def test_the_speeds_of_these_runs_are_not_compared(found):
+    """Their version did not record how many runs were on a GPU: 8, and 4 for the last architecture."""
+    measured = found["full"]["measured"]
+    assert [run["runs_on_device"] for each in measured["runs"].values() for run in each] == [None] * 36
+    others = list(measured["architectures"])[1:]
+    assert measured["comparison"] == {"basis": "runs", "not_comparable": dict.fromkeys(others, NOT_KNOWN)}
+    assert {measured["architectures"][name]["speedup_time"] for name in others} == {None}
+    assert "zoo study run measures each of them alone" in measured["notes"][0]
+    shown = {title: rows for title, _, rows in tables(found["full"])}
+    assert [row[4] for row in shown["cost"][1:]] == ["not comparable"] * 8
+    assert [row[-1] for row in shown["training speed"]] == ["not known"] * 9

@@ -91,6 +91,25 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_results(tmp_p
 
 
 @pytest.mark.long
+def test_speeds_are_measured_after_the_runs_and_the_runs_say_how_many_shared_the_device(tmp_path):
+    study = write(tmp_path, "toy")
+    content = json.loads(study.read_text()) | {"grid": {}}
+    study.write_text(json.dumps(content))
+    finish(start(study), study)
+    measured = json.loads((tmp_path / "toy" / "measured.json").read_text())
+    shared = [run["runs_on_device"] for each in measured["runs"].values() for run in each]
+    assert len(shared) == 4
+    assert all(1.0 <= each <= 2.0 for each in shared)
+    study.write_text(json.dumps(content | {"measure": {"contexts": [16], "training": True}}))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "toy" / "runs").rglob("*")}
+    finish(start(study), study)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "toy" / "runs").rglob("*")} == before
+    measured = json.loads((tmp_path / "toy" / "measured.json").read_text())
+    assert measured["comparison"] == {"basis": "alone", "not_comparable": {}}
+    assert all(each["alone"]["tokens_per_s"] > 100 for each in measured["architectures"].values())
+
+
+@pytest.mark.long
 def test_a_task_more_is_scored_and_nothing_is_trained_anew_and_other_text_is_refused(tmp_path):
     study = write(tmp_path, "toy")
     (tmp_path / "text").mkdir()

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from tests.zoo.study.conftest import TINY, runner_of
-from tests.zoo.study.synthetic import finish_study, write_device
+from tests.zoo.study.synthetic import finish_study, write_device, write_training_speed
 from zoo.errors import ZooError
 from zoo.files import write_sealed_json
 from zoo.study.findings import findings
@@ -123,6 +123,25 @@ def test_threads_of_another_kind_are_named(study, value):
     (folder.path / "threads.json").write_text(json.dumps({"threads": value}))
     with pytest.raises(ZooError, match=r"threads\.json: damaged, or of another version: threads: "):
         folder.threads(2)
+
+
+TRAINING = [5, {"rows": []}, {"rows": [5]}, {"version": 5}, {"recipe": []}, {}]
+
+
+@pytest.mark.parametrize("content", [*TRAINING, {"rows": [{"tokens_per_s": 0}]}, {"rows": [{"machine": None}]}])
+def test_training_speeds_of_another_kind_are_named(study, content):
+    runner = study()
+    write_training_speed(runner, runner.all()[0], 200.0)
+    file = runner.folder.training_speed / "tiny_full.json"
+    good = json.loads(file.read_text())
+    assert write_report(runner.runs, runner.folder)["measured"]["architectures"]["tiny_full"]["alone"]
+    if isinstance(content, dict) and content:
+        if content.get("rows") and isinstance(content["rows"][0], dict):
+            content = {"rows": [good["rows"][0] | content["rows"][0]]}
+        content = good | content
+    file.write_text(json.dumps(content))
+    with pytest.raises(ZooError, match=r"speed/training/tiny_full\.json: damaged.*; remove it, and zoo study run"):
+        write_report(runner.runs, runner.folder)
 
 
 @pytest.mark.parametrize("value", ["x", None, -1, LARGE, [1]])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.zoo.study.conftest import TINY, runner_of
-from tests.zoo.study.synthetic import finish_study
+from tests.zoo.study.synthetic import finish_study, write_training_speed
 from zoo.study.report import as_markdown, as_text, write_report
 from zoo.study.tables import tables
 
@@ -39,8 +39,10 @@ def study(tmp_path_factory):
         return 3 + gain[run.architecture] + 0.2 * away + 0.02 * run.seed + 0.001 * (len(run.id) * run.seed % 5)
 
     finish_study(runner, loss, lambda run: {"mqar": {"accuracy": 0.6 + 0.01 * run.seed, "nats": 1.0}})
-    runner.folder.speed.mkdir(exist_ok=True)
     for number, name in enumerate(runner.runs.architectures):
+        if name != "nsa":
+            counting = next(iter(runner.runs.counting(name, runner.point(name))))
+            write_training_speed(runner, counting, 1000.0 + 100 * number)
         row = {"context": 2048, "batch": 1, "decode_ms": 5.0 + number, "prefill_ms": 1.0}
         (runner.folder.speed / f"{name}.json").write_text(json.dumps({"rows": [row]}))
     return runner_of(path)
@@ -78,9 +80,37 @@ def test_every_table_has_cells_for_every_heading(found):
         assert rows
         assert {len(row) for row in rows} == {len(head)}, title
     further = "further scores, not decided"
-    assert titles == ["quality", "cost", "loss that chooses (* chosen)", "score", further, "what was equal"]
+    assert titles == [
+        "quality",
+        "cost",
+        "training speed",
+        "loss that chooses (* chosen)",
+        "score",
+        further,
+        "what was equal",
+    ]
     cost = next(rows for title, _, rows in tables(found) if title == "cost")
     assert cost[0][-1] == "200 at 1 x 2,048"
+    speed = next(rows for title, _, rows in tables(found) if title == "training speed")
+    assert speed == [
+        ["tiny_full", "1,000", "200", "not known"],
+        ["tiny_window", "1,100", "200", "not known"],
+        ["nsa", "–", "200", "not known"],
+    ]
+
+
+def test_a_speed_that_was_not_measured_is_not_compared_and_every_report_says_so(study, found):
+    said = (
+        "Training speeds are not comparable between tiny_full and nsa: only the first of these was measured alone; "
+        "with training: true under measure: in the study file, zoo study run measures each of them alone."
+    )
+    assert found["measured"]["notes"] == [said]
+    files = [(study.folder.path / name).read_text() for name in ("report.md", "report.html", "measured.json")]
+    for text in (as_text(found, 400), *files):
+        assert said in text
+    cost = next(rows for title, _, rows in tables(found) if title == "cost")
+    assert [row[4] == "not comparable" for row in cost] == [False, False, True]
+    assert "training time at the speed measured alone; not comparable: nsa" in files[1]
 
 
 def test_markdown_tables_are_whole_and_pipes_are_escaped(found):
@@ -112,7 +142,8 @@ def test_the_page_has_verdicts_first_then_drawings_tables_and_what_a_repetition_
     places = [text.index(each) for each in order]
     assert places == sorted(places)
     for caption in ("Against tokens", "Against training FLOPs", "Against training time", "Against the KV cache",
-                    "Against decoding speed", "Against train.optimizer.lr"):  # fmt: skip
+                    "Against training speed, measured alone", "Against decoding speed",
+                    "Against train.optimizer.lr"):  # fmt: skip
         assert caption in text
     assert "nsa-lr=0.002-seed4 diverged" in text
     assert "d_ff: 352" in text
@@ -148,7 +179,7 @@ def test_the_page_can_be_read_at_every_width_in_light_and_in_dark(browser, page,
     browser.open(page)
     assert browser.errors == []
     assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert browser.evaluate("document.querySelectorAll('figure svg').length") == 9
+    assert browser.evaluate("document.querySelectorAll('figure svg').length") == 10
     assert browser.evaluate("Math.max(...[...document.querySelectorAll('figure')].map(e => e.offsetWidth))") < 700
     contrast, where = browser.evaluate(CONTRAST)
     assert contrast >= 4.5, where

@@ -6,6 +6,7 @@ task takes no power from any decision.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from zoo.report.columns import data_read
@@ -94,7 +95,7 @@ def _conclude_scores(found: dict[str, dict], runner: Runner) -> dict[str, Any]:
     by_itself = {key: difference(each, steps[key[1:]]) for key, each in pairs.items() if each and key not in family}
     for name, each in found.items():
         for (task, metric), numbers in names.items():
-            mean = Mean.of(list(values[name, task, metric].values()), steps[task, metric])
+            mean = _mean(values[name, task, metric], numbers)
             key = name, task, metric
             apart = family.get(key) or by_itself.get(key)
             each["scores"].setdefault(task, {})[metric] = {
@@ -120,6 +121,14 @@ def _score_names(found: Mapping[str, dict], runner: Runner) -> dict[tuple[str, s
                     for metric, numbers in run["scores"][task].items():
                         names.setdefault((task, metric), numbers)
     return names
+
+
+def _mean(of_seeds: Mapping[int, float], numbers: Mapping[str, Any]) -> Mean | None:
+    """Mean over seeds; the interval of a share ends at 0 and at 1."""
+    mean = Mean.of(list(of_seeds.values()), _step(numbers))
+    if mean is None or mean.low is None or mean.high is None or not numbers.get("share"):
+        return mean
+    return replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high))
 
 
 def _step(numbers: Mapping[str, Any]) -> float:

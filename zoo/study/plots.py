@@ -41,10 +41,13 @@ def _final(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     means = [each[f"mean_{metric}"] for each in architectures]
     if any(means):
         label = f"{UNITS[metric]}; lower is better"
-        caption = f"Mean and 95% interval; dotted: {architectures[0]['name']}"
         mark = means[0]["value"] if means[0] else None
+        dotted = f"; dotted: {architectures[0]['name']}" if mark is not None else ""
         height = 0.9 + 0.35 * len(means)
-        yield caption, draw("final", label, "", lambda axes: _rows(axes, "final", architectures, means, mark), height)
+        yield (
+            f"Mean and 95% interval{dotted}",
+            draw("final", label, "", lambda axes: _rows(axes, "final", architectures, means, mark), height),
+        )
 
 
 def _curves(found: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.zoo.study.synthetic import finish_study
 from zoo.evaluation.registry import task_class
+from zoo.study.comparing import _mean
 from zoo.study.config import StudyError
 from zoo.study.findings import findings
 from zoo.study.report import as_markdown, as_text, write_report
@@ -348,3 +349,14 @@ def test_another_architecture_can_be_the_one_compared_with(make_runner):
     assert other["sentence"].startswith("tiny_full: better than tiny_window by 0.1000")
     with pytest.raises(StudyError, match="no architecture 'full' in the study; known: tiny_full, tiny_window"):
         findings(runner, "full")
+
+
+def test_the_interval_of_a_share_ends_at_none_and_at_all_rows():
+    share, other = {"share": True, "rows": 100}, {"share": False, "rows": 100}
+    none, few, most = (
+        {seed: value for seed, value in enumerate(values)} for values in ([0.0] * 4, [0, 0.05], [1, 0.9])
+    )
+    assert (_mean(none, share).low, _mean(few, share).low, _mean(most, share).high) == (0.0, 0.0, 1.0)
+    assert 0 < _mean(none, share).high < 0.01
+    assert _mean(few, other).low < 0
+    assert _mean({1: 0.5}, share).low is None

@@ -56,6 +56,18 @@ def test_a_run_that_is_only_scored_changes_nothing(done):
     assert run_measured(runner.folder, run)["runs_on_device"] == 4.0
 
 
+def test_the_scoring_of_a_run_whose_study_was_killed_is_not_taken_for_its_training(done):
+    """The run itself went on to its end, which nobody counted."""
+    folder, run = done.folder, done.all()[0]
+    summary = folder.folder(run).summary.read_text()
+    folder.folder(run).summary.unlink()
+    sharing.begin(folder, run)
+    folder.folder(run).summary.write_text(summary)
+    sharing.begin(folder, run)
+    sharing.end(folder, run, Ended(run.id, 0, seconds=1000.0, runs_on_device=1.0))
+    assert sharing.runs_on_device(folder, run) is None
+
+
 def begun_by_an_earlier_version(folder, run):
     (folder.logs / f"device-{run.id}.json").unlink()
 

@@ -1,5 +1,6 @@
 """What a study reads back from its folder, checked: it may be damaged, or somebody else's.  No torch."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -168,7 +169,8 @@ def read_training_speed(path: Path) -> dict[str, Any]:
 
 
 def _check(kind: type[BaseModel], found: dict[str, Any], path: Path, way_out: str) -> None:
+    """`found` is used as it is, so its values must have the types themselves: "5" is no number."""
     try:
-        kind.model_validate(found)
+        kind.model_validate_json(json.dumps(found), strict=True)
     except ValidationError as error:
         raise StudyError(f"{path}: damaged, or of another version: {first_mistake(error)}; {way_out}") from error

@@ -73,6 +73,9 @@ OUTCOMES = [
     (["results"], ...),
     (["measured", "runs_on_device"], "x"),
     (["measured", "runs_on_device"], 0.5),
+    (["measured", "runs_on_device"], "2"),
+    (["measured", "tokens_per_s"], "200"),
+    (["results", "loss"], "3.5"),
     (["measured"], None),
     (["recipe"], "x"),
 ]
@@ -106,7 +109,7 @@ def test_a_summary_of_another_kind_is_named(study, key, value):
         findings(study())
 
 
-ROWS = [5, {"rows": 5}, {"rows": [5]}, *({"rows": [{"context": 8, "batch": 1, "decode_ms": v}]} for v in (0, "x", -1))]
+ROWS = [5, {"rows": 5}, {"rows": [5]}, *({"rows": [{"context": 8, "batch": 1, "decode_ms": v}]} for v in (0, "x", -1, "5"))]
 
 
 @pytest.mark.parametrize("content", [*ROWS, {"rows": [{}]}])
@@ -117,7 +120,7 @@ def test_speeds_of_another_kind_are_named(study, content):
         write_report(runner.runs, runner.folder)
 
 
-@pytest.mark.parametrize("value", [0, -1, "x", None, LARGE, [1]])
+@pytest.mark.parametrize("value", [0, -1, "x", "2", None, LARGE, [1]])
 def test_threads_of_another_kind_are_named(study, value):
     folder = study().folder
     (folder.path / "threads.json").write_text(json.dumps({"threads": value}))
@@ -128,7 +131,10 @@ def test_threads_of_another_kind_are_named(study, value):
 TRAINING = [5, {"rows": []}, {"rows": [5]}, {"version": 5}, {"recipe": []}, {}]
 
 
-@pytest.mark.parametrize("content", [*TRAINING, {"rows": [{"tokens_per_s": 0}]}, {"rows": [{"machine": None}]}])
+ROW = [{"tokens_per_s": 0}, {"tokens_per_s": "200"}, {"machine": None}, {"machine": {"device": 5}}]
+
+
+@pytest.mark.parametrize("content", [*TRAINING, *({"rows": [row]} for row in ROW)])
 def test_training_speeds_of_another_kind_are_named(study, content):
     runner = study()
     write_training_speed(runner, runner.all()[0], 200.0)
@@ -144,7 +150,7 @@ def test_training_speeds_of_another_kind_are_named(study, content):
         write_report(runner.runs, runner.folder)
 
 
-@pytest.mark.parametrize("value", ["x", None, -1, LARGE, [1]])
+@pytest.mark.parametrize("value", ["x", "20", None, -1, LARGE, [1]])
 def test_records_of_sharing_of_another_kind_are_named(study, value):
     runner = study()
     run = runner.all()[0]

@@ -247,7 +247,7 @@ class Runner:
             )
         while process.poll() is None:
             if self.stopping:
-                process.terminate()
+                os.killpg(process.pid, signal.SIGTERM)  # also what it has just started, which does not watch it yet
                 process.wait()
             time.sleep(min(self._poll_s, 0.2))
         self._leave_if_stopping()

@@ -109,7 +109,12 @@ def test_a_summary_of_another_kind_is_named(study, key, value):
         findings(study())
 
 
-ROWS = [5, {"rows": 5}, {"rows": [5]}, *({"rows": [{"context": 8, "batch": 1, "decode_ms": v}]} for v in (0, "x", -1, "5"))]
+ROWS = [
+    5,
+    {"rows": 5},
+    {"rows": [5]},
+    *({"rows": [{"context": 8, "batch": 1, "decode_ms": v}]} for v in (0, "x", -1, "5")),
+]
 
 
 @pytest.mark.parametrize("content", [*ROWS, {"rows": [{}]}])

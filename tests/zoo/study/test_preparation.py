@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.zoo.study.conftest import TINY
+from tests.zoo.study.test_runner import alive
 from zoo import load_recipe
 from zoo.blocks.making import PartError
 from zoo.data.identity import DataRecord
@@ -103,13 +104,6 @@ study.wait_for(command, Path("log.txt"))
         process.kill()
         process.wait()
     until = time.monotonic() + 30
-    while _runs(child):
+    while alive(int(child)):
         assert time.monotonic() < until, "the preparation goes on without its study"
         time.sleep(0.05)
-
-
-def _runs(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -1,11 +1,18 @@
 """Training speeds: how many runs shared a device, which speeds are compared, and those that are measured alone."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from tests.zoo.study.conftest import TINY
 from tests.zoo.study.synthetic import finish_study, write_device, write_training_speed
+from tests.zoo.study.test_runner import alive, children
 from zoo.files import read_json
 from zoo.processes import processor
 from zoo.study import measuring, speeds
@@ -13,6 +20,7 @@ from zoo.study.findings import findings
 from zoo.study.gpus import Gpu
 from zoo.study.measuring import training_speed
 from zoo.study.report import as_markdown, as_text
+from zoo.study.runner import Interrupted
 from zoo.study.tables import tables
 
 BENCH = """
@@ -211,8 +219,6 @@ def test_without_the_key_training_is_not_measured(study, bench):
 
 
 def test_a_measurement_that_fails_is_said_and_the_others_go_on(study, make_runner, bench):
-    from tests.zoo.study.conftest import TINY
-
     keys = {"recipes": [{"recipe": str(TINY / "full.yaml"), "name": "FAIL"}, "window"], "measure": MEASURE}
     runner = study(device=lambda run: processor(), **keys)
     said = []
@@ -226,6 +232,25 @@ def test_a_measurement_that_fails_is_said_and_the_others_go_on(study, make_runne
     bench()
     make_runner(**keys).run()
     assert [asked[:2] for asked in bench()] == [["decode", "FAIL-seed1"], ["train", "FAIL-seed1"]]
+
+
+def test_a_study_that_is_stopped_while_it_measures_goes_on_later(study, make_runner, bench):
+    runner = study(device=lambda run: processor(), measure=MEASURE)
+
+    def stop(text: str) -> None:
+        runner.stopping += text == "tiny_full: measuring training speed"
+
+    runner.say = stop
+    with pytest.raises(Interrupted, match=r"^stopped with 8 of 8 runs done; the same command continues$"):
+        runner.run()
+    assert [path.name for path in runner.folder.training_speed.iterdir()] == []
+    bench()
+    make_runner(measure=MEASURE).run()
+    assert [asked[:2] for asked in bench()] == [
+        ["train", "tiny_full-seed1"],
+        ["decode", "tiny_window-seed1"],
+        ["train", "tiny_window-seed1"],
+    ]
 
 
 def test_training_is_not_measured_on_another_device_than_that_of_the_runs(study, bench):
@@ -251,9 +276,38 @@ def test_training_is_measured_on_the_first_gpu(study, bench, monkeypatch):
     assert [each.get("CUDA_VISIBLE_DEVICES") for each in seen] == [None, "3", None, "3"]
 
 
-def test_the_study_of_the_docs_asks_for_it():
-    from pathlib import Path
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_measurement_ends_with_a_study_that_is_killed(tmp_path):
+    """It would go on beside the measurement that the next study makes."""
+    recipe = str(TINY / "full.yaml")
+    study = f"""
+import zoo.study.runner as runner
+from pathlib import Path
+from zoo.study import measuring
+study = runner.Runner.__new__(runner.Runner)
+study.stopping, study._poll_s, study.say = False, 0.1, print
+asked = ["train", {recipe!r}, "--steps", "1000000"]
+measuring._bench(study, "tiny", "training", asked, Path("speed.json"), Path("log.txt"), {{}})
+"""
+    process, pids = subprocess.Popen([sys.executable, "-c", study], cwd=tmp_path), []
+    try:
+        while len(pids) < 2:  # zoo bench, and the process that it measures in
+            assert process.poll() is None, (tmp_path / "log.txt").read_text()
+            time.sleep(0.05)
+            pids = [child for each in children(process.pid) for child in (each, *children(each))]
+        time.sleep(1)  # for the second to watch the first
+        process.kill()
+        process.wait()
+        until = time.monotonic() + 30
+        while any(map(alive, pids)):
+            assert time.monotonic() < until, "the measurement goes on without its study"
+            time.sleep(0.05)
+    finally:
+        for pid in filter(alive, [process.pid, *pids]):
+            os.kill(pid, signal.SIGKILL)
 
+
+def test_the_study_of_the_docs_asks_for_it():
     from zoo.study.config import load_study
 
     path = Path(__file__).parents[3] / "recipes" / "studies" / "asa_small" / "study.yaml"

@@ -83,7 +83,11 @@ def _time_caption(found: dict[str, Any], curves: list[list]) -> str:
     shown = zip(found["results"]["architectures"], curves, strict=True)
     lacking = [each["name"] for each, curve in shown if not curve]
     text = "training time at the speed measured alone" if alone else "training time of the runs"
-    return f"{text}; not comparable: {', '.join(lacking)}" if lacking else text
+    return f"{text}{_not_comparable(lacking)}"
+
+
+def _not_comparable(names: list[str]) -> str:
+    return f"; not comparable: {', '.join(names)}" if names else ""
 
 
 def _above(curves: list[list[list[float]]]) -> Iterator[list[float]]:
@@ -162,16 +166,20 @@ def _trade_offs(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         lengths = sorted({each["cache_length"] for _, each, _ in usable})
         caption = f"Against the KV cache of one row of {' or '.join(f'{n:,}' for n in lengths)} tokens, bf16"
         yield caption, draw("cache", "KV cache", y, lambda axes: _points(axes, "cache", sizes, size_ticks))
-    alone, decoding = [], []
+    alone, decoding, lacking = [], [], []
     comparison = found["measured"]["comparison"]
     for i, each, mean in usable:
         measured = found["measured"]["architectures"][each["name"]]
         rows = [row for row in measured["decoding"] if not row.get("skipped")]
         decoding += [(i, tokens_per_s(rows[0]), mean)] if rows else []
-        if comparison["basis"] == ALONE and each["name"] not in comparison["not_comparable"]:
+        if each["name"] in comparison["not_comparable"]:
+            lacking.append(each["name"])
+        elif comparison["basis"] == ALONE:
             alone.append((i, measured["alone"]["tokens_per_s"], mean))
+    if len(alone) == 1 < len(usable):  # nothing to compare it with
+        alone = []
     for name, caption, speeds in (
-        ("training", "training speed, measured alone", alone),
+        ("training", f"training speed, measured alone{_not_comparable(lacking)}", alone),
         ("decoding", "decoding speed", decoding),
     ):
         if speeds:

@@ -111,6 +111,7 @@ def test_a_speed_that_was_not_measured_is_not_compared_and_every_report_says_so(
     cost = next(rows for title, _, rows in tables(found) if title == "cost")
     assert [row[4] == "not comparable" for row in cost] == [False, False, True]
     assert "training time at the speed measured alone; not comparable: nsa" in files[1]
+    assert "training speed, measured alone; not comparable: nsa" in files[1]
 
 
 def test_markdown_tables_are_whole_and_pipes_are_escaped(found):

@@ -19,6 +19,7 @@ from zoo.study import measuring, speeds
 from zoo.study.findings import findings
 from zoo.study.gpus import Gpu
 from zoo.study.measuring import training_speed
+from zoo.study.plots import drawings
 from zoo.study.report import as_markdown, as_text
 from zoo.study.runner import Interrupted
 from zoo.study.tables import tables
@@ -140,6 +141,8 @@ def test_speeds_alone_on_other_machines_or_versions_are_not_compared(study):
         measured = findings(runner)["measured"]
         assert measured["comparison"]["not_comparable"] == {"tiny_window": speeds.OTHER_MACHINE}
         assert "remove speed/training in the study's folder" in measured["notes"][0]
+        drawn = [caption for group in drawings(findings(runner)).values() for caption, _ in group]
+        assert not [caption for caption in drawn if "training time" in caption or "training speed" in caption]
     write_training_speed(runner, last, 500.0, date="2027-01-01")
     assert findings(runner)["measured"]["comparison"]["not_comparable"] == {}
 

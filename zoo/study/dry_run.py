@@ -73,7 +73,7 @@ def _facts(runner: Runner, found: dict, where: str):
     yield f"time: {time}{' without the tasks' if config.tasks else ''} ({found['basis']}); {where}"
     if config.measure:
         speeds = "decoding and training speed" if config.measure.training else "decoding speed"
-        yield f"at the end the {speeds} of each architecture, measured alone, unless that is done (not in the time)"
+        yield f"at the end, what is missing of each architecture's {speeds} is measured alone; the time is without that"
     if config.match:
         yield f"parameters matched within {config.match.parameters:.2%}:"
         yield from (f"  {change}" for change in described(runs.changes))

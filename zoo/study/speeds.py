@@ -53,7 +53,7 @@ def range_of_sharing(runs: Sequence[dict]) -> tuple[float, float] | None:
 def _why_not(first: dict, other: dict, basis: str) -> str | None:
     """Why the training speeds of two architectures cannot be compared; None if they can."""
     if basis == ALONE:
-        if not (first["alone"] and other["alone"]):
+        if not other["alone"]:
             return NOT_ALONE
         return None if first["alone"]["machine"] == other["alone"]["machine"] else OTHER_MACHINE
     if first["tokens_per_s"] is None or other["tokens_per_s"] is None:

@@ -38,7 +38,7 @@ def test_a_dry_run_says_runs_tokens_flops_and_time_and_trains_nothing(write_stud
     assert "6.14M tokens, " in said
     assert "training FLOPs time: about " in said
     assert said.count("wide: ffn.d_ff 512 -> 352") == 1
-    assert "at the end the decoding and training speed of each architecture, measured alone" in said
+    assert "at the end, what is missing of each architecture's decoding and training speed is measured alone" in said
     assert not (tmp_path / "out").exists()
 
 

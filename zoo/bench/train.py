@@ -14,6 +14,7 @@ from typing import Any
 
 from zoo.bench import processes
 from zoo.bench.machine import heading
+from zoo.child import plugin_options
 from zoo.errors import ZooError
 
 WARM_UP = 4  # batches before the clock starts: kernels are compiled, the micro-batch is found, graphs are captured
@@ -60,7 +61,7 @@ def _in_a_process(path: str, overrides: list[str], steps: int, data: bool, peer:
     asked = [path, "--steps", str(steps), "--started", str(time.time())]
     asked += ["--data"] * data + (["--peer", peer] if peer else [])
     asked += [part for override in overrides for part in ("--set", override)]
-    command = processes.command("train_step", asked)
+    command = processes.command("train_step", [*asked, *plugin_options()])
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -27,10 +27,15 @@ def main() -> None:
     parser.add_argument("--data", action="store_true", help="the recipe's own rows instead of random tokens")
     parser.add_argument("--peer", choices=["liger", "liger-compiled"])
     parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--plugin", action="append", default=[])
     arguments = parser.parse_args()
     started = arguments.started or time.time()
     import zoo
+    from zoo.blocks import load_plugin
     from zoo.errors import ZooError
+
+    for module in arguments.plugin:  # imported by the command before, so it can be
+        load_plugin(module)
 
     try:
         recipe = zoo.load_recipe(arguments.recipe, overrides=arguments.overrides)

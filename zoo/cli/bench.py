@@ -98,6 +98,7 @@ def decode(
     ] = None,
     json_file: JsonFile = None,
     plot_file: PlotFile = None,
+    plugins: Plugins = None,
 ) -> None:
     """Measure time and memory of prefill and decoding with a cache, and print the tables as Markdown."""
     contexts, batches = _numbers("--context", context), _numbers("--batch", batch)
@@ -105,7 +106,7 @@ def decode(
     from zoo.bench.decode_report import as_markdown, plot
 
     command = ["zoo bench decode", *map(str, recipes), f"--context {context}", f"--batch {batch}"]
-    command += [f"--set {override}" for override in overrides or []]
+    command += [f"--set {override}" for override in overrides or []] + _with(plugins)
     settings: dict[str, Any] = {
         "overrides": overrides or [],
         "command": " ".join(command),
@@ -130,12 +131,14 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every recipe. Repeatable.")
     ] = None,
     json_file: JsonFile = None,
+    plugins: Plugins = None,
 ) -> None:
     """Measure the time, the memory and the parts of a training step, and print the tables as Markdown."""
     from zoo.bench.train import as_markdown, measure
 
     command = ["zoo bench train", *map(str, recipes), f"--steps {steps}"]
     command += ["--data"] * data + ["--peers"] * peers + [f"--set {override}" for override in overrides or []]
+    command += _with(plugins)
     settings: dict[str, Any] = {"steps": steps, "data": data, "peers": peers, "command": " ".join(command)}
     report = measure(map(str, recipes), overrides or [], **settings, say=err, save=_saver(json_file))
     out(as_markdown(report))
@@ -178,10 +181,14 @@ def evaluation(
 
     command = f"zoo bench eval {model} --tasks {tasks}" + (f" --rows {rows}" if rows else "")
     command += f" --peers --batch-size {batch_size}" if peers else ""
-    command += "".join(f" --plugin {module}" for module in plugins or [])
+    command = " ".join([command, *_with(plugins)])
     settings: dict[str, Any] = {"peers": peers, "rows": rows, "batch_size": batch_size, "command": command}
     report = measure(str(model), tasks, **settings, say=err, save=_saver(json_file))
     out(as_markdown(report), end="")
+
+
+def _with(plugins: list[str] | None) -> list[str]:
+    return [f"--plugin {module}" for module in plugins or []]
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import __version__
-from zoo.child import python_module
+from zoo.child import plugin_options, python_module
 from zoo.files import present, read_json, write_json
 from zoo.processes import processor
 from zoo.recipe import Recipe, recorded_recipe
@@ -121,7 +121,7 @@ def _bench(
     """Run `zoo bench ...`; returns a temporary file with its report, None if it failed, which is then said."""
     runner.say(f"{name}: measuring {what} speed")
     temporary = file.with_name(f".measuring-{file.name}")
-    command = python_module("zoo.study.bench", ["bench", *asked, "--json", str(temporary)])
+    command = python_module("zoo.study.bench", ["bench", *asked, "--json", str(temporary), *plugin_options()])
     if runner.wait_for(command, log, environment) == 0:
         return temporary
     temporary.unlink(missing_ok=True)  # of bench decode it may hold a part

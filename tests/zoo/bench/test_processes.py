@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.bench import evaluation, evaluation_step, processes, train
+from zoo.bench import evaluation, evaluation_step, processes, train, train_step
 
 PATIENCE_S = 300
 WAITS = """
@@ -88,7 +88,14 @@ def test_plugins_of_the_command_are_imported_by_the_process(monkeypatch):
     monkeypatch.setattr(processes, "command", lambda module, arguments: [sys.executable, "-c", shows, *arguments])
     monkeypatch.setattr("zoo.blocks.plugins.named_plugins", lambda: ["mine", "theirs"])
     assert list(evaluation._lines(["zoo", "run"], pytest.fail)) == [{"error": "zoo run --plugin mine --plugin theirs"}]
+    said = train._in_a_process("recipe.yaml", [], 1, False, None, lambda text: None)
+    assert said["error"].startswith("recipe.yaml --steps 1 ")
+    assert said["error"].endswith(" --plugin mine --plugin theirs")
     monkeypatch.setattr(evaluation_step, "end_with_the_command", lambda: None)  # of this process
     monkeypatch.setattr(sys, "argv", ["evaluation_step", "zoo", "run", "folder", "--plugin", "nowhere"])
     with pytest.raises(ValueError, match="plugin 'nowhere' cannot be imported"):
         evaluation_step.main()
+    monkeypatch.setattr(train_step, "end_with_the_command", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["train_step", "recipe.yaml", "--plugin", "nowhere"])
+    with pytest.raises(ValueError, match="plugin 'nowhere' cannot be imported"):
+        train_step.main()

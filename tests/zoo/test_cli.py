@@ -216,14 +216,31 @@ def test_a_place_that_takes_no_file_is_one_line_that_names_it(zoo, monkeypatch, 
     assert any(part in told for part in (Path(to).stem, "recipe.schema.json", "loop")), told
 
 
-def test_a_reader_that_goes_away_is_no_error():
+def buffered(wanted: bool) -> dict[str, str]:
+    """The environment, in which Python holds its output back until it ends, or does not."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return environment if wanted else environment | {"PYTHONUNBUFFERED": "1"}
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["buffered", "unbuffered"])
+def test_a_reader_that_goes_away_is_no_error(held):
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "zoo", "show", ANSA]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, env=buffered(held))
     os.close(write)
     assert done.stderr == ""
-    assert done.returncode in (0, 1)
+    assert done.returncode == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("held", [True, False], ids=["buffered", "unbuffered"])
+def test_output_that_a_full_disk_does_not_take_is_one_line(held):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "zoo", "show", ANSA]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=buffered(held))
+    assert done.stderr == "standard output: cannot be written: No space left on device\n"
+    assert done.returncode == 1
 
 
 def test_a_signal_after_the_work_is_done_leaves_the_exit_code():

@@ -9,7 +9,7 @@ import errno
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -19,7 +19,7 @@ from zoo.child import MESSAGE_PIPE, import_nothing_from_here
 from zoo.cli.app import App
 from zoo.cli.starting import leave_out_of_searches, without_pydantic_plugins
 from zoo.errors import AlreadyTold, RecipeError, ZooError
-from zoo.terminal import err, out, tolerate_encoding
+from zoo.terminal import err, out, reader_gone, tolerate_encoding
 
 COMMANDS = {  # in the order of the help
     "init": "zoo.cli.folders:init",
@@ -103,8 +103,7 @@ def run(arguments: list[str] | None = None) -> int:
         if not refusal or os.environ.get("ZOO_TRACEBACK"):
             raise
         _tell(f"{error.filename or 'standard output'}: {refusal}: {error.strerror}")
-        with contextlib.suppress(OSError, ValueError):  # what was not written would fail once more when Python ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more(sys.stdout)
         return 1
     except Exception as error:
         from zoo.training.failures import explained
@@ -114,6 +113,30 @@ def run(arguments: list[str] | None = None) -> int:
         _tell(told)
         return 1
     return 0
+
+
+def _write_no_more(stream: TextIO) -> None:
+    """What a stream did not take would fail once more when Python ends, and give the exit code 120."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _written(code: int) -> int:
+    """Write what the two streams still hold; the exit code, 1 if standard output fails.
+
+    A reader that went away is no error, and there is nobody to tell.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError as error:
+            _write_no_more(stream)
+            if stream is sys.stdout:
+                code = code or 1
+                if not reader_gone(error):
+                    _tell(f"standard output: {REFUSALS.get(error.errno or 0, 'cannot be written')}: {error.strerror}")
+    return code
 
 
 def _has_working_directory() -> bool:
@@ -161,6 +184,7 @@ def main() -> None:
 
         _tell(traceback.format_exc().rstrip())
         code = 1
+    code = _written(code)
     for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # what was to be done is done; its exit code must stay
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -121,7 +121,7 @@ def _bench(
     """Run `zoo bench ...`; returns a temporary file with its report, None if it failed, which is then said."""
     runner.say(f"{name}: measuring {what} speed")
     temporary = file.with_name(f".measuring-{file.name}")
-    command = python_module("zoo.study.bench", ["bench", *asked, "--json", str(temporary), *plugin_options()])
+    command = python_module("zoo.cli.bench_of_study", ["bench", *asked, "--json", str(temporary), *plugin_options()])
     if runner.wait_for(command, log, environment) == 0:
         return temporary
     temporary.unlink(missing_ok=True)  # of bench decode it may hold a part

@@ -179,6 +179,8 @@ def main() -> int:
         traceback.print_exc()
         _reply(replies, {"failed": f"{type(error).__name__}: {error}"})
         return FAILED
+    for stream in (sys.stdout, sys.stderr):  # else each forked process would write it too, into the log of its run
+        stream.flush()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a library has set a handler of its own
     _reply(replies, {"ready": True})
     found = _serve(replies)

@@ -35,6 +35,7 @@ def test_forked_processes_end_as_started_ones_do(tmp_path):
         "    return int(arguments[0])\n"
     )
     environment = {**os.environ, "NEW": "7", "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    environment["PYTHONUNBUFFERED"] = ""  # as most users have it: output that is held back at the fork is doubled
     preloaded = Preloaded(environment, module="forked")
     command = python_module("forked", [])
 

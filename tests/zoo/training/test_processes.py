@@ -64,8 +64,8 @@ def test_a_killed_run_of_the_quickstart_goes_on_to_the_same_bits(tmp_path, envir
 
 
 def test_a_reader_that_goes_does_not_stop_training_nor_keep_ctrl_c_from_saving(recipe_file, tmp_path, environment):
-    """`zoo train ... 2>&1 | tee log`, and Ctrl-C, which ends tee first."""
-    run = tmp_path / "run"
+    """`zoo train ... 2>&1 | tee log`, and Ctrl-C, which ends tee first; output is held back, as in a user's shell."""
+    run, environment = tmp_path / "run", {name: v for name, v in environment.items() if name != "PYTHONUNBUFFERED"}
     arguments = command(recipe_file, run, "train.duration=2000ba", "train.checkpoint.every=1dur", "eval.every=1dur")
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         process.stdout.readline()

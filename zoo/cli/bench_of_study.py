@@ -1,6 +1,6 @@
 """The process that measures a speed for a study: `zoo bench ...`, which ends with the study, however that ends.
 
-    python -m zoo.study.bench bench train RECIPE ...
+    python -m zoo.cli.bench_of_study bench train RECIPE ...
 
 A measurement that outlives a study that was killed would run beside those of the next one, and make them slower.
 """

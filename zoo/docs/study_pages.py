@@ -17,23 +17,20 @@ def study_pages(root: Path) -> dict[str, str]:
     """
     from zoo.study.config import load_study
     from zoo.study.expand import expand
-    from zoo.study.findings import findings
     from zoo.study.page import as_page
     from zoo.study.plots import drawings
-    from zoo.study.runner import Runner
-    from zoo.study.slots import Slots
-    from zoo.study.state import DONE, StudyFolder, refuse_other_settings
+    from zoo.study.report import read_findings
+    from zoo.study.state import DONE, StudyFolder
 
     made = {}
     for path, file in STUDIES.items():
         runs, folder = expand(load_study(root / "recipes" / file)), StudyFolder(root / "docs" / path)
-        runner = Runner(runs, folder, Slots(1), scored=False)
-        refuse_other_settings(folder, runner.all())
-        if not all(runner.state(run).name == DONE for run in runner.all()):
+        found = read_findings(runs, folder)
+        every = [run for each in found["results"]["architectures"] for run in each["choosing_runs"] + each["runs"]]
+        if not all(run["state"] == DONE for run in every):
             raise ZooError(f"docs/{path}/outcomes: a run of recipes/{file} is missing")
-        found = findings(runner)
-        page = as_page(found, runs, folder)
-        made[f"{path}/report.html"] = page.replace(f"{Path.cwd()}{os.sep}", "")  # paths of the text: no matter where
+        page = as_page(found, runs, folder)  # with paths of the text, in the folder of the build
+        made[f"{path}/report.html"] = page.replace(f"{Path.cwd()}{os.sep}", "")
         for name, svg in _named(drawings(found)).items():
             made[f"{path}/{name}.svg"] = svg
     return made

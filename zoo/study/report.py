@@ -17,6 +17,17 @@ from zoo.tables import Table, Text, rendered
 STYLES = {"better": "green", "worse": "red", "undecided": "yellow", "missing": "yellow"}
 
 
+def read_findings(runs: Runs, folder: StudyFolder, against: str | None = None) -> dict[str, Any]:
+    """The `findings` of the runs in a folder, from which nothing is started.
+
+    Raises OtherSettings if there are runs that the study file does not describe, StudyError if their rows differ.
+    """
+    runner = Runner(runs, folder, Slots(1), scored=False)
+    refuse_other_settings(folder, runner.all())
+    refuse_other_data(folder, [(run, runner.rows(run)) for run in runner.all() if runner.state(run).name == DONE])
+    return findings(runner, against)
+
+
 def write_report(
     runs: Runs, folder: StudyFolder, html: Path | None = None, against: str | None = None
 ) -> dict[str, Any]:
@@ -27,10 +38,7 @@ def write_report(
     """
     from zoo.study.page import as_page
 
-    runner = Runner(runs, folder, Slots(1), scored=False)
-    refuse_other_settings(folder, runner.all())
-    refuse_other_data(folder, [(run, runner.rows(run)) for run in runner.all() if runner.state(run).name == DONE])
-    found = findings(runner, against)
+    found = read_findings(runs, folder, against)
     write_text(folder.path / "results.json", json_text(found["results"], indent=1))
     write_text(folder.path / "measured.json", json_text(found["measured"], indent=1))
     write_text(folder.path / "report.md", as_markdown(found))

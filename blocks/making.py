@@ -17,7 +17,7 @@ OWN = "zoo."  # what the names of the zoo's modules begin with
 
 
 class PartError(ValueError):
-    """A part of another package does not keep to the interface of its family. The message is one line."""
+    """Raised if a part of another package violates the interface of its family. The message is one line."""
 
 
 def is_own(thing: Any) -> bool:

@@ -77,7 +77,7 @@ streaming_memory.BuiltinSharedMemory = _Patient
 
 
 def check_room(needed: int, workers: int) -> None:
-    """Raise DataError if /dev/shm has no room for so many bytes, which processes that read rows hand over there."""
+    """Raise DataError if fewer than `needed` bytes are free in /dev/shm, through which worker processes pass rows."""
     if not SHARED_MEMORY.is_dir():
         return
     free = shutil.disk_usage(SHARED_MEMORY).free

@@ -1,6 +1,7 @@
 """A local folder of transformers, perhaps somebody else's: its config, and its tensors by name, nothing unpickled.
 
-Only regular files inside the folder are opened, sizes are bounded, and every failure is one line that names the file.
+Only regular files inside the folder are opened, and their sizes are limited. Each error message is one line and names
+the file.
 """
 
 import math

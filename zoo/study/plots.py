@@ -35,7 +35,7 @@ def _look(index: int) -> dict[str, Any]:
 
 
 def _final(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the verdicts rest on: the mean of each architecture with its interval, beside its name."""
+    """The final loss of each architecture, mean and interval, from which the verdicts follow."""
     results, metric = found["results"], found["results"]["metric"]
     architectures = results["architectures"]
     means = [each[f"mean_{metric}"] for each in architectures]
@@ -235,7 +235,7 @@ def _rows(
     mark: float | None,
     unit: int = 1,
 ) -> None:
-    """A row for each architecture, beside its name.  mark: where a dotted line stands.  unit: as of `_score`."""
+    """A labelled row for each architecture.  mark: position of a dotted line.  unit: as in `_score`."""
     if mark is not None:
         axes.axvline(mark, color="#808080", linestyle=(0, (1, 1)), linewidth=2.5)
     for index, mean in enumerate(means):

@@ -238,7 +238,7 @@ class Runner:
     def wait_for(self, command: list[str], log: Path, variables: Mapping[str, str] = {}) -> int:
         """Run a process while nothing else runs; it ends when the study is stopped.  Returns its exit code.
 
-        variables: of its environment, beside those of this process.  Raises Interrupted if the study is stopped.
+        variables: added to the environment of this process.  Raises Interrupted if the study is stopped.
         """
         with create(log) as file:
             environment = {**os.environ, **variables, PARENT: str(os.getpid())}

@@ -53,10 +53,11 @@ def main() -> None:
 def measure_recipe(recipe, steps: int, own_data: bool, started: float) -> dict:
     """Train with the zoo's engine for WARM_UP + steps + PROFILED batches in a folder that is removed."""
     from zoo.training.ahead import Ahead
-    from zoo.training.composer_import import import_composer
+    from zoo.training.lean_import import import_composer, import_streaming
 
     with Ahead(recipe) as ahead:
         import_composer()
+        import_streaming()  # random tokens do without it; `zoo train` does not
         return _measure(recipe, steps, own_data, started, ahead)
 
 

@@ -28,9 +28,10 @@ PATIENCE_S = 600.0  # for the process of a study that was killed, which still sa
 
 def preload() -> None:
     """Import what every run needs and takes seconds to import."""
-    from zoo.training.composer_import import import_composer
+    from zoo.training.lean_import import import_composer, import_streaming
 
     import_composer()  # without the packages that training does not use
+    import_streaming()
     import zoo.training.engine  # noqa: F401
 
 

@@ -15,6 +15,8 @@
 | damaged checkpoints, a lost `latest` link                             | checkpoints.py                            |
 | learning rates lag one batch, and are stored with the old duration    | `callbacks.LearningRate`                  |
 | TensorBoard: a new file every flush, doubled points after a resume    | `loggers.TensorBoard`                     |
+| a Trainer imports scikit-learn and models of transformers: seconds    | `_no_passes`                              |
+| a Trainer starts a process to learn the processor's name: a second    | `processor`                               |
 """
 
 import contextlib
@@ -24,8 +26,11 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
+import composer.core.engine as composer_engine
 import composer.utils.checkpoint as composer_checkpoint
+import composer.utils.collect_env as composer_environment
 import numpy as np
 import torch
 from composer import Callback, Trainer
@@ -33,6 +38,7 @@ from composer.callbacks import CheckpointSaver
 from composer.utils import dist, reproducibility
 
 from zoo.files import replace_durably
+from zoo.processes import processor
 from zoo.training.checkpoint_content import named, read_safely
 from zoo.training.checkpoints import TEMPORARY
 from zoo.training.interrupts import StopRequests
@@ -89,25 +95,39 @@ def _naming(load: Callable) -> Callable:
     return load_checkpoint
 
 
+def _no_passes() -> list:
+    """Of the passes that put a Trainer's algorithms in order: none, because the zoo has no algorithms.
+
+    Composer's own passes import all of its algorithms, and with them scikit-learn, pandas and BERT of transformers.
+    """
+    return []
+
+
 @contextlib.contextmanager
 def fixed() -> Iterator[None]:
-    """Composer with atomic writes, safe reads and without the expected warnings, for the length of a `with`."""
-    changed = {
-        "_write_checkpoint_file": _atomic(composer_checkpoint._write_checkpoint_file),
-        "_torch_load_with_validation": lambda path, map_location: read_safely(path, map_location),
-        "load_checkpoint": _naming(composer_checkpoint.load_checkpoint),
-    }
-    before = {name: getattr(composer_checkpoint, name) for name in changed}
+    """Composer with atomic writes, safe reads, a quick start and without the expected warnings, inside a `with`."""
+    changed: list[tuple[ModuleType, str, Callable]] = [
+        (composer_checkpoint, "_write_checkpoint_file", _atomic(composer_checkpoint._write_checkpoint_file)),
+        (
+            composer_checkpoint,
+            "_torch_load_with_validation",
+            lambda path, map_location: read_safely(path, map_location),
+        ),
+        (composer_checkpoint, "load_checkpoint", _naming(composer_checkpoint.load_checkpoint)),
+        (composer_engine, "_get_default_passes", _no_passes),
+        (composer_environment, "get_cpu_model", processor),
+    ]
+    before = [(module, name, getattr(module, name)) for module, name, _ in changed]
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        for name, function in changed.items():
-            setattr(composer_checkpoint, name, function)
+        for module, name, function in changed:
+            setattr(module, name, function)
         try:
             yield
         finally:
-            for name, function in before.items():
-                setattr(composer_checkpoint, name, function)
+            for module, name, function in before:
+                setattr(module, name, function)
 
 
 class RestoreRandomState(Callback):

@@ -10,10 +10,10 @@ from zoo.processes import end_with_launcher, launched, start_resource_tracker
 from zoo.runs.folder import RunFolder
 from zoo.training.ahead import Ahead
 from zoo.training.checkpoints import where_it_continues
-from zoo.training.composer_import import import_composer
 from zoo.training.continuing import Change, check_continues, check_data_of_complete, damage, refuse_untrained
 from zoo.training.failures import check_headroom, explain, in_reader
 from zoo.training.interrupts import Interrupted, StopRequests
+from zoo.training.lean_import import import_composer, import_streaming
 from zoo.training.loggers import check_installed
 from zoo.training.screen import Screen, log_to, stop_log
 from zoo.training.summary import Summary
@@ -69,6 +69,7 @@ def _run(
     try:
         with Ahead(recipe) as ahead:
             import_composer()  # takes seconds, and sets handlers of its own
+            import_streaming()
             from zoo.training.engine import run
 
             check_headroom()

@@ -324,3 +324,18 @@ def test_a_key_at_the_wrong_place_gets_the_right_one(load, key, hint):
     with pytest.raises(RecipeError, match=rf"--set {key}=1: {key}: unknown key ") as error:
         load(GOOD, f"{key}=1")
     assert hint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (
+            "data.source={kind: jsonl, paths: [a], path: b}",
+            "'paths' or 'data.tokenizer.path' or 'data.validation_source",
+        ),
+        ("model.blocks.near={kind: full, n_heads: 4, kv_rank: 8}", "'model.blocks.<name>.projection.kv_rank'"),
+    ],
+)
+def test_a_key_of_another_kind_is_not_sent_to_where_it_stands(load, change, hint):
+    with pytest.raises(RecipeError, match=f"unknown key .* Did you mean {hint}"):
+        load(GOOD, change)

@@ -125,7 +125,10 @@ def known_keys(path: Path, data: Any, definitions: dict[str, Any]) -> list[str]:
 
 
 def paths_of(name: str, below: Path, definitions: dict[str, Any]) -> list[str]:
-    """Where in a recipe a key of this name may stand, e.g. `train.optimizer.lr`; first the places under `below`."""
+    """Where in a recipe a key of this name may stand, e.g. `train.optimizer.lr`; first the places under `below`.
+
+    Not directly in `below`: there only a section of another kind has this key.
+    """
     found: dict[Path, None] = {}
 
     def walk(node: dict, path: Path) -> None:
@@ -138,8 +141,14 @@ def paths_of(name: str, below: Path, definitions: dict[str, Any]) -> list[str]:
                 walk(member["additionalProperties"], (*path, "<name>"))
 
     walk({"$ref": "#/$defs/Recipe"}, ())
-    nearest = sorted(found, key=lambda path: (path[: len(below)] != below, len(path)))
+    others = [path for path in found if not _same_place(path[:-1], below)]
+    nearest = sorted(others, key=lambda path: (path[: len(below)] != below, len(path)))
     return [".".join(map(str, path)) for path in nearest]
+
+
+def _same_place(path: Path, place: Path) -> bool:
+    """Whether a path of the schema, in which `<name>` stands for any name, is this place of a recipe."""
+    return len(path) == len(place) and all(a in (b, "<name>") for a, b in zip(path, place, strict=True))
 
 
 def _child(data: Any, part: str | int) -> Any:

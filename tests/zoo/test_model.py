@@ -96,6 +96,24 @@ def test_the_seed_alone_decides_the_weights():
     assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
 
 
+def test_every_linear_map_and_embedding_is_drawn_once_and_others_made_later_as_ever():
+    class Fills(torch.overrides.TorchFunctionMode):
+        """Memory that torch leaves as it is holds NaN."""
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            return found.fill_(math.nan) if func is torch.empty and found.is_floating_point() else found
+
+    config = small(KINDS, "full window mla gla nsa ansa.local ansa.global")
+    before = torch.get_rng_state()
+    with Fills():
+        model = build_model(config)
+        later = torch.nn.Linear(4, 4, bias=False)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    torch.set_rng_state(before)  # nothing else was drawn from it
+    assert torch.equal(later.weight, torch.nn.Linear(4, 4, bias=False).weight)
+
+
 def test_loss_is_cross_entropy_over_the_targets_only():
     model = build_model(small({"a": KINDS["full"]}, "a"))
     rows = tokens(2, 12)

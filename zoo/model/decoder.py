@@ -3,9 +3,10 @@
 Shapes: B batch, T tokens, C model width, N tokens of several rows, V vocabulary.
 """
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from zoo.model.cache import ModelCache
 from zoo.model.layer import Layer, make_norm
 from zoo.model.multi_token import MultiTokenModule, further_labels
 from zoo.recipe import ModelConfig, Recipe, load_recipe
+
+DRAWN = nn.Linear, nn.Embedding  # modules whose weights `initialise` draws
 
 
 class Decoder(nn.Module):
@@ -274,10 +277,27 @@ def build_model(
             model = Decoder(config)
         _check_counts(model)
         return model
-    model = Decoder(config)
+    with _not_drawn():
+        model = Decoder(config)
     _check_counts(model)
     initialise(model, seed)
     return model.to(device)
+
+
+@contextlib.contextmanager
+def _not_drawn() -> Iterator[None]:
+    """Linear maps and embeddings that are made inside a `with` keep what is in their memory.
+
+    PyTorch draws their weights when they are made, and `initialise` draws them again, which would take twice the time.
+    """
+    drawing = {kind: kind.reset_parameters for kind in DRAWN}
+    try:
+        for kind in DRAWN:
+            kind.reset_parameters = lambda module: None  # type: ignore[method-assign]
+        yield
+    finally:
+        for kind, draw in drawing.items():
+            kind.reset_parameters = draw  # type: ignore[method-assign]
 
 
 def _check_counts(model: Decoder) -> None:
@@ -331,9 +351,12 @@ def initialise(model: Decoder, seed: int) -> None:
         if id(module) in drawn:
             continue
         if isinstance(module, SelfInitialised):
+            for inside in module.modules():
+                if isinstance(inside, DRAWN):
+                    inside.reset_parameters()  # `initialise` of a part may leave it as PyTorch draws it
             module.initialise(generator, std, residual_std)
             drawn |= {id(inside) for inside in module.modules()}
-        elif isinstance(module, nn.Linear | nn.Embedding):
+        elif isinstance(module, DRAWN):
             module.weight.normal_(0.0, residual_std if id(module) in residual else std, generator=generator)
             bias = getattr(module, "bias", None)
             if bias is not None:

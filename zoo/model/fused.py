@@ -172,18 +172,21 @@ def _cross_entropy(
 
 
 def _import_liger() -> bool:
-    """Import liger-kernel, unless it is imported, without peft.
+    """Import liger-kernel, unless it is imported, without peft and transformers.
 
-    It imports peft only to learn whether peft is there, and peft imports transformers and scikit-learn: 2 s of the
-    first training step.
+    It imports peft only to learn whether peft is there, and transformers only to ask for an accelerator other than
+    CUDA. Both import scikit-learn: 2 to 4 s of the first training step.
     """
-    if "liger_kernel.utils" in sys.modules or "peft" in sys.modules:
+    if "liger_kernel.utils" in sys.modules:
         return True
-    sys.modules["peft"] = None  # type: ignore[assignment] # so that importing it raises ModuleNotFoundError
+    left_out = [name for name in ("peft", "transformers") if name not in sys.modules]
+    sys.modules |= dict.fromkeys(left_out)  # type: ignore[arg-type] # None: importing it raises ModuleNotFoundError
     try:
+        import liger_kernel.ops.cross_entropy
         import liger_kernel.utils
     finally:
-        del sys.modules["peft"]
+        for name in left_out:
+            del sys.modules[name]
     liger_kernel.utils.PEFT_AVAILABLE = importlib.util.find_spec("peft") is not None  # for liger's own models
     return True
 

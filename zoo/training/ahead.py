@@ -110,7 +110,8 @@ def _mark(recipe, job: int) -> Path:
 
 
 def compile_layer(recipe, index: int, device: str = "cuda", threads: int = 1) -> dict:
-    """A forward and backward pass of one layer, the last norm and the loss, as training calls them.
+    """A forward and backward pass of one layer, the last norm and the loss, as training calls them; then one without
+    gradients, as validation does.
 
     threads: if more than 1, a pass that launches nothing comes first and compiles kernels in so many threads.
     Returns what took how long, and why that pass failed if it did: see `_compile_in_threads`.
@@ -180,18 +181,26 @@ def _layer_step(recipe, index: int, device: str) -> Callable[[], None]:
         documents = Documents.from_starts(starts_BT, 2) if config.document_mask else None
         context = Context.for_tokens(rows, seq_len, device=device, documents=documents)
         bf16 = torch.autocast(device, torch.bfloat16, enabled=narrow)
+        head_VC = torch.randn(config.vocab_size, config.d_model, device=device, requires_grad=True)
+        labels_N = torch.zeros(4 * seq_len, dtype=torch.int64, device=device)
+
+        def hidden(x_BTC: torch.Tensor) -> torch.Tensor:
+            return norm(*layer(*layer(x_BTC, None, context), context))[1]
+
+        def loss(hidden_BTC: torch.Tensor) -> torch.Tensor:
+            hidden_NC = hidden_BTC.flatten(0, 1)[: len(labels_N)]
+            return fused.linear_cross_entropy(
+                hidden_NC, head_VC, labels_N[: len(hidden_NC)], config.logit_scale, config.logit_softcap
+            )
+
         with bf16, torch.autograd.set_multithreading_enabled(False):
             x_BTC = torch.randn(shape, device=device).to(stream_dtype).requires_grad_()
-            delta_BTC = torch.zeros(shape, device=device, dtype=torch.bfloat16 if narrow else torch.float32)
-            x_BTC, delta_BTC = layer(*layer(x_BTC, delta_BTC, context), context)
-            hidden_BTC = norm(x_BTC, delta_BTC)[1]
+            hidden_BTC = hidden(x_BTC)
             # Before the loss: threads compile these kernels while its kernel is imported, which takes a second.
             hidden_BTC.backward(torch.zeros_like(hidden_BTC))
-            hidden_NC = hidden_BTC.detach().flatten(0, 1)[: 4 * seq_len].requires_grad_()
-            head_VC = torch.randn(config.vocab_size, config.d_model, device=device, requires_grad=True)
-            labels_N = torch.zeros(len(hidden_NC), dtype=torch.int64, device=device)
-            scale, softcap = config.logit_scale, config.logit_softcap
-            fused.linear_cross_entropy(hidden_NC, head_VC, labels_N, scale, softcap).backward()
+            loss(hidden_BTC.detach().requires_grad_()).backward()
+            with torch.no_grad():  # validation comes before the first step
+                loss(hidden(x_BTC))
 
     return step
 

@@ -16,7 +16,7 @@
 | learning rates lag one batch, and are stored with the old duration    | `callbacks.LearningRate`                  |
 | TensorBoard: a new file every flush, doubled points after a resume    | `loggers.TensorBoard`                     |
 | a Trainer imports scikit-learn and models of transformers: seconds    | `_no_passes`                              |
-| a Trainer starts a process to learn the processor's name: a second    | `processor`                               |
+| imports of packages that training never uses: seconds                 | lean_import.py                            |
 """
 
 import contextlib
@@ -30,7 +30,6 @@ from types import ModuleType
 
 import composer.core.engine as composer_engine
 import composer.utils.checkpoint as composer_checkpoint
-import composer.utils.collect_env as composer_environment
 import numpy as np
 import torch
 from composer import Callback, Trainer
@@ -38,7 +37,6 @@ from composer.callbacks import CheckpointSaver
 from composer.utils import dist, reproducibility
 
 from zoo.files import replace_durably
-from zoo.processes import processor
 from zoo.training.checkpoint_content import named, read_safely
 from zoo.training.checkpoints import TEMPORARY
 from zoo.training.interrupts import StopRequests
@@ -115,7 +113,6 @@ def fixed() -> Iterator[None]:
         ),
         (composer_checkpoint, "load_checkpoint", _naming(composer_checkpoint.load_checkpoint)),
         (composer_engine, "_get_default_passes", _no_passes),
-        (composer_environment, "get_cpu_model", processor),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in changed]
     with warnings.catch_warnings():

@@ -16,6 +16,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import NamedTuple
 
+from zoo.processes import processor
+
 
 class LeftOut(NamedTuple):
     """What a package imports and training does not use.
@@ -28,16 +30,21 @@ class LeftOut(NamedTuple):
     absent: tuple[str, ...] = ()
 
 
-OF_COMPOSER = LeftOut(stand_ins=("mcli", "scipy", "torchvision", "transformers"), absent=("chardet", "peft"))
+OF_COMPOSER = LeftOut(stand_ins=("cpuinfo", "mcli", "scipy", "torchvision", "transformers"), absent=("chardet", "peft"))
 OF_STREAMING = LeftOut(stand_ins=("torchvision", "transformers"))
 
 
 def import_composer() -> set[str]:
     """Import composer, unless it is imported.  Returns the packages that were left out.
 
-    A package that is imported already stays as it is.
+    A package that is imported already stays as it is. In any case Composer gets the processor's name from
+    `zoo.processes`: cpuinfo starts a process when it is imported, and another one, which takes a second, to find it.
     """
-    return _import("composer", OF_COMPOSER, ("composer", "torchmetrics"))
+    left_out = _import("composer", OF_COMPOSER, ("composer", "torchmetrics"))
+    from composer.utils import collect_env
+
+    collect_env.get_cpu_model = processor
+    return left_out
 
 
 def import_streaming() -> set[str]:

@@ -108,6 +108,12 @@ def test_a_part_draws_its_own_weights_by_the_seed(recipe):
     assert float(models[0].layers[0].feed_forward.router.weight.detach().std()) == pytest.approx(0.02, rel=0.2)
 
 
+def test_a_linear_map_that_its_part_does_not_draw_is_drawn_by_pytorch(recipe, monkeypatch):
+    monkeypatch.setattr(ExpertsModule, "initialise", lambda *_: None)
+    weight = build_model(recipe).layers[0].feed_forward.router.weight
+    assert 0 < float(weight.detach().abs().max()) <= 1 / math.sqrt(16)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_its_own_loss_is_trained_on_and_not_validated(recipe, checkpointing):
     model = build_model(recipe)

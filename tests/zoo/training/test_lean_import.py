@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from zoo.processes import processor
 from zoo.training.lean_import import OF_COMPOSER, OF_STREAMING
 
 ROOT = Path(__file__).parents[3]
@@ -39,6 +40,14 @@ def test_both_are_imported_without_them_and_others_get_the_real_ones():
     assert loaded == "[]"
     assert after == "Trainer StreamingDataset True"
     assert again == "set() set()"
+
+
+@pytest.mark.slow
+def test_composer_gets_the_name_of_the_processor_without_cpuinfo():
+    code = "from composer.utils import collect_env; print(collect_env.get_composer_env_dict()['cpu_model'])"
+    lean = "from zoo.training.lean_import import import_composer; import_composer(); "
+    for before in ("", "import composer, cpuinfo; cpuinfo.get_cpu_info = None; "):  # the second calls None if asked
+        assert _run(before + lean + code).strip() == processor()
 
 
 def test_a_class_that_inherits_from_a_placeholder_says_what_was_left_out(tmp_path):
@@ -85,8 +94,8 @@ def test_a_composer_that_uses_one_at_once_is_imported_with_all(tmp_path):
     (tmp_path / "composer.py").write_text("import mcli\nvalue = mcli.make()\n")
     (tmp_path / "mcli.py").write_text("def make():\n    return 'real'\n")
     out = _run(
-        "from zoo.training.lean_import import import_composer\n"
-        "left_out = import_composer()\n"
+        "from zoo.training.lean_import import _import, OF_COMPOSER\n"
+        "left_out = _import('composer', OF_COMPOSER, ('composer',))\n"
         "import composer\n"
         "print(composer.value, left_out)\n",
         tmp_path,
@@ -99,8 +108,8 @@ def test_a_package_that_is_loaded_stays(tmp_path):
     (tmp_path / "mcli.py").write_text("value = 'real'\n")
     out = _run(
         "import mcli\n"
-        "from zoo.training.lean_import import import_composer\n"
-        "left_out = import_composer()\n"
+        "from zoo.training.lean_import import _import, OF_COMPOSER\n"
+        "left_out = _import('composer', OF_COMPOSER, ('composer',))\n"
         "import composer, sys\n"
         "print(composer.value, left_out, 'scipy' in sys.modules, composer.other)\n"
         "try:\n"

@@ -1,6 +1,7 @@
 """One pass over every kernel, for `compute-sanitizer --tool memcheck python tests/kernels/sanitize.py RECIPE...`.
 
-With --around, only what stands around attention: the cut into heads, norms, rotation, SwiGLU; and the recipes.
+With --around, only what stands around attention: the cut into heads, norms, rotation, SwiGLU; with --attention, only
+attention; and the recipes. With --short no rows of 2,048 tokens: `--tool racecheck` takes minutes for each.
 
 Each operation of training, forward and backward, at the widths of ansa and of NSA, with and without documents; and of
 each recipe a step of training and decoding, with pieces of several lengths. Results are not looked at: tests do that.
@@ -100,22 +101,23 @@ def model(path: str) -> None:
             built.next_logits(tokens[:, :n], cache, torch.tensor([n, max(n - 1, 1)], device=DEVICE))
 
 
-def main(recipes: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     torch.manual_seed(17)
-    with use_implementation("triton"):
-        for sizes in ((SEQ_LEN, 200, 333), (64, 128, 352)):
-            around(*sizes)
-            print("ok, around attention", *sizes, flush=True)
-    if "--around" not in recipes:
-        attention()
-    for path in recipes:
-        if path != "--around":
+    if "--attention" not in arguments:
+        with use_implementation("triton"):
+            for sizes in ((SEQ_LEN, 200, 333), (64, 128, 352)):
+                around(*sizes)
+                print("ok, around attention", *sizes, flush=True)
+    if "--around" not in arguments:
+        attention(short="--short" in arguments or DEVICE == "cpu")
+    for path in arguments:
+        if not path.startswith("--"):
             model(path)
             print("ok", path, flush=True)
 
 
-def attention() -> None:
-    """Every operation of attention, with and without documents."""
+def attention(short: bool) -> None:
+    """Every operation of attention, with and without documents.  short: no rows of 2,048 tokens."""
     starts = torch.zeros(2, SEQ_LEN, dtype=torch.bool)
     for row, tokens in enumerate(([5, 6, 40, 130, 300], [17, 128])):
         starts[row, tokens] = True
@@ -128,7 +130,7 @@ def attention() -> None:
             (64, 4, 128, 0, 32, 16, 64, 16, 4),
             (16, 4, 64, 0, 32, 16, 64, 16, 1),  # NSA at 340M: selection by key block
         ):
-            for seq_len in (SEQ_LEN, 2048) if DEVICE == "cuda" else (40,):
+            for seq_len in (40,) if DEVICE == "cpu" else (SEQ_LEN,) if short else (SEQ_LEN, 2048):
                 layer(seq_len, *settings)
                 print("ok", seq_len, *settings, flush=True)
         layer(SEQ_LEN, 16, 4, 64, 32, 16, 16, 16, 16, 4, batch=2, documents=documents)

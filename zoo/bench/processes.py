@@ -18,13 +18,20 @@ def end_with_the_command() -> None:
 
 
 def why_failed(code: int, said: str) -> str | None:
-    """The last line that a process wrote to standard error, or the signal that killed it; None if it succeeded."""
+    """What its last traceback raises, or the last line that it wrote to standard error, or the signal that killed it.
+
+    None if it succeeded.  said: its standard error.
+    """
     if code == 0:
         return None
     if code < 0:
         return f"the process was killed by {_name(-code)}"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return lines[-1] if lines else f"the process ended with exit code {code}"
+    lines = [line.rstrip() for line in said.splitlines() if line.strip()]
+    tracebacks = [i for i, line in enumerate(lines) if line == "Traceback (most recent call last):"]
+    if tracebacks:  # frames are indented; a message of several lines often ends with advice
+        raised = [line for line in lines[tracebacks[-1] + 1 :] if not line.startswith(" ")]
+        lines = raised[:1] or lines
+    return lines[-1].strip() if lines else f"the process ended with exit code {code}"
 
 
 def _name(number: int) -> str:

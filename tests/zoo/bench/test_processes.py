@@ -99,3 +99,36 @@ def test_plugins_of_the_command_are_imported_by_the_process(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_step", "recipe.yaml", "--plugin", "nowhere"])
     with pytest.raises(ValueError, match="plugin 'nowhere' cannot be imported"):
         train_step.main()
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "first.py", line 1, in <module>
+ValueError: first
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "step.py", line 7, in <module>
+    raise RuntimeError(
+    ^^^^^^^^^^^^^^^^^^^
+RuntimeError: the operation has no such form
+  Explanation: of a kind that spans lines
+
+Set VERBOSE=1 for more.
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "why"),
+    [
+        (0, "a warning", None),
+        (1, TRACEBACK, "RuntimeError: the operation has no such form"),
+        (1, f"a warning\n{TRACEBACK}", "RuntimeError: the operation has no such form"),
+        (1, "KeyError: 'a'\n  no room \n\n", "no room"),
+        (1, "Traceback (most recent call last):\n  File", "File"),
+        (3, "", "the process ended with exit code 3"),
+        (-9, TRACEBACK, "the process was killed by SIGKILL"),
+    ],
+)
+def test_why_a_process_failed(code, said, why):
+    assert processes.why_failed(code, said) == why

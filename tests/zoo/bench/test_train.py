@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from zoo import cli
-from zoo.bench import train
+from zoo.bench import train, train_peers
 from zoo.bench.train_clock import WARM_UP, Clock, breakdown, largest
 from zoo.bench.train_peers import _add_gradients, measure_peer
 from zoo.bench.train_step import measure_recipe
@@ -62,6 +62,32 @@ def test_a_recipe_is_measured_without_its_data():
     assert row["peak_bytes"] > 0
     assert list(row["start_s"]) == ["imports", "model", "compiling", "first step"]
     assert sum(row["start_s"].values()) == pytest.approx(row["first_step_s"], abs=0.1)
+
+
+def test_the_llama_is_causal_without_a_mask():
+    recipe = load_recipe(RECIPES / "tiny" / "full.yaml", SMALL)
+    model = train_peers._llama(recipe, 64, on_gpu=False)
+    tokens_BT = torch.arange(64)[None] % 250
+    changed_BT = tokens_BT.clone()
+    changed_BT[:, 40:] = 0
+    given = []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: given.append(kwargs["attention_mask"]), with_kwargs=True
+        )
+    found, other = (model(input_ids=each).logits for each in (tokens_BT, changed_BT))
+    torch.testing.assert_close(found[:, :40], other[:, :40])
+    assert not torch.allclose(found[:, 41:], other[:, 41:])
+    assert given
+    assert set(given) == {None}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler
+def test_a_compiled_llama_is_measured():
+    recipe = load_recipe(RECIPES / "tiny" / "full.yaml", SMALL)
+    row = measure_peer(recipe, compiled=True, steps=1, started=0.0)
+    assert row["step_ms"] > 0
 
 
 def test_a_llama_of_the_same_sizes_is_measured():

@@ -18,6 +18,9 @@ from zoo.study.state import DONE
 from zoo.study.statistics import Curve, fit_curve
 from zoo.study.verdicts import notes, verdict
 
+FITS = 1.25  # the curve of the first architecture must give its own compute within this factor
+FARTHEST = 10.0  # times the compute of the first architecture: the curve is not believed beyond
+
 
 def findings(runner: Runner, against: str | None = None) -> dict[str, Any]:
     """{"results": ..., "measured": ...}; results do not depend on clocks or machines.
@@ -33,7 +36,7 @@ def findings(runner: Runner, against: str | None = None) -> dict[str, Any]:
     found = {name: _architecture(runner, name) for name in order}
     metric = _metric(runs, found)
     families = conclude(found, metric, runner)
-    curve = _speedups(found, metric)
+    curve, why_none = _speedups(found, metric)
     config = runs.study.config
     results = {
         "study": config.name,
@@ -45,7 +48,7 @@ def findings(runner: Runner, against: str | None = None) -> dict[str, Any]:
         "grid": config.grid,
         "tasks": list(runner.tasks),
         "verdicts": [verdict(name, found, metric, len(config.counting)) for name in found],
-        "notes": [*notes(runner, found), *runs.notes],
+        "notes": [*notes(runner, found), *runs.notes, *([why_none] if why_none else [])],
         "architectures": list(found.values()),
         "equal": equality(runs, {name: runner.point(name) for name in found}),
         "matched": described(runs.changes),
@@ -98,41 +101,57 @@ def _metric(runs: Runs, found: Mapping[str, dict]) -> str:
     return "bits_per_byte" if other and all(run["bits_per_byte"] is not None for run in done) else "loss"
 
 
-def _speedups(found: dict[str, dict], metric: str) -> Curve | None:
-    """Put the effective speed-up at equal loss into each architecture; returns the fitted curve of the first.
+def _speedups(found: dict[str, dict], metric: str) -> tuple[Curve | None, str | None]:
+    """Put the effective speed-up at equal loss into each architecture.
 
-    compute: FLOPs that the curve needs for the architecture's mean loss, over the FLOPs that it took; low and high
-    from the interval of that loss.  extrapolated: the loss is below the first architecture's own.
+    Returns the fitted curve of the first and None, or None and why the curve is not used, if one was fitted.
     """
-    first = next(iter(found.values()))
-    curve = None
+    first, curve, why = next(iter(found.values())), None, None
     points = mean_curve(first["runs"], "validation") if metric == "loss" else []
     if points:
         curve = fit_curve([p[0] * first["flops_per_token"] for p in points], [p[1] for p in points])
+    own = _speedup(first, first, curve) if curve else None
+    if own and not (own["compute"] and 1 / FITS <= own["compute"] <= FITS):
+        name = first["name"]
+        but = f"does not reach its own loss within {FARTHEST:.0f} times its compute"
+        if own["compute"] is not None:
+            but = f"reaches its own loss at {own['compute']:.1f} times its compute"
+        why = f"No speed-up is stated: the curve fitted to the losses of {name} {but}, so it does not describe them."
+        curve = None
     for each in found.values():
         each["speedup"] = _speedup(each, first, curve) if curve else None
-    return curve
+    return curve, why
 
 
 def _speedup(each: dict, first: dict, curve: Curve) -> dict[str, Any] | None:
-    done = [run for run in each["runs"] if run["state"] == DONE]
-    if not done or each["mean_loss"] is None:
+    """compute: FLOPs that the curve needs for the architecture's mean loss, over the FLOPs that it took; low and high
+    from the interval of that loss; each None if it would be beyond FARTHEST.  more_than: the speed-up at FARTHEST, if
+    `compute` is beyond.  extrapolated: the loss is below the first architecture's own.
+    """
+    took, own = _flops(each), _flops(first)
+    if took is None or own is None or each["mean_loss"] is None:
         return None
-    took = sum(run["tokens"] for run in done) / len(done) * each["flops_per_token"]
 
     def times(loss: float | None) -> float | None:
         needed = curve.flops_for(loss) if loss is not None else None
-        return needed / took if needed is not None else None
+        return needed / took if needed is not None and needed <= FARTHEST * own else None
 
     mean = each["mean_loss"]
-    low, high = times(mean["high"]), times(mean["low"])
+    compute, low, high = (times(mean[key]) for key in ("value", "high", "low"))
     return {
-        "compute": times(mean["value"]),
+        "compute": compute,
         "low": low,
         "high": high,
+        "more_than": FARTHEST * own / took if compute is None else None,
         "flops": took,
         "extrapolated": mean["value"] < first["mean_loss"]["value"],
     }
+
+
+def _flops(each: dict) -> float | None:
+    """Mean training FLOPs of the runs that are done."""
+    tokens = [run["tokens"] for run in each["runs"] if run["state"] == DONE]
+    return sum(tokens) / len(tokens) * each["flops_per_token"] if tokens else None
 
 
 def mean_curve(runs: Sequence[dict], key: str) -> list[list[float]]:

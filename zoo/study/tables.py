@@ -99,8 +99,10 @@ def _bounds(difference: dict) -> str:
 
 def _speedups(each: dict, measured: dict, not_comparable: bool) -> list[str]:
     found = each["speedup"]
-    if not found or found["compute"] is None:
+    if not found:
         return [NO_VALUE, NO_VALUE]
+    if found["compute"] is None:
+        return [f"more than {found['more_than']:.0f}x", NO_VALUE]
     mark = " (extrapolated)" if found["extrapolated"] else ""
     bounds = f" ({found['low']:.2f} to {found['high']:.2f})" if found["low"] and found["high"] else ""
     time = measured["speedup_time"]

@@ -10,11 +10,12 @@ from tests.zoo.study.synthetic import finish_study
 from zoo.evaluation.registry import task_class
 from zoo.study.comparing import _mean
 from zoo.study.config import StudyError
-from zoo.study.findings import findings
+from zoo.study.findings import _speedups, findings
 from zoo.study.report import as_markdown, as_text, write_report
 from zoo.study.runner import Runner
 from zoo.study.slots import Slots
 from zoo.study.state import StudyFolder
+from zoo.study.tables import _speedups as speedup_cells
 
 LRS = [1e-3, 2e-3, 4e-3]
 BEST = {"tiny_full": 2e-3, "same": 2e-3, "better": 1e-3}
@@ -339,6 +340,58 @@ def test_the_speed_up_is_one_for_the_first_and_more_for_a_better_one(toy):
     assert not each["tiny_full"]["speedup"]["extrapolated"]
     assert each["better"]["speedup"]["compute"] > 1.2
     assert each["better"]["speedup"]["extrapolated"]
+
+
+def with_curve(name: str, curve, loss: float | None = None) -> dict:
+    """An architecture with one run of 100 FLOPs, whose losses are those of `curve`; loss: its final one."""
+    losses = [[tokens, curve(tokens)] for tokens in range(5, 105, 5)]
+    final = losses[-1][1] if loss is None else loss
+    run = {"state": "done", "tokens": 100, "validation": losses}
+    mean = {"value": final, "low": final - 0.01, "high": final + 0.01}
+    return {"name": name, "runs": [run], "flops_per_token": 1.0, "mean_loss": mean}
+
+
+def power_law(tokens: float) -> float:
+    return 2 + 4 * tokens**-0.5
+
+
+def late(tokens: float) -> float:
+    """A task that is not learnt until the end."""
+    return 8.0 if tokens < 90 else 0.01
+
+
+def test_no_speed_up_is_stated_where_the_first_does_not_follow_a_power_law():
+    found = {each["name"]: each for each in (with_curve("first", late), with_curve("other", late, 0.001))}
+    curve, why = _speedups(found, "loss")
+    assert curve is None
+    assert [each["speedup"] for each in found.values()] == [None, None]
+    assert re.fullmatch(
+        "No speed-up is stated: the curve fitted to the losses of first .* so it does not describe them.", why
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "compute", "shown"),
+    [
+        (power_law(50), 0.5, "0.50x (0.48 to 0.52)"),
+        (power_law(400), 4, "4.00x (3.63 to 4.43) (extrapolated)"),
+        (power_law(900), 9, "9.00x (extrapolated)"),  # the better end of the interval is too far
+        (power_law(1100), None, "more than 10x"),
+        (1.9, None, "more than 10x"),  # below the limit of the curve
+    ],
+)
+def test_a_speed_up_is_extrapolated_to_ten_times_the_compute_at_most(loss, compute, shown):
+    found = {each["name"]: each for each in (with_curve("first", power_law), with_curve("other", late, loss))}
+    curve, why = _speedups(found, "loss")
+    assert curve is not None
+    assert why is None
+    assert found["first"]["speedup"]["compute"] == pytest.approx(1, abs=0.02)
+    if compute is None:
+        assert found["other"]["speedup"]["compute"] is None
+        assert found["other"]["speedup"]["more_than"] == 10
+    else:
+        assert found["other"]["speedup"]["compute"] == pytest.approx(compute, rel=0.02)
+    assert speedup_cells(found["other"], {"speedup_time": None}, False)[0] == shown
 
 
 def test_another_architecture_can_be_the_one_compared_with(make_runner):

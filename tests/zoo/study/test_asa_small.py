@@ -19,7 +19,15 @@ from zoo.study.tables import tables
 
 ROOT = Path(__file__).parents[3]
 DOCS, RECIPES = ROOT / "docs" / "studies", ROOT / "recipes" / "studies" / "asa_small"
-RATES = {"5e-4": "0.0005", "1e-3": "0.001", "2e-3": "0.002", "4e-3": "0.004", "3e-3": "0.003"}
+RATES = {
+    "5e-4": "0.0005",
+    "1e-3": "0.001",
+    "2e-3": "0.002",
+    "4e-3": "0.004",
+    "3e-3": "0.003",
+    "1e-2": "0.01",
+    "3e-2": "0.03",
+}
 
 
 def losses(folder: str) -> dict[str, str]:
@@ -129,20 +137,23 @@ def test_the_table_of_scores_is_that_of_the_findings(found):
 
 def test_the_table_of_costs_is_that_of_the_findings(found):
     table = rows(
-        "| | KV cache, MiB: 1 x 2,048 | 16 x 8,192 | decoding: 1 x 2,048 | 16 x 2,048 | 16 x 8,192 | training, shared |"
+        "| | KV cache, MiB: 1 x 2,048 | 16 x 8,192 | decoding: 1 x 2,048 | 16 x 2,048 | 16 x 8,192 | training "
+        "| speed-up in time |"
     )
+    shared = set()
     for name, each in architectures(found, "full").items():
         measured = found["full"]["measured"]["architectures"][name]
         decoding = {(row["batch"], row["context"]): row for row in measured["decoding"]}
-        cache, large, *speeds, training = table[f"`{name}`"]
+        cache, large, *speeds, training, speedup = table[f"`{name}`"]
         assert cache == f"{each['cache_held_bytes'] / 2**20:.1f}"
         assert large == f"{decoding[16, 8192]['cache_held_bytes'] / 2**20:.0f}"
         wanted = [decoding[shape]["decode_tokens_per_s"] for shape in ((1, 2048), (16, 2048), (16, 8192))]
         assert speeds == [f"{speed:,.0f}" for speed in wanted]
-        shared = [json.loads(path.read_text())["measured"]["tokens_per_s"] for path in counting(name)]
-        assert len(shared) == 4
-        fewer = name == "asa_global_unrotated"  # with four runs on a GPU, where the others had eight
-        assert training == ("not comparable" if fewer else f"{sum(shared) / 4000:.0f},000")
+        alone = measured["alone"]["tokens_per_s"]
+        assert (training, speedup) == (f"{alone:,.0f}", f"{measured['speedup_time']:.2f}")
+        if name != "asa_global_unrotated":  # with four runs on a GPU, where the others had eight
+            shared.add(round(alone / measured["tokens_per_s"], 1))
+    assert (min(shared), max(shared)) == (8.4, 8.8)
 
 
 def counting(name: str) -> list[Path]:
@@ -153,14 +164,63 @@ def counting(name: str) -> list[Path]:
     ]
 
 
-def test_the_table_of_recall_is_that_of_the_outcomes():
-    names = [entry.name for entry in load_study(RECIPES.parent / "asa_recall" / "study.yaml").config.recipes]
+@pytest.fixture(scope="module")
+def recall() -> dict[str, dict]:
+    """Name -> what is found of it in the sweep of recall, against `full`; against `asa` below "asa"."""
+    runs = expand(load_study(RECIPES.parent / "asa_recall" / "study.yaml"))
+    runner = Runner(runs, StudyFolder(DOCS / "asa_recall"), Slots(1), scored=False)
+    return {
+        against: {each["name"]: each for each in findings(runner, against)["results"]["architectures"]}
+        for against in ("full", "asa")
+    }
+
+
+def test_the_table_of_the_choice_of_recall_is_that_of_the_outcomes(recall):
+    names = list(recall["full"])
     table = rows(f"| learning rate | {' | '.join(f'`{name}`' for name in names)} |")
     known = losses("asa_recall/outcomes")
-    assert len(known) == 14
+    assert len(known) == 49
+    assert list(table) == ["1e-3", "3e-3", "1e-2", "3e-2"]
     for rate, cells in table.items():
         for name, cell in zip(names, cells, strict=True):
             assert float(cell) == pytest.approx(float(known[f"{name}-lr={RATES[rate]}-seed1"]), abs=6e-4)
+    page = (DOCS / "asa_small.md").read_text().split("### Recall")[1]
+    for column, (name, each) in enumerate(recall["full"].items()):
+        chosen = next(rate for rate in table if f"lr={RATES[rate]}" == each["chosen"])
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| {chosen} |")]
+        assert "**" in line.split("|")[2 + column], name
+
+
+def test_the_table_of_recall_is_that_of_the_findings(recall):
+    table = rows("| | recalled, % | seeds 2, 3, 4 | difference from `full` | | KV cache, KiB |")
+    assert list(table) == [f"`{name}`" for name in recall["full"]]
+    for name, each in recall["full"].items():
+        ((_, metrics),) = each["scores"].items()
+        found = metrics["accuracy"]
+        low, mean, high = (100 * found["mean"][key] for key in ("low", "value", "high"))
+        seeds = [next(iter(run["scores"].values()))["accuracy"]["value"] for run in each["runs"]]
+        shares = ", ".join(f"{100 * share:.1f}" for share in seeds)
+        shown, by_seed, difference, verdict, cache = table[f"`{name}`"]
+        assert (shown, by_seed) == (f"{mean:.1f} ({low:.0f} to {high:.0f})", shares)
+        assert cache == f"{each['cache_held_bytes'] / 1024:.0f}"
+        if name != "full":
+            points = [100 * found["difference"][key] for key in ("value", "holm_low", "holm_high")]
+            assert difference == "{:+.1f} ({:+.1f} to {:+.1f})".format(*points)
+            assert verdict == ("worse" if found["difference"]["decided"] else "undecided")
+
+
+def test_what_the_page_says_of_asa_and_recall(recall):
+    accuracy = lambda each: next(iter(each["scores"].values()))["accuracy"]["difference"]  # noqa: E731
+    page = " ".join((DOCS / "asa_small.md").read_text().split())
+    loss = recall["full"]["asa"]["difference"]
+    assert loss["decided"]
+    bounds = f"{loss['value']:.2f} nats ({loss['holm_low']:.2f} to {loss['holm_high']:.2f}, p = {loss['p_holm']:.3f})"
+    assert f"by {bounds}" in page
+    nsa, mixed = (accuracy(recall["asa"][name]) for name in ("nsa", "window_full"))
+    assert f"({100 * nsa['value']:.1f} and {100 * mixed['value']:.1f} points more, both decided" in page
+    others = {name: each for name, each in recall["asa"].items() if name != "asa"}
+    assert {name for name, each in others.items() if accuracy(each)["decided"]} == {"nsa", "window_full"}
+    assert {name for name, each in others.items() if each["difference"]["decided"]} == {"full", "nsa", "window_full"}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +228,7 @@ def test_the_table_of_recall_is_that_of_the_outcomes():
     [
         ("asa_small/study.yaml", "asa_small/outcomes", 72),
         ("asa_small/study_first.yaml", "asa_small/first", 14),
-        ("asa_recall/study.yaml", "asa_recall/outcomes", 14),
+        ("asa_recall/study.yaml", "asa_recall/outcomes", 49),
     ],
 )
 def test_the_study_goes_on_from_the_outcomes(tmp_path, file, folder, done):
@@ -185,14 +245,32 @@ def test_the_outcomes_of_the_whole_study_have_the_same_rows():
     assert {json.loads(path.read_text())["results"]["data"] for path in files} == {"63aed7707b581ebf"}
 
 
-def test_the_speeds_of_these_runs_are_not_compared(found):
-    """Their version did not record how many runs were on a GPU: 8, and 4 for the last architecture."""
+def test_the_speeds_that_are_compared_were_measured_alone(found):
+    """The version of these runs did not record how many were on a GPU: 8, and 4 for the last architecture."""
     measured = found["full"]["measured"]
     assert [run["runs_on_device"] for each in measured["runs"].values() for run in each] == [None] * 36
+    assert measured["comparison"] == {"basis": "alone", "not_comparable": {}}
+    assert measured["notes"] == []
+    shown = {title: rows for title, _, rows in tables(found["full"])}
+    assert [row[4] for row in shown["cost"]] == [
+        "0.97x",
+        "1.44x",
+        "0.82x",
+        "1.21x",
+        "1.22x",
+        "0.96x",
+        "1.28x",
+        "1.10x",
+        "1.25x",
+    ]
+    assert [row[-1] for row in shown["training speed"]] == ["not known"] * 9
+
+
+def test_without_them_no_speeds_of_these_runs_are_compared(tmp_path):
+    shutil.copytree(DOCS / "asa_small" / "outcomes", tmp_path / "outcomes")
+    runner = Runner(expand(load_study(RECIPES / "study.yaml")), StudyFolder(tmp_path), Slots(1), scored=False)
+    measured = findings(runner)["measured"]
     others = list(measured["architectures"])[1:]
     assert measured["comparison"] == {"basis": "runs", "not_comparable": dict.fromkeys(others, NOT_KNOWN)}
     assert {measured["architectures"][name]["speedup_time"] for name in others} == {None}
     assert "zoo study run measures each of them alone" in measured["notes"][0]
-    shown = {title: rows for title, _, rows in tables(found["full"])}
-    assert [row[4] for row in shown["cost"][1:]] == ["not comparable"] * 8
-    assert [row[-1] for row in shown["training speed"]] == ["not known"] * 9

@@ -223,6 +223,36 @@ def test_what_the_page_says_of_asa_and_recall(recall):
     assert {name for name, each in others.items() if each["difference"]["decided"]} == {"full", "nsa", "window_full"}
 
 
+def test_the_p_values_of_all_pairs_of_recall_are_those_of_the_findings(recall):
+    """All 21 pairs corrected together, in loss and in recall."""
+    page = " ".join((DOCS / "asa_small.md").read_text().split())
+    runs = {name: each["runs"] for name, each in recall["full"].items()}
+    value = lambda run: next(iter(run["scores"].values()))["accuracy"]["value"]  # noqa: E731
+    loss = {name: {run["seed"]: run["loss"] for run in each} for name, each in runs.items()}
+    share = {name: {run["seed"]: value(run) for run in each} for name, each in runs.items()}
+    pairs = list(combinations(runs, 2))
+    in_loss, in_recall = (
+        differences({pair: paired(*map(by_seed.get, pair)) for pair in pairs}) for by_seed in (loss, share)
+    )
+    decided = [in_loss[pair].p_holm for pair in (("window_full", "asa"), ("nsa", "asa"), ("full", "asa"))]
+    assert max(decided) < 0.05
+    undecided = [in_recall[pair].p_holm for pair in (("window_full", "asa"), ("nsa", "asa"))]
+    assert (
+        f"stay decided (p = {min(decided):.3f} to {max(decided):.3f}), and the two in recall do not "
+        f"(p = {undecided[0]:.3f} and {undecided[1]:.3f})"
+    ) in page
+
+
+def test_what_the_page_says_of_the_speeds_of_the_parts(found):
+    page = " ".join((DOCS / "asa_small.md").read_text().split())
+    full, asa, windows = (
+        found["full"]["measured"]["architectures"][name]["alone"]["tokens_per_s"]
+        for name in ("full", "asa", "window_full_3to1")
+    )
+    assert f"`asa` trains at {asa / full:.2f} times the tokens/s of full attention" in page
+    assert f"train {windows / asa:.2f} times as fast as `asa`" in page
+
+
 @pytest.mark.parametrize(
     ("file", "folder", "done"),
     [

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from zoo.blocks.drawing import drawn
 from zoo.blocks.plugins import named_plugins
 from zoo.blocks.registry import FAMILIES, load
 
@@ -39,7 +40,8 @@ def make(what: str, target: str, *arguments: Any, is_a: Any = object, needs: Ite
     except (Exception, SystemExit) as error:  # a module of another package can raise anything while it is imported
         raise PartError(f"{what}: module {target!r} cannot be loaded: {described(error)}") from error
     try:
-        made = maker(*arguments)
+        with drawn(True):
+            made = maker(*arguments)
     except Exception as error:
         raise PartError(f"{what}: {target} cannot be made: {described(error)}") from error
     if not isinstance(made, is_a):

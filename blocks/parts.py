@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from zoo.blocks.context import Context, Step
+from zoo.blocks.drawing import made
 from zoo.blocks.fields import PositionTemperature
 from zoo.blocks.interface import Projection
 from zoo.kernels import rms_norm
@@ -124,5 +125,5 @@ def sinks(n_heads: int, wanted: bool) -> nn.Parameter | None:
 
 
 def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    """A linear map; the maps of a block have no bias unless its config asks for one."""
-    return nn.Linear(inputs, outputs, bias=bias)
+    """A linear map, see `drawing.made`; the maps of a block have no bias unless its config asks for one."""
+    return made(nn.Linear, inputs, outputs, bias=bias)

@@ -1,11 +1,15 @@
 """The decoder around the blocks: parameters, initialisation, loss, checkpointing, packed documents."""
 
 import math
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 import zoo
+from zoo.blocks.drawing import drawn
+from zoo.blocks.parts import linear
 from zoo.counting.model_cost import model_cost
 from zoo.errors import ZooError
 from zoo.model import build_model
@@ -96,22 +100,65 @@ def test_the_seed_alone_decides_the_weights():
     assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
 
 
-def test_every_linear_map_and_embedding_is_drawn_once_and_others_made_later_as_ever():
-    class Fills(torch.overrides.TorchFunctionMode):
-        """Memory that torch leaves as it is holds NaN."""
+class Fills(torch.overrides.TorchFunctionMode):
+    """Memory that torch leaves as it is holds NaN."""
 
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            found = func(*args, **(kwargs or {}))
-            return found.fill_(math.nan) if func is torch.empty and found.is_floating_point() else found
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        filled = func in (torch.empty, torch.empty_like) and found.is_floating_point()
+        return found.fill_(math.nan) if filled else found
 
-    config = small(KINDS, "full window mla gla nsa ansa.local ansa.global")
-    before = torch.get_rng_state()
+
+TINY = sorted((Path(__file__).parents[2] / "recipes" / "tiny").glob("[!_]*.yaml"))
+MOE = {"kind": "moe", "d_ff": 16, "n_experts": 4, "n_active": 2, "n_shared": 1, "shared_gate": True}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        *(pytest.param(path, id=path.stem) for path in TINY),
+        pytest.param(small(KINDS, "full", ffn=MOE, tie_embeddings=False), id="moe"),
+        pytest.param(small(KINDS, "full", multi_token={"depth": 1}), id="multi_token"),
+    ],
+)
+def test_every_weight_is_drawn(recipe):
     with Fills():
-        model = build_model(config)
-        later = torch.nn.Linear(4, 4, bias=False)
+        model = build_model(recipe)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-    torch.set_rng_state(before)  # nothing else was drawn from it
-    assert torch.equal(later.weight, torch.nn.Linear(4, 4, bias=False).weight)
+
+
+def test_the_weights_of_the_zoos_own_parts_are_drawn_once():
+    config, before = small(KINDS, "full window mla gla nsa ansa.local ansa.global"), torch.get_rng_state()
+    build_model(config)
+    assert torch.equal(torch.get_rng_state(), before), "PyTorch has drawn weights"
+
+
+def test_only_the_zoos_parts_in_this_thread_stay_undrawn():
+    found = []
+
+    def make():
+        with Fills():  # which is of one thread, too
+            found.append(linear(4, 4).weight)
+
+    with drawn(False):
+        make()
+        found.append(torch.nn.Linear(4, 4).weight)
+        with drawn(True):
+            make()
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+    make()
+    assert [bool(weight.isnan().any()) for weight in found] == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("default", ["meta", "cpu"])
+def test_a_model_is_on_the_device_that_is_asked_for(default):
+    config = small(KINDS, "full")
+    with torch.device(default):
+        model = build_model(config)
+    expected = build_model(config).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
 def test_loss_is_cross_entropy_over_the_targets_only():

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import gelu, relu, silu
 
 from zoo.blocks.context import Context, Step
+from zoo.blocks.parts import linear
 from zoo.feed_forward.dense_config import Gated, Ungated
 from zoo.model import fused
 
@@ -34,9 +35,9 @@ class GatedModule(nn.Module):
 
     def __init__(self, config: Gated, d_model: int):
         super().__init__()
-        self.gate = nn.Linear(d_model, config.d_ff, config.bias)
-        self.up = nn.Linear(d_model, config.d_ff, config.bias)
-        self.output = nn.Linear(config.d_ff, d_model, config.bias)
+        self.gate = linear(d_model, config.d_ff, config.bias)
+        self.up = linear(d_model, config.d_ff, config.bias)
+        self.output = linear(config.d_ff, d_model, config.bias)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> torch.Tensor:
@@ -57,8 +58,8 @@ class DenseModule(nn.Module):
 
     def __init__(self, config: Ungated, d_model: int):
         super().__init__()
-        self.up = nn.Linear(d_model, config.d_ff, config.bias)
-        self.output = nn.Linear(config.d_ff, d_model, config.bias)
+        self.up = linear(d_model, config.d_ff, config.bias)
+        self.output = linear(config.d_ff, d_model, config.bias)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> torch.Tensor:

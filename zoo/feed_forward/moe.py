@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoo.blocks.context import Context, Step
+from zoo.blocks.drawing import is_drawn
+from zoo.blocks.parts import linear
 from zoo.feed_forward.dense import SwiGLUModule
 from zoo.feed_forward.dense_config import SwiGLU
 from zoo.feed_forward.moe_config import SWISH, MoE
@@ -23,9 +25,9 @@ TINY = 1e-20  # added to sums of scores before a division
 
 
 def _drawn(experts: int, outputs: int, inputs: int) -> torch.Tensor:
-    """Matrices drawn as torch draws those of an nn.Linear: a layer may be built alone. A decoder draws them anew."""
-    bound = inputs**-0.5
-    return torch.empty(experts, outputs, inputs).uniform_(-bound, bound)
+    """Matrices drawn as torch draws those of an nn.Linear: a layer may be built alone. A decoder draws them later."""
+    bound, matrices = inputs**-0.5, torch.empty(experts, outputs, inputs)
+    return matrices.uniform_(-bound, bound) if is_drawn() else matrices
 
 
 class MoEModule(nn.Module):
@@ -41,7 +43,7 @@ class MoEModule(nn.Module):
         super().__init__()
         self.config = config
         experts, width = config.n_experts, config.d_ff
-        self.router = nn.Linear(d_model, experts, bias=config.router_bias)
+        self.router = linear(d_model, experts, config.router_bias)
         self.gate = nn.Parameter(_drawn(experts, width, d_model))
         self.up = nn.Parameter(_drawn(experts, width, d_model))
         self.down = nn.Parameter(_drawn(experts, d_model, width))
@@ -53,7 +55,7 @@ class MoEModule(nn.Module):
                 bias.weight_decay = False  # type: ignore[attr-defined] # as all biases, though it is a matrix
         shared = SwiGLU(d_ff=config.shared_width) if config.n_shared else None
         self.shared = None if shared is None else SwiGLUModule(shared, d_model)
-        self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
+        self.shared_gate = linear(d_model, 1) if config.shared_gate else None
         self.balance_bias: torch.Tensor | None
         self.register_buffer("balance_bias", torch.zeros(experts) if config.balance_rate else None)
         # Choices of each expert since the last `after_batch`. No buffer: DistributedDataParallel would overwrite it.

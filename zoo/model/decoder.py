@@ -3,10 +3,9 @@
 Shapes: B batch, T tokens, C model width, N tokens of several rows, V vocabulary.
 """
 
-import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.blocks.context import Context
+from zoo.blocks.drawing import drawn, made
 from zoo.blocks.interface import AfterBatch, Caching, SelfInitialised
+from zoo.blocks.parts import linear
 from zoo.counting.model_cost import model_cost
 from zoo.errors import ZooError
 from zoo.kernels.documents import Documents
@@ -24,8 +25,6 @@ from zoo.model.cache import ModelCache
 from zoo.model.layer import Layer, make_norm
 from zoo.model.multi_token import MultiTokenModule, further_labels
 from zoo.recipe import ModelConfig, Recipe, load_recipe
-
-DRAWN = nn.Linear, nn.Embedding  # modules whose weights `initialise` draws
 
 
 class Decoder(nn.Module):
@@ -43,14 +42,14 @@ class Decoder(nn.Module):
         self.activation_checkpointing = False
         self.narrow_stream = False
         self.max_documents: int | None = None
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = made(nn.Embedding, config.vocab_size, config.d_model)
         self.loaded_from: Path | None = None  # the folder of its weights, where `zoo.generate` finds the tokenizer
         self.layers = nn.ModuleList(Layer(config, layer) for layer in config.expanded())
         self.norm = make_norm(config)
         # Sums over the batch so far: what was added to the loss, times targets, and the targets; and the summed loss of
         # the modules of `multi_token`, and their targets.
         self._sums: dict[str, torch.Tensor] = {}
-        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = None if config.tie_embeddings else linear(config.d_model, config.vocab_size)
         modules = (MultiTokenModule(config, layer) for layer in config.multi_token_layers())
         self.multi_token = nn.ModuleList(modules)  # last, so that the rest is drawn as without them
 
@@ -277,27 +276,11 @@ def build_model(
             model = Decoder(config)
         _check_counts(model)
         return model
-    with _not_drawn():
+    with torch.device("cpu"), drawn(False):  # by `initialise`
         model = Decoder(config)
     _check_counts(model)
     initialise(model, seed)
     return model.to(device)
-
-
-@contextlib.contextmanager
-def _not_drawn() -> Iterator[None]:
-    """Linear maps and embeddings that are made inside a `with` keep what is in their memory.
-
-    PyTorch draws their weights when they are made, and `initialise` draws them again, which would take twice the time.
-    """
-    drawing = {kind: kind.reset_parameters for kind in DRAWN}
-    try:
-        for kind in DRAWN:
-            kind.reset_parameters = lambda module: None  # type: ignore[method-assign]
-        yield
-    finally:
-        for kind, draw in drawing.items():
-            kind.reset_parameters = draw  # type: ignore[method-assign]
 
 
 def _check_counts(model: Decoder) -> None:
@@ -351,12 +334,9 @@ def initialise(model: Decoder, seed: int) -> None:
         if id(module) in drawn:
             continue
         if isinstance(module, SelfInitialised):
-            for inside in module.modules():
-                if isinstance(inside, DRAWN):
-                    inside.reset_parameters()  # `initialise` of a part may leave it as PyTorch draws it
             module.initialise(generator, std, residual_std)
             drawn |= {id(inside) for inside in module.modules()}
-        elif isinstance(module, DRAWN):
+        elif isinstance(module, nn.Linear | nn.Embedding):
             module.weight.normal_(0.0, residual_std if id(module) in residual else std, generator=generator)
             bias = getattr(module, "bias", None)
             if bias is not None:

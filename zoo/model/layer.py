@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from zoo.blocks.context import Context, Step
+from zoo.blocks.drawing import drawn
 from zoo.blocks.interface import AtDepth
 from zoo.blocks.making import PartError, check_module, described, is_own, make_module
 from zoo.feed_forward.base import FeedForwardConfig
@@ -63,7 +64,8 @@ def _made_mixer(layer: LayerConfig) -> Any:
         return layer.mixer.build()
     what = f"block {layer.name!r}"
     try:
-        module = layer.mixer.build()
+        with drawn(True):
+            module = layer.mixer.build()
     except PartError:
         raise
     except Exception as error:  # the code of another package

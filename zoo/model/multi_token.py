@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from zoo.blocks.context import Context
+from zoo.blocks.parts import linear
 from zoo.kernels.documents import Documents
 from zoo.model import fused
 from zoo.model.layer import Layer, make_norm
@@ -23,7 +24,7 @@ class MultiTokenModule(nn.Module):
     def __init__(self, model: ModelConfig, layer: LayerConfig):
         super().__init__()
         self.embedding_norm, self.hidden_norm = make_norm(model), make_norm(model)
-        self.input = nn.Linear(2 * model.d_model, model.d_model, bias=False)
+        self.input = linear(2 * model.d_model, model.d_model)
         self.layer = Layer(model, layer)
         self.norm = make_norm(model)
 

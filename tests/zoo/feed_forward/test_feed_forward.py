@@ -108,10 +108,22 @@ def test_a_part_draws_its_own_weights_by_the_seed(recipe):
     assert float(models[0].layers[0].feed_forward.router.weight.detach().std()) == pytest.approx(0.02, rel=0.2)
 
 
-def test_a_linear_map_that_its_part_does_not_draw_is_drawn_by_pytorch(recipe, monkeypatch):
+def test_what_a_part_does_not_draw_keeps_what_it_got_when_it_was_made(recipe, monkeypatch):
+    """A linear map as PyTorch draws it or as the part fills it, and what the part reads of one."""
+
+    def make(module, config, d_model):
+        make_plain(module, config, d_model)
+        torch.nn.init.constant_(module.router.weight, 0.25)
+        module.features = nn.Linear(d_model, 4).weight.detach().clone()  # random features
+
+    make_plain = ExpertsModule.__init__
     monkeypatch.setattr(ExpertsModule, "initialise", lambda *_: None)
-    weight = build_model(recipe).layers[0].feed_forward.router.weight
-    assert 0 < float(weight.detach().abs().max()) <= 1 / math.sqrt(16)
+    plain = build_model(recipe).layers[0].feed_forward.router.weight.detach()
+    assert 0 < float(plain.abs().max()) <= 1 / math.sqrt(16)
+    monkeypatch.setattr(ExpertsModule, "__init__", make)
+    part = build_model(recipe).layers[0].feed_forward
+    assert bool((part.router.weight == 0.25).all())
+    assert 0.05 < float(part.features.std()) < 1 / math.sqrt(16)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -115,7 +115,7 @@ def _speedups(found: dict[str, dict], metric: str) -> tuple[Curve | None, str | 
         name = first["name"]
         but = f"does not reach its own loss within {FARTHEST:.0f} times its compute"
         if own["compute"] is not None:
-            but = f"reaches its own loss at {own['compute']:.1f} times its compute"
+            but = f"reaches its own loss at {own['compute']:.2g} times its compute"
         why = f"No speed-up is stated: the curve fitted to the losses of {name} {but}, so it does not describe them."
         curve = None
     for each in found.values():

@@ -182,10 +182,16 @@ class Curve:
     error: float
 
     def flops_for(self, loss: float) -> float | None:
-        """FLOPs at which the curve reaches a loss; None at and below its limit E, or where it does not fall."""
+        """FLOPs at which the curve reaches a loss; None at and below its limit E, or where it does not fall.
+
+        Infinite where a float cannot hold the number: a flat curve reaches a loss near its limit at 10^300 FLOPs.
+        """
         if loss <= self.e or self.a <= 0:
             return None
-        return self.c0 * ((loss - self.e) / self.a) ** (-1 / self.b)
+        try:
+            return self.c0 * ((loss - self.e) / self.a) ** (-1 / self.b)
+        except OverflowError:
+            return math.inf
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)

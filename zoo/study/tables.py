@@ -1,5 +1,6 @@
 """The tables of a study's report, as text: what each architecture reached, its scores, what was equal. No torch."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -101,12 +102,14 @@ def _speedups(each: dict, measured: dict, not_comparable: bool) -> list[str]:
     found = each["speedup"]
     if not found:
         return [NO_VALUE, NO_VALUE]
-    if found["compute"] is None:
-        return [f"more than {found['more_than']:.0f}x", NO_VALUE]
-    mark = " (extrapolated)" if found["extrapolated"] else ""
-    bounds = f" ({found['low']:.2f} to {found['high']:.2f})" if found["low"] and found["high"] else ""
     time = measured["speedup_time"]
     in_time = "not comparable" if not_comparable else f"{time:.2f}x" if time else NO_VALUE
+    low, high = found["low"], found["high"]
+    bounds = "" if low is None else f" (at least {low:.2f})" if high is None else f" ({low:.2f} to {high:.2f})"
+    if found["compute"] is None:
+        farthest = math.floor(10 * found["more_than"]) / 10  # rounded up, it would not be true
+        return [f"more than {farthest:g}x{bounds}", in_time]
+    mark = " (extrapolated)" if found["extrapolated"] else ""
     return [f"{found['compute']:.2f}x{bounds}{mark}", in_time]
 
 

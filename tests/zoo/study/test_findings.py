@@ -15,6 +15,7 @@ from zoo.study.report import as_markdown, as_text, write_report
 from zoo.study.runner import Runner
 from zoo.study.slots import Slots
 from zoo.study.state import StudyFolder
+from zoo.study.tables import NO_VALUE
 from zoo.study.tables import _speedups as speedup_cells
 
 LRS = [1e-3, 2e-3, 4e-3]
@@ -375,8 +376,8 @@ def test_no_speed_up_is_stated_where_the_first_does_not_follow_a_power_law():
     [
         (power_law(50), 0.5, "0.50x (0.48 to 0.52)"),
         (power_law(400), 4, "4.00x (3.63 to 4.43) (extrapolated)"),
-        (power_law(900), 9, "9.00x (extrapolated)"),  # the better end of the interval is too far
-        (power_law(1100), None, "more than 10x"),
+        (power_law(900), 9, "9.00x (at least 7.79) (extrapolated)"),  # the better end of the interval is too far
+        (power_law(1100), None, "more than 10x (at least 9.38)"),
         (1.9, None, "more than 10x"),  # below the limit of the curve
     ],
 )
@@ -392,6 +393,12 @@ def test_a_speed_up_is_extrapolated_to_ten_times_the_compute_at_most(loss, compu
     else:
         assert found["other"]["speedup"]["compute"] == pytest.approx(compute, rel=0.02)
     assert speedup_cells(found["other"], {"speedup_time": None}, False)[0] == shown
+
+
+def test_the_least_speed_up_is_not_rounded_up_and_in_time_may_be_not_comparable():
+    speedup = {"compute": None, "low": None, "high": None, "more_than": 2.79, "extrapolated": True}
+    cells = [speedup_cells({"speedup": speedup}, {"speedup_time": None}, other) for other in (False, True)]
+    assert cells == [["more than 2.7x", NO_VALUE], ["more than 2.7x", "not comparable"]]
 
 
 def test_another_architecture_can_be_the_one_compared_with(make_runner):

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from zoo.evaluation.statistics import t_interval, t_test
-from zoo.study.statistics import Mean, choose, difference, differences, fit_curve, paired
+from zoo.study.statistics import Curve, Mean, choose, difference, differences, fit_curve, paired
 
 VALUES = [2.1, 2.4, 1.9, 2.2]
 
@@ -126,6 +126,12 @@ def test_the_curve_is_found_again_and_says_how_much_compute_a_loss_takes():
     assert curve.flops_for(losses[19]) == pytest.approx(flops[19], rel=0.01)
     assert curve.flops_for(1.5 + 2.0 * 2**-0.4) == pytest.approx(8e13, rel=0.05)
     assert curve.flops_for(0.9) is None
+
+
+def test_a_flat_curve_needs_more_flops_than_a_float_holds():
+    curve = Curve(e=2.0, a=1.0, b=0.01, c0=1e15, first=1e14, last=1e15, error=0.0)
+    assert curve.flops_for(2.5) == pytest.approx(1e15 * 2.0**100)
+    assert curve.flops_for(2.0003) == math.inf
 
 
 def test_few_points_are_no_curve():

@@ -8,7 +8,6 @@ FOLDER holds what both processes read: the texts of each task, the export of a r
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from zoo.bench.machine import machine, peak_bytes
-from zoo.bench.processes import end_with_the_command
+from zoo.bench.processes import end_with_the_command, refuse
 from zoo.blocks import load_plugin
 from zoo.errors import ZooError
 
@@ -43,7 +42,7 @@ def main() -> None:
         else:
             measure_hflm(arguments.model, arguments.folder, arguments.batch_size)
     except ZooError as error:
-        sys.exit(str(error))
+        refuse(error)
 
 
 def measure_zoo(model: str, folder: Path, tasks: str, rows: int | None, peers: bool) -> None:

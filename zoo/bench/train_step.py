@@ -6,12 +6,11 @@ python -m zoo.bench.train_step recipes/tiny/ansa.yaml --steps 20 --started 17000
 import argparse
 import json
 import logging
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from zoo.bench.processes import end_with_the_command
+from zoo.bench.processes import end_with_the_command, refuse
 from zoo.bench.train_clock import Clock
 
 
@@ -46,7 +45,7 @@ def main() -> None:
         else:
             row = measure_recipe(recipe, arguments.steps, arguments.data, started)
     except ZooError as error:
-        sys.exit(str(error))
+        refuse(error)
     print(json.dumps(row))
 
 

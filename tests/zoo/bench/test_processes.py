@@ -116,6 +116,11 @@ RuntimeError: the operation has no such form
 
 Set VERBOSE=1 for more.
 """
+IGNORED = """Exception ignored in: <function Graph.__del__ at 0x7f>
+Traceback (most recent call last):
+  File "graph.py", line 3, in __del__
+TypeError: 'NoneType' object is not callable
+"""
 
 
 @pytest.mark.parametrize(
@@ -124,6 +129,8 @@ Set VERBOSE=1 for more.
         (0, "a warning", None),
         (1, TRACEBACK, "RuntimeError: the operation has no such form"),
         (1, f"a warning\n{TRACEBACK}", "RuntimeError: the operation has no such form"),
+        (1, TRACEBACK + IGNORED, "RuntimeError: the operation has no such form"),
+        (2, f"{TRACEBACK}a.yaml: unknown key\n", "a.yaml: unknown key"),  # a traceback that was logged
         (1, "KeyError: 'a'\n  no room \n\n", "no room"),
         (1, "Traceback (most recent call last):\n  File", "File"),
         (3, "", "the process ended with exit code 3"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from zoo.blocks import registry
 from zoo.errors import RecipeError
-from zoo.recipe import ModelConfig, Recipe, load_recipe
+from zoo.recipe import ModelConfig, Recipe, load_recipe, schema
 
 GOOD = """\
 name: good
@@ -339,3 +339,8 @@ def test_a_key_at_the_wrong_place_gets_the_right_one(load, key, hint):
 def test_a_key_of_another_kind_is_not_sent_to_where_it_stands(load, change, hint):
     with pytest.raises(RecipeError, match=f"unknown key .* Did you mean {hint}"):
         load(GOOD, change)
+
+
+def test_of_the_places_of_a_key_those_below_come_first():
+    found = schema.paths_of("norm_eps", ("model", "blocks", "near"), schema.schema_definitions())
+    assert found == ["model.blocks.<name>.projection.norm_eps", "model.norm_eps"]

@@ -142,7 +142,7 @@ def paths_of(name: str, below: Path, definitions: dict[str, Any]) -> list[str]:
 
     walk({"$ref": "#/$defs/Recipe"}, ())
     others = [path for path in found if not _same_place(path[:-1], below)]
-    nearest = sorted(others, key=lambda path: (path[: len(below)] != below, len(path)))
+    nearest = sorted(others, key=lambda path: (not _same_place(path[: len(below)], below), len(path)))
     return [".".join(map(str, path)) for path in nearest]
 
 

@@ -93,7 +93,8 @@ class _Placeholder(ABCMeta):
 
     def __call__(cls, *_, **__):
         name, package = cls._left_out, cls._left_out.partition(".")[0]
-        raise ImportError(f"{name} was left out when Composer was imported; import {package} before zoo.training")
+        imported = "zoo.training imported Composer and Streaming"
+        raise ImportError(f"{name} was left out when {imported}; import {package} before zoo.training")
 
 
 def _placeholder(name: str) -> type:

@@ -98,7 +98,7 @@ def _mark(recipe, job: int) -> Path:
     layer = recipe.model.expanded()[job]
     seq_len = recipe.seq_len
     kernels = Path(__file__).parents[1] / "kernels"
-    code = [(str(path), path.stat().st_mtime_ns) for path in sorted(kernels.rglob("*.py"))]
+    code = [(str(path), path.stat().st_mtime_ns) for path in (Path(__file__), *sorted(kernels.rglob("*.py")))]
     model = recipe.model.model_dump(mode="json", exclude={"blocks", "layers"})
     train = recipe.train.rows(seq_len), recipe.train.micro_batch, recipe.train.precision, recipe.train.residual_stream
     parts = layer.mixer, layer.feed_forward, model, seq_len, train, code

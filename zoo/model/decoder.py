@@ -329,13 +329,13 @@ def initialise(model: Decoder, seed: int) -> None:
     layers = [*model.layers, *(module.layer for module in model.multi_token)]
     parts = [part for layer in layers for part in (layer.attention, layer.feed_forward)]
     residual = {id(getattr(part, "output", None)) for part in parts}
-    drawn: set[int] = set()
+    done: set[int] = set()
     for module in model.modules():
-        if id(module) in drawn:
+        if id(module) in done:
             continue
         if isinstance(module, SelfInitialised):
             module.initialise(generator, std, residual_std)
-            drawn |= {id(inside) for inside in module.modules()}
+            done |= {id(inside) for inside in module.modules()}
         elif isinstance(module, nn.Linear | nn.Embedding):
             module.weight.normal_(0.0, residual_std if id(module) in residual else std, generator=generator)
             bias = getattr(module, "bias", None)

@@ -85,7 +85,7 @@ def test_the_llama_is_causal_without_a_mask():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of what it imports, and of the order
 def test_a_compiled_llama_is_measured():
-    recipe = load_recipe(RECIPES / "tiny" / "full.yaml", SMALL)
+    recipe = load_recipe(RECIPES / "tiny" / "full.yaml", [*SMALL, "model.layers=full"])
     row = measure_peer(recipe, compiled=True, steps=1, started=0.0)
     assert row["step_ms"] > 0
 

@@ -8,7 +8,6 @@ because their code may read them, keep them in a buffer, or leave them as they a
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
 
 _drawn: ContextVar[bool] = ContextVar("drawn", default=True)  # of this thread: others may make modules meanwhile
 
@@ -28,8 +27,10 @@ def drawn(wanted: bool) -> Iterator[None]:
         _drawn.reset(before)
 
 
-def made(kind: type, *arguments: Any, **options: Any) -> Any:
-    """A module of PyTorch with `kind(*arguments, **options)`.  Within `drawn(False)` it keeps what is in its memory."""
-    from torch.nn.utils import skip_init
+class DrawnLater:
+    """Inherited before a class of PyTorch: its modules keep what is in their memory if made within `drawn(False)`."""
 
-    return kind(*arguments, **options) if is_drawn() else skip_init(kind, *arguments, **options)
+    def reset_parameters(self) -> None:
+        """Draw the weights as PyTorch does, unless they are drawn later."""
+        if is_drawn():
+            super().reset_parameters()  # type: ignore[misc]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from zoo.blocks.context import Context, Step
-from zoo.blocks.drawing import made
+from zoo.blocks.drawing import DrawnLater
 from zoo.blocks.fields import PositionTemperature
 from zoo.blocks.interface import Projection
 from zoo.kernels import rms_norm
@@ -124,6 +124,10 @@ def sinks(n_heads: int, wanted: bool) -> nn.Parameter | None:
     return nn.Parameter(torch.zeros(n_heads)) if wanted else None
 
 
-def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    """A linear map, see `drawing.made`; the maps of a block have no bias unless its config asks for one."""
-    return made(nn.Linear, inputs, outputs, bias=bias)
+class Linear(DrawnLater, nn.Linear):
+    """The linear map of the zoo's own parts."""
+
+
+def linear(inputs: int, outputs: int, bias: bool = False) -> Linear:
+    """A linear map; the maps of a block have no bias unless its config asks for one."""
+    return Linear(inputs, outputs, bias=bias)

@@ -8,13 +8,12 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from zoo.blocks.context import Context, Step
-from zoo.blocks.drawing import is_drawn
-from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, linear, sinks
+from zoo.blocks.parts import Entries, Keys, Linear, Queries, RMSNorm, linear, sinks
 from zoo.blocks.projections.latent_config import ResolvedLatent
 from zoo.kernels import Heads, Piece, split_heads
 
 
-class PerHeadLinear(nn.Linear):
+class PerHeadLinear(Linear):
     """A linear map of each latent head: x [..., J, R] -> [..., K, D]. No bias.
 
     weight: [K * D, R]; the rows of group g act on latent head g // (K / J).
@@ -24,11 +23,6 @@ class PerHeadLinear(nn.Linear):
         super().__init__(inputs, n_kv_heads * outputs, bias=False)
         self.n_latent_heads, self.n_kv_heads = n_latent_heads, n_kv_heads
         self._copied: tuple[torch.Tensor, int | None, torch.Tensor] | None = None
-
-    def reset_parameters(self) -> None:
-        """Draw the weight as nn.Linear does, unless it is drawn later: `drawing.drawn`."""
-        if is_drawn():
-            super().reset_parameters()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return per_head(x, self)[0]

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.blocks.context import Context
-from zoo.blocks.drawing import drawn, made
+from zoo.blocks.drawing import DrawnLater, drawn
 from zoo.blocks.interface import AfterBatch, Caching, SelfInitialised
 from zoo.blocks.parts import linear
 from zoo.counting.model_cost import model_cost
@@ -25,6 +25,10 @@ from zoo.model.cache import ModelCache
 from zoo.model.layer import Layer, make_norm
 from zoo.model.multi_token import MultiTokenModule, further_labels
 from zoo.recipe import ModelConfig, Recipe, load_recipe
+
+
+class Embedding(DrawnLater, nn.Embedding):
+    """The embedding of the zoo's own models."""
 
 
 class Decoder(nn.Module):
@@ -42,14 +46,14 @@ class Decoder(nn.Module):
         self.activation_checkpointing = False
         self.narrow_stream = False
         self.max_documents: int | None = None
-        self.embedding = made(nn.Embedding, config.vocab_size, config.d_model)
+        self.embedding: nn.Embedding = Embedding(config.vocab_size, config.d_model)
         self.loaded_from: Path | None = None  # the folder of its weights, where `zoo.generate` finds the tokenizer
         self.layers = nn.ModuleList(Layer(config, layer) for layer in config.expanded())
         self.norm = make_norm(config)
         # Sums over the batch so far: what was added to the loss, times targets, and the targets; and the summed loss of
         # the modules of `multi_token`, and their targets.
         self._sums: dict[str, torch.Tensor] = {}
-        self.head = None if config.tie_embeddings else linear(config.d_model, config.vocab_size)
+        self.head: nn.Linear | None = None if config.tie_embeddings else linear(config.d_model, config.vocab_size)
         modules = (MultiTokenModule(config, layer) for layer in config.multi_token_layers())
         self.multi_token = nn.ModuleList(modules)  # last, so that the rest is drawn as without them
 

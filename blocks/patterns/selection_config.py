@@ -47,7 +47,7 @@ Queries with the same $\lfloor t/q \rfloor$ use the choice made for the first of
     def problems_beside(self, others: Mapping[str, PatternConfig]) -> list[FieldProblem]:
         compression = others.get("compression")
         if compression is None:
-            return [((), "selection needs the pattern compression beside it: its scores choose the blocks; found none")]
+            return [((), "selection needs the pattern compression beside it, whose scores choose the blocks")]
         assert isinstance(compression, Compression)
         return stride_problems(compression, self)
 

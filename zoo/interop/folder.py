@@ -1,7 +1,6 @@
 """A local folder of transformers, perhaps somebody else's: its config, and its tensors by name, nothing unpickled.
 
-Only regular files inside the folder are opened, and their sizes are limited. Each error message is one line and names
-the file.
+Only regular files inside the folder are opened, up to a size limit. Errors are one line each and name the file.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Selection attention in Triton: from tensors to the kernels, and how it differentiates.
 
-The kernels are in `triton_by_query.py` (forward, dq) and `triton_by_key.py` (dk, dv); `triton_partial.py` has forward
-and dq by key block, for the shapes that `by_key` names. An operator of torch.library may not return None, so an absent
-rotary gradient is an empty tensor.
+The kernels are in `triton_by_query.py` (forward, dq) and `triton_by_key.py` (dk, dv). `triton_by_entry.py` has dk and
+dv for the shapes that `op_by_key.by_entry` names, and `triton_partial.py` has forward and dq by key block for those
+that `by_key` names. An operator of torch.library may not return None, so an absent rotary gradient is an empty tensor.
 """
 
 from __future__ import annotations

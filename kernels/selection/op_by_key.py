@@ -9,10 +9,12 @@ from typing import NamedTuple
 import torch
 
 from zoo.kernels.launching import cdiv, launch, next_power_of_2
+from zoo.kernels.selection import triton_by_entry
 from zoo.kernels.selection import triton_by_key as kernels
 from zoo.kernels.selection.op_by_query import strides
 
 ROWS_PER_PROGRAM = 8192
+ROWS_OF_ONE_WARP = 2048  # by entry, where a program is one warp and many share a processor
 MAX_CHUNKS = 32  # of one list
 
 
@@ -47,8 +49,13 @@ class Index(NamedTuple):
     group_rows: int
 
 
-def inverted_index(chosen, first, start, size: dict, seq_len, max_documents, g0=0, n_groups=None) -> Index:
-    """The index of `chosen`, which holds query groups g0 and on of the n_groups of each row (all, if None)."""
+def inverted_index(
+    chosen, first, start, size: dict, seq_len, max_documents, g0=0, n_groups=None, *, rows=ROWS_PER_PROGRAM
+) -> Index:
+    """The index of `chosen`, which holds query groups g0 and on of the n_groups of each row (all, if None).
+
+    rows: of a chunk, at most.
+    """
     batch, n_here, K, S = chosen.shape
     n, device, block, query_group = chosen.numel(), chosen.device, size["BLOCK"], size["QUERY_GROUP"]
     base, slot_start, n_slots = None, None, cdiv(seq_len, block)
@@ -56,8 +63,8 @@ def inverted_index(chosen, first, start, size: dict, seq_len, max_documents, g0=
         base, slot_start = block_slots(start, block, max_documents)
         n_slots = slot_start.shape[1]
     n_lists = batch * K * n_slots
-    group_rows = next_power_of_2(query_group * size["G"])
-    chunk = chunk_entries(n, group_rows, n_here * S * block // seq_len)
+    group_rows = rows_of_group(size)
+    chunk = chunk_entries(n, rows // group_rows, n_here * S * block // seq_len)
     shared = dict(K=K, S=S, DOCUMENTS=first is not None)
     key = torch.empty(n, device=device, dtype=torch.int16 if n_lists < 2**15 else torch.int32)  # half the passes
     n_tiles, n_programs = cdiv(n, 1024), cdiv(n, 1024) + cdiv(n_lists + 1, 128)
@@ -109,17 +116,55 @@ def _key_tiles(keys: int, widest: int, rotary: bool, scalar: bool, itemsize: int
     return [dict(common, ROWS=64, FLIP=True, SCALAR=scalar, num_warps=4, num_stages=2), small]
 
 
-def chunk_entries(n: int, group_rows: int, average: int) -> int:
-    """Entries of a chunk: 8,192 rows, fewer while that leaves under 2,048 programs; not far under an average list,
-    so that the partials stay within a few times the keys and values."""
-    return next_power_of_2(max(1, min(ROWS_PER_PROGRAM // group_rows, n // 2048), average // 4))
+def chunk_entries(n: int, most: int, average: int) -> int:
+    """Entries of a chunk: `most`, fewer while that leaves under 2,048 programs; not far under an average list, so that
+    the partials stay within a few times the keys and values."""
+    return next_power_of_2(max(1, min(most, n // 2048), average // 4))
+
+
+def rows_of_group(size: dict) -> int:
+    """Rows that an entry takes in a tile; the last ones may stand for none."""
+    return next_power_of_2(size["QUERY_GROUP"] * size["G"])
+
+
+def by_entry(size: dict, itemsize: int) -> bool:
+    """Whether the kernel of one entry a tile computes dk and dv: for the shapes that it was measured with.
+
+    Kernels for 64K tokens and 512 keys a query on an H200, across entries -> by entry, ms. Heads 64 wide: 16 rows
+    1.61 -> 1.21, 32 rows 3.3 -> 2.5, 64 rows 6.5 -> 6.3; 128 wide: 16 rows 4.3 -> 2.6, 32 rows 10.2 -> 6.2, 64 rows
+    22 -> 14.
+    """
+    widest = max(size["DP"], size["VP"], size["RP"] if size["R"] else 0)
+    rows = (16, 32) if max(size["DP"], size["VP"]) <= 64 else (16, 32, 64)
+    return size["BLOCK"] == 16 and rows_of_group(size) in rows and itemsize == 2 and widest <= 128
+
+
+def entry_tiles(size: dict) -> list[dict]:
+    """Launch options of the kernel by entry: as measured on an H200, then for less memory."""
+    return _entry_tiles(rows_of_group(size), max(size["DP"], size["VP"]) <= 64, size["R"] > 0)
+
+
+@cache
+def _entry_tiles(rows: int, narrow: bool, rotary: bool) -> list[dict]:
+    """Registers decide: keys of 128 channels do not fit in those of a warp beside the sums, nor do 32 rows of them."""
+    common = dict(KEYS=16, ENTRIES=1, KEEP=False, num_warps=1, num_stages=3)
+    small = dict(common, num_stages=1)
+    if rows == 16 and narrow and not rotary:
+        return [dict(common, ENTRIES=2, KEEP=True, maxnreg=168), small]
+    if rows == 16 or (rows == 32 and narrow):
+        return [dict(common, KEEP=narrow), small]
+    return [dict(common, num_warps=2), dict(small, num_warps=2)]
 
 
 def backward(q, k, v, q_rope, k_rope, chosen, first, start, lse, delta, do, max_documents, size: dict, scale):
     """dk, dv, dk_rope (None without rotary part)."""
-    index = inverted_index(chosen, first, start, size, q.shape[1], max_documents)
-    tiles = key_tiles(size, q.element_size())
-    part = partial_sums(q, k, v, q_rope, k_rope, lse, delta, do, index, (None,) * 4, size, tiles, scale)
+    rows = ROWS_OF_ONE_WARP if by_entry(size, q.element_size()) else ROWS_PER_PROGRAM
+    index = inverted_index(chosen, first, start, size, q.shape[1], max_documents, rows=rows)
+    tensors = q, k, v, q_rope, k_rope, lse, delta, do, index
+    if by_entry(size, q.element_size()):
+        part = partial_sums_by_entry(*tensors, size, scale)
+    else:
+        part = partial_sums(*tensors, (None,) * 4, size, key_tiles(size, q.element_size()), scale)
     gradients = (
         torch.empty_like(k, memory_format=CONTIGUOUS),
         torch.empty_like(v, memory_format=CONTIGUOUS),
@@ -135,21 +180,46 @@ CONTIGUOUS = torch.contiguous_format
 def partial_sums(q, k, v, q_rope, k_rope, lse, delta, do, index: Index, parts_q, size: dict, tiles, scale):
     """dk | dv | dk_rope of each chunk, float32. parts_q: where dq's partial results go (part and weight, of the rotary
     part too), or None four times."""
-    D, V, R, BLOCK = size["D"], size["V"], size["R"], size["BLOCK"]
-    n_chunks = len(index.list_of)
-    part = torch.empty(n_chunks, BLOCK, D + V + R, device=q.device, dtype=torch.float32)
-    constants = {name: n for name, n in size.items() if name not in ("S", "SP", "QUERY_GROUP")}
-    constants |= dict(CHUNK=index.chunk, MAX=MAX_CHUNKS, GROUP_ROWS=index.group_rows, DQ=parts_q[0] is not None)
+    part, constants = _partial_of_keys(index, size, q.device)
+    constants |= dict(DQ=parts_q[0] is not None)
     arguments = (
         q, k, v, q_rope, k_rope, do, lse, delta, *index[:5], part, *parts_q,
+        *_numbers(q, k, v, q_rope, k_rope, do, index, scale),
+    )  # fmt: skip
+    grid = lambda tile: (len(part), size["BLOCK"] // tile["KEYS"])  # noqa: E731
+    launch(kernels._selection_bwd_dkdv_kernel, grid, arguments, constants, tiles, q.device)
+    return part
+
+
+def partial_sums_by_entry(q, k, v, q_rope, k_rope, lse, delta, do, index: Index, size: dict, scale):
+    """As `partial_sums`, without dq, for the shapes that `by_entry` names."""
+    part, constants = _partial_of_keys(index, size, q.device)
+    group = size["QUERY_GROUP"]
+    ragged = size["DOCUMENTS"] or q.shape[1] % group > 0 or index.group_rows != group * size["G"]
+    constants |= dict(RAGGED=ragged)
+    arguments = (
+        q, k, v, q_rope, k_rope, do, lse, delta, index.entry, index.begin, index.list_of, index.slot_start, part,
+        *_numbers(q, k, v, q_rope, k_rope, do, index, scale),
+    )  # fmt: skip
+    grid = lambda tile: (len(part), size["BLOCK"] // tile["KEYS"])  # noqa: E731
+    kernel = triton_by_entry._selection_bwd_dkdv_by_entry_kernel
+    launch(kernel, grid, arguments, constants, entry_tiles(size), q.device)
+    return part
+
+
+def _partial_of_keys(index: Index, size: dict, device) -> tuple[torch.Tensor, dict]:
+    """Room for the partial sums [chunks, BLOCK, D + V + R], float32, and the constants of the kernels that write it."""
+    width = size["D"] + size["V"] + size["R"]
+    part = torch.empty(len(index.list_of), size["BLOCK"], width, device=device, dtype=torch.float32)
+    constants = {name: n for name, n in size.items() if name not in ("S", "SP", "QUERY_GROUP")}
+    return part, constants | dict(CHUNK=index.chunk, MAX=MAX_CHUNKS, GROUP_ROWS=index.group_rows)
+
+
+def _numbers(q, k, v, q_rope, k_rope, do, index: Index, scale) -> tuple:
+    return (
         *strides(q, 3), *strides(k, 3), *strides(v, 3), *strides(q_rope, 3), *strides(k_rope, 2), *strides(do, 3),
         q.shape[1], index.n_slots, scale, scale * math.log2(math.e),
     )  # fmt: skip
-    launch(
-        kernels._selection_bwd_dkdv_kernel, lambda tile: (n_chunks, BLOCK // tile["KEYS"]), arguments, constants, tiles,
-        q.device,
-    )  # fmt: skip
-    return part
 
 
 def add_up(part, index: Index, start, gradients, size: dict, seq_len: int, *, add: bool) -> None:

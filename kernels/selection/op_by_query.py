@@ -45,30 +45,29 @@ def query_tiles(size: dict, itemsize: int, backward: bool) -> list[dict]:
     """Tile and launch options of the kernels that run by query group, best first, then one for small shared memory."""
     rows, slots = size["QUERY_GROUP"] * size["G"], size["S"] * size["BLOCK"]
     widest = max(size["DP"], size["VP"])
-    return _query_tiles(padded(rows), widest, size["R"] > 0, size["BLOCK"], padded(slots), itemsize, backward)
+    return _query_tiles(padded(rows), widest, size["BLOCK"], padded(slots), itemsize, backward)
 
 
 @cache
-def _query_tiles(
-    rows: int, widest: int, rotary: bool, block: int, slots: int, itemsize: int, backward: bool
-) -> list[dict]:
+def _query_tiles(rows: int, widest: int, block: int, slots: int, itemsize: int, backward: bool) -> list[dict]:
     """Measured on an H200: up to 16 rows one warp wins, for where a program takes little shared memory and few
     registers more of them run and hide each other's waiting; 64 rows take the wide matrix instruction and its four
     warps.
 
-    rotary: keys have a rotary part, with which 128 registers spill.  block: tokens of a chosen block.
+    block: tokens of a chosen block.
     """
     rows = min(64, rows)
-    small = dict(ROWS=16, KEYS=16, num_warps=4, num_stages=1)
+    small = dict(ROWS=16, KEYS=16, KEEP=False, num_warps=4, num_stages=1)
     if itemsize == 4 or widest > 128:  # float32 has no matrix instruction of full precision: correct, not fast
         return [small if itemsize == 4 else dict(small, ROWS=min(rows, 32)), small]
     wide = rows == 64 or (rows == 32 and backward and widest > 64)
     keys = min(64 if wide else 32, slots)
-    if not backward and rows == 16 and block == 16:  # a tile within one block reads one index; timed at 64 channels
+    if rows == 16 and block == 16:  # a tile within one block reads one index
         keys = 16
-    registers = dict(maxnreg=168 if rotary else 128) if backward and rows == 16 and widest <= 64 else {}
-    stages = 2 if backward or rows == 32 else 3
-    best = dict(ROWS=rows, KEYS=keys, num_warps=rows // 16 if wide else 1, num_stages=stages, **registers)
+    registers = dict(maxnreg=168) if backward and rows == 16 and widest <= 64 else {}
+    stages = 3 if rows == 16 or (rows == 64 and not backward) else 2
+    warps = rows // 16 if wide else 1
+    best = dict(ROWS=rows, KEYS=keys, KEEP=rows == 16, num_warps=warps, num_stages=stages, **registers)
     return [best, small]
 
 

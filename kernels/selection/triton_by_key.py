@@ -6,6 +6,7 @@
    List i, which begins at entry e, has chunks e // CHUNK + i and on: no two lists have one in common, and no sum over
    the lists before it is needed; some chunks are empty. All shapes are static bounds; nothing waits for the device.
 2. One program a chunk walks its rows (entry, token, head), ROWS at a time, across entries, and writes float32 partials.
+   Blocks of 16 keys with entries of 16 or more rows have a kernel of their own, `triton_by_entry.py`.
 3. The chunks of a list are summed in order. No atomics: two runs give the same bits.
 
 With documents, blocks are numbered inside each; block m of document i of a row has slot start // b + i + m, which no
@@ -124,22 +125,13 @@ def _selection_bwd_dkdv_kernel(
     i_l = tl.load(list_of + i_c)
     if i_l < 0:
         return
-    list_begin, list_end, length, first_chunk = chunks_of(begin, i_l, CHUNK, MAX)
-    e_begin = list_begin + (i_c - first_chunk) * length
-    e_end = tl.minimum(e_begin + length, list_end)
+    e_begin, e_end = entries_of_chunk(begin, i_c, i_l, CHUNK, MAX)
     i_b, i_k = (i_l // n_slots // K).to(tl.int64), (i_l // n_slots % K).to(tl.int64)
-    if DOCUMENTS:
-        key0 = tl.load(slot_start + i_b * n_slots + i_l % n_slots)
-    else:
-        key0 = i_l % n_slots * BLOCK
-    o_n = key0 + tl.program_id(1) * KEYS + tl.arange(0, KEYS)
-    o_n64 = tl.minimum(o_n, T - 1).to(tl.int64)[:, None]
+    o_n = keys_of_list(slot_start, i_b, i_l, n_slots, BLOCK, KEYS, DOCUMENTS)
     o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
-    b_k = load_rows(k + i_b * k_b + i_k * k_h + o_n64 * k_t + o_d[None, :], o_d, D, DP)
-    b_v = load_rows(v + i_b * v_b + i_k * v_h + o_n64 * v_t + o_v[None, :], o_v, V, VP)
-    b_kr = b_k
+    b_k, b_v, b_kr = load_keys(k, v, k_rope, i_b, i_k, o_n, k_b, k_t, k_h, v_b, v_t, v_h, kr_b, kr_t,
+                               T, D, DP, R, RP, V, VP)  # fmt: skip
     if R > 0:
-        b_kr = load_rows(k_rope + i_b * kr_b + o_n64 * kr_t + o_e[None, :], o_e, R, RP)
         acc_r = tl.zeros([RP, KEYS] if FLIP else [KEYS, RP], tl.float32)
     acc_k = tl.zeros([DP, KEYS] if FLIP else [KEYS, DP], tl.float32)
     acc_v = tl.zeros([VP, KEYS] if FLIP else [KEYS, VP], tl.float32)
@@ -174,11 +166,10 @@ def _selection_bwd_dkdv_kernel(
         o_stat = ((i_b * K + i_k) * T + o_t64) * G + o_r % GROUP_ROWS % G
         b_lse = tl.where(m_r, tl.load(lse + o_stat), float("inf"))  # rows that are none: p = 0
         b_delta = tl.load(delta + o_stat)
-        b_s = scores(b_q, b_k, b_qr, b_kr, R > 0, FLIP_S) * scale_log2 - b_lse[:, None]
-        b_p = tl.exp2(tl.where(o_n[None, :] <= o_t[:, None], b_s, float("-inf")))
-        b_dp = scores(b_do, b_v, b_do, b_v, False, FLIP_S)
-        b_ds = (b_p * (b_dp - b_delta[:, None])).to(b_q.dtype)
-        acc_v = add_transposed_product(acc_v, b_p.to(b_do.dtype), b_do, FLIP)
+        b_p, b_ds = score_gradients(
+            b_q, b_k, b_qr, b_kr, b_do, b_v, b_lse, b_delta, o_n, o_t, scale_log2, R > 0, FLIP_S
+        )
+        acc_v = add_transposed_product(acc_v, b_p, b_do, FLIP)
         acc_k = add_transposed_product(acc_k, b_ds, b_q, FLIP)
         if R > 0:
             acc_r = add_transposed_product(acc_r, b_ds, b_qr, FLIP)
@@ -190,12 +181,67 @@ def _selection_bwd_dkdv_kernel(
                 b_dqr = tl.dot(b_ds, b_kr, input_precision="ieee")
                 write_partial(part_r, weight_r, o_p, m_r, b_dqr, o_e, R)
 
-    o_key = (i_c.to(tl.int64) * BLOCK + tl.program_id(1) * KEYS + tl.arange(0, KEYS)) * (D + V + R)
-    p_part = part + o_key[:, None]
+    p_part = part + partial_keys(i_c, BLOCK, KEYS) * (D + V + R)
     tl.store(p_part + o_d[None, :], (tl.trans(acc_k) if FLIP else acc_k) * scale, mask=o_d[None, :] < D)
     tl.store(p_part + D + o_v[None, :], tl.trans(acc_v) if FLIP else acc_v, mask=o_v[None, :] < V)
     if R > 0:
         tl.store(p_part + D + V + o_e[None, :], (tl.trans(acc_r) if FLIP else acc_r) * scale, mask=o_e[None, :] < R)
+
+
+@triton.jit
+def entries_of_chunk(begin, i_c, i_l, CHUNK: tl.constexpr, MAX: tl.constexpr):
+    """The entries [begin, end) of chunk i_c, which is one of list i_l."""
+    list_begin, list_end, length, first_chunk = chunks_of(begin, i_l, CHUNK, MAX)
+    e_begin = list_begin + (i_c - first_chunk) * length
+    return e_begin, tl.minimum(e_begin + length, list_end)
+
+
+@triton.jit
+def keys_of_list(
+    slot_start, i_b, i_l, n_slots, BLOCK: tl.constexpr, KEYS: tl.constexpr, DOCUMENTS: tl.constexpr
+):  # fmt: skip
+    """Tokens of the program's keys of a list's block; the last ones may lie past the end of the row."""
+    if DOCUMENTS:
+        key0 = tl.load(slot_start + i_b * n_slots + i_l % n_slots)
+    else:
+        key0 = i_l % n_slots * BLOCK
+    return key0 + tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+
+
+@triton.jit
+def load_keys(k, v, k_rope, i_b, i_k, o_n, k_b, k_t, k_h, v_b, v_t, v_h, kr_b, kr_t, T,
+              D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+              V: tl.constexpr, VP: tl.constexpr):  # fmt: skip
+    """Keys, values and rotary keys of tokens o_n; for tokens past the row those of its last token."""
+    o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
+    o_n64 = tl.minimum(o_n, T - 1).to(tl.int64)[:, None]
+    b_k = load_rows(k + i_b * k_b + i_k * k_h + o_n64 * k_t + o_d[None, :], o_d, D, DP)
+    b_v = load_rows(v + i_b * v_b + i_k * v_h + o_n64 * v_t + o_v[None, :], o_v, V, VP)
+    b_kr = b_k
+    if R > 0:
+        b_kr = load_rows(k_rope + i_b * kr_b + o_n64 * kr_t + o_e[None, :], o_e, R, RP)
+    return b_k, b_v, b_kr
+
+
+@triton.jit
+def score_gradients(
+    b_q, b_k, b_qr, b_kr, b_do, b_v, b_lse, b_delta, o_n, o_t, scale_log2, ROPE: tl.constexpr, FLIP: tl.constexpr
+):
+    """Weights of keys o_n for rows of tokens o_t, and the gradients of their scores, both in the dtype of the rows.
+
+    A row weighs nothing where b_lse is inf or o_t is -1.
+    """
+    b_s = scores(b_q, b_k, b_qr, b_kr, ROPE, FLIP) * scale_log2 - b_lse[:, None]
+    b_p = tl.exp2(tl.where(o_n[None, :] <= o_t[:, None], b_s, float("-inf")))
+    b_dp = scores(b_do, b_v, b_do, b_v, False, FLIP)
+    b_ds = (b_p * (b_dp - b_delta[:, None])).to(b_q.dtype)
+    return b_p.to(b_do.dtype), b_ds
+
+
+@triton.jit
+def partial_keys(i_c, BLOCK: tl.constexpr, KEYS: tl.constexpr):
+    """Where the program's keys of chunk i_c have their partial results, [KEYS, 1]."""
+    return (i_c.to(tl.int64) * BLOCK + tl.program_id(1) * KEYS + tl.arange(0, KEYS))[:, None]
 
 
 @triton.jit

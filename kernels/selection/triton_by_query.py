@@ -67,14 +67,23 @@ def n_tiles(p_chosen, n_tokens, own, S: tl.constexpr, SP: tl.constexpr, BLOCK: t
 
 
 @triton.jit
-def gathered_keys(p_chosen, j, origin, own, T, S: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr):
-    """Token of each of the tile's keys, and the last of them; T, which no query sees, in an empty place."""
+def gathered_keys(
+    p_chosen, j, origin, own, T, t_last, S: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr
+):  # fmt: skip
+    """Token of each of the tile's keys, and the last of them; T, which no query sees, in an empty place.
+
+    And the row of each, as `row` + `step`: keys past t_last are not seen, so t_last is read instead. Steps within one
+    block are small numbers, so that no thread multiplies numbers of 64 bits.
+    """
     o_n = tl.arange(0, KEYS)
     if KEYS <= BLOCK:
         m = tl.load(p_chosen + j * KEYS // BLOCK)
         m = tl.where(m <= own, m, -1)
-        token = tl.where(m >= 0, origin + m * BLOCK + (j * KEYS) % BLOCK, T) + o_n
-        last = tl.where(m >= 0, origin + m * BLOCK + (j * KEYS) % BLOCK + KEYS - 1, T)
+        first = tl.where(m >= 0, origin + m * BLOCK + (j * KEYS) % BLOCK, T)
+        token, last = first + o_n, first + KEYS - 1
+        row = tl.minimum(first, t_last)
+        step = tl.minimum(o_n, t_last - row)
+        row = row.to(tl.int64)
     else:
         token = tl.full([KEYS], 0, tl.int32)
         last = origin * 0
@@ -87,7 +96,22 @@ def gathered_keys(p_chosen, j, origin, own, T, S: tl.constexpr, BLOCK: tl.conste
             token = tl.where(o_n // BLOCK == i, first, token)
             last = tl.maximum(last, first + BLOCK - 1)
         token += o_n % BLOCK
-    return token, last
+        row = tl.full([], 0, tl.int64)
+        step = tl.minimum(token, t_last).to(tl.int64)
+    return token, last, row, step[:, None]
+
+
+@triton.jit
+def in_registers(x, ROWS: tl.constexpr, KEEP: tl.constexpr):
+    """x [ROWS, width], with KEEP as the product of the identity and x, which is x.
+
+    An operand that was loaded is read from shared memory again for every tile of the loop; Triton sinks that read into
+    the loop. The result of a product stays in registers. Shared memory bounds the kernels of 16 rows.
+    """
+    if KEEP:
+        identity = (tl.arange(0, ROWS)[:, None] == tl.arange(0, ROWS)[None, :]).to(x.dtype)
+        x = tl.dot(identity, x, input_precision="ieee").to(x.dtype)
+    return x
 
 
 @triton.jit
@@ -98,7 +122,7 @@ def _selection_fwd_kernel(
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
     V: tl.constexpr, VP: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, BLOCK: tl.constexpr,
     QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     TILES: tl.constexpr = (QUERY_GROUP * G + ROWS - 1) // ROWS
     i_g = tl.program_id(0) // TILES
@@ -111,14 +135,14 @@ def _selection_fwd_kernel(
     o_h = i_k * G + o_r % G
     o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
     p_q = q + i_b * q_b + o_t.to(tl.int64)[:, None] * q_t + o_h[:, None] * q_h + o_d[None, :]
-    b_q = tl.load(p_q, mask=m_r[:, None] & (o_d[None, :] < D), other=0.0)
+    b_q = in_registers(tl.load(p_q, mask=m_r[:, None] & (o_d[None, :] < D), other=0.0), ROWS, KEEP)
     b_qr = b_q
     if R > 0:
         p_qr = q_rope + i_b * qr_b + o_t.to(tl.int64)[:, None] * qr_t + o_h[:, None] * qr_h + o_e[None, :]
-        b_qr = tl.load(p_qr, mask=m_r[:, None] & (o_e[None, :] < R), other=0.0)
+        b_qr = in_registers(tl.load(p_qr, mask=m_r[:, None] & (o_e[None, :] < R), other=0.0), ROWS, KEEP)
     p_chosen, own = chosen + ((i_b * n_groups + i_g) * K + i_k) * S, (t0 - origin) // BLOCK
     t_seen = tl.where(m_r, o_t, -1)
-    t_last = t0 + n_tokens - 1  # keys past it are not seen: read this one instead
+    t_last = t0 + n_tokens - 1
 
     p_k = k + i_b * k_b + i_k * k_h + o_d[None, :]
     p_v = v + i_b * v_b + i_k * v_h + o_v[None, :]
@@ -126,13 +150,12 @@ def _selection_fwd_kernel(
     b_l = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, VP], tl.float32)
     for j in range(0, n_tiles(p_chosen, n_tokens, own, S, SP, BLOCK, KEYS)):
-        o_n, n_last = gathered_keys(p_chosen, j, origin, own, T, S, BLOCK, KEYS)
-        o_n64 = tl.minimum(o_n, t_last).to(tl.int64)[:, None]
-        b_k = load_rows(p_k + o_n64 * k_t, o_d, D, DP)
-        b_v = load_rows(p_v + o_n64 * v_t, o_v, V, VP)
+        o_n, n_last, row, step = gathered_keys(p_chosen, j, origin, own, T, t_last, S, BLOCK, KEYS)
+        b_k = load_rows(p_k + row * k_t + step * k_t, o_d, D, DP)
+        b_v = load_rows(p_v + row * v_t + step * v_t, o_v, V, VP)
         b_kr = b_k
         if R > 0:
-            b_kr = load_rows(k_rope + i_b * kr_b + o_n64 * kr_t + o_e[None, :], o_e, R, RP)
+            b_kr = load_rows(k_rope + i_b * kr_b + o_e[None, :] + row * kr_t + step * kr_t, o_e, R, RP)
         b_s = scores(b_q, b_k, b_qr, b_kr, R > 0, False) * scale_log2
         if n_last > t0:  # the block of the query itself, or an empty place
             b_s = tl.where(o_n[None, :] <= t_seen[:, None], b_s, float("-inf"))
@@ -160,7 +183,7 @@ def _selection_bwd_dq_kernel(
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
     V: tl.constexpr, VP: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, BLOCK: tl.constexpr,
     QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """dq, and delta = rowsum(o do), which the kernel of dk and dv reads. Goes over the keys as the forward does."""
     TILES: tl.constexpr = (QUERY_GROUP * G + ROWS - 1) // ROWS
@@ -179,15 +202,16 @@ def _selection_bwd_dq_kernel(
                    mask=m_v, other=0.0)  # fmt: skip
     b_o = tl.load(o + o_row[:, None] * V + o_v[None, :], mask=m_v, other=0.0)
     b_delta = tl.sum(b_o.to(tl.float32) * b_do.to(tl.float32), 1)
+    b_do = in_registers(b_do, ROWS, KEEP)
     o_stat = ((i_b * K + i_k) * T + t0) * G + o_r
     tl.store(delta + o_stat, b_delta, mask=m_r)
     b_lse = tl.load(lse + o_stat, mask=m_r, other=0.0)
     p_q = q + i_b * q_b + o_t.to(tl.int64)[:, None] * q_t + o_h[:, None] * q_h + o_d[None, :]
-    b_q = tl.load(p_q, mask=m_r[:, None] & (o_d[None, :] < D), other=0.0)
+    b_q = in_registers(tl.load(p_q, mask=m_r[:, None] & (o_d[None, :] < D), other=0.0), ROWS, KEEP)
     b_qr = b_q
     if R > 0:
         p_qr = q_rope + i_b * qr_b + o_t.to(tl.int64)[:, None] * qr_t + o_h[:, None] * qr_h + o_e[None, :]
-        b_qr = tl.load(p_qr, mask=m_r[:, None] & (o_e[None, :] < R), other=0.0)
+        b_qr = in_registers(tl.load(p_qr, mask=m_r[:, None] & (o_e[None, :] < R), other=0.0), ROWS, KEEP)
         acc_r = tl.zeros([ROWS, RP], tl.float32)
     p_chosen, own = chosen + ((i_b * n_groups + i_g) * K + i_k) * S, (t0 - origin) // BLOCK
     t_seen = tl.where(m_r, o_t, -1)
@@ -197,13 +221,12 @@ def _selection_bwd_dq_kernel(
     p_v = v + i_b * v_b + i_k * v_h + o_v[None, :]
     acc = tl.zeros([ROWS, DP], tl.float32)
     for j in range(0, n_tiles(p_chosen, n_tokens, own, S, SP, BLOCK, KEYS)):
-        o_n, _ = gathered_keys(p_chosen, j, origin, own, T, S, BLOCK, KEYS)
-        o_n64 = tl.minimum(o_n, t_last).to(tl.int64)[:, None]
-        b_k = load_rows(p_k + o_n64 * k_t, o_d, D, DP)
-        b_v = load_rows(p_v + o_n64 * v_t, o_v, V, VP)
+        o_n, _, row, step = gathered_keys(p_chosen, j, origin, own, T, t_last, S, BLOCK, KEYS)
+        b_k = load_rows(p_k + row * k_t + step * k_t, o_d, D, DP)
+        b_v = load_rows(p_v + row * v_t + step * v_t, o_v, V, VP)
         b_kr = b_k
         if R > 0:
-            b_kr = load_rows(k_rope + i_b * kr_b + o_n64 * kr_t + o_e[None, :], o_e, R, RP)
+            b_kr = load_rows(k_rope + i_b * kr_b + o_e[None, :] + row * kr_t + step * kr_t, o_e, R, RP)
         b_s = scores(b_q, b_k, b_qr, b_kr, R > 0, False) * scale_log2 - b_lse[:, None]
         b_p = tl.exp2(tl.where(o_n[None, :] <= t_seen[:, None], b_s, float("-inf")))
         b_dp = scores(b_do, b_v, b_do, b_v, False, False)

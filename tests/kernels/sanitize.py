@@ -126,6 +126,7 @@ def attention(short: bool) -> None:
     with use_implementation("triton"):
         for settings in (
             (16, 4, 64, 32, 16, 16, 16, 64, 4),  # ansa.global at 340M
+            (16, 4, 64, 0, 16, 16, 16, 32, 4),  # the same without a rotary part
             (64, 4, 128, 0, 32, 16, 64, 16, 1),  # as NSA publishes it
             (64, 4, 128, 0, 32, 16, 64, 16, 4),
             (16, 4, 64, 0, 32, 16, 64, 16, 1),  # NSA at 340M: selection by key block

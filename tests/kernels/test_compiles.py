@@ -40,6 +40,7 @@ def test_every_kernel_compiles(gpu, sizes, tmp_path):
     assert {
         "_dkv_kernel",
         "_selection_bwd_dkdv_kernel",
+        "_selection_bwd_dkdv_by_entry_kernel",
         "_rank_kernel",
         "_selection_fwd_by_key_kernel",
         "split_kernel",

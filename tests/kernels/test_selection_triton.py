@@ -44,6 +44,17 @@ REAL = {
     ),
     "ansa": Case(rows=((1500,), (1500,)), H=16, K=4, D=64, V=64, R=32, n_selected=32, query_group=4),
     "ansa, packed": Case(rows=((1, 700, 799), (1500,)), H=16, K=4, D=64, V=64, R=32, n_selected=24, query_group=4),
+    "ansa, rows of any length": Case(rows=((1501,),), H=16, K=4, D=64, V=64, R=32, n_selected=32, query_group=4),
+    "ansa at 1.3B": Case(rows=((1200,),), H=16, K=4, D=128, V=128, R=64, n_selected=32, query_group=4),
+    "ansa without a rotary part": Case(rows=((1500,), (1500,)), H=16, K=4, D=64, V=64, n_selected=32, query_group=4),
+    "the same, packed": Case(rows=((3, 800, 700), (1503,)), H=16, K=4, D=64, V=64, n_selected=32, query_group=4),
+    "groups of 12 rows": Case(rows=((1100,),), H=12, K=4, D=64, V=64, n_selected=20, query_group=4),
+    "32 rows a group": Case(rows=((1030,),), H=32, K=4, D=64, V=64, n_selected=20, query_group=4),
+    "64 wide rows a group, rotary": Case(
+        rows=((900,), (900,)), H=64, K=4, D=128, V=128, R=32, n_selected=20, query_group=4
+    ),
+    "16 heads a key head": Case(rows=((900,),), H=16, K=1, D=64, V=64, n_selected=20),
+    "16 heads a key head, blocks of 32": Case(rows=((900,),), H=16, K=1, D=64, V=64, block=32, n_selected=9),
     "many heads": Case(rows=((600,),), H=64, K=1, D=64, V=128, block=32, n_selected=8, query_group=16),
     "odd groups": Case(rows=((777,),), H=12, K=4, D=96, V=64, block=128, n_selected=3, query_group=2),
     "no sharing": Case(rows=((1100,),), H=4, K=4, D=64, V=64, block=16, n_selected=20),
@@ -209,6 +220,86 @@ def test_the_shape_chooses(monkeypatch):
     assert not any([chosen(H=64), chosen(query_group=4), chosen(D=256), chosen(block=16), chosen(dtype=torch.float32)])
     assert not chosen(T=3)  # 6 tokens
     assert not chosen(scale=-0.1)  # the largest score would not be the largest exponent
+
+
+BY_ENTRY = {  # a query group has 16 rows in a tile, or fewer
+    "one entry a pass, rotary": Case(rows=((48,),), H=8, K=2, R=16, query_group=4, n_selected=3),
+    "two entries a pass": Case(rows=((40,), (40,)), H=4, query_group=4, n_selected=3),
+    "heads 128 wide": Case(rows=((24,),), H=4, D=128, V=80, query_group=4),
+    "32 rows": Case(rows=((40,),), H=8, query_group=4),
+    "32 wide rows": Case(rows=((21,),), H=8, D=128, query_group=4),
+    "a last group of fewer tokens": Case(rows=((39,),), H=4, D=24, query_group=4),
+    "groups of 12 rows": Case(rows=((40,),), H=3, R=16, query_group=4),
+    "documents": Case(rows=((9, 28), (37,)), H=8, K=2, query_group=4, n_selected=3),
+    "short documents": Case(rows=((1, 1, 5, 3, 17, 1, 9), (30, 1, 6)), H=4, R=16, query_group=4),
+}
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name, marks=pytest.mark.thinned(2)) for name, case in BY_ENTRY.items()]
+)
+def test_by_entry(case, monkeypatch, poisoned):
+    """As near to float64 as the kernel across entries, in float16: the interpreter multiplies no bfloat16."""
+    from zoo.kernels.selection import op_by_key
+
+    leaves, do, chosen, documents = inputs(case, dtype=torch.float16)
+    expected = run(case, *wide(leaves, do), chosen, documents, "reference")
+    served = {}
+    for by_entry in (True, False):
+        sums = op_by_key.partial_sums_by_entry
+
+        def counted(*arguments, sums=sums, by_entry=by_entry):
+            served[by_entry] = True
+            return sums(*arguments)
+
+        monkeypatch.setattr(op_by_key, "partial_sums_by_entry", counted)
+        if not by_entry:
+            monkeypatch.setattr(op_by_key, "by_entry", lambda *arguments: False)
+        with poisoned():
+            found = run(case, leaves, do, chosen, documents, "triton")
+        for a, b in zip(found, expected, strict=True):
+            assert error(a, b) <= 2e-3
+    assert served == {True: True}
+
+
+@pytest.mark.interp
+def test_long_lists_are_cut_by_entry(monkeypatch, poisoned):
+    """Chunks of one entry and of several, which add up to the same."""
+    from zoo.kernels.selection import op_by_key
+
+    case = BY_ENTRY["two entries a pass"]
+    leaves, do, chosen, _ = inputs(case, dtype=torch.float16)
+    monkeypatch.setattr(op_by_key, "ROWS_OF_ONE_WARP", 16)
+    monkeypatch.setattr(op_by_key, "MAX_CHUNKS", 3)
+    with poisoned():
+        found = run(case, leaves, do, chosen, None, "triton")
+    expected = run(case, *wide(leaves, do), chosen, None, "reference")
+    assert max(error(a, b) for a, b in zip(found, expected, strict=True)) <= 2e-3
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize(
+    ("change", "served"),
+    [
+        (dict(), True),
+        (dict(query_group=3), True),
+        (dict(H=2), False),
+        (dict(query_group=16), False),
+        (dict(query_group=16, D=80), True),
+        (dict(query_group=32), False),
+        (dict(block=32), False),
+        (dict(D=160), False),
+    ],
+)
+def test_the_shape_chooses_by_entry(change, served):
+    from zoo.kernels.selection import op_by_key, op_by_query
+
+    case = Case(rows=((16,),), **dict(H=4, query_group=4) | change)
+    (q, k, v), _, chosen, _ = inputs(case)
+    size = op_by_query.constants(q, k, v, None, chosen, case.block, case.query_group, False)
+    assert op_by_key.by_entry(size, 2) == served
+    assert not op_by_key.by_entry(size, 4)
 
 
 @pytest.mark.slow

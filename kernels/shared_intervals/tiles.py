@@ -25,6 +25,8 @@ def fwd_tiles(dtype: torch.dtype, width: int, window: bool) -> list[Tile]:
         return _tiles((64, 64, 4, 2, 128 if window else 152), (64, 32, 4, 2), (32, 32, 4, 1))
     if width <= 128:
         return _tiles((64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1))
+    if width <= 192:  # MLA's 128 + 64
+        return _tiles((64, 32, 4, 3), (64, 32, 4, 1), (32, 32, 4, 1), (16, 16, 4, 1))
     return _tiles((128, 64, 8, 2), (64, 32, 4, 2), (32, 32, 4, 1), (16, 16, 4, 1))
 
 
@@ -37,6 +39,8 @@ def dq_tiles(dtype: torch.dtype, width: int) -> list[Tile]:
         return _tiles((64, 64, 4, 2, 168), (64, 32, 4, 2), (32, 32, 4, 1))
     if width <= 128:
         return _tiles((64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1))
+    if width <= 192:
+        return _tiles((64, 32, 4, 3), (64, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1))
     return _tiles((64, 64, 8, 2), (64, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1))
 
 
@@ -50,6 +54,8 @@ def dkv_tiles(dtype: torch.dtype, width: int, long: bool = False) -> list[Tile]:
     if width <= 128:
         wide = [(64, 128, 8, 3)] * long
         return _tiles(*wide, (32, 64, 4, 3), (32, 64, 4, 2), (32, 32, 4, 1))
+    if width <= 192:
+        return _tiles((32, 128, 8, 3), (32, 64, 4, 2), (32, 64, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1))
     return _tiles((32, 64, 8, 2), (32, 64, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1))
 
 

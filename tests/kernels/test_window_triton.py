@@ -70,7 +70,12 @@ def test_compiled_as_one_graph(randn):
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("sizes", "window"),
-    [((1, 1500, 16, 16, 64, 32, 64), 512), ((2, 777, 16, 4, 64, 0, 64), 300), ((1, 900, 16, 4, 128, 0, 128), 512)],
+    [
+        ((1, 1500, 16, 16, 64, 32, 64), 512),
+        ((2, 777, 16, 4, 64, 0, 64), 300),
+        ((1, 900, 16, 4, 128, 0, 128), 512),
+        ((2, 901, 8, 8, 128, 64, 128), 512),  # MLA as in DeepSeek-V3
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("packed", [False, True])

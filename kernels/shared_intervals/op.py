@@ -43,6 +43,7 @@ class Call:
         self.R = 0 if q_rope is None else q_rope.shape[-1]
         self.device, self.dtype, self.softcap, self.window = q.device, q.dtype, softcap, window
         self.long = window == 0 and start is None
+        self.slots = block > 1
         self.counts = self.T, self.N, self.B, self.H, self.H // self.K
         self.start = q if start is None else start  # a pointer that is not followed; so are q and k below
         self.tensors = (q, q_rope, k, k_rope, v) if self.R else (q, q, k, k, v)
@@ -91,7 +92,7 @@ def _forward(
     pointers = *call.tensors, o, lse, call.start, q if sinks is None else sinks
     arguments = *pointers, scale, softcap, window, *call.counts, *call.strides
     constants = {**call.constants, "SINKS": sinks is not None}
-    tiles = fwd_tiles(q.dtype, call.width, window > 0)
+    tiles = fwd_tiles(q.dtype, call.width, window > 0, call.slots)
     launch(kernels._fwd_kernel, call.query_grid, arguments, constants, tiles, q.device)
     return o, lse.transpose(1, 2)
 
@@ -129,7 +130,7 @@ def _backward(
     results = o, lse, call.start, do, dlse_BHT, delta, grads[0], grads[3]
     arguments = *call.tensors, *results, scale, softcap, window, *call.counts, *call.strides
     constants = {**call.constants, "HAS_DLSE": dlse is not None}
-    tiles = dq_tiles(q.dtype, call.width)
+    tiles = dq_tiles(q.dtype, call.width, call.slots)
     launch(kernels._dq_kernel, call.query_grid, arguments, constants, tiles, q.device)
     _launch_dkv(call, do, lse, delta, grads, scale)
     return *grads, q.new_empty(0) if sinks is None else _gradient_of_sinks(sinks, lse, delta)

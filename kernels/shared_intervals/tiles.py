@@ -12,8 +12,9 @@ _INTERPRETED_TILES = [dict(BM=16, BN=32)]  # small, so that tests with few token
 
 
 @cache
-def fwd_tiles(dtype: torch.dtype, width: int, window: bool) -> list[Tile]:
-    """width: of keys, content and rotary part, or of values, as tiles hold them; window: a query sees few tiles.
+def fwd_tiles(dtype: torch.dtype, width: int, window: bool, slots: bool = False) -> list[Tile]:
+    """width: of keys, content and rotary part, or of values, as tiles hold them; window: a query sees few tiles;
+    slots: keys are those of compressed blocks.
 
     Narrow heads have a limit on registers. With 128 registers four programs of a window share a processor, with the 168
     of dq three. Where a query sees many tiles, the forward is 4 to 5% faster with 152 registers than with the 168 that
@@ -26,13 +27,13 @@ def fwd_tiles(dtype: torch.dtype, width: int, window: bool) -> list[Tile]:
     if width <= 128:
         return _tiles((64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1))
     if width <= 192:  # MLA's 128 + 64
-        return _tiles((64, 32, 4, 3), (64, 32, 4, 1), (32, 32, 4, 1), (16, 16, 4, 1))
+        return _tiles((64, 32, 4, 2 if slots else 3), (64, 32, 4, 1), (32, 32, 4, 1), (16, 16, 4, 1))
     return _tiles((128, 64, 8, 2), (64, 32, 4, 2), (32, 32, 4, 1), (16, 16, 4, 1))
 
 
 @cache
-def dq_tiles(dtype: torch.dtype, width: int) -> list[Tile]:
-    """Tiles of the kernel that computes the gradient of queries.  width: as for `fwd_tiles`."""
+def dq_tiles(dtype: torch.dtype, width: int, slots: bool = False) -> list[Tile]:
+    """Tiles of the kernel that computes the gradient of queries.  width, slots: as for `fwd_tiles`."""
     if dtype == torch.float32:
         return _tiles((32, 32, 4, 1), (16, 16, 4, 1))
     if width <= 96:
@@ -40,7 +41,7 @@ def dq_tiles(dtype: torch.dtype, width: int) -> list[Tile]:
     if width <= 128:
         return _tiles((64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1))
     if width <= 192:
-        return _tiles((64, 32, 4, 3), (64, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1))
+        return _tiles((64, 32, 4, 2 if slots else 3), (64, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1))
     return _tiles((64, 64, 8, 2), (64, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1))
 
 

@@ -38,4 +38,6 @@ def heading(report: dict) -> list[str]:
     """The lines above the table of a report: chip, versions, date and command."""
     found = report["machine"]
     where = ", ".join(f"{name} {found[name]}" for name in ("torch", "triton", "python") if found.get(name))
-    return [f"One {found['device']}, {where}, {found['date']}.", "", f"    {report['command']}", ""]
+    devices = max((row.get("devices", 1) for row in report["rows"]), default=1)
+    count = "One" if devices == 1 else f"{devices} x"
+    return [f"{count} {found['device']}, {where}, {found['date']}.", "", f"    {report['command']}", ""]

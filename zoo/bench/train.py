@@ -31,17 +31,21 @@ def measure(
     data: bool,
     peers: bool,
     command: str,
+    devices: int = 1,
     say: Callable[[str], None] = print,
     save: Callable[[dict], object] = lambda report: None,
 ) -> dict:
     """Measure every recipe, and with `peers` the peers of each.  Returns the report as plain data.
 
-    steps: batches that are timed.  save: given the report after each measurement.
+    steps: batches that are timed.  devices: GPUs that train together, one process each; their number is in each row.
+    save: given the report after each measurement.
     Raises ZooError if a recipe cannot be measured; a peer that fails leaves its reason in the report.
     """
+    if peers and devices > 1:
+        raise ZooError("bench train: --peers measures on one GPU; leave out --devices")
     report: dict[str, Any] = {"machine": None, "command": command, "rows": [], "failed": []}
     for path in recipes:
-        row = _in_a_process(path, overrides, steps, data, None, say)
+        row = _in_a_process(path, overrides, steps, data, None, say, devices)
         if "error" in row:
             raise ZooError(f"bench train: {path}: {row['error']}")
         report["machine"] = report["machine"] or row["machine"]
@@ -55,11 +59,14 @@ def measure(
     return report
 
 
-def _in_a_process(path: str, overrides: list[str], steps: int, data: bool, peer: str | None, say: Callable) -> dict:
-    """One measurement; {"error": reason} if it failed. Peak memory and start-up are those of a process."""
+def _in_a_process(
+    path: str, overrides: list[str], steps: int, data: bool, peer: str | None, say: Callable, devices: int = 1
+) -> dict:
+    """One measurement; {"error": reason} if it failed. Peak memory, parts and start-up are those of one process."""
     say(f"measuring {path}{f' as {peer}' if peer else ''}")
     asked = [path, "--steps", str(steps), "--started", str(time.time())]
     asked += ["--data"] * data + (["--peer", peer] if peer else [])
+    asked += ["--devices", str(devices)] if devices > 1 else []
     asked += [part for override in overrides for part in ("--set", override)]
     command = processes.command("train_step", [*asked, *plugin_options()])
     try:
@@ -83,6 +90,9 @@ def as_markdown(report: dict) -> str:
     lines += _parts(
         report["rows"], "parts_ms", "Milliseconds of a step by category, by the profiler; host: the GPU waits."
     )
+    if any(row.get("hidden_ms") for row in report["rows"]):
+        lines += ["", "Communication beside other kernels, which is no part of the step's time:", ""]
+        lines += [f"- {_name(row)}: {row['hidden_ms']:.1f} ms" for row in report["rows"] if row.get("hidden_ms")]
     about = "Seconds to the end of the first step by part; compiling: the wait for the processes that compile kernels."
     lines += _parts(report["rows"], "start_s", about)
     lines += ["", *(f"{row['peer_of']}, {row['name']} failed: {row['error']}" for row in report["failed"])]
@@ -103,7 +113,8 @@ def _parts(rows: list[dict], key: str, about: str) -> list[str]:
 
 
 def _name(row: dict) -> str:
-    return f"{row['peer_of']}: {row['name']}" if "peer_of" in row else row["name"]
+    name = f"{row['peer_of']}: {row['name']}" if "peer_of" in row else row["name"]
+    return f"{name}, {row['devices']} devices" if row.get("devices", 1) > 1 else name
 
 
 def _speed_line(row: dict) -> str:

@@ -35,6 +35,7 @@ class Clock:
         self.first_step_s = self.span_s = 0.0
         self.profiler: Any = None
         self.parts: dict[str, float] | None = None
+        self.hidden_ms: float | None = None  # communication beside other kernels
         self.largest: list | None = None
 
     def part_of_start(self, name: str) -> None:
@@ -72,8 +73,11 @@ class Clock:
         _synchronise()
         self.profiler.__exit__(None, None, None)
         kernels = [e for e in self.profiler.events() if str(e.device_type).endswith("CUDA")]
-        spans = [(e.name, (e.time_range.end - e.time_range.start) / 1e3 / (PROFILED + 1)) for e in kernels]
-        self.parts, self.largest = breakdown(spans), largest(spans)
+        spans = [(e.name, e.time_range.start / 1e3, e.time_range.end / 1e3) for e in kernels]
+        times, hidden_ms = without_hidden(spans)
+        self.hidden_ms = hidden_ms / (PROFILED + 1)
+        self.parts = {name: time_ms / (PROFILED + 1) for name, time_ms in breakdown(times).items()}
+        self.largest = largest([(name, (end - start) / (PROFILED + 1)) for name, start, end in spans])
 
     def row(self, name: str, tokens: int, seq_len: int, micro_batch, mfu_per_token: float | None) -> dict:
         """What was measured; tokens: of a batch."""
@@ -97,8 +101,34 @@ class Clock:
             "first_step_s": self.first_step_s,
             "start_s": self.start_s or None,
             "parts_ms": parts,
+            "hidden_ms": self.hidden_ms,
             "largest": self.largest,
         }
+
+
+def without_hidden(spans: list[tuple[str, float, float]]) -> tuple[list[tuple[str, float]], float]:
+    """(name, milliseconds) of each kernel, communication counted only where nothing else runs; the rest of it, hidden.
+
+    spans: (name, start, end) in milliseconds.
+    """
+    is_exchange = lambda name: any(piece in name.lower() for piece in CATEGORIES["communication"])  # noqa: E731
+    exchanges = [(start, end) for name, start, end in spans if is_exchange(name)]
+    others = [(name, start, end) for name, start, end in spans if not is_exchange(name)]
+    times = [(name, end - start) for name, start, end in others]
+    if not exchanges:
+        return times, 0.0
+    computing = _length([(start, end) for _, start, end in others])
+    exposed = _length([*((start, end) for _, start, end in others), *exchanges]) - computing
+    return [*times, ("nccl", exposed)], _length(exchanges) - exposed
+
+
+def _length(intervals: list[tuple[float, float]]) -> float:
+    """Of the union of intervals."""
+    total, reached = 0.0, -float("inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def breakdown(spans: list[tuple[str, float]]) -> dict[str, float]:

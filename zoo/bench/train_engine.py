@@ -32,17 +32,18 @@ class BenchSetup(Setup):
             return None
         if self.prepared.rows("train"):
             return super().loader(split)
-        rows = RandomRows(self.recipe, self.device.per_device, self.prepared.seq_len, self.plan.total)
+        device = self.device
+        rows = RandomRows(self.recipe, device.per_device, self.prepared.seq_len, self.plan.total, device.rank)
         return DataSpec(rows, get_num_tokens_in_batch=count_tokens)
 
 
 class RandomRows:
-    """Batches of random tokens in pinned memory, each row one document."""
+    """Batches of random tokens in pinned memory, each row one document; others on each device."""
 
     dataset = None
 
-    def __init__(self, recipe, rows: int, seq_len: int, batches: int):
-        generator = torch.Generator().manual_seed(recipe.seed)
+    def __init__(self, recipe, rows: int, seq_len: int, batches: int, rank: int = 0):
+        generator = torch.Generator().manual_seed(recipe.seed + rank)
         self.dataset, self.batch_size, self.n = self, rows, batches
         starts = torch.zeros(rows, seq_len, dtype=torch.bool)
         starts[:, 0] = True

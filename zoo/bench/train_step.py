@@ -6,6 +6,8 @@ python -m zoo.bench.train_step recipes/tiny/ansa.yaml --steps 20 --started 17000
 import argparse
 import json
 import logging
+import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ def main() -> None:
         "--started", type=float, default=None, help="when the process was started, seconds of time.time"
     )
     parser.add_argument("--data", action="store_true", help="the recipe's own rows instead of random tokens")
+    parser.add_argument("--devices", type=int, default=1, help="start so many of these processes, one for each GPU")
     parser.add_argument("--peer", choices=["liger", "liger-compiled"])
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--plugin", action="append", default=[])
@@ -37,6 +40,10 @@ def main() -> None:
         load_plugin(module)
 
     try:
+        if arguments.devices > 1:
+            from zoo.training.launching import launch
+
+            sys.exit(launch(arguments.devices, _of_one_device(sys.argv[1:], started), "zoo.bench.train_step"))
         recipe = zoo.load_recipe(arguments.recipe, overrides=arguments.overrides)
         if arguments.peer:
             from zoo.bench.train_peers import measure_peer
@@ -46,7 +53,14 @@ def main() -> None:
             row = measure_recipe(recipe, arguments.steps, arguments.data, started)
     except ZooError as error:
         refuse(error)
-    print(json.dumps(row))
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(json.dumps(row))
+
+
+def _of_one_device(words: list[str], started: float) -> list[str]:
+    """The command line of the process of one device."""
+    at = words.index("--devices")
+    return [*words[:at], *words[at + 2 :], "--started", str(started)]
 
 
 def measure_recipe(recipe, steps: int, own_data: bool, started: float) -> dict:
@@ -86,7 +100,8 @@ def _measure(recipe, steps: int, own_data: bool, started: float, ahead) -> dict:
         micro_batch = engine.trainer.state.device_train_microbatch_size
         mfu_per_token = engine._mfu_per_token()
     tokens = setup.plan.tokens_per_batch
-    return clock.row(recipe.name, tokens, setup.prepared.seq_len, micro_batch, mfu_per_token) | {"graph": log.said}
+    row = clock.row(recipe.name, tokens, setup.prepared.seq_len, micro_batch, mfu_per_token)
+    return row | {"graph": log.said, "devices": setup.device.world_size}
 
 
 class Graphs(logging.Handler):

@@ -127,6 +127,7 @@ def train(
     peers: Annotated[
         bool, typer.Option("--peers", help="Also time transformers' Llama with liger-kernel, eager and compiled.")
     ] = False,
+    devices: Annotated[int, typer.Option(min=1, help="Train on N GPUs of this machine, one process each.")] = 1,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every recipe. Repeatable.")
     ] = None,
@@ -137,9 +138,11 @@ def train(
     from zoo.bench.train import as_markdown, measure
 
     command = ["zoo bench train", *map(str, recipes), f"--steps {steps}"]
-    command += ["--data"] * data + ["--peers"] * peers + [f"--set {override}" for override in overrides or []]
+    command += ["--data"] * data + ["--peers"] * peers + [f"--devices {devices}"] * (devices > 1)
+    command += [f"--set {override}" for override in overrides or []]
     command += _with(plugins)
-    settings: dict[str, Any] = {"steps": steps, "data": data, "peers": peers, "command": " ".join(command)}
+    settings: dict[str, Any] = {"steps": steps, "data": data, "peers": peers, "devices": devices}
+    settings["command"] = " ".join(command)
     report = measure(map(str, recipes), overrides or [], **settings, say=err, save=_saver(json_file))
     out(as_markdown(report))
 

@@ -38,8 +38,8 @@ class Child:
     told: bool = False
 
 
-def launch(devices: int, arguments: Sequence[str]) -> int:
-    """Run `python -m zoo` with these arguments once for each device, and return the exit code of the whole.
+def launch(devices: int, arguments: Sequence[str], module: str = "zoo") -> int:
+    """Run `python -m zoo`, or another module, with these arguments once for each device; returns the exit code of all.
 
     Each process gets its share of the cores as OMP_NUM_THREADS, unless that is set. Signals that stop or suspend a
     training are passed on. The first process prints; of the others only messages of failures are shown, each once. If
@@ -53,7 +53,7 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
     # Held here, so that its port is known before a process starts and no other program can take it.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     children: list[Child] = []
-    command = python_module("zoo", arguments)
+    command = python_module(module, arguments)
     with _Forwarding(children) as forwarding, _none_left(children):
         with _signals_blocked():  # which they inherit, until they have their handlers
             for rank in range(devices):

@@ -10,7 +10,7 @@ import torch
 
 from zoo import cli
 from zoo.bench import processes, train, train_peers
-from zoo.bench.train_clock import WARM_UP, Clock, breakdown, largest
+from zoo.bench.train_clock import WARM_UP, Clock, breakdown, largest, without_hidden
 from zoo.bench.train_peers import _add_gradients, measure_peer
 from zoo.bench.train_step import measure_recipe
 from zoo.recipe import load_recipe
@@ -38,6 +38,21 @@ def test_kernels_belong_to_one_category():
     spans = [("a", 1.0), ("b", 5.0), ("a", 2.0)]
     assert largest(spans) == [["b", 5.0, 1], ["a", 3.0, 2]]
     assert largest(spans, n=1) == [["b", 5.0, 1]]
+
+
+def test_communication_counts_where_nothing_else_runs():
+    """A sum of all kernels would be longer than the step."""
+    spans = [
+        ("nvjet", 0.0, 4.0),
+        ("ncclDevKernel_AllGather", 3.0, 6.0),
+        ("_fwd_kernel", 5.0, 9.0),
+        ("ncclDevKernel_ReduceScatter", 7.0, 8.0),
+        ("ncclDevKernel_ReduceScatter", 9.0, 11.5),
+    ]
+    times, hidden_ms = without_hidden(spans)
+    assert breakdown(times) == {"communication": 3.5, "attention": 4.0, "products": 4.0}
+    assert hidden_ms == 3.0  # 1 beside nvjet, 1 + 1 beside the forward
+    assert without_hidden(spans[:1]) == ([("nvjet", 4.0)], 0.0)
 
 
 def test_the_clock_leaves_out_what_compiles(monkeypatch):
@@ -126,7 +141,7 @@ def test_the_tables(monkeypatch, capsys, tmp_path):
     }
     asked = []
 
-    def measured(path, overrides, steps, data, peer, say):
+    def measured(path, overrides, steps, data, peer, say, devices=1):
         asked.append((path, overrides, peer))
         return found[peer]
 
@@ -143,6 +158,45 @@ def test_the_tables(monkeypatch, capsys, tmp_path):
     assert "tiny, llama + liger, compiled failed: no compiler" in out
     assert asked[1] == ("r.yaml", ["seed=1", "train.micro_batch=16"], "liger")
     assert [row["name"] for row in json.loads(file.read_text())["rows"]] == ["tiny", "llama + liger"]
+
+
+def test_the_tables_of_several_devices(monkeypatch, capsys):
+    """The command line reaches the process, and the report says what the communication costs."""
+
+    def run(command, **options):
+        assert command[command.index("--devices") + 1] == "2"
+        row = ROW | {"devices": 2, "hidden_ms": 12.34, "parts_ms": {"communication": 2.5, "products": 6.0, "host": 1.5}}
+        return subprocess.CompletedProcess(command, 0, stdout=json.dumps(row) + "\n", stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert cli.run(["bench", "train", "r.yaml", "--devices", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "2 x NVIDIA H200, torch 2.11" in out
+    assert "zoo bench train r.yaml --steps 20 --devices 2" in out
+    assert "| tiny, 2 devices | 16 x 256 | yes | 10.0 | 408,000 | 12.3% | 2.0 | 20.0 |" in out
+    assert "| tiny, 2 devices | 2.5 | 6.0 | 1.5 |" in out
+    assert "- tiny, 2 devices: 12.3 ms" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--peers", "--devices", "2"], "--peers measures on one GPU; leave out --devices"),
+        (["--devices", "3", *(f"--set={each}" for each in SMALL)], "must be a multiple of the number of processes (3)"),
+    ],
+)
+def test_what_several_devices_cannot_do(options, why, capfd):
+    assert cli.run(["bench", "train", str(RECIPES / "tiny" / "full.yaml"), *options]) == 1
+    assert why in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["fsdp2", pytest.param("ddp", marks=pytest.mark.long)])
+def test_two_processes_are_measured(parallelism, capfd):
+    sizes = [f"--set={each}" for each in (*SMALL, "train.batch_size=4", f"train.parallelism={parallelism}")]
+    recipe = str(RECIPES / "tiny" / "full.yaml")
+    assert cli.run(["bench", "train", recipe, "--steps", "1", "--devices", "2", *sizes]) == 0
+    assert "| tiny_full, 2 devices | 2 x 32 |" in capfd.readouterr().out
 
 
 def test_a_broken_recipe_is_one_line(capsys):

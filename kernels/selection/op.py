@@ -19,6 +19,7 @@ from zoo.kernels.registration import Differentiable, differentiable, gradients_i
 from zoo.kernels.selection import op_by_key, op_by_query, op_partial, reference
 
 MIN_TOKENS = 4096  # of a batch, for `by_key`
+FAR = 2**25  # numbers between two tokens; the kernels multiply this distance by up to 63 in 32 bits
 
 
 def selection_attention(
@@ -39,10 +40,16 @@ def selection_attention(
     if documents is not None:
         first, start = documents.groups(query_group)[0].contiguous(), documents.start_BT.contiguous()
     sizes = [selection_block, query_group, 1 if documents is None else documents.max_documents]
-    tensors = [dense_rows(x) for x in (q, k, v, q_rope, k_rope)]
+    tensors = dense_rows(q), _near_rows(k), _near_rows(v), dense_rows(q_rope), _near_rows(k_rope)
     form = _by_key if by_key(q, k, v, q_rope, selection_block, query_group, scale) else _by_query
     attend = form.op if torch.compiler.is_compiling() else form.eager
     return attend(*tensors, chosen.contiguous(), first, start, sizes, scale)[0]
+
+
+def _near_rows(x: torch.Tensor | None) -> torch.Tensor | None:
+    """`dense_rows`, and tokens less than FAR apart; copied where they are not."""
+    x = dense_rows(x)
+    return x.contiguous() if x is not None and x.stride(1) >= FAR else x
 
 
 def by_key(q, k, v, q_rope, block: int, query_group: int, scale: float) -> bool:

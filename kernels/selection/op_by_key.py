@@ -14,7 +14,7 @@ from zoo.kernels.selection import triton_by_key as kernels
 from zoo.kernels.selection.op_by_query import strides
 
 ROWS_PER_PROGRAM = 8192
-ROWS_OF_ONE_WARP = 2048  # by entry, where a program is one warp and many share a processor
+ROWS_BY_ENTRY = 2048  # of the kernel by entry, whose programs are small
 MAX_CHUNKS = 32  # of one list
 
 
@@ -131,12 +131,15 @@ def by_entry(size: dict, itemsize: int) -> bool:
     """Whether the kernel of one entry a tile computes dk and dv: for the shapes that it was measured with.
 
     Kernels for 64K tokens and 512 keys a query on an H200, across entries -> by entry, ms. Heads 64 wide: 16 rows
-    1.61 -> 1.21, 32 rows 3.3 -> 2.5, 64 rows 6.5 -> 6.3; 128 wide: 16 rows 4.3 -> 2.6, 32 rows 10.2 -> 6.2, 64 rows
-    22 -> 14.
+    1.61 -> 1.21, 32 rows 3.3 -> 2.5 (with 32 rotary channels 4.1 -> 3.3), 64 rows 6.5 -> 6.3, which is not worth a
+    kernel; 128 wide: 16 rows 4.3 -> 2.6, 32 rows 10.2 -> 6.2, 64 rows 22 -> 14. 1,024 keys, 16 rows: 64 + 32 wide
+    3.9 -> 3.0, 128 + 64 wide 12.9 -> 7.1. Wider rotary parts do not fit in registers.
     """
-    widest = max(size["DP"], size["VP"], size["RP"] if size["R"] else 0)
-    rows = (16, 32) if max(size["DP"], size["VP"]) <= 64 else (16, 32, 64)
-    return size["BLOCK"] == 16 and rows_of_group(size) in rows and itemsize == 2 and widest <= 128
+    narrow, rows = max(size["DP"], size["VP"]) <= 64, rows_of_group(size)
+    most = {16: 160, 32: 160} if narrow else {16: 320, 32: 256, 64: 256}  # channels of keys, values and rotary part
+    channels = size["DP"] + size["VP"] + (size["RP"] if size["R"] else 0)
+    widest = max(size["DP"], size["VP"])
+    return size["BLOCK"] == 16 and itemsize == 2 and widest <= 128 and channels <= most.get(rows, 0)
 
 
 def entry_tiles(size: dict) -> list[dict]:
@@ -146,23 +149,22 @@ def entry_tiles(size: dict) -> list[dict]:
 
 @cache
 def _entry_tiles(rows: int, narrow: bool, rotary: bool) -> list[dict]:
-    """Registers decide: keys of 128 channels do not fit in those of a warp beside the sums, nor do 32 rows of them."""
-    common = dict(KEYS=16, ENTRIES=1, KEEP=False, num_warps=1, num_stages=3)
-    small = dict(common, num_stages=1)
+    """Keys stay in registers where they fit beside the sums; two warps serve a block whose rows do not fit in one."""
+    warps = 1 if rows == 16 or (rows == 32 and narrow) else 2
+    best = dict(KEYS=16, ENTRIES=1, KEEP=narrow, num_warps=warps, num_stages=3)
+    small = dict(best, num_stages=1)
     if rows == 16 and narrow and not rotary:
-        return [dict(common, ENTRIES=2, KEEP=True, maxnreg=168), small]
-    if rows == 16 or (rows == 32 and narrow):
-        return [dict(common, KEEP=narrow), small]
-    return [dict(common, num_warps=2), dict(small, num_warps=2)]
+        best |= dict(ENTRIES=2, maxnreg=168)
+    return [best, small]
 
 
 def backward(q, k, v, q_rope, k_rope, chosen, first, start, lse, delta, do, max_documents, size: dict, scale):
     """dk, dv, dk_rope (None without rotary part)."""
-    rows = ROWS_OF_ONE_WARP if by_entry(size, q.element_size()) else ROWS_PER_PROGRAM
+    rows = ROWS_BY_ENTRY if by_entry(size, q.element_size()) else ROWS_PER_PROGRAM
     index = inverted_index(chosen, first, start, size, q.shape[1], max_documents, rows=rows)
     tensors = q, k, v, q_rope, k_rope, lse, delta, do, index
     if by_entry(size, q.element_size()):
-        part = partial_sums_by_entry(*tensors, size, scale)
+        part = partial_sums_by_entry(*tensors, start, size, scale)
     else:
         part = partial_sums(*tensors, (None,) * 4, size, key_tiles(size, q.element_size()), scale)
     gradients = (
@@ -191,14 +193,15 @@ def partial_sums(q, k, v, q_rope, k_rope, lse, delta, do, index: Index, parts_q,
     return part
 
 
-def partial_sums_by_entry(q, k, v, q_rope, k_rope, lse, delta, do, index: Index, size: dict, scale):
+def partial_sums_by_entry(q, k, v, q_rope, k_rope, lse, delta, do, index: Index, start, size: dict, scale):
     """As `partial_sums`, without dq, for the shapes that `by_entry` names."""
     part, constants = _partial_of_keys(index, size, q.device)
     group = size["QUERY_GROUP"]
     ragged = size["DOCUMENTS"] or q.shape[1] % group > 0 or index.group_rows != group * size["G"]
     constants |= dict(RAGGED=ragged)
     arguments = (
-        q, k, v, q_rope, k_rope, do, lse, delta, index.entry, index.begin, index.list_of, index.slot_start, part,
+        q, k, v, q_rope, k_rope, do, lse, delta,
+        index.entry, index.begin, index.list_of, index.slot_start, start, part,
         *_numbers(q, k, v, q_rope, k_rope, do, index, scale),
     )  # fmt: skip
     grid = lambda tile: (len(part), size["BLOCK"] // tile["KEYS"])  # noqa: E731

@@ -44,21 +44,25 @@ def statistics_shape(q: torch.Tensor, k: torch.Tensor) -> tuple[int, ...]:
 def query_tiles(size: dict, itemsize: int, backward: bool) -> list[dict]:
     """Tile and launch options of the kernels that run by query group, best first, then one for small shared memory."""
     rows, slots = size["QUERY_GROUP"] * size["G"], size["S"] * size["BLOCK"]
-    widest = max(size["DP"], size["VP"])
-    return _query_tiles(padded(rows), widest, size["BLOCK"], padded(slots), itemsize, backward)
+    widths = size["DP"], size["VP"], size["RP"] if size["R"] else 0
+    return _query_tiles(padded(rows), widths, size["BLOCK"], padded(slots), itemsize, backward)
 
 
 @cache
-def _query_tiles(rows: int, widest: int, block: int, slots: int, itemsize: int, backward: bool) -> list[dict]:
+def _query_tiles(
+    rows: int, widths: tuple[int, int, int], block: int, slots: int, itemsize: int, backward: bool
+) -> list[dict]:
     """Measured on an H200: up to 16 rows one warp wins, for where a program takes little shared memory and few
     registers more of them run and hide each other's waiting; 64 rows take the wide matrix instruction and its four
     warps.
 
-    block: tokens of a chosen block.
+    widths: of keys, values and the rotary part, 0 without one.  block: tokens of a chosen block.
     """
-    rows = min(64, rows)
-    small = dict(ROWS=16, KEYS=16, KEEP=False, num_warps=4, num_stages=1)
+    rows, widest, rotary = min(64, rows), max(widths[:2]), widths[2]
+    keep = dict(KEEP=rows == 16 and (sum(widths) <= 160 if widest <= 64 else not rotary)) if backward else {}
+    small = dict(ROWS=16, KEYS=16, num_warps=4, num_stages=1)
     if itemsize == 4 or widest > 128:  # float32 has no matrix instruction of full precision: correct, not fast
+        small |= dict(KEEP=False) if backward else {}
         return [small if itemsize == 4 else dict(small, ROWS=min(rows, 32)), small]
     wide = rows == 64 or (rows == 32 and backward and widest > 64)
     keys = min(64 if wide else 32, slots)
@@ -67,8 +71,8 @@ def _query_tiles(rows: int, widest: int, block: int, slots: int, itemsize: int, 
     registers = dict(maxnreg=168) if backward and rows == 16 and widest <= 64 else {}
     stages = 3 if rows == 16 or (rows == 64 and not backward) else 2
     warps = rows // 16 if wide else 1
-    best = dict(ROWS=rows, KEYS=keys, KEEP=rows == 16, num_warps=warps, num_stages=stages, **registers)
-    return [best, small]
+    best = dict(ROWS=rows, KEYS=keys, num_warps=warps, num_stages=stages, **keep, **registers)
+    return [best, small | keep]
 
 
 def _grid(n_groups: int, batch: int, size: dict):

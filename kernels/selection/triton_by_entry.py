@@ -1,8 +1,8 @@
 """Selection attention in Triton, by key block: the gradients of short blocks of keys and values.
 
-As `triton_by_key.py`, but a tile is one entry of a list: the rows of one query group. It is then a fixed pattern of
-rows at one address, so that a thread adds where the other kernel multiplies. One warp serves a block of 16 keys, as
-many as one matrix instruction has: nothing is exchanged between warps, and up to twelve programs share a processor.
+As `triton_by_key.py`, but a tile is one entry of a list: the rows of one query group. Their offsets from its first
+token are the same for every entry, so they are computed once, before the loop. A block of 16 keys, as many as one
+matrix instruction has, is served by one warp where registers suffice: then no warp waits for another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zoo.kernels.selection.triton_by_query import in_registers
 
 @triton.jit
 def _selection_bwd_dkdv_by_entry_kernel(
-    q, k, v, q_rope, k_rope, do, lse, delta, entry, begin, list_of, slot_start, part,
+    q, k, v, q_rope, k_rope, do, lse, delta, entry, begin, list_of, slot_start, start, part,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, qr_b, qr_t, qr_h, kr_b, kr_t, do_b, do_t, do_h,
     T, n_slots, scale, scale_log2,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
@@ -46,17 +46,24 @@ def _selection_bwd_dkdv_by_entry_kernel(
     o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
     b_k, b_v, b_kr = load_keys(k, v, k_rope, i_b, i_k, o_n, k_b, k_t, k_h, v_b, v_t, v_h, kr_b, kr_t,
                                T, D, DP, R, RP, V, VP)  # fmt: skip
+    if DOCUMENTS and KEEP:  # 0 for keys of another document, of which a NaN would reach all keys of the product
+        p_start = start + i_b * T
+        m_n = (tl.load(p_start + tl.minimum(o_n, T - 1)) == tl.load(p_start + tl.min(o_n, 0)))[:, None]
+        b_k, b_v = tl.where(m_n, b_k, 0.0).to(b_k.dtype), tl.where(m_n, b_v, 0.0).to(b_v.dtype)
+        if R > 0:
+            b_kr = tl.where(m_n, b_kr, 0.0).to(b_kr.dtype)
     b_k, b_v = in_registers(b_k, KEYS, KEEP), in_registers(b_v, KEYS, KEEP)
     acc_k, acc_v = tl.zeros([KEYS, DP], tl.float32), tl.zeros([KEYS, VP], tl.float32)
 
     o_r = tl.arange(0, GROUP_ROWS)
-    i_token, i_h = o_r // G, o_r % G
-    p_q = q + i_b * q_b + i_k * G * q_h + (i_token[:, None] * q_t + i_h[:, None] * q_h + o_d[None, :])
-    p_do = do + i_b * do_b + i_k * G * do_h + (i_token[:, None] * do_t + i_h[:, None] * do_h + o_v[None, :])
+    i_token = o_r // G
+    o_token, o_h = i_token.to(tl.int64)[:, None], (i_k * G + o_r % G)[:, None]
+    p_q = q + i_b * q_b + o_token * q_t + o_h * q_h + o_d[None, :]
+    p_do = do + i_b * do_b + o_token * do_t + o_h * do_h + o_v[None, :]
     if R > 0:
         b_kr = in_registers(b_kr, KEYS, KEEP)
         acc_r = tl.zeros([KEYS, RP], tl.float32)
-        p_qr = q_rope + i_b * qr_b + i_k * G * qr_h + (i_token[:, None] * qr_t + i_h[:, None] * qr_h + o_e[None, :])
+        p_qr = q_rope + i_b * qr_b + o_token * qr_t + o_h * qr_h + o_e[None, :]
     p_lse, p_delta = lse + (i_b * K + i_k) * T * G + o_r, delta + (i_b * K + i_k) * T * G + o_r
 
     following = tl.load(entry + e_begin)

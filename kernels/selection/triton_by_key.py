@@ -6,7 +6,7 @@
    List i, which begins at entry e, has chunks e // CHUNK + i and on: no two lists have one in common, and no sum over
    the lists before it is needed; some chunks are empty. All shapes are static bounds; nothing waits for the device.
 2. One program a chunk walks its rows (entry, token, head), ROWS at a time, across entries, and writes float32 partials.
-   Blocks of 16 keys with entries of 16 or more rows have a kernel of their own, `triton_by_entry.py`.
+   Blocks of 16 keys can have a kernel of their own: `triton_by_entry.py`, for the shapes of `op_by_key.by_entry`.
 3. The chunks of a list are summed in order. No atomics: two runs give the same bits.
 
 With documents, blocks are numbered inside each; block m of document i of a row has slot start // b + i + m, which no

@@ -103,10 +103,12 @@ def gathered_keys(
 
 @triton.jit
 def in_registers(x, ROWS: tl.constexpr, KEEP: tl.constexpr):
-    """x [ROWS, width], with KEEP as the product of the identity and x, which is x.
+    """x [ROWS, width], with KEEP as the product of the identity and x: the same numbers where all of x are finite.
 
     An operand that was loaded is read from shared memory again for every tile of the loop; Triton sinks that read into
     the loop. The result of a product stays in registers. Shared memory bounds the kernels of 16 rows.
+    A NaN or an inf reaches all rows, because 0 * inf is NaN. So only backward passes use it: there the loss, and with
+    it every gradient, is not finite either. Rows of other documents have to be 0.
     """
     if KEEP:
         identity = (tl.arange(0, ROWS)[:, None] == tl.arange(0, ROWS)[None, :]).to(x.dtype)
@@ -122,7 +124,7 @@ def _selection_fwd_kernel(
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
     V: tl.constexpr, VP: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, BLOCK: tl.constexpr,
     QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, KEEP: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     TILES: tl.constexpr = (QUERY_GROUP * G + ROWS - 1) // ROWS
     i_g = tl.program_id(0) // TILES
@@ -135,11 +137,11 @@ def _selection_fwd_kernel(
     o_h = i_k * G + o_r % G
     o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
     p_q = q + i_b * q_b + o_t.to(tl.int64)[:, None] * q_t + o_h[:, None] * q_h + o_d[None, :]
-    b_q = in_registers(tl.load(p_q, mask=m_r[:, None] & (o_d[None, :] < D), other=0.0), ROWS, KEEP)
+    b_q = tl.load(p_q, mask=m_r[:, None] & (o_d[None, :] < D), other=0.0)
     b_qr = b_q
     if R > 0:
         p_qr = q_rope + i_b * qr_b + o_t.to(tl.int64)[:, None] * qr_t + o_h[:, None] * qr_h + o_e[None, :]
-        b_qr = in_registers(tl.load(p_qr, mask=m_r[:, None] & (o_e[None, :] < R), other=0.0), ROWS, KEEP)
+        b_qr = tl.load(p_qr, mask=m_r[:, None] & (o_e[None, :] < R), other=0.0)
     p_chosen, own = chosen + ((i_b * n_groups + i_g) * K + i_k) * S, (t0 - origin) // BLOCK
     t_seen = tl.where(m_r, o_t, -1)
     t_last = t0 + n_tokens - 1

@@ -12,7 +12,7 @@ _INTERPRETED_TILES = [dict(BM=16, BN=32)]  # small, so that tests with few token
 
 
 @cache
-def fwd_tiles(dtype: torch.dtype, width: int, window: bool, slots: bool = False) -> list[Tile]:
+def fwd_tiles(dtype: torch.dtype, width: int, window: bool, slots: bool) -> list[Tile]:
     """width: of keys, content and rotary part, or of values, as tiles hold them; window: a query sees few tiles;
     slots: keys are those of compressed blocks.
 
@@ -27,12 +27,13 @@ def fwd_tiles(dtype: torch.dtype, width: int, window: bool, slots: bool = False)
     if width <= 128:
         return _tiles((64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1))
     if width <= 192:  # MLA's 128 + 64
-        return _tiles((64, 32, 4, 2 if slots else 3), (64, 32, 4, 1), (32, 32, 4, 1), (16, 16, 4, 1))
+        best = [(64, 32, 4, 3)] * (not slots)
+        return _tiles(*best, (64, 32, 4, 2), (64, 32, 4, 1), (32, 32, 4, 1), (16, 16, 4, 1))
     return _tiles((128, 64, 8, 2), (64, 32, 4, 2), (32, 32, 4, 1), (16, 16, 4, 1))
 
 
 @cache
-def dq_tiles(dtype: torch.dtype, width: int, slots: bool = False) -> list[Tile]:
+def dq_tiles(dtype: torch.dtype, width: int, slots: bool) -> list[Tile]:
     """Tiles of the kernel that computes the gradient of queries.  width, slots: as for `fwd_tiles`."""
     if dtype == torch.float32:
         return _tiles((32, 32, 4, 1), (16, 16, 4, 1))
@@ -41,7 +42,8 @@ def dq_tiles(dtype: torch.dtype, width: int, slots: bool = False) -> list[Tile]:
     if width <= 128:
         return _tiles((64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1))
     if width <= 192:
-        return _tiles((64, 32, 4, 2 if slots else 3), (64, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1))
+        best = [(64, 32, 4, 3)] * (not slots)
+        return _tiles(*best, (64, 32, 4, 2), (64, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1))
     return _tiles((64, 64, 8, 2), (64, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1))
 
 

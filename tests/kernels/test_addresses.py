@@ -65,14 +65,30 @@ def test_training(name, laid_out_by_head):
     check(function, laid_out_by_head(T))
 
 
-def test_queries_that_share_keys(laid_out_by_head, randn):
-    """The heads of a query are then rows of one tile."""
+@pytest.mark.parametrize("query_group", [1, 4])
+def test_queries_that_share_keys(query_group, laid_out_by_head, randn):
+    """The heads of a query are then rows of one tile; with four queries dk and dv are computed by entry."""
     q, _, do = laid_out_by_head(T)
     k = randn(1, T, 1, D).half()
-    chosen = (torch.arange(T) // BLOCK).int()[None, :, None, None].contiguous()
+    chosen = (torch.arange(T) // BLOCK).int()[None, ::query_group, None, None].contiguous()
 
     def select(q, k, impl):
-        return selection_attention(q, k, k, chosen, selection_block=BLOCK, impl=impl)
+        return selection_attention(q, k, k, chosen, selection_block=BLOCK, query_group=query_group, impl=impl)
+
+    check(select, (q, k, do))
+
+
+@pytest.mark.parametrize("query_group", [1, 4])
+def test_keys_whose_tokens_lie_far_apart(query_group, randn):
+    """Selection counts the tokens of a block in 32 bits."""
+    n, apart = BLOCK + 1, 2**27 + 2**24
+    memory = torch.empty(n * apart, dtype=torch.float16)
+    k = memory.as_strided((1, n, 1, D), (n * apart, apart, D, 1)).copy_(randn(1, n, 1, D))
+    q, do = randn(1, n, H, D).half(), randn(1, n, H, D).half()
+    chosen = (torch.arange(n) // BLOCK).int()[None, ::query_group, None, None].contiguous()
+
+    def select(q, k, impl):
+        return selection_attention(q, k, k, chosen, selection_block=BLOCK, query_group=query_group, impl=impl)
 
     check(select, (q, k, do))
 

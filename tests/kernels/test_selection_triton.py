@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -222,15 +223,17 @@ def test_the_shape_chooses(monkeypatch):
     assert not chosen(scale=-0.1)  # the largest score would not be the largest exponent
 
 
-BY_ENTRY = {  # a query group has 16 rows in a tile, or fewer
+BY_ENTRY = {  # a query group has 9 to 64 rows, blocks have 16 keys
     "one entry a pass, rotary": Case(rows=((48,),), H=8, K=2, R=16, query_group=4, n_selected=3),
     "two entries a pass": Case(rows=((40,), (40,)), H=4, query_group=4, n_selected=3),
     "heads 128 wide": Case(rows=((24,),), H=4, D=128, V=80, query_group=4),
     "32 rows": Case(rows=((40,),), H=8, query_group=4),
     "32 wide rows": Case(rows=((21,),), H=8, D=128, query_group=4),
+    "64 wide rows": Case(rows=((18,),), H=16, D=80, query_group=4),
     "a last group of fewer tokens": Case(rows=((39,),), H=4, D=24, query_group=4),
     "groups of 12 rows": Case(rows=((40,),), H=3, R=16, query_group=4),
     "documents": Case(rows=((9, 28), (37,)), H=8, K=2, query_group=4, n_selected=3),
+    "documents of whole groups and others": Case(rows=((8, 21, 11), (40,)), H=4, query_group=4),
     "short documents": Case(rows=((1, 1, 5, 3, 17, 1, 9), (30, 1, 6)), H=4, R=16, query_group=4),
 }
 
@@ -264,18 +267,59 @@ def test_by_entry(case, monkeypatch, poisoned):
 
 
 @pytest.mark.interp
-def test_long_lists_are_cut_by_entry(monkeypatch, poisoned):
-    """Chunks of one entry and of several, which add up to the same."""
+def test_chunks_grow_with_long_lists_by_entry(monkeypatch, poisoned):
+    """A list has MAX_CHUNKS chunks at most; with one, a program adds up the whole list."""
     from zoo.kernels.selection import op_by_key
 
     case = BY_ENTRY["two entries a pass"]
     leaves, do, chosen, _ = inputs(case, dtype=torch.float16)
-    monkeypatch.setattr(op_by_key, "ROWS_OF_ONE_WARP", 16)
-    monkeypatch.setattr(op_by_key, "MAX_CHUNKS", 3)
-    with poisoned():
-        found = run(case, leaves, do, chosen, None, "triton")
     expected = run(case, *wide(leaves, do), chosen, None, "reference")
-    assert max(error(a, b) for a, b in zip(found, expected, strict=True)) <= 2e-3
+    chunks = []
+    sums = op_by_key.partial_sums_by_entry
+
+    def counted(*arguments):
+        chunks.append((arguments[8].list_of >= 0).sum().item())
+        return sums(*arguments)
+
+    monkeypatch.setattr(op_by_key, "partial_sums_by_entry", counted)
+    for most in (32, 1):
+        monkeypatch.setattr(op_by_key, "MAX_CHUNKS", most)
+        with poisoned():
+            found = run(case, leaves, do, chosen, None, "triton")
+        assert max(error(a, b) for a, b in zip(found, expected, strict=True)) <= 2e-3
+    assert chunks[1] < chunks[0]
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("R", [0, 16])
+def test_another_document_that_is_not_finite_changes_nothing(R):
+    """Its last block of keys reaches into the next document; nothing of that may enter a product."""
+    case = Case(rows=((9, 31),), H=4, R=R, query_group=4)
+    leaves, do, chosen, documents = inputs(case, dtype=torch.float16)
+    expected = run(case, leaves, do, chosen, documents, "triton")
+    for i, bad in ((i, bad) for i in range(len(leaves)) for bad in (math.nan, math.inf)):
+        spoilt = [x.detach().clone() for x in leaves]
+        spoilt[i][:, 9:] = bad
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of numpy, which interprets the kernels
+            found = run(case, [x.requires_grad_() for x in spoilt], do, chosen, documents, "triton")
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a[:, :9], b[:, :9]), (i, bad)
+
+
+@pytest.mark.interp
+def test_a_query_that_is_not_finite_leaves_the_outputs_before_it(randn):
+    """Also those of its own query group."""
+    case = Case(rows=((40,),), H=4, query_group=4)
+    leaves, _, chosen, _ = inputs(case, dtype=torch.float16)
+    q, k, v = (x.detach() for x in leaves)
+    options = {"selection_block": 16, "query_group": 4, "impl": "triton"}
+    expected = selection_attention(q, k, v, chosen, **options)
+    q[:, 7] = math.nan
+    found = selection_attention(q, k, v, chosen, **options)
+    assert found[:, 7].isnan().all()
+    others = torch.arange(40) != 7
+    assert torch.equal(found[:, others], expected[:, others])
 
 
 @pytest.mark.interp
@@ -283,11 +327,12 @@ def test_long_lists_are_cut_by_entry(monkeypatch, poisoned):
     ("change", "served"),
     [
         (dict(), True),
-        (dict(query_group=3), True),
+        (dict(H=3), True),
         (dict(H=2), False),
-        (dict(query_group=16), False),
-        (dict(query_group=16, D=80), True),
-        (dict(query_group=32), False),
+        (dict(H=8), True),
+        (dict(H=16), False),
+        (dict(H=16, D=80), True),
+        (dict(H=32, D=80), False),
         (dict(block=32), False),
         (dict(D=160), False),
     ],

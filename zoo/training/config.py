@@ -122,9 +122,9 @@ class TrainConfig(_Section):
     )
     reshard_after_forward: bool = Field(
         True,
-        description="With fsdp2: a layer's weights are gathered for its forward pass, given up, and gathered again for "
-        "its backward pass. false keeps them in between: less communication, and memory for all weights in the "
-        "precision of the products, 2 bytes a parameter in bf16 (ZeRO-2).",
+        description="With fsdp2: a layer's weights are gathered for its forward pass, freed, and gathered again for "
+        "its backward pass (ZeRO-3). false keeps them until then: less communication, and memory for all weights in "
+        "the precision of the products, 2 bytes a parameter in bf16 (ZeRO-2).",
     )
     workers: Workers = Field(
         "auto",

@@ -76,6 +76,11 @@ def run(
         return summary
 
 
+def parallelism(train) -> dict[str, FSDP2Config]:
+    """How Composer shards the model.  train: zoo.training.config.TrainConfig."""
+    return {"fsdp": FSDP2Config(state_dict_type="full", reshard_after_forward=train.reshard_after_forward)}
+
+
 class Engine:
     """A Trainer with the zoo's callbacks, its state loaded from the checkpoint if there is one."""
 
@@ -115,7 +120,6 @@ class Engine:
     def _make_trainer(self, model: LanguageModel, optimizer: torch.optim.Optimizer, callbacks: list) -> StepTrainer:
         """Composer's trainer with the state of the checkpoint, if there is one."""
         setup, device, train = self.setup, self.setup.device, self.setup.recipe.train
-        sharding = FSDP2Config(state_dict_type="full", reshard_after_forward=train.reshard_after_forward)
         return StepTrainer(
             model=model,
             optimizers=optimizer,
@@ -126,7 +130,7 @@ class Engine:
             precision="amp_bf16" if device.precision == "bf16" else "fp32",
             device_train_microbatch_size=device.micro_batch,
             accumulate_train_batch_on_tokens=True,
-            parallelism_config={"fsdp": sharding} if device.sharded else None,
+            parallelism_config=parallelism(train) if device.sharded else None,
             callbacks=callbacks,
             loggers=only_destinations(composer_loggers(train.loggers, setup.recipe.name, setup.folder.path)),
             load_path=str(setup.checkpoint.path) if setup.checkpoint else None,

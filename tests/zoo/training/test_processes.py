@@ -91,9 +91,7 @@ def one(recipe_file, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")
-@pytest.mark.parametrize(
-    "parallelism", [pytest.param("ddp", marks=pytest.mark.long), pytest.param("fsdp2", marks=pytest.mark.long), "zero2"]
-)
+@pytest.mark.parametrize("parallelism", [pytest.param("ddp", marks=pytest.mark.long), "fsdp2", "zero2"])
 def test_two_processes_train_as_one(one, recipe_file, tmp_path, environment, parallelism):
     """The same global batches on two devices give the losses of one device; and they resume.
 
@@ -165,6 +163,15 @@ def test_two_processes_predict_further_tokens_as_one(recipe_file, tmp_path, envi
     found = load_file(tmp_path / "two" / "model.safetensors")
     for name, expected in load_file(tmp_path / "one" / "model.safetensors").items():
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2 Config/APIs are experimental")
+@pytest.mark.parametrize("reshard", [True, False])
+def test_composer_is_told_when_to_free_gathered_weights(recipe_file, reshard):
+    from zoo.training.engine import parallelism
+
+    settings = ["train.parallelism=fsdp2", *([] if reshard else ["train.reshard_after_forward=false"])]
+    assert parallelism(load_recipe(recipe_file, settings).train)["fsdp"].reshard_after_forward is reshard
 
 
 def test_weights_that_are_not_sharded_are_not_resharded(recipe_file):

@@ -18,6 +18,19 @@ def python_module(module: str, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, *safe, "-m", module, *arguments]
 
 
+def pipe_to_launcher() -> int | None:
+    """The pipe by which this process tells the one that started it, for one device of several, why it ended.
+
+    Taken out of the environment: processes that this one starts have messages of their own.
+    """
+    number = os.environ.pop(MESSAGE_PIPE, "")
+    try:
+        os.set_inheritable(int(number), False)
+    except (ValueError, OSError):
+        return None
+    return int(number)
+
+
 def import_nothing_from_here() -> None:
     """Keep the working directory out of the import path of every Python that this process starts, and of theirs.
 

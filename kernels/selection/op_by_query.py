@@ -72,7 +72,7 @@ def _query_tiles(
     stages = 3 if rows == 16 or (rows == 64 and not backward) else 2
     warps = rows // 16 if wide else 1
     best = dict(ROWS=rows, KEYS=keys, num_warps=warps, num_stages=stages, **keep, **registers)
-    return [best, small | keep]
+    return [best, small | keep]  # without KEEP it would need more shared memory
 
 
 def _grid(n_groups: int, batch: int, size: dict):

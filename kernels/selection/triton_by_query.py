@@ -107,8 +107,8 @@ def in_registers(x, ROWS: tl.constexpr, KEEP: tl.constexpr):
 
     An operand that was loaded is read from shared memory again for every tile of the loop; Triton sinks that read into
     the loop. The result of a product stays in registers. Shared memory bounds the kernels of 16 rows.
-    A NaN or an inf reaches all rows, because 0 * inf is NaN. So only backward passes use it: there the loss, and with
-    it every gradient, is not finite either. Rows of other documents have to be 0.
+    A NaN or an inf reaches all rows, because 0 * inf is NaN. So only backward passes use it, where one of them makes
+    most gradients of its document NaN in any case. Rows of other documents have to be 0.
     """
     if KEEP:
         identity = (tl.arange(0, ROWS)[:, None] == tl.arange(0, ROWS)[None, :]).to(x.dtype)

@@ -89,8 +89,9 @@ def test_tiles_of_several_blocks(randn, poisoned, monkeypatch, keys):
     """A tile may hold several small blocks, in any order, or a part of one."""
     from zoo.kernels.selection import op_by_query
 
-    tile = [dict(ROWS=16, KEYS=keys, KEEP=False, num_warps=1, num_stages=1)]
-    monkeypatch.setattr(op_by_query, "query_tiles", lambda *arguments, **options: tile)
+    tile = dict(ROWS=16, KEYS=keys, num_warps=1, num_stages=1)
+    tiles = {False: [tile], True: [dict(tile, KEEP=False)]}
+    monkeypatch.setattr(op_by_query, "query_tiles", lambda *arguments, backward: tiles[backward])
     check_selection(randn, poisoned, None, 10, 3)
 
 

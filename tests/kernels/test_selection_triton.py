@@ -308,8 +308,8 @@ def test_another_document_that_is_not_finite_changes_nothing(R):
 
 
 @pytest.mark.interp
-def test_a_query_that_is_not_finite_leaves_the_outputs_before_it(randn):
-    """Also those of its own query group."""
+def test_a_query_that_is_not_finite_leaves_the_outputs_of_the_others():
+    """Also of those of its own query group."""
     case = Case(rows=((40,),), H=4, query_group=4)
     leaves, _, chosen, _ = inputs(case, dtype=torch.float16)
     q, k, v = (x.detach() for x in leaves)

@@ -18,7 +18,7 @@ from zoo.child import plugin_options
 from zoo.errors import ZooError
 
 WARM_UP = 4  # batches before the clock starts: kernels are compiled, the micro-batch is found, graphs are captured
-PROFILED = 3  # batches under the profiler, after those that are timed
+PROFILED = 3  # batches under the profiler after the first one, after those that are timed
 PEERS = {"llama + liger": "liger", "llama + liger, compiled": "liger-compiled"}
 TIMEOUT_S = 1800
 

@@ -36,6 +36,7 @@ class Clock:
         self.profiler: Any = None
         self.parts: dict[str, float] | None = None
         self.hidden_ms: float | None = None  # communication beside other kernels
+        self.busy_ms = 0.0  # of a step, in which any kernel runs
         self.largest: list | None = None
 
     def part_of_start(self, name: str) -> None:
@@ -72,10 +73,11 @@ class Clock:
             return
         _synchronise()
         self.profiler.__exit__(None, None, None)
-        kernels = [e for e in self.profiler.events() if str(e.device_type).endswith("CUDA")]
+        events = [e for e in self.profiler.events() if str(e.device_type).endswith("CUDA")]
+        kernels = [e for e in events if not getattr(e, "is_user_annotation", False)]
         spans = [(e.name, e.time_range.start / 1e3, e.time_range.end / 1e3) for e in kernels]
-        times, hidden_ms = without_hidden(spans)
-        self.hidden_ms = hidden_ms / (PROFILED + 1)
+        times, hidden_ms, busy_ms = without_hidden(spans)
+        self.hidden_ms, self.busy_ms = hidden_ms / (PROFILED + 1), busy_ms / (PROFILED + 1)
         self.parts = {name: time_ms / (PROFILED + 1) for name, time_ms in breakdown(times).items()}
         self.largest = largest([(name, (end - start) / (PROFILED + 1)) for name, start, end in spans])
 
@@ -85,7 +87,7 @@ class Clock:
         spans = [
             b - a for a, b in zip(self.times[WARM_UP - 1 :], self.times[WARM_UP : WARM_UP + self.steps], strict=False)
         ]
-        parts = self.parts and {**self.parts, "host": max(0.0, step_s * 1e3 - sum(self.parts.values()))}
+        parts = self.parts and {**self.parts, "host": max(0.0, step_s * 1e3 - self.busy_ms)}
         return {
             "name": name,
             "machine": machine(),
@@ -106,8 +108,9 @@ class Clock:
         }
 
 
-def without_hidden(spans: list[tuple[str, float, float]]) -> tuple[list[tuple[str, float]], float]:
-    """(name, milliseconds) of each kernel, communication counted only where nothing else runs; the rest of it, hidden.
+def without_hidden(spans: list[tuple[str, float, float]]) -> tuple[list[tuple[str, float]], float, float]:
+    """(name, milliseconds) of each kernel, communication counted only where nothing else runs; the rest of it, hidden;
+    and how long any kernel runs.
 
     spans: (name, start, end) in milliseconds.
     """
@@ -115,11 +118,11 @@ def without_hidden(spans: list[tuple[str, float, float]]) -> tuple[list[tuple[st
     exchanges = [(start, end) for name, start, end in spans if is_exchange(name)]
     others = [(name, start, end) for name, start, end in spans if not is_exchange(name)]
     times = [(name, end - start) for name, start, end in others]
-    if not exchanges:
-        return times, 0.0
     computing = _length([(start, end) for _, start, end in others])
+    if not exchanges:
+        return times, 0.0, computing
     exposed = _length([*((start, end) for _, start, end in others), *exchanges]) - computing
-    return [*times, ("nccl", exposed)], _length(exchanges) - exposed
+    return [*times, ("nccl", exposed)], _length(exchanges) - exposed, computing + exposed
 
 
 def _length(intervals: list[tuple[float, float]]) -> float:

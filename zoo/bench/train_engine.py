@@ -38,7 +38,7 @@ class BenchSetup(Setup):
 
 
 class RandomRows:
-    """Batches of random tokens in pinned memory, each row one document; others on each device."""
+    """Batches of random tokens in pinned memory, each row one document; each device has its own."""
 
     dataset = None
 

@@ -4,21 +4,29 @@ python -m zoo.bench.train_step recipes/tiny/ansa.yaml --steps 20 --started 17000
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NoReturn
 
-from zoo.bench.processes import end_with_the_command, refuse
+from zoo.bench.processes import REFUSED, UNCAUGHT, end_with_the_command, refuse
 from zoo.bench.train_clock import Clock
+from zoo.child import pipe_to_launcher
+from zoo.processes import STOP_SIGNALS
 
 
 def main() -> None:
     """Train a few batches as the command line says and print what was measured."""
     end_with_the_command()
+    launcher = pipe_to_launcher()
+    if launcher is not None:  # born with them blocked; a benchmark has nothing to finish
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     parser = argparse.ArgumentParser()
     parser.add_argument("recipe")
     parser.add_argument("--steps", type=int, default=20)
@@ -52,9 +60,26 @@ def main() -> None:
         else:
             row = measure_recipe(recipe, arguments.steps, arguments.data, started)
     except ZooError as error:
+        if launcher is not None:
+            _leave(launcher, str(error), REFUSED)
         refuse(error)
+    except Exception as error:
+        if launcher is None:
+            raise
+        from zoo.training.failures import explain
+
+        _leave(launcher, explain(error) or f"{type(error).__name__}: {error}".splitlines()[0], UNCAUGHT)
     if int(os.environ.get("RANK", 0)) == 0:
         print(json.dumps(row))
+
+
+def _leave(launcher: int, message: str, code: int) -> NoReturn:
+    """End at once, with the reason for the launcher: the others wait for this process, and it would wait for them."""
+    with contextlib.suppress(OSError):
+        os.write(launcher, f"{message}\n".encode("utf-8", "replace"))
+    if os.environ["RANK"] == "0":  # whose output the launcher leaves to it
+        print(message, file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 def _of_one_device(words: list[str], started: float) -> list[str]:
@@ -64,7 +89,7 @@ def _of_one_device(words: list[str], started: float) -> list[str]:
 
 
 def measure_recipe(recipe, steps: int, own_data: bool, started: float) -> dict:
-    """Train with the zoo's engine for WARM_UP + steps + PROFILED batches in a folder that is removed."""
+    """Train with the zoo's engine for WARM_UP + steps + PROFILED + 1 batches in a folder that is removed."""
     from zoo.training.ahead import Ahead
     from zoo.training.lean_import import import_composer, import_streaming
 
@@ -78,7 +103,7 @@ def _measure(recipe, steps: int, own_data: bool, started: float, ahead) -> dict:
     import torch
 
     from zoo.bench.train_engine import BenchEngine, bench_setup
-    from zoo.training.composer_fixes import fixed
+    from zoo.training.composer_fixes import end_process_groups, fixed
     from zoo.training.interrupts import StopRequests
 
     clock = Clock(steps, started)
@@ -92,13 +117,11 @@ def _measure(recipe, steps: int, own_data: bool, started: float, ahead) -> dict:
         clock.part_of_start("model")
         ahead.wait()
         clock.part_of_start("compiling")
-        try:
-            with torch.autograd.set_multithreading_enabled(False):
-                engine.trainer.fit()
-        finally:
-            engine.close()
+        with engine, torch.autograd.set_multithreading_enabled(False):
+            engine.trainer.fit()
         micro_batch = engine.trainer.state.device_train_microbatch_size
         mfu_per_token = engine._mfu_per_token()
+        end_process_groups()
     tokens = setup.plan.tokens_per_batch
     row = clock.row(recipe.name, tokens, setup.prepared.seq_len, micro_batch, mfu_per_token)
     return row | {"graph": log.said, "devices": setup.device.world_size}

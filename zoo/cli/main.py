@@ -15,7 +15,7 @@ import typer
 
 import zoo
 from zoo.address_space import watch_imports
-from zoo.child import MESSAGE_PIPE, import_nothing_from_here
+from zoo.child import import_nothing_from_here, pipe_to_launcher
 from zoo.cli.app import App
 from zoo.cli.starting import leave_out_of_searches, without_pydantic_plugins
 from zoo.errors import AlreadyTold, RecipeError, ZooError
@@ -157,20 +157,10 @@ def _tell(message: str) -> None:
     err(message)  # does nothing if the reader has gone; the exit code still says that the command failed
 
 
-def _pipe_to_launcher() -> int | None:
-    """Taken out of the environment: processes that this one starts have messages of their own."""
-    number = os.environ.pop(MESSAGE_PIPE, "")
-    try:
-        os.set_inheritable(int(number), False)
-    except (ValueError, OSError):
-        return None
-    return int(number)
-
-
 def main() -> None:
     """The `zoo` command."""
     global _launcher
-    _launcher = _pipe_to_launcher()
+    _launcher = pipe_to_launcher()
     tolerate_encoding()
     import_nothing_from_here()
     without_pydantic_plugins()

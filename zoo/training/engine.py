@@ -65,7 +65,7 @@ def run(
             lambda: where_it_continues(folder.checkpoints),
         )
         try:
-            with watchdog, contextlib.closing(Engine(setup, requests, watchdog)) as engine:
+            with watchdog, Engine(setup, requests, watchdog) as engine:
                 ahead.wait()
                 engine.fit()
                 summary = engine.finish()
@@ -222,9 +222,22 @@ class Engine:
         setup.screen.say(summary.text(writes_text=setup.prepared.tokenizer is not None))
         return summary
 
-    def close(self) -> None:
-        """Close the trainer, the metrics files and the datasets."""
-        self.trainer.close()
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, kind, *exception) -> None:
+        self.close(failed=kind is not None)
+
+    def close(self, failed: bool = False) -> None:
+        """Close the trainer, the metrics files and the datasets.
+
+        failed: leave out the barrier at the end of `Trainer.close`. If this process alone has failed, the others wait
+        for it in another exchange; it has to end, so that its launcher ends them.
+        """
+        if failed:
+            self.trainer.engine.close()
+        else:
+            self.trainer.close()
         self._close_own()
 
     def _close_own(self) -> None:

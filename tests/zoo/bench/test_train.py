@@ -1,7 +1,10 @@
 """`zoo bench train` on the CPU: what it measures, what it says of a recipe that cannot be measured, its tables."""
 
 import json
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,10 +52,11 @@ def test_communication_counts_where_nothing_else_runs():
         ("ncclDevKernel_ReduceScatter", 7.0, 8.0),
         ("ncclDevKernel_ReduceScatter", 9.0, 11.5),
     ]
-    times, hidden_ms = without_hidden(spans)
+    times, hidden_ms, busy_ms = without_hidden(spans)
     assert breakdown(times) == {"communication": 3.5, "attention": 4.0, "products": 4.0}
     assert hidden_ms == 3.0  # 1 beside nvjet, 1 + 1 beside the forward
-    assert without_hidden(spans[:1]) == ([("nvjet", 4.0)], 0.0)
+    assert busy_ms == 11.5
+    assert without_hidden([("a", 0.0, 4.0), ("b", 3.0, 5.0)]) == ([("a", 4.0), ("b", 2.0)], 0.0, 5.0)
 
 
 def test_the_clock_leaves_out_what_compiles(monkeypatch):
@@ -197,6 +201,42 @@ def test_two_processes_are_measured(parallelism, capfd):
     recipe = str(RECIPES / "tiny" / "full.yaml")
     assert cli.run(["bench", "train", recipe, "--steps", "1", "--devices", "2", *sizes]) == 0
     assert "| tiny_full, 2 devices | 2 x 32 |" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and Linux ends the processes of one that was killed")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
+def test_no_process_of_several_outlives_the_command(number, tmp_path):
+    """`timeout`, a job's end, Ctrl-C: the processes would keep the GPUs."""
+    recipe = tmp_path / "here.yaml"
+    recipe.write_text(f"name: here\nextends: {RECIPES / 'tiny' / 'full.yaml'}\n")
+    sizes = [part for each in (*SMALL, "train.batch_size=4") for part in ("--set", each)]
+    words = ["bench", "train", str(recipe), "--devices", "2", "--steps", "100000", *sizes]
+
+    def training() -> int:
+        found = [each.read_bytes() for each in Path("/proc").glob("[0-9]*/cmdline") if _readable(each)]
+        return sum(b"train_step" in line and str(recipe).encode() in line for line in found)
+
+    with subprocess.Popen([sys.executable, "-m", "zoo", *words], stderr=subprocess.DEVNULL) as command:
+        _until(lambda: training() == 3, 60)  # the launcher and two that train
+        time.sleep(8)  # imports, and some batches
+        command.send_signal(number)
+        command.wait(30)
+    _until(lambda: training() == 0, 20)
+
+
+def _readable(file: Path) -> bool:
+    try:
+        return bool(file.read_bytes())
+    except OSError:  # it has ended
+        return False
+
+
+def _until(holds, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_a_broken_recipe_is_one_line(capsys):

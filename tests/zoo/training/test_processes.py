@@ -1,5 +1,6 @@
 """Training through the command line, in processes that are killed, and in several processes at once."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -116,6 +117,35 @@ def test_two_processes_train_as_one(one, recipe_file, tmp_path, environment, par
     found = load_file(tmp_path / "two" / "model.safetensors")
     for name, expected in load_file(one / "model.safetensors").items():
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4)
+
+
+FAILS_ALONE = """
+import os
+if os.environ.get("RANK") == "1":
+    from zoo.model.decoder import Decoder
+    loss, calls = Decoder.loss, []
+    def failing(*arguments, **options):
+        calls.append(None)
+        if len(calls) == 4:
+            raise RuntimeError("only here")
+        return loss(*arguments, **options)
+    Decoder.loss = failing
+"""
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", pytest.param("fsdp2", marks=pytest.mark.long)])
+@pytest.mark.parametrize("command_line", ["train", "bench train"])
+def test_one_process_that_fails_alone_ends_all(command_line, parallelism, recipe_file, tmp_path, environment):
+    """It waits for nobody: the others never come to where it would wait for them."""
+    (tmp_path / "fails_alone.py").write_text(FAILS_ALONE)
+    environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment.get('PYTHONPATH', '')}"
+    environment.pop("OMP_NUM_THREADS", None)
+    two = [sys.executable, "-m", "zoo", *command_line.split(), str(recipe_file), "--devices", "2"]
+    two += ["--plugin", "fails_alone", "--set", f"train.parallelism={parallelism}"]
+    two += ["--run-dir", str(tmp_path / "run")] if command_line == "train" else []
+    done = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "RuntimeError: only here" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.long

@@ -55,14 +55,14 @@ def partial_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _partials(n_places: int, keys: int, size: dict, width: int, like: torch.Tensor, *, of_output: bool) -> Partials:
-    shape = n_places, size["BLOCK"] // keys, next_power_of_2(size["QUERY_GROUP"] * size["G"])
+    shape = n_places, size["BLOCK"] // keys, op_by_key.rows_of_group(size)
     part = torch.empty(*shape, width, device=like.device, dtype=partial_dtype(like.dtype))
     statistics = torch.empty(1 + of_output, *shape, device=like.device, dtype=torch.float32)
     return Partials(part, statistics[0], statistics[1] if of_output else None)
 
 
 def _bytes_of_group(size: dict, keys: int, width: int, dtype: torch.dtype) -> int:
-    rows = next_power_of_2(size["QUERY_GROUP"] * size["G"])
+    rows = op_by_key.rows_of_group(size)
     return size["K"] * size["S"] * (size["BLOCK"] // keys) * rows * width * partial_dtype(dtype).itemsize
 
 

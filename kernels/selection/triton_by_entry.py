@@ -14,7 +14,6 @@ from zoo.kernels.selection.triton_by_key import (
     add_transposed_product,
     entries_of_chunk,
     keys_of_list,
-    load_keys,
     partial_keys,
     score_gradients,
 )
@@ -41,14 +40,15 @@ def _selection_bwd_dkdv_by_entry_kernel(
     if i_l < 0:
         return
     e_begin, e_end = entries_of_chunk(begin, i_c, i_l, CHUNK, MAX)
-    i_b, i_k = (i_l // n_slots // K).to(tl.int64), (i_l // n_slots % K).to(tl.int64)
-    o_n = keys_of_list(slot_start, i_b, i_l, n_slots, BLOCK, KEYS, DOCUMENTS)
+    i_b, i_k, key0, b_k, b_v, b_kr = keys_of_list(
+        k, v, k_rope, slot_start, i_l, k_b, k_t, k_h, v_b, v_t, v_h, kr_b, kr_t, T, n_slots,
+        K, D, DP, R, RP, V, VP, BLOCK, KEYS, DOCUMENTS,
+    )  # fmt: skip
+    o_n = key0 + tl.arange(0, KEYS)
     o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
-    b_k, b_v, b_kr = load_keys(k, v, k_rope, i_b, i_k, o_n, k_b, k_t, k_h, v_b, v_t, v_h, kr_b, kr_t,
-                               T, D, DP, R, RP, V, VP)  # fmt: skip
     if DOCUMENTS and KEEP:  # 0 for keys of another document, of which a NaN would reach all keys of the product
         p_start = start + i_b * T
-        m_n = (tl.load(p_start + tl.minimum(o_n, T - 1)) == tl.load(p_start + tl.min(o_n, 0)))[:, None]
+        m_n = (tl.load(p_start + tl.minimum(o_n, T - 1)) == tl.load(p_start + key0))[:, None]
         b_k, b_v = tl.where(m_n, b_k, 0.0).to(b_k.dtype), tl.where(m_n, b_v, 0.0).to(b_v.dtype)
         if R > 0:
             b_kr = tl.where(m_n, b_kr, 0.0).to(b_kr.dtype)

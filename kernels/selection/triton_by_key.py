@@ -126,11 +126,12 @@ def _selection_bwd_dkdv_kernel(
     if i_l < 0:
         return
     e_begin, e_end = entries_of_chunk(begin, i_c, i_l, CHUNK, MAX)
-    i_b, i_k = (i_l // n_slots // K).to(tl.int64), (i_l // n_slots % K).to(tl.int64)
-    o_n = keys_of_list(slot_start, i_b, i_l, n_slots, BLOCK, KEYS, DOCUMENTS)
+    i_b, i_k, key0, b_k, b_v, b_kr = keys_of_list(
+        k, v, k_rope, slot_start, i_l, k_b, k_t, k_h, v_b, v_t, v_h, kr_b, kr_t, T, n_slots,
+        K, D, DP, R, RP, V, VP, BLOCK, KEYS, DOCUMENTS,
+    )  # fmt: skip
+    o_n = key0 + tl.arange(0, KEYS)
     o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
-    b_k, b_v, b_kr = load_keys(k, v, k_rope, i_b, i_k, o_n, k_b, k_t, k_h, v_b, v_t, v_h, kr_b, kr_t,
-                               T, D, DP, R, RP, V, VP)  # fmt: skip
     if R > 0:
         acc_r = tl.zeros([RP, KEYS] if FLIP else [KEYS, RP], tl.float32)
     acc_k = tl.zeros([DP, KEYS] if FLIP else [KEYS, DP], tl.float32)
@@ -198,29 +199,28 @@ def entries_of_chunk(begin, i_c, i_l, CHUNK: tl.constexpr, MAX: tl.constexpr):
 
 @triton.jit
 def keys_of_list(
-    slot_start, i_b, i_l, n_slots, BLOCK: tl.constexpr, KEYS: tl.constexpr, DOCUMENTS: tl.constexpr
+    k, v, k_rope, slot_start, i_l, k_b, k_t, k_h, v_b, v_t, v_h, kr_b, kr_t, T, n_slots,
+    K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    V: tl.constexpr, VP: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr, DOCUMENTS: tl.constexpr,
 ):  # fmt: skip
-    """Tokens of the program's keys of a list's block; the last ones may lie past the end of the row."""
+    """Row and kv head of a list, the first token of the program's keys of its block, and keys, values and rotary keys.
+
+    For tokens past the row those of its last token.
+    """
+    i_b, i_k = (i_l // n_slots // K).to(tl.int64), (i_l // n_slots % K).to(tl.int64)
     if DOCUMENTS:
         key0 = tl.load(slot_start + i_b * n_slots + i_l % n_slots)
     else:
         key0 = i_l % n_slots * BLOCK
-    return key0 + tl.program_id(1) * KEYS + tl.arange(0, KEYS)
-
-
-@triton.jit
-def load_keys(k, v, k_rope, i_b, i_k, o_n, k_b, k_t, k_h, v_b, v_t, v_h, kr_b, kr_t, T,
-              D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-              V: tl.constexpr, VP: tl.constexpr):  # fmt: skip
-    """Keys, values and rotary keys of tokens o_n; for tokens past the row those of its last token."""
+    key0 += tl.program_id(1) * KEYS
     o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
-    o_n64 = tl.minimum(o_n, T - 1).to(tl.int64)[:, None]
+    o_n64 = tl.minimum(key0 + tl.arange(0, KEYS), T - 1).to(tl.int64)[:, None]
     b_k = load_rows(k + i_b * k_b + i_k * k_h + o_n64 * k_t + o_d[None, :], o_d, D, DP)
     b_v = load_rows(v + i_b * v_b + i_k * v_h + o_n64 * v_t + o_v[None, :], o_v, V, VP)
     b_kr = b_k
     if R > 0:
         b_kr = load_rows(k_rope + i_b * kr_b + o_n64 * kr_t + o_e[None, :], o_e, R, RP)
-    return b_k, b_v, b_kr
+    return i_b, i_k, key0, b_k, b_v, b_kr
 
 
 @triton.jit

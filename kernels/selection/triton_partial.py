@@ -20,7 +20,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from zoo.kernels.selection.triton_by_key import chunks_of, entries, first_token, partial_rows
+from zoo.kernels.selection.triton_by_key import (
+    entries,
+    entries_of_chunk,
+    first_token,
+    keys_of_list,
+    partial_rows,
+)
 from zoo.kernels.selection.triton_by_query import group_of, load_rows, scores
 
 
@@ -43,23 +49,14 @@ def _selection_fwd_by_key_kernel(
     i_l = tl.load(list_of + i_c)
     if i_l < 0:
         return
-    list_begin, list_end, length, first_chunk = chunks_of(begin, i_l, CHUNK, MAX)
-    e_begin = list_begin + (i_c - first_chunk) * length
-    e_end = tl.minimum(e_begin + length, list_end)
-    i_b, i_k = (i_l // n_slots // K).to(tl.int64), (i_l // n_slots % K).to(tl.int64)
-    if DOCUMENTS:
-        key0 = tl.load(slot_start + i_b * n_slots + i_l % n_slots)
-    else:
-        key0 = i_l % n_slots * BLOCK
-    o_n = key0 + tl.program_id(1) * KEYS + tl.arange(0, KEYS)
-    key_end = key0 + tl.program_id(1) * KEYS + KEYS - 1  # queries before it do not see all keys
-    o_n64 = tl.minimum(o_n, T - 1).to(tl.int64)[:, None]
+    e_begin, e_end = entries_of_chunk(begin, i_c, i_l, CHUNK, MAX)
+    i_b, i_k, key0, b_k, b_v, b_kr = keys_of_list(
+        k, v, k_rope, slot_start, i_l, k_b, k_t, k_h, v_b, v_t, v_h, kr_b, kr_t, T, n_slots,
+        K, D, DP, R, RP, V, VP, BLOCK, KEYS, DOCUMENTS,
+    )  # fmt: skip
+    o_n = key0 + tl.arange(0, KEYS)
+    key_end = key0 + KEYS - 1  # queries before it do not see all keys
     o_d, o_e, o_v = tl.arange(0, DP), tl.arange(0, RP), tl.arange(0, VP)
-    b_k = load_rows(k + i_b * k_b + i_k * k_h + o_n64 * k_t + o_d[None, :], o_d, D, DP)
-    b_v = load_rows(v + i_b * v_b + i_k * v_h + o_n64 * v_t + o_v[None, :], o_v, V, VP)
-    b_kr = b_k
-    if R > 0:
-        b_kr = load_rows(k_rope + i_b * kr_b + o_n64 * kr_t + o_e[None, :], o_e, R, RP)
     largest = tl.max(tl.max(tl.abs(b_v.to(tl.float32)), 1), 0) * KEYS
     # Exponents are biased by 127; largest * factor is at least 2**14 and less than 2**15.
     exponent = 268 - (tl.maximum(largest, 1e-30).to(tl.int32, bitcast=True) >> 23)

@@ -51,7 +51,7 @@ def main() -> None:
         if arguments.devices > 1:
             from zoo.training.launching import launch
 
-            sys.exit(launch(arguments.devices, _of_one_device(sys.argv[1:], started), "zoo.bench.train_step"))
+            sys.exit(launch(arguments.devices, _of_one_device(sys.argv[1:]), "zoo.bench.train_step"))
         recipe = zoo.load_recipe(arguments.recipe, overrides=arguments.overrides)
         if arguments.peer:
             from zoo.bench.train_peers import measure_peer
@@ -82,10 +82,10 @@ def _leave(launcher: int, message: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def _of_one_device(words: list[str], started: float) -> list[str]:
+def _of_one_device(words: list[str]) -> list[str]:
     """The command line of the process of one device."""
     at = words.index("--devices")
-    return [*words[:at], *words[at + 2 :], "--started", str(started)]
+    return [*words[:at], *words[at + 2 :]]
 
 
 def measure_recipe(recipe, steps: int, own_data: bool, started: float) -> dict:

@@ -65,8 +65,9 @@ def inverted_index(
     n_lists = batch * K * n_slots
     group_rows = rows_of_group(size)
     chunk = chunk_entries(n, rows // group_rows, n_here * S * block // seq_len)
-    shared = dict(K=K, S=S, DOCUMENTS=first is not None)
-    key = torch.empty(n, device=device, dtype=torch.int16 if n_lists < 2**15 else torch.int32)  # half the passes
+    narrow = n_lists < 2**16  # the sort then takes half the passes
+    key = torch.empty(n, device=device, dtype=torch.int16 if narrow else torch.int32)
+    shared = dict(K=K, S=S, DOCUMENTS=first is not None, LOWEST=-(2**15) if narrow else 0)
     n_tiles, n_programs = cdiv(n, 1024), cdiv(n, 1024) + cdiv(n_lists + 1, 128)
     groups = n_groups or n_here, g0, n_here
     arguments: tuple = chosen, first, start, base, key, n, seq_len, *groups, n_slots, n_lists
@@ -75,7 +76,7 @@ def inverted_index(
     key, order = torch.sort(key, stable=True)
     entry, place = torch.empty(2, n, device=device, dtype=torch.int32)
     begin = torch.empty(n_lists + 1, device=device, dtype=torch.int32)
-    list_of = torch.empty(n // chunk + n_lists, device=device, dtype=torch.int32)
+    list_of = torch.full((n // chunk + n_lists,), -1, device=device, dtype=torch.int32)
     arguments = key, order, first, start, entry, place, begin, list_of, n, seq_len, *groups, n_lists
     constants = dict(QUERY_GROUP=query_group, CHUNK=chunk, MAX=MAX_CHUNKS, **shared)
     launch(

@@ -29,71 +29,80 @@ from zoo.kernels.selection.triton_by_query import group_of, load_rows, scores
 @triton.jit
 def _keys_kernel(chosen, first, start, base, key, n, T, n_groups, g0, n_here, n_slots, n_lists,
                  K: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr, QUERY_GROUP: tl.constexpr,
-                 DOCUMENTS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """The list of each entry of `chosen`; empty places, and blocks after the group's own, go to the end, list n_lists.
+                 DOCUMENTS: tl.constexpr, LOWEST: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """The list of each entry of `chosen`, counted from LOWEST; empty places, and blocks after the group's own, go to
+    the end, list n_lists.
 
     The list of a block beyond the row would be that of another head or row.
     """
-    i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
     m = tl.load(chosen + i, mask=i < n, other=-1)
     i_k = (i // S) % K
-    i_b, i_g = i // (S * K) // n_here, g0 + i // (S * K) % n_here
+    i_b, i_g = row_and_group(i // (S * K), g0, n_here)
     if DOCUMENTS:
         t0 = tl.load(first + i_b * n_groups + i_g, mask=i < n, other=-1)
         m_used = (i < n) & (t0 >= 0)
         own = (t0 - tl.load(start + i_b * T + t0, mask=m_used, other=0)) // BLOCK
         m = tl.where(m_used & (m >= 0) & (m <= own), m + tl.load(base + i_b * T + t0, mask=m_used, other=0), -1)
     else:
-        m = tl.where(m <= i_g.to(tl.int32) * QUERY_GROUP // BLOCK, m, -1)
-    tl.store(key + i, tl.where(m >= 0, (i_b * K + i_k) * n_slots + m, n_lists).to(key.dtype.element_ty), mask=i < n)
+        m = tl.where(m <= i_g * QUERY_GROUP // BLOCK, m, -1)
+    i_l = tl.where(m >= 0, (i_b * K + i_k) * n_slots + m, n_lists)
+    tl.store(key + i, (i_l + LOWEST).to(key.dtype.element_ty), mask=i < n)
+
+
+@triton.jit
+def row_and_group(i, g0, n_here):
+    """Row and query group of the i-th of the query groups in `chosen`: n_here of each row, the first of them g0."""
+    i_b = i // n_here
+    return i_b, g0 + i - i_b * n_here
 
 
 @triton.jit
 def _index_kernel(key, order, first, start, entry, place, begin, list_of, n, T, n_groups, g0, n_here, n_lists, steps,
                   K: tl.constexpr, S: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
-                  CHUNK: tl.constexpr, MAX: tl.constexpr, TILE: tl.constexpr, LISTS: tl.constexpr):  # fmt: skip
-    """The index, from sorted keys: programs for TILE entries each, and after them programs for LISTS lists each."""
-    n_tiles = tl.cdiv(n, TILE)
-    if tl.program_id(0) < n_tiles:
-        i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-        _write_entries(order, first, start, entry, place, i, n, T, n_groups, g0, n_here, K, S, QUERY_GROUP, DOCUMENTS)
+                  LOWEST: tl.constexpr, CHUNK: tl.constexpr, MAX: tl.constexpr, TILE: tl.constexpr,
+                  LISTS: tl.constexpr):  # fmt: skip
+    """The index, from sorted keys: programs for LISTS lists each, which take longest, then for TILE entries each."""
+    n_of_lists = tl.cdiv(n_lists + 1, LISTS)
+    if tl.program_id(0) < n_of_lists:
+        o_l = tl.program_id(0) * LISTS + tl.arange(0, LISTS)
+        _write_lists(key, begin, list_of, o_l, n, n_lists, steps, LOWEST, CHUNK, MAX, LISTS)
     else:
-        o_l = (tl.program_id(0) - n_tiles) * LISTS + tl.arange(0, LISTS)
-        _write_lists(key, begin, list_of, o_l, n, n_lists, steps, CHUNK, MAX, LISTS)
+        i = (tl.program_id(0) - n_of_lists) * TILE + tl.arange(0, TILE)
+        _write_entries(order, first, start, entry, place, i, n, T, n_groups, g0, n_here, K, S, QUERY_GROUP, DOCUMENTS)
 
 
 @triton.jit
 def _write_entries(order, first, start, entry, place, i, n, T, n_groups, g0, n_here,
                    K: tl.constexpr, S: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr):  # fmt: skip
     """Of each sorted entry: its query group, as first token * 32 + number of tokens, and its place in `chosen`."""
-    i_place = tl.load(order + i, mask=i < n, other=0)
-    i_b, i_g = i_place // (S * K) // n_here, g0 + i_place // (S * K) % n_here
-    t0, n_tokens, _ = group_of(first, start, i_b, i_g.to(tl.int32), T, n_groups, QUERY_GROUP, DOCUMENTS)
+    i_place = tl.load(order + i, mask=i < n, other=0).to(tl.int32)
+    i_b, i_g = row_and_group(i_place // (S * K), g0, n_here)
+    t0, n_tokens, _ = group_of(first, start, i_b, i_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
     tl.store(entry + i, t0 * 32 + n_tokens, mask=i < n)
-    tl.store(place + i, i_place.to(tl.int32), mask=i < n)
+    tl.store(place + i, i_place, mask=i < n)
 
 
 @triton.jit
 def _write_lists(key, begin, list_of, o_l, n, n_lists, steps,
-                 CHUNK: tl.constexpr, MAX: tl.constexpr, LISTS: tl.constexpr):  # fmt: skip
-    """Where lists begin in the sorted keys, by bisection, and the list of each of their chunks, -1 if it is empty.
+                 LOWEST: tl.constexpr, CHUNK: tl.constexpr, MAX: tl.constexpr, LISTS: tl.constexpr):  # fmt: skip
+    """Where lists begin in the sorted keys, by bisection, and the list of each of their chunks.
 
-    List n_lists is that of the empty places; all its chunks are empty.
+    `list_of` holds -1 before. List n_lists is that of the empty places, which has no chunks.
     """
     lo, hi = tl.zeros([LISTS], tl.int64), tl.zeros([LISTS], tl.int64) + n
     lo2, hi2 = lo, hi
     for _ in range(0, steps):
         mid, mid2 = (lo + hi) // 2, (lo2 + hi2) // 2
-        below = (lo < hi) & (tl.load(key + mid, mask=lo < hi, other=0) < o_l)
-        below2 = (lo2 < hi2) & (tl.load(key + mid2, mask=lo2 < hi2, other=0) < o_l + 1)
+        below = (lo < hi) & (tl.load(key + mid, mask=lo < hi, other=0) < o_l + LOWEST)
+        below2 = (lo2 < hi2) & (tl.load(key + mid2, mask=lo2 < hi2, other=0) < o_l + 1 + LOWEST)
         lo, hi = tl.where(below, mid + 1, lo), tl.where(below | (lo >= hi), hi, mid)
         lo2, hi2 = tl.where(below2, mid2 + 1, lo2), tl.where(below2 | (lo2 >= hi2), hi2, mid2)
     lo, lo2 = lo.to(tl.int32), lo2.to(tl.int32)
     tl.store(begin + o_l, lo, mask=o_l <= n_lists)
     n_chunks = tl.where(o_l < n_lists, tl.cdiv(lo2 - lo, chunk_length(lo2 - lo, CHUNK, MAX)), 0)
-    n_places = tl.where(o_l <= n_lists, lo2 // CHUNK - lo // CHUNK + (o_l < n_lists).to(tl.int32), 0)
-    for c in range(0, tl.max(n_places, 0)):
-        tl.store(list_of + lo // CHUNK + o_l + c, tl.where(c < n_chunks, o_l, -1), mask=c < n_places)
+    for c in range(0, tl.max(n_chunks, 0)):
+        tl.store(list_of + lo // CHUNK + o_l + c, o_l, mask=c < n_chunks)
 
 
 @triton.jit

@@ -291,6 +291,28 @@ def test_chunks_grow_with_long_lists_by_entry(monkeypatch, poisoned):
 
 
 @pytest.mark.interp
+@pytest.mark.parametrize("n_lists", [160, *(pytest.param(n, marks=pytest.mark.slow) for n in (2**16 - 8, 2**16))])
+def test_index_on_both_sides_of_16_bits(n_lists):
+    """Every list has its entries in the order of the rows, whatever number stands for a list in the sort."""
+    from zoo.kernels.selection import op_by_key
+
+    B, S, n = 2, 2, 4  # rows of 4 blocks, each with one query group of 16 tokens
+    K = n_lists // (B * n)
+    chosen = torch.randint(-1, n + 1, (B, n, K, S), generator=torch.Generator().manual_seed(17), dtype=torch.int32)
+    size = {"K": K, "S": S, "G": 1, "BLOCK": 16, "QUERY_GROUP": 16}
+    index = op_by_key.inverted_index(chosen, None, None, size, 16 * n, 1)
+
+    i_b, i_g, i_k, i_s = ((chosen >= 0) & (chosen <= torch.arange(n)[:, None, None])).nonzero(as_tuple=True)
+    i_l = (i_b * K + i_k) * n + chosen[i_b, i_g, i_k, i_s]
+    order = i_l.argsort(stable=True)
+    place = ((i_b * n + i_g) * K + i_k) * S + i_s
+    assert index.begin.diff().tolist() == torch.bincount(i_l, minlength=n_lists).tolist()
+    assert index.entry[: len(order)].tolist() == (i_g * 16 * 32 + 16)[order].tolist()
+    assert index.place[: len(order)].tolist() == place[order].tolist()
+    assert sorted(set(index.list_of.tolist()) - {-1}) == i_l.unique().tolist()
+
+
+@pytest.mark.interp
 @pytest.mark.parametrize("R", [0, 16])
 def test_another_document_that_is_not_finite_changes_nothing(R):
     """Its last block of keys reaches into the next document; nothing of that may enter a product."""

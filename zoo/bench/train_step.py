@@ -115,7 +115,7 @@ def _measure(recipe, steps: int, own_data: bool, started: float, ahead) -> dict:
         setup = bench_setup(recipe, Path(folder), clock.total, own_data)
         engine = BenchEngine(setup, StopRequests(quiet=True), clock)
         clock.part_of_start("model")
-        ahead.wait()
+        ahead.wait_with_all()
         clock.part_of_start("compiling")
         with engine, torch.autograd.set_multithreading_enabled(False):
             engine.trainer.fit()

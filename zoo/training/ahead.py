@@ -4,7 +4,8 @@ Triton compiles each kernel at its first call, one after the other: 14 s for an 
 Here a process for each kind of layer makes one step with the shapes that training will have. Before it, a pass that
 launches nothing (compile_only.py) compiles the kernels in several threads; the step compiles what that pass missed.
 Training finds the compiled kernels in Triton's cache on disk. Training waits for these processes before its
-first batch, because it would otherwise compile the same kernels again.
+first batch, because it would otherwise compile the same kernels again. With several devices the first process of each
+machine starts them, and all wait.
 
 If the pass fails, the step compiles all kernels. If a process fails, for example for lack of memory, training compiles
 what it needs itself.
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from zoo.child import python_module
 from zoo.kernels.triton_cache import triton_cache
-from zoo.processes import cores, launched, sheltered
+from zoo.processes import cores, sheltered
 
 MOST = 6  # processes: each holds a CUDA context
 MOST_THREADS = 8  # of a process: Triton's part in Python holds the interpreter's lock
@@ -74,11 +75,27 @@ class Ahead:
                 process.kill()
         return time.monotonic() - start
 
+    def wait_with_all(self) -> None:
+        """`wait`, until every process of this training has done so; a process group must be there if it has several."""
+        from composer.utils import dist
+
+        self.wait()
+        dist.all_gather_object(None)
+
 
 def _wanted(recipe) -> bool:
-    """Whether one process trains on a GPU and cores are free.  Plugins are imported only by the user's own process."""
+    """Whether training runs on GPUs, cores are free, and this is the first process of its machine.
+
+    Plugins are imported only by the user's own process.
+    """
     on_gpu = Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
-    return on_gpu and not launched() and cores() >= 4 and recipe.train.kernels == "auto" and not recipe.plugins
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    return on_gpu and first and cores() >= 4 and recipe.train.kernels == "auto" and not recipe.plugins
+
+
+def _rows(recipe) -> int:
+    """Rows of a batch on one device."""
+    return max(1, recipe.train.rows(recipe.seq_len) // int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def _jobs(recipe) -> list[int]:
@@ -100,7 +117,7 @@ def _mark(recipe, job: int) -> Path:
     kernels = Path(__file__).parents[1] / "kernels"
     code = [(str(path), path.stat().st_mtime_ns) for path in (Path(__file__), *sorted(kernels.rglob("*.py")))]
     model = recipe.model.model_dump(mode="json", exclude={"blocks", "layers"})
-    train = recipe.train.rows(seq_len), recipe.train.micro_batch, recipe.train.precision, recipe.train.residual_stream
+    train = _rows(recipe), recipe.train.micro_batch, recipe.train.precision, recipe.train.residual_stream
     parts = layer.mixer, layer.feed_forward, model, seq_len, train, code
     versions = [importlib.metadata.version(name) for name in ("torch", "triton")]
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # its kernels, or plain PyTorch in their place
@@ -164,7 +181,7 @@ def _layer_step(recipe, index: int, device: str) -> Callable[[], None]:
     from zoo.training.device import resolve_precision
 
     config, seq_len = recipe.model, recipe.seq_len
-    rows, part = recipe.train.rows(seq_len), recipe.train.micro_batch
+    rows, part = _rows(recipe), recipe.train.micro_batch
     rows = rows if part == "auto" else min(rows, part)
     many = rows % 16 == 0 and 16 * seq_len <= MOST_TOKENS
     rows = 1 if rows == 1 else 16 if many else 2  # a number that Triton compiles the same for

@@ -66,7 +66,7 @@ def run(
         )
         try:
             with watchdog, Engine(setup, requests, watchdog) as engine:
-                ahead.wait()
+                ahead.wait_with_all()
                 engine.fit()
                 summary = engine.finish()
         except ZooError:  # every process raises it after the same batch

@@ -21,7 +21,8 @@ def tiny():
 def gpu_there(monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda self, exists=Path.exists: self.name == "nvidiactl" or exists(self))
     monkeypatch.setattr(ahead, "cores", lambda: 16)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_one_layer_of_each_kind(tiny):
@@ -35,8 +36,20 @@ def test_where_it_is_wanted(tiny, gpu_there, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not ahead._wanted(tiny("full"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    for rank in (0, 1):  # of the processes of one machine
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert ahead._wanted(tiny("full")) is (rank == 0)
+    monkeypatch.delenv("LOCAL_RANK")
     monkeypatch.setattr(ahead, "cores", lambda: 2)
     assert not ahead._wanted(tiny("full"))
+
+
+def test_shapes_are_those_of_one_device(tiny, monkeypatch):
+    recipe = tiny("full", "train.batch_size=32")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    of_two = ahead._mark(recipe, 0)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert of_two == ahead._mark(tiny("full", "train.batch_size=16"), 0) != ahead._mark(recipe, 0)
 
 
 def test_without_a_gpu_nothing_is_started(tiny, monkeypatch):

@@ -11,6 +11,7 @@ from zoo.bench.train import PROFILED, WARM_UP
 # A kernel belongs to the first category that has a piece of its name; elementwise is what is left.
 CATEGORIES = {
     "communication": ("nccl",),
+    "copies of shards": ("copyfunctor", "chunk_cat", "split_with_sizes_copy"),
     "optimiser": ("multi_tensor", "adam", "lpnorm"),
     "loss": ("cross_entropy",),
     "around attention": ("_add_norm_", "_swiglu_", "_rms_norm_", "_gated_sum_", "_rotate_kernel", "_split_kernel"),

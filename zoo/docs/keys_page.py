@@ -92,6 +92,7 @@ EXAMPLES = {
     "train.cuda_graph": 'train: {cuda_graph: "off"}',
     "train.parallelism": "train: {parallelism: fsdp2}",
     "train.reshard_after_forward": "train: {parallelism: fsdp2, reshard_after_forward: false}",
+    "train.gradient_sync": "train: {parallelism: fsdp2, gradient_sync: batch}",
     "train.workers": "train: {workers: 0}",
     "train.stall_minutes": "train: {stall_minutes: 5}",
     "train.checkpoint": "train: {checkpoint: {every: 1000ba, keep: 3}}",

@@ -124,7 +124,14 @@ class TrainConfig(_Section):
         True,
         description="With fsdp2: a layer's weights are gathered for its forward pass, freed, and gathered again for "
         "its backward pass (ZeRO-3). false keeps them until then: less communication, and memory for all weights in "
-        "the precision of the products, 2 bytes a parameter in bf16 (ZeRO-2).",
+        "the precision of the products, 2 bytes a parameter in bf16 (ZeRO-2). They then stay for all micro-batches of "
+        "a batch.",
+    )
+    gradient_sync: Literal["micro_batch", "batch"] = Field(
+        "micro_batch",
+        description="With fsdp2: after which of them gradients are summed over the devices. batch: less communication, "
+        "and each device keeps its gradients of all weights between micro-batches, 4 bytes a parameter. ddp sums once "
+        "a batch.",
     )
     workers: Workers = Field(
         "auto",
@@ -149,6 +156,8 @@ class TrainConfig(_Section):
     def _reshards_what_is_sharded(self):
         if not self.reshard_after_forward and self.parallelism != "fsdp2":
             raise ValueError("reshard_after_forward: false needs parallelism: fsdp2; ddp shards no weights")
+        if self.gradient_sync == "batch" and self.parallelism != "fsdp2":
+            raise ValueError("gradient_sync: batch needs parallelism: fsdp2; ddp always sums gradients once a batch")
         return self
 
     def rows(self, seq_len: int) -> int:

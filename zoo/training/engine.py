@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from composer import Evaluator, Event
 from composer.utils import dist, get_device
-from composer.utils.parallelism import FSDP2Config
 
 from zoo.counting import model_cost as cost
 from zoo.errors import Problem, RecipeError, ZooError
@@ -41,6 +40,7 @@ from zoo.training.optimizer import freeze, make_optimizer
 from zoo.training.scores import StopAtAccuracy, TaskScores, TrainingSubject
 from zoo.training.screen import Screen
 from zoo.training.setup import Setup
+from zoo.training.sharding import Exchange, parallelism
 from zoo.training.summary import Summary
 from zoo.training.watchdog import Watchdog
 
@@ -74,11 +74,6 @@ def run(
             raise
         end_process_groups()
         return summary
-
-
-def parallelism(train) -> dict[str, FSDP2Config]:
-    """How Composer shards the model.  train: zoo.training.config.TrainConfig."""
-    return {"fsdp": FSDP2Config(state_dict_type="full", reshard_after_forward=train.reshard_after_forward)}
 
 
 class Engine:
@@ -115,6 +110,7 @@ class Engine:
             raise
         restore.state_dicts = self.trainer._rng_state
         self.trainer.step = self._make_step()
+        self.trainer.exchange = Exchange(train) if device.sharded else None
         watchdog.beat("the model and the loaders were made")
 
     def _make_trainer(self, model: LanguageModel, optimizer: torch.optim.Optimizer, callbacks: list) -> StepTrainer:

@@ -28,6 +28,7 @@ from zoo.model.capture import captured
 from zoo.training.callbacks import LOSS
 from zoo.training.composer_fixes import StoppableTrainer
 from zoo.training.composer_model import count_targets
+from zoo.training.sharding import Exchange
 
 log = logging.getLogger("zoo.training")
 
@@ -37,9 +38,18 @@ MOST_MEMORY = 0.45
 
 
 class StepTrainer(StoppableTrainer):
-    """Composer's Trainer; if `step` is set, that runs the batches after the first of a session."""
+    """Composer's Trainer; if `step` is set, that runs the batches after the first of a session.
+
+    exchange: of devices that share the model.
+    """
 
     step: "BatchStep | None" = None
+    exchange: Exchange | None = None
+
+    def _train_microbatch(self, use_grad_scaling: bool, current_batch_size: float, is_final_microbatch: bool):
+        if self.exchange is not None:
+            self.exchange.before(self.state.model, is_final_microbatch)
+        return super()._train_microbatch(use_grad_scaling, current_batch_size, is_final_microbatch)
 
     def _train_batch(self, use_grad_scaling: bool) -> dict[str, torch.Tensor] | None:
         if self.step is None or not self.first_train_batch_complete:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zoo import RecipeError, load_recipe
+from zoo import load_recipe
 from zoo.model import build_model
 from zoo.runs.metrics import read_metrics
 from zoo.training import train
@@ -92,13 +92,14 @@ def one(recipe_file, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:.*leaked shared_memory:UserWarning")
-@pytest.mark.parametrize("parallelism", [pytest.param("ddp", marks=pytest.mark.long), "fsdp2", "zero2"])
+@pytest.mark.parametrize("parallelism", [pytest.param("ddp", marks=pytest.mark.long), "fsdp2", "zero2", "once a batch"])
 def test_two_processes_train_as_one(one, recipe_file, tmp_path, environment, parallelism):
     """The same global batches on two devices give the losses of one device; and they resume.
 
     By Composer's launcher, and by ours, which is torchrun without its warning of OMP_NUM_THREADS.
     """
-    settings = {"zero2": ("train.parallelism=fsdp2", "train.reshard_after_forward=false")}
+    fsdp2 = ("train.parallelism=fsdp2", "train.reshard_after_forward=false")
+    settings = {"zero2": fsdp2, "once a batch": (*fsdp2, "train.gradient_sync=batch", "train.micro_batch=1")}
     two = command(recipe_file, tmp_path / "two", *settings.get(parallelism, (f"train.parallelism={parallelism}",)))
     if parallelism == "ddp":
         two = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", *two[1:]]
@@ -193,17 +194,3 @@ def test_two_processes_predict_further_tokens_as_one(recipe_file, tmp_path, envi
     found = load_file(tmp_path / "two" / "model.safetensors")
     for name, expected in load_file(tmp_path / "one" / "model.safetensors").items():
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.filterwarnings("ignore:FSDP2 Config/APIs are experimental")
-@pytest.mark.parametrize("reshard", [True, False])
-def test_composer_is_told_when_to_free_gathered_weights(recipe_file, reshard):
-    from zoo.training.engine import parallelism
-
-    settings = ["train.parallelism=fsdp2", *([] if reshard else ["train.reshard_after_forward=false"])]
-    assert parallelism(load_recipe(recipe_file, settings).train)["fsdp"].reshard_after_forward is reshard
-
-
-def test_weights_that_are_not_sharded_are_not_resharded(recipe_file):
-    with pytest.raises(RecipeError, match="reshard_after_forward: false needs parallelism: fsdp2"):
-        load_recipe(recipe_file, ["train.reshard_after_forward=false"])

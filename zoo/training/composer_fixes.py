@@ -34,12 +34,13 @@ import numpy as np
 import torch
 from composer import Callback, Trainer
 from composer.callbacks import CheckpointSaver
-from composer.utils import dist, reproducibility
+from composer.utils import reproducibility
 
 from zoo.files import replace_durably
 from zoo.training.checkpoint_content import named, read_safely
 from zoo.training.checkpoints import TEMPORARY
 from zoo.training.interrupts import StopRequests
+from zoo.training.processes import Hosts
 
 log = logging.getLogger("zoo.training")
 
@@ -168,8 +169,8 @@ class StopOnSignal(Callback):
     saves: whether a checkpoint is due after so many batches; a signal that came while it was written needs no other.
     """
 
-    def __init__(self, requests: StopRequests, saves: Callable[[int], bool]):
-        self.requests, self.saves = requests, saves
+    def __init__(self, requests: StopRequests, saves: Callable[[int], bool], hosts: Hosts):
+        self.requests, self.saves, self.hosts = requests, saves, hosts
         self.stopped = self.cut_short = False
 
     def batch_end(self, state, logger) -> None:
@@ -185,11 +186,7 @@ class StopOnSignal(Callback):
             raise CutShort
 
     def _stop_if_told(self, state) -> bool:
-        told = self.requests.received is not None
-        if dist.get_world_size() > 1:
-            anyone = state.device.tensor_to_device(torch.tensor([int(told)]))
-            dist.all_reduce(anyone, reduce_operation="MAX")
-            told = bool(anyone.item())
+        told = self.hosts.any(self.requests.received is not None)
         if told and not self.stopped:
             self.stopped = True
             state.stop_training()

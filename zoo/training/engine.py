@@ -37,9 +37,10 @@ from zoo.training.graphs import BatchStep, StepTrainer
 from zoo.training.interrupts import Interrupted, StopRequests
 from zoo.training.loggers import JsonLines, TensorBoard, composer_loggers, only_destinations
 from zoo.training.optimizer import freeze, make_optimizer
+from zoo.training.processes import Hosts
 from zoo.training.scores import StopAtAccuracy, TaskScores, TrainingSubject
 from zoo.training.screen import Screen
-from zoo.training.setup import Setup
+from zoo.training.setup import DATA_TIMEOUT_S, Setup
 from zoo.training.sharding import Exchange, parallelism
 from zoo.training.summary import Summary
 from zoo.training.watchdog import Watchdog
@@ -96,7 +97,8 @@ class Engine:
         if not device.sharded:  # before the optimiser, which asks where the weights are
             model = get_device(device.name).module_to_device(model)
         self.stop_at = self._make_stop_at()
-        self.stopper, restore = StopOnSignal(requests, setup.plan.saves), RestoreRandomState()
+        self.hosts = Hosts(DATA_TIMEOUT_S)
+        self.stopper, restore = StopOnSignal(requests, setup.plan.saves, self.hosts), RestoreRandomState()
         self.lines: JsonLines | None = None
         self.writers, self.evaluator = self._make_writers(), self._make_evaluator()
         optimizer = make_optimizer(decoder, train.optimizer)
@@ -109,8 +111,7 @@ class Engine:
             self._close_own()
             raise
         restore.state_dicts = self.trainer._rng_state
-        self.trainer.step = self._make_step()
-        self.trainer.exchange = Exchange(train) if device.sharded else None
+        self.trainer.hosts, self.trainer.exchange, self.trainer.step = self.hosts, Exchange(train), self._make_step()
         watchdog.beat("the model and the loaders were made")
 
     def _make_trainer(self, model: LanguageModel, optimizer: torch.optim.Optimizer, callbacks: list) -> StepTrainer:
@@ -281,12 +282,17 @@ class Engine:
             dist.all_reduce(tensor, reduce_operation="SUM")
 
     def _make_step(self) -> BatchStep | None:
-        """What runs the batches on one GPU; None where Composer's own step does: elsewhere, or where graphs are off."""
+        """What runs the batches on one GPU or in several processes; None where Composer's own step does.
+
+        That is elsewhere, where graphs are off, and where several processes ask after each pass whether one of them
+        has too little memory.
+        """
         train, device = self.setup.recipe.train, self.setup.device
         reason = why_no_graph(train, device.on_gpu, device.world_size)
         if reason is not None:
             log.info("cuda_graph: not used: %s", reason)
-        if train.cuda_graph == "off" or not device.on_gpu or device.world_size > 1:
+        several = device.world_size > 1 and device.micro_batch != "auto"
+        if train.cuda_graph == "off" or not (several or (device.on_gpu and device.world_size == 1)):
             return None
         return BatchStep(train.cuda_graph if reason is None else "off")
 

@@ -1,4 +1,4 @@
-"""The batch of one GPU, which nowhere waits for the device; forward and backward as CUDA graphs where that can be.
+"""The batch that nowhere waits for the device; on one GPU forward and backward as CUDA graphs where that can be.
 
 A small model's step is hundreds of kernels of a few microseconds each, which take several times as long to start from
 Python as to run. A graph is captured once and replayed with one call. A large model's step hides Python, except for
@@ -6,7 +6,8 @@ what comes after each wait for the device, of which Composer's own step has ten.
 
 What is computed is what Composer computes, operation by operation, so that losses and gradients are the same bits.
 Composer's loop still does everything else. Its `_train_batch` is replaced after the first batch of a session, which
-runs in its plain form: it compiles the kernels and, with `micro_batch: auto`, finds the rows of a micro-batch.
+runs in its plain form: it compiles the kernels and, with `micro_batch: auto`, finds the rows of a micro-batch. What
+several processes have to agree on they exchange through their CPUs.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import itertools
 import logging
 import warnings
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from zoo.model.capture import captured
 from zoo.training.callbacks import LOSS
 from zoo.training.composer_fixes import StoppableTrainer
 from zoo.training.composer_model import count_targets
+from zoo.training.processes import Hosts
 from zoo.training.sharding import Exchange
 
 log = logging.getLogger("zoo.training")
@@ -40,16 +43,16 @@ MOST_MEMORY = 0.45
 class StepTrainer(StoppableTrainer):
     """Composer's Trainer; if `step` is set, that runs the batches after the first of a session.
 
-    exchange: of devices that share the model.
+    hosts and exchange are set before training: how its processes talk to each other, and its devices.
     """
 
     step: "BatchStep | None" = None
-    exchange: Exchange | None = None
+    hosts: Hosts
+    exchange: Exchange
 
     def _train_microbatch(self, use_grad_scaling: bool, current_batch_size: float, is_final_microbatch: bool):
-        if self.exchange is not None:
-            self.exchange.before(self.state.model, is_final_microbatch)
-        return super()._train_microbatch(use_grad_scaling, current_batch_size, is_final_microbatch)
+        with self.exchange.of_shards(self.state.model, is_final_microbatch):  # DDP's is Composer's affair
+            return super()._train_microbatch(use_grad_scaling, current_batch_size, is_final_microbatch)
 
     def _train_batch(self, use_grad_scaling: bool) -> dict[str, torch.Tensor] | None:
         if self.step is None or not self.first_train_batch_complete:
@@ -66,29 +69,27 @@ class StepTrainer(StoppableTrainer):
 
     def _iter_dataloader(self, trainer_mode: TrainerMode) -> Iterator[dict[str, torch.Tensor]]:
         """Composer asks the device after each batch whether another process has come to the end of its data."""
-        if dist.get_world_size() > 1:
-            yield from super()._iter_dataloader(trainer_mode)
-            return
         batches = itertools.islice(self.state.dataloader, self.state.dataloader_len and int(self.state.dataloader_len))
         while True:
             if trainer_mode == TrainerMode.TRAIN:
                 self.engine.run_event(Event.BEFORE_DATALOADER)
             batch = next(batches, None)
-            if batch is None:
+            ended = self.hosts.any(batch is None)
+            if batch is None or ended:
                 if trainer_mode == TrainerMode.TRAIN:
                     self.engine.run_marker_only_event(Event.AFTER_DATALOADER)
                 return
             yield batch
 
     def _accumulate_time_across_ranks(self, num_samples, num_tokens, batch_time):
-        """Composer sends three numbers to the device and waits until they are back, also where there is one process."""
-        if dist.get_world_size() > 1:
-            return super()._accumulate_time_across_ranks(num_samples, num_tokens, batch_time)
-        return int(num_samples), int(num_tokens), batch_time
+        """Sums, and the time of the first process. Composer sends them to the device and waits until they are back."""
+        seconds = batch_time.total_seconds() if dist.get_global_rank() == 0 else 0.0
+        samples, tokens, seconds = self.hosts.sums(num_samples, num_tokens, seconds)
+        return int(samples), int(tokens), timedelta(seconds=seconds)
 
 
 class BatchStep:
-    """Composer's `_train_batch` for one GPU, without its waits.
+    """Composer's `_train_batch` without its waits, for one GPU or for several processes.
 
     graph: "auto" captures what can be captured, and says in the log why it cannot; "on" fails then; "off" does not try.
     """
@@ -105,12 +106,14 @@ class BatchStep:
         self._prepare(trainer, parts)
         trainer.engine.run_event(Event.BEFORE_TRAIN_BATCH)
         counts = [count_targets(part) for part in parts]  # of tensors that are still on the CPU
+        of_all = trainer.hosts.sums(sum(counts))[0] / dist.get_world_size()  # gradients are averaged over the devices
         for i, (part, count) in enumerate(zip(parts, counts, strict=True)):
-            self._run_part(trainer, part, count / sum(counts), i == 0)
+            with trainer.exchange.of_micro_batch(trainer.state.model, last=i == len(parts) - 1):
+                self._run_part(trainer, part, count / of_all, i == 0)
         trainer.engine.run_event(Event.AFTER_TRAIN_BATCH)
         for optimizer in trainer.state.optimizers:
             optimizer.step()
-        return self._total
+        return self._mean()
 
     def _run_part(self, trainer: StepTrainer, part: dict[str, torch.Tensor], share: float, first: bool) -> None:
         graph = self._graphs.get((len(part["input_ids"]), first))
@@ -121,6 +124,14 @@ class BatchStep:
         device = self._total.device
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in part.items()}
         forward_backward(trainer, inputs, torch.full((), share, device=device), self._total, first)
+
+    def _mean(self) -> torch.Tensor:
+        """The loss of the batch over all devices."""
+        if dist.get_world_size() == 1:
+            return self._total
+        mean = self._total.clone()
+        dist.all_reduce(mean)
+        return mean.div_(dist.get_world_size())
 
     def _prepare(self, trainer: StepTrainer, parts: list[dict[str, torch.Tensor]]) -> None:
         """Capture the graphs that this batch needs and that are not there, if there are to be any."""
@@ -181,7 +192,7 @@ class MicroBatchGraph:
         self.fill(part, 1.0)
 
     def fill(self, part: dict[str, torch.Tensor], share: float) -> None:
-        """Copy a micro-batch in; share: its targets as a share of the batch's."""
+        """Copy a micro-batch in; share: as of `forward_backward`."""
         for name, tensor in part.items():
             self.inputs[name].copy_(tensor, non_blocking=True)
         self.share.fill_(share)
@@ -209,7 +220,8 @@ def forward_backward(
 ) -> None:
     """What Composer's `_train_microbatch` computes, with a number on the device where it has one of Python.
 
-    share: the micro-batch's targets as a share of the batch's.  total: [1], the loss of the batch so far.
+    share: the micro-batch's targets as a share of those that a device has in the batch.
+    total: [1], the loss of the batch so far.
     first: total is written and not added to; gradients are added to those that are there.
     """
     state = trainer.state

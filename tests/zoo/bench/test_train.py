@@ -33,8 +33,7 @@ def test_kernels_belong_to_one_category():
         "liger_cross_entropy_kernel": "loss",
         "ncclDevKernel_AllReduce_Sum_f32_RING_LL": "communication",
         "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedOptimizer": "optimiser",
-        "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<at::native::(anonymous namespace)::CopyFunctor<"
-        "c10::BFloat16, float, 2, 1, 1>": "copies of shards",
+        "void multi_tensor_apply_kernel<TensorListMetadata<2>, CopyFunctor<c10::BFloat16, float>>": "copies of shards",
         "void at::native::detail::chunk_cat_cuda_kernel<float, c10::BFloat16>": "copies of shards",
         "Memcpy HtoD (Pinned -> Device)": "copies",
         "void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add": "elementwise",

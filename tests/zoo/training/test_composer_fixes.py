@@ -6,6 +6,7 @@ from composer.utils import checkpoint as composer_checkpoint
 
 from zoo.training import composer_fixes
 from zoo.training.interrupts import StopRequests
+from zoo.training.processes import Hosts
 
 
 def test_a_write_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
@@ -50,7 +51,7 @@ class Clock:
 
 def test_a_signal_while_a_checkpoint_is_written_needs_no_further_batch():
     requests = StopRequests()
-    stopper = composer_fixes.StopOnSignal(requests, saves=lambda batch: batch % 4 == 0)
+    stopper = composer_fixes.StopOnSignal(requests, saves=lambda batch: batch % 4 == 0, hosts=Hosts(1))
     for batch, received, ended in [(4, None, 0), (5, 15, 0), (8, 15, 1)]:
         requests.received, state = received, Clock(batch)
         stopper.batch_checkpoint(state, None)
@@ -61,7 +62,7 @@ def test_a_signal_while_a_checkpoint_is_written_needs_no_further_batch():
 
 def test_a_validation_is_left_at_its_next_batch():
     requests = StopRequests()
-    stopper = composer_fixes.StopOnSignal(requests, saves=lambda batch: False)
+    stopper = composer_fixes.StopOnSignal(requests, saves=lambda batch: False, hosts=Hosts(1))
     stopper.eval_batch_start(Clock(3), None)
     requests.received = 15
     for _ in range(2):

@@ -120,6 +120,23 @@ def test_two_processes_train_as_one(one, recipe_file, tmp_path, environment, par
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
+def test_batches_of_two_processes_without_waits_are_composers(parallelism, recipe_file, tmp_path, environment):
+    """Bit for bit. With `cuda_graph: off` Composer's own step runs."""
+    environment.pop("OMP_NUM_THREADS", None)
+    for graph in ("auto", "off"):
+        settings = f"train.parallelism={parallelism}", "train.micro_batch=1", f"train.cuda_graph={graph}"
+        finish(
+            [*command(recipe_file, tmp_path / graph, *settings, "train.duration=4ba"), "--devices", "2"], environment
+        )
+    found, expected = (load_file(tmp_path / graph / "model.safetensors") for graph in ("auto", "off"))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    records = (read_metrics(tmp_path / graph / "metrics.jsonl") for graph in ("auto", "off"))
+    found, expected = ([(r["batch"], r["tokens"], r.get("loss"), r.get("grad_norm")) for r in each] for each in records)
+    assert found == expected
+
+
 FAILS_ALONE = """
 import os
 if os.environ.get("RANK") == "1":

@@ -71,9 +71,9 @@ def test_exchanges_of_a_batch_of_three_micro_batches(
     for batch in torch.randn(2, 3, 5, 4):
         counts.update(gather=0, reduce=0)
         for i, part in enumerate(batch):
-            exchange.before(model, last=i == len(batch) - 1)
-            for each in (model, plain):
-                each(part).square().mean().backward()
+            with exchange.of_shards(model, last=i == len(batch) - 1):
+                for each in (model, plain):
+                    each(part).square().mean().backward()
         assert counts == {"gather": gathers, "reduce": reductions}
         for found, expected in zip(decoder.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(found.grad.full_tensor(), expected.grad)

@@ -55,9 +55,12 @@ def inverted_index(
     """The index of `chosen`, which holds query groups g0 and on of the n_groups of each row (all, if None).
 
     rows: of a chunk, at most.
+    Raises ValueError for 2^31 places or more: the index counts them in 32 bits.
     """
     batch, n_here, K, S = chosen.shape
     n, device, block, query_group = chosen.numel(), chosen.device, size["BLOCK"], size["QUERY_GROUP"]
+    if n >= 2**31:
+        raise ValueError(f"selection_attention: a choice of at most 2^31 - 1 blocks; found {n}, {list(chosen.shape)}.")
     base, slot_start, n_slots = None, None, cdiv(seq_len, block)
     if first is not None:
         base, slot_start = block_slots(start, block, max_documents)

@@ -113,7 +113,8 @@ class TrainConfig(_Section):
     cuda_graph: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Capture forward and backward of a micro-batch as a CUDA graph and replay it: small models then no "
-        "longer wait for Python. auto: where that is possible (log.txt says why not); on: fail where it is not.",
+        "longer wait for Python. auto: where that is possible (log.txt says why not); on: fail where it is not; off: "
+        "Composer's own step, which waits for the GPU in every batch, on several GPUs too.",
     )
     parallelism: Literal["ddp", "fsdp2"] = Field(
         "ddp",
@@ -129,9 +130,9 @@ class TrainConfig(_Section):
     )
     gradient_sync: Literal["micro_batch", "batch"] = Field(
         "micro_batch",
-        description="With fsdp2: after which of them gradients are summed over the devices. batch: less communication, "
-        "and each device keeps its gradients of all weights between micro-batches, 4 bytes a parameter. ddp sums once "
-        "a batch.",
+        description="With fsdp2: whether gradients are summed over the devices after every micro-batch or once a "
+        "batch. batch: less communication, and each device keeps the gradients of all weights between micro-batches, "
+        "4 bytes a parameter. ddp sums once a batch.",
     )
     workers: Workers = Field(
         "auto",
@@ -153,7 +154,7 @@ class TrainConfig(_Section):
         return self
 
     @model_validator(mode="after")
-    def _reshards_what_is_sharded(self):
+    def _exchanges_shards_where_there_are_some(self):
         if not self.reshard_after_forward and self.parallelism != "fsdp2":
             raise ValueError("reshard_after_forward: false needs parallelism: fsdp2; ddp shards no weights")
         if self.gradient_sync == "batch" and self.parallelism != "fsdp2":

@@ -111,7 +111,8 @@ class Engine:
             self._close_own()
             raise
         restore.state_dicts = self.trainer._rng_state
-        self.trainer.hosts, self.trainer.exchange, self.trainer.step = self.hosts, Exchange(train), self._make_step()
+        self.trainer.hosts, self.trainer.step = self.hosts, self._make_step()
+        self.trainer.exchange = Exchange(train, self.trainer.state.model, device.sharded)
         watchdog.beat("the model and the loaders were made")
 
     def _make_trainer(self, model: LanguageModel, optimizer: torch.optim.Optimizer, callbacks: list) -> StepTrainer:

@@ -43,7 +43,8 @@ MOST_MEMORY = 0.45
 class StepTrainer(StoppableTrainer):
     """Composer's Trainer; if `step` is set, that runs the batches after the first of a session.
 
-    hosts and exchange are set before training: how its processes talk to each other, and its devices.
+    hosts and exchange, both set before training: what its processes exchange through their CPUs, and what its devices
+    exchange in a micro-batch.
     """
 
     step: "BatchStep | None" = None
@@ -51,8 +52,8 @@ class StepTrainer(StoppableTrainer):
     exchange: Exchange
 
     def _train_microbatch(self, use_grad_scaling: bool, current_batch_size: float, is_final_microbatch: bool):
-        with self.exchange.of_shards(self.state.model, is_final_microbatch):  # DDP's is Composer's affair
-            return super()._train_microbatch(use_grad_scaling, current_batch_size, is_final_microbatch)
+        self.exchange.before(is_final_microbatch)
+        return super()._train_microbatch(use_grad_scaling, current_batch_size, is_final_microbatch)
 
     def _train_batch(self, use_grad_scaling: bool) -> dict[str, torch.Tensor] | None:
         if self.step is None or not self.first_train_batch_complete:
@@ -108,7 +109,9 @@ class BatchStep:
         counts = [count_targets(part) for part in parts]  # of tensors that are still on the CPU
         of_all = trainer.hosts.sums(sum(counts))[0] / dist.get_world_size()  # gradients are averaged over the devices
         for i, (part, count) in enumerate(zip(parts, counts, strict=True)):
-            with trainer.exchange.of_micro_batch(trainer.state.model, last=i == len(parts) - 1):
+            last = i == len(parts) - 1
+            trainer.exchange.before(last)
+            with trainer.exchange.around(last):
                 self._run_part(trainer, part, count / of_all, i == 0)
         trainer.engine.run_event(Event.AFTER_TRAIN_BATCH)
         for optimizer in trainer.state.optimizers:

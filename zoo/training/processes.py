@@ -1,7 +1,16 @@
 """The processes of one training: the group that each joins where it begins, and what they tell each other."""
 
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+
+from zoo.errors import ZooError
+
+_NO_ADDRESS = re.compile("unable to (find address|resolve hostname)|getaddrinfo", re.I)
 
 
 def join_processes(on_gpu: bool, timeout_s: float) -> None:
@@ -16,7 +25,8 @@ def join_processes(on_gpu: bool, timeout_s: float) -> None:
     if torch.distributed.is_initialized():
         return
     if not on_gpu:
-        dist.initialize_dist("cpu", timeout=timeout_s)
+        with _naming_the_interface():
+            dist.initialize_dist("cpu", timeout=timeout_s)
         return
     device = torch.device("cuda", dist.get_local_rank())
     torch.cuda.set_device(device)
@@ -27,6 +37,7 @@ class Hosts:
     """Numbers that the processes of a training exchange through their CPUs (gloo); all call it in the same order.
 
     NCCL would begin when the GPU has done what was launched before, and Python would wait for it with nothing launched.
+    Raises ZooError if gloo finds no network interface.
     """
 
     def __init__(self, timeout_s: float):
@@ -36,7 +47,8 @@ class Hosts:
 
         self.group: Any = None
         if dist.get_world_size() > 1:
-            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+            with _naming_the_interface():
+                self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
     def sums(self, *numbers: float) -> list[float]:
         """The sum of each number over all processes, in float64."""
@@ -48,6 +60,22 @@ class Hosts:
         torch.distributed.all_reduce(sums, group=self.group)
         return sums.tolist()
 
-    def any(self, told: bool) -> bool:
-        """Whether one of the processes was told."""
-        return self.sums(told)[0] > 0
+    def any(self, here: bool) -> bool:
+        """Whether it is true in one of the processes."""
+        return self.sums(here)[0] > 0
+
+
+@contextlib.contextmanager
+def _naming_the_interface() -> Iterator[None]:
+    """Around the start of gloo: an address that it cannot find is an error of the settings, not of another process."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if _NO_ADDRESS.search(str(error)) is None:
+            raise
+        asked = os.environ.get("GLOO_SOCKET_IFNAME")
+        why = f"of GLOO_SOCKET_IFNAME={asked}" if asked else f"that the host name {socket.gethostname()!r} stands for"
+        raise ZooError(
+            f"gloo, through which the processes of a training exchange numbers, finds no address {why}; set "
+            "GLOO_SOCKET_IFNAME to the network interface that connects the machines (ip -br address lists them)"
+        ) from error

@@ -1,7 +1,7 @@
 """How the devices of a training share the model, and when they exchange parts of it."""
 
 import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from composer.utils.parallelism import FSDP2Config
@@ -17,35 +17,35 @@ def parallelism(train: TrainConfig) -> dict[str, FSDP2Config]:
 
 
 class Exchange:
-    """What a micro-batch exchanges; the last of a batch always sums gradients over the devices and frees weights.
+    """What a micro-batch exchanges. After the last of a batch, gradients are always summed and weights freed.
 
-    By itself FSDP2 does both after every micro-batch. DDP has whole weights and sums gradients once a batch.
+    FSDP2 does both after every micro-batch, unless told otherwise. DDP has whole weights and sums gradients once a
+    batch.
     """
 
-    def __init__(self, train: TrainConfig):
-        self.sums, self.frees = train.gradient_sync == "micro_batch", train.reshard_after_forward
+    def __init__(self, train: TrainConfig, model: torch.nn.Module, sharded: bool):
+        """model: as Composer has wrapped it.  sharded: by FSDP2, which wraps its children.
+
+        Raises RuntimeError if nothing of a sharded model is: settings that reach nothing would be ignored.
+        """
+        self.model = model
+        self.sums_each, self.frees_each = train.gradient_sync == "micro_batch", train.reshard_after_forward
+        self.shards = [module for module in model.children() if isinstance(module, FSDPModule)]
+        if sharded and not self.shards:
+            raise RuntimeError("no child of the model is sharded by FSDP2")
         self._last: bool | None = None
 
-    @contextlib.contextmanager
-    def of_shards(self, model: torch.nn.Module, last: bool) -> Iterator[None]:
-        """Around forward and backward of a micro-batch; nothing with DDP and on one device.
+    def before(self, last: bool) -> None:
+        """Called before each micro-batch.  last: whether it is that of its batch."""
+        if last == self._last:  # setting the flags visits every module of the model
+            return
+        self._last = last
+        for module in self.shards:
+            module.set_requires_gradient_sync(last or self.sums_each)
+            module.set_reshard_after_backward(last or self.frees_each)
 
-        model: whose children Composer has sharded.  last: of its batch.
-        """
-        if last != self._last:
-            self._last = last
-            for module in model.children():
-                if isinstance(module, FSDPModule):
-                    module.set_requires_gradient_sync(last or self.sums)
-                    module.set_reshard_after_backward(last or self.frees)
-        yield
-
-    @contextlib.contextmanager
-    def of_micro_batch(self, model: torch.nn.Module, last: bool) -> Iterator[None]:
-        """As `of_shards`, and with DDP too."""
-        if isinstance(model, DistributedDataParallel) and not last:
-            with model.no_sync():
-                yield
-        else:
-            with self.of_shards(model, last):
-                yield
+    def around(self, last: bool) -> AbstractContextManager:
+        """For forward and backward of a micro-batch with DDP, which Composer's own step does itself."""
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return contextlib.nullcontext()

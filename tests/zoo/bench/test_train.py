@@ -35,6 +35,7 @@ def test_kernels_belong_to_one_category():
         "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedOptimizer": "optimiser",
         "void multi_tensor_apply_kernel<TensorListMetadata<2>, CopyFunctor<c10::BFloat16, float>>": "copies of shards",
         "void at::native::detail::chunk_cat_cuda_kernel<float, c10::BFloat16>": "copies of shards",
+        "at::native::detail::split_with_sizes_copy_out_contiguous_no_cast_kernel": "copies of shards",
         "Memcpy HtoD (Pinned -> Device)": "copies",
         "void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add": "elementwise",
     }

@@ -1,5 +1,6 @@
 """Training through the command line, in processes that are killed, and in several processes at once."""
 
+import json
 import os
 import signal
 import subprocess
@@ -120,21 +121,75 @@ def test_two_processes_train_as_one(one, recipe_file, tmp_path, environment, par
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
-def test_batches_of_two_processes_without_waits_are_composers(parallelism, recipe_file, tmp_path, environment):
-    """Bit for bit. With `cuda_graph: off` Composer's own step runs."""
+COUNTS = """
+import json, os, sys
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group as group
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+counts, groups = dict(gathers=0, reductions=0, unsynced=0), set()
+
+def count(owner, name, kind):
+    call = getattr(owner, name)
+    def counted(*arguments, **options):
+        counts[kind] += 1
+        if kind == "gathers":
+            groups.add(id(arguments[0]))
+        return call(*arguments, **options)
+    setattr(owner, name, counted)
+
+count(group.FSDPParamGroup, "_to_unsharded", "gathers")
+count(group, "foreach_reduce", "reductions")
+count(DistributedDataParallel, "no_sync", "unsynced")
+
+def after_step(*_):
+    frame, ours = sys._getframe(), False
+    while frame is not None:
+        ours, frame = ours or type(frame.f_locals.get("self")).__name__ == "BatchStep", frame.f_back
+    if os.environ["RANK"] == "0":
+        with open(os.environ["COUNTS"], "a") as file:
+            file.write(json.dumps(dict(counts, ours=ours, groups=len(groups))) + chr(10))
+    counts.update(dict.fromkeys(counts, 0))
+
+register_optimizer_step_post_hook(after_step)
+"""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(("parallelism=ddp",), id="ddp"),
+        pytest.param(("parallelism=fsdp2",), id="fsdp2", marks=pytest.mark.long),
+        pytest.param(("parallelism=fsdp2", "reshard_after_forward=false"), id="gathered once", marks=pytest.mark.long),
+        pytest.param(("parallelism=fsdp2", "gradient_sync=batch"), id="summed once", marks=pytest.mark.long),
+        pytest.param(("parallelism=fsdp2", "reshard_after_forward=false", "gradient_sync=batch"), id="both once"),
+    ],
+)
+def test_batches_of_two_processes_without_waits_are_composers(settings, recipe_file, tmp_path, environment):
+    """Bit for bit, with the same exchanges. With `cuda_graph: off` Composer's own step runs, otherwise ours."""
+    (tmp_path / "count_exchanges.py").write_text(COUNTS)
+    environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment.get('PYTHONPATH', '')}"
     environment.pop("OMP_NUM_THREADS", None)
+    recipe = load_recipe(recipe_file)
+    n, batch_tokens = recipe.train.batch_size // 2, recipe.train.batch_size * recipe.seq_len
+    found = {}
     for graph in ("auto", "off"):
-        settings = f"train.parallelism={parallelism}", "train.micro_batch=1", f"train.cuda_graph={graph}"
-        finish(
-            [*command(recipe_file, tmp_path / graph, *settings, "train.duration=4ba"), "--devices", "2"], environment
-        )
-    found, expected = (load_file(tmp_path / graph / "model.safetensors") for graph in ("auto", "off"))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    records = (read_metrics(tmp_path / graph / "metrics.jsonl") for graph in ("auto", "off"))
-    found, expected = ([(r["batch"], r["tokens"], r.get("loss"), r.get("grad_norm")) for r in each] for each in records)
-    assert found == expected
+        run, counts = tmp_path / graph, tmp_path / f"{graph}.jsonl"
+        keys = (*settings, "micro_batch=1", "duration=4ba", f"cuda_graph={graph}")
+        one = command(recipe_file, run, *(f"train.{key}" for key in keys))
+        finish([*one, "--devices", "2", "--plugin", "count_exchanges"], environment | {"COUNTS": str(counts)})
+        for line in counts.read_text().splitlines()[1:]:  # the first batch also frees what a validation gathered
+            exchanged = json.loads(line)
+            assert exchanged["ours"] is (graph == "auto")
+            groups = exchanged["groups"]
+            assert exchanged["gathers"] == groups * (1 if "reshard_after_forward=false" in settings else 2 * n)
+            assert exchanged["reductions"] == groups * (1 if "gradient_sync=batch" in settings else n)
+            assert exchanged["unsynced"] == (n - 1 if settings == ("parallelism=ddp",) else 0)
+        records = [r for r in read_metrics(run / "metrics.jsonl") if "loss" in r]
+        assert [r["tokens"] for r in records] == [batch_tokens * (i + 1) for i in range(4)]
+        found[graph] = [(r["loss"], r["grad_norm"]) for r in records], load_file(run / "model.safetensors")
+    assert found["auto"][0] == found["off"][0]
+    assert all(torch.equal(found["auto"][1][name], tensor) for name, tensor in found["off"][1].items())
 
 
 FAILS_ALONE = """

@@ -27,6 +27,11 @@ def test_what_is_not_sharded_is_not_exchanged_otherwise(recipe_file, setting):
         load_recipe(recipe_file, [f"train.{setting}"])
 
 
+def test_settings_of_shards_are_not_ignored_where_nothing_is_sharded(recipe_file):
+    with pytest.raises(RuntimeError, match="no child of the model is sharded"):
+        Exchange(load_recipe(recipe_file, ["train.parallelism=fsdp2"]).train, nn.Sequential(nn.Linear(1, 1)), True)
+
+
 @pytest.fixture
 def one_process(tmp_path):
     """A process group of this process alone."""
@@ -67,13 +72,13 @@ def test_exchanges_of_a_batch_of_three_micro_batches(
 
     count(_fsdp_param_group.FSDPParamGroup, "_to_unsharded", "gather")
     count(_fsdp_param_group, "foreach_reduce", "reduce")
-    exchange = Exchange(train)
+    exchange = Exchange(train, model, sharded=True)
     for batch in torch.randn(2, 3, 5, 4):
         counts.update(gather=0, reduce=0)
         for i, part in enumerate(batch):
-            with exchange.of_shards(model, last=i == len(batch) - 1):
-                for each in (model, plain):
-                    each(part).square().mean().backward()
+            exchange.before(last=i == len(batch) - 1)
+            for each in (model, plain):
+                each(part).square().mean().backward()
         assert counts == {"gather": gathers, "reduce": reductions}
         for found, expected in zip(decoder.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(found.grad.full_tensor(), expected.grad)

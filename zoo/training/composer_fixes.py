@@ -11,6 +11,7 @@
 | a validation cannot be stopped                                        | `StoppableTrainer`                        |
 | under torchrun a resume asks for NODE_RANK, which torchrun does not set | `name_node_rank`                         |
 | NCCL process groups are never ended                                   | `end_process_groups`                      |
+| float32 products of the process stay in TF32 after a training on a GPU | `fixed`                                  |
 | warnings about things that are as they should be                      | `EXPECTED_WARNINGS`                       |
 | damaged checkpoints, a lost `latest` link                             | checkpoints.py                            |
 | learning rates lag one batch, and are stored with the old duration    | `callbacks.LearningRate`                  |
@@ -27,6 +28,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import composer.core.engine as composer_engine
 import composer.utils.checkpoint as composer_checkpoint
@@ -102,9 +104,23 @@ def _no_passes() -> list:
     return []
 
 
+def _tf32(part: Any) -> tuple[object, str, object]:
+    """Of a part of torch.backends: whether TF32 is allowed, by that of torch's two settings which can be read.
+
+    The older one cannot if only the newer has been set.
+    """
+    try:
+        return part, "allow_tf32", part.allow_tf32
+    except RuntimeError:
+        return part, "fp32_precision", part.fp32_precision
+
+
 @contextlib.contextmanager
 def fixed() -> Iterator[None]:
-    """Composer with atomic writes, safe reads, a quick start and without the expected warnings, inside a `with`."""
+    """Composer with atomic writes, safe reads, a quick start and without the expected warnings, inside a `with`.
+
+    A Trainer allows TF32 for all float32 products of the process; afterwards that is as it was.
+    """
     changed: list[tuple[ModuleType, str, Callable]] = [
         (composer_checkpoint, "_write_checkpoint_file", _atomic(composer_checkpoint._write_checkpoint_file)),
         (
@@ -115,7 +131,8 @@ def fixed() -> Iterator[None]:
         (composer_checkpoint, "load_checkpoint", _naming(composer_checkpoint.load_checkpoint)),
         (composer_engine, "_get_default_passes", _no_passes),
     ]
-    before = [(module, name, getattr(module, name)) for module, name, _ in changed]
+    before: list[tuple[object, str, object]] = [(module, name, getattr(module, name)) for module, name, _ in changed]
+    before += [_tf32(part) for part in (torch.backends.cuda.matmul, torch.backends.cudnn)]
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
@@ -124,8 +141,8 @@ def fixed() -> Iterator[None]:
         try:
             yield
         finally:
-            for module, name, function in before:
-                setattr(module, name, function)
+            for owner, name, value in before:
+                setattr(owner, name, value)
 
 
 class RestoreRandomState(Callback):

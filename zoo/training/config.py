@@ -97,7 +97,9 @@ class TrainConfig(_Section):
     schedule: Schedule = Field(Cosine(), description="The learning rate over time.")
     clip_norm: Positive | None = Field(1.0, description="Gradients are scaled down to this norm; null: never.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="bf16 is mixed precision (float32 weights). auto: bf16 on a CUDA GPU, fp32 on a CPU."
+        "auto",
+        description="bf16 is mixed precision (float32 weights). auto: bf16 on a CUDA GPU, fp32 on a CPU. With fp32 "
+        "on a CUDA GPU, linear maps multiply in TF32.",
     )
     residual_stream: Literal["fp32", "bf16"] = Field(
         "bf16",

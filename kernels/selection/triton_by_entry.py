@@ -57,13 +57,14 @@ def _selection_bwd_dkdv_by_entry_kernel(
 
     o_r = tl.arange(0, GROUP_ROWS)
     i_token = o_r // G
-    o_token, o_h = i_token.to(tl.int64)[:, None], (i_k * G + o_r % G)[:, None]
-    p_q = q + i_b * q_b + o_token * q_t + o_h * q_h + o_d[None, :]
-    p_do = do + i_b * do_b + o_token * do_t + o_h * do_h + o_v[None, :]
+    # Apart from the pointers, so that the loop multiplies an entry's first token once a warp, and not in each thread.
+    o_token, o_h = i_token.to(tl.int64)[:, None], (o_r % G).to(tl.int64)[:, None]
+    p_q, o_q = q + i_b * q_b + i_k * G * q_h, o_token * q_t + o_h * q_h + o_d[None, :]
+    p_do, o_do = do + i_b * do_b + i_k * G * do_h, o_token * do_t + o_h * do_h + o_v[None, :]
     if R > 0:
         b_kr = in_registers(b_kr, KEYS, KEEP)
         acc_r = tl.zeros([KEYS, RP], tl.float32)
-        p_qr = q_rope + i_b * qr_b + o_token * qr_t + o_h * qr_h + o_e[None, :]
+        p_qr, o_qr = q_rope + i_b * qr_b + i_k * G * qr_h, o_token * qr_t + o_h * qr_h + o_e[None, :]
     p_lse, p_delta = lse + (i_b * K + i_k) * T * G + o_r, delta + (i_b * K + i_k) * T * G + o_r
 
     following = tl.load(entry + e_begin)
@@ -78,11 +79,11 @@ def _selection_bwd_dkdv_by_entry_kernel(
             t0 = (group >> 5).to(tl.int64)
             m_r = i_token < (group & 31)
             o_t = tl.where(m_r, (group >> 5) + i_token, -1)
-            b_q = load_group(p_q + t0 * q_t, m_r, o_d, D, DP, RAGGED)
-            b_do = load_group(p_do + t0 * do_t, m_r, o_v, V, VP, RAGGED)
+            b_q = load_group(p_q + t0 * q_t + o_q, m_r, o_d, D, DP, RAGGED)
+            b_do = load_group(p_do + t0 * do_t + o_do, m_r, o_v, V, VP, RAGGED)
             b_qr = b_q
             if R > 0:
-                b_qr = load_group(p_qr + t0 * qr_t, m_r, o_e, R, RP, RAGGED)
+                b_qr = load_group(p_qr + t0 * qr_t + o_qr, m_r, o_e, R, RP, RAGGED)
             if RAGGED:
                 b_lse = tl.load(p_lse + t0 * G, mask=m_r, other=0.0)
                 b_delta = tl.load(p_delta + t0 * G, mask=m_r, other=0.0)

@@ -10,6 +10,7 @@ from composer import Callback, DataSpec
 from zoo import data
 from zoo.runs.folder import RunFolder
 from zoo.training.composer_model import count_tokens
+from zoo.training.drawing import Drawing
 from zoo.training.engine import Engine
 from zoo.training.interrupts import StopRequests
 from zoo.training.plan import Plan
@@ -107,9 +108,9 @@ class _Ticks(Callback):
 class BenchEngine(Engine):
     """An Engine that writes metrics as `zoo train` does, and neither checkpoints nor weights."""
 
-    def __init__(self, setup: BenchSetup, requests: StopRequests, clock):
+    def __init__(self, setup: BenchSetup, requests: StopRequests, clock, drawing: Drawing):
         self.clock = clock
-        super().__init__(setup, requests, Watchdog(0, setup.folder.log, "benchmark", str))
+        super().__init__(setup, requests, Watchdog(0, setup.folder.log, "benchmark", str), drawing)
 
     def _saver(self) -> Callback:
         return _Ticks(self.clock)

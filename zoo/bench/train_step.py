@@ -91,15 +91,16 @@ def _of_one_device(words: list[str]) -> list[str]:
 def measure_recipe(recipe, steps: int, own_data: bool, started: float) -> dict:
     """Train with the zoo's engine for WARM_UP + steps + PROFILED + 1 batches in a folder that is removed."""
     from zoo.training.ahead import Ahead
+    from zoo.training.drawing import Drawing
     from zoo.training.lean_import import import_composer, import_streaming
 
-    with Ahead(recipe) as ahead:
+    with Ahead(recipe) as ahead, Drawing(recipe) as drawing:
         import_composer()
         import_streaming()  # random tokens do without it; `zoo train` does not
-        return _measure(recipe, steps, own_data, started, ahead)
+        return _measure(recipe, steps, own_data, started, ahead, drawing)
 
 
-def _measure(recipe, steps: int, own_data: bool, started: float, ahead) -> dict:
+def _measure(recipe, steps: int, own_data: bool, started: float, ahead, drawing) -> dict:
     import torch
 
     from zoo.bench.train_engine import BenchEngine, bench_setup
@@ -113,7 +114,7 @@ def _measure(recipe, steps: int, own_data: bool, started: float, ahead) -> dict:
     logging.getLogger("zoo.training").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder, fixed():
         setup = bench_setup(recipe, Path(folder), clock.total, own_data)
-        engine = BenchEngine(setup, StopRequests(quiet=True), clock)
+        engine = BenchEngine(setup, StopRequests(quiet=True), clock, drawing)
         clock.part_of_start("model")
         ahead.wait_with_all()
         clock.part_of_start("compiling")

@@ -280,11 +280,17 @@ def build_model(
             model = Decoder(config)
         _check_counts(model)
         return model
-    with torch.device("cpu"), drawn(False):  # by `initialise`
-        model = Decoder(config)
-    _check_counts(model)
+    model = undrawn(config)
     initialise(model, seed)
     return model.to(device)
+
+
+def undrawn(config: ModelConfig) -> Decoder:
+    """The decoder on the CPU before `initialise` draws its weights.  Raises ZooError as `build_model`."""
+    with torch.device("cpu"), drawn(False):
+        model = Decoder(config)
+    _check_counts(model)
+    return model
 
 
 def _check_counts(model: Decoder) -> None:
@@ -320,13 +326,14 @@ def _n_parameters(module: nn.Module) -> int:
 
 
 @torch.no_grad()
-def initialise(model: Decoder, seed: int) -> None:
+def initialise(model: Decoder, seed: int, going: Callable[[], bool] = lambda: True) -> None:
     """Draw the weights: every linear map and the embedding from N(0, init_std^2), norms 1, biases 0.
 
     The two maps of each layer that write to the residual stream (`output` of attention and of the feed-forward) use
     init_std / sqrt(2 n_layers), so that the stream's variance does not grow with depth (GPT-2). A module with a method
     `initialise` draws its own weights, and those inside it; other parameters keep the values that their module gave
     them. Drawn on the CPU in the order of the modules: the same seed gives the same weights on every machine.
+    going: asked before each module; once it says no, the rest is left undrawn.
     """
     generator, std = torch.Generator().manual_seed(seed), model.config.init_std
     residual_std = std / math.sqrt(2 * len(model.layers))
@@ -335,6 +342,8 @@ def initialise(model: Decoder, seed: int) -> None:
     residual = {id(getattr(part, "output", None)) for part in parts}
     done: set[int] = set()
     for module in model.modules():
+        if not going():
+            return
         if id(module) in done:
             continue
         if isinstance(module, SelfInitialised):

@@ -14,7 +14,6 @@ from zoo.errors import Problem, RecipeError, ZooError
 from zoo.evaluation.registry import make_tasks
 from zoo.files import sha256
 from zoo.kernels.dispatch import use_implementation
-from zoo.model import build_model
 from zoo.runs.folder import RunFolder
 from zoo.runs.metrics import read_metrics
 from zoo.training import checkpoints
@@ -32,6 +31,7 @@ from zoo.training.composer_fixes import (
 from zoo.training.composer_model import LanguageModel
 from zoo.training.continuing import Change
 from zoo.training.device import peak_flops, why_no_graph
+from zoo.training.drawing import Drawing
 from zoo.training.final_weights import export, full_state_dict
 from zoo.training.graphs import BatchStep, StepTrainer
 from zoo.training.interrupts import Interrupted, StopRequests
@@ -49,11 +49,17 @@ log = logging.getLogger("zoo.training")
 
 
 def run(
-    recipe, folder: RunFolder, screen: Screen, changes: list[Change], requests: StopRequests, ahead: Ahead
+    recipe,
+    folder: RunFolder,
+    screen: Screen,
+    changes: list[Change],
+    requests: StopRequests,
+    ahead: Ahead,
+    drawing: Drawing,
 ) -> Summary:
     """Train to the recipe's duration, from the newest good checkpoint if there is one; write weights and summary.
 
-    ahead: the processes that compile kernels, which it waits for.
+    ahead: the processes that compile kernels, which it waits for.  drawing: of the model's weights.
     Raises Interrupted if `requests` received a signal, KeyboardInterrupt if it came before the first batch.
     """
     kernels = recipe.train.kernels
@@ -66,7 +72,7 @@ def run(
             lambda: where_it_continues(folder.checkpoints),
         )
         try:
-            with watchdog, Engine(setup, requests, watchdog) as engine:
+            with watchdog, Engine(setup, requests, watchdog, drawing) as engine:
                 ahead.wait_with_all()
                 engine.fit()
                 summary = engine.finish()
@@ -80,10 +86,10 @@ def run(
 class Engine:
     """A Trainer with the zoo's callbacks, its state loaded from the checkpoint if there is one."""
 
-    def __init__(self, setup: Setup, requests: StopRequests, watchdog: Watchdog):
+    def __init__(self, setup: Setup, requests: StopRequests, watchdog: Watchdog, drawing: Drawing):
         self.setup, self.requests, self.watchdog = setup, requests, watchdog
-        recipe, train, device = setup.recipe, setup.recipe.train, setup.device
-        decoder = build_model(recipe)
+        train, device = setup.recipe.train, setup.device
+        decoder = drawing.take()
         decoder.activation_checkpointing = train.activation_checkpointing
         decoder.narrow_stream = train.residual_stream == "bf16"
         decoder.max_documents = setup.prepared.max_documents

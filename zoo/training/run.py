@@ -11,6 +11,7 @@ from zoo.runs.folder import RunFolder
 from zoo.training.ahead import Ahead
 from zoo.training.checkpoints import where_it_continues
 from zoo.training.continuing import Change, check_continues, check_data_of_complete, damage, refuse_untrained
+from zoo.training.drawing import Drawing
 from zoo.training.failures import check_headroom, explain, in_reader
 from zoo.training.interrupts import Interrupted, StopRequests
 from zoo.training.lean_import import import_composer, import_streaming
@@ -67,7 +68,7 @@ def _run(
 ) -> Summary:
     handler = log_to(folder.log) if rank == 0 else None
     try:
-        with Ahead(recipe) as ahead:
+        with Ahead(recipe) as ahead, Drawing(recipe) as drawing:
             import_composer()  # takes seconds, and sets handlers of its own
             import_streaming()
             from zoo.training.engine import run
@@ -75,7 +76,7 @@ def _run(
             check_headroom()
             requests.listen()
             requests.check()
-            return run(recipe, folder, screen, changes, requests, ahead)
+            return run(recipe, folder, screen, changes, requests, ahead, drawing)
     except Exception as error:
         if handler is not None:  # without one, Python would print it, and the command prints it again
             log.error("%s", error, exc_info=None if isinstance(error, ZooError) else error)

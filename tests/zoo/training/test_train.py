@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import zoo
 from zoo.errors import RecipeError, ZooError
 from zoo.kernels.documents import Documents
+from zoo.model import decoder
 from zoo.runs.folder import RunFolder
 from zoo.runs.metrics import read_metrics
 from zoo.training import composer_model, engine, setup, train
@@ -175,15 +176,17 @@ class Dropout(torch.nn.Module):
 @pytest.mark.parametrize("duration", ["12ba", "2.2ep"])
 def test_random_state_goes_on_where_it_stopped(recipe, tmp_path, monkeypatch, duration):
     """With dropout, in the middle of the first epoch and of a later one, and exactly at the end of an epoch."""
-    build = engine.build_model
 
-    def with_dropout(*arguments, **options):
-        decoder = build(*arguments, **options)
-        decoder.embedding = Dropout(decoder.embedding)
-        return decoder
+    def put_dropout_in(module, name, build):
+        def with_dropout(*arguments, **options):
+            model = build(*arguments, **options)
+            model.embedding = Dropout(model.embedding)
+            return model
 
-    for module in (engine, setup):
-        monkeypatch.setattr(module, "build_model", with_dropout)
+        monkeypatch.setattr(module, name, with_dropout)
+
+    put_dropout_in(decoder, "undrawn", decoder.undrawn)
+    put_dropout_in(setup, "build_model", setup.build_model)
     monkeypatch.setattr(engine, "export", lambda folder, recipe, state, _: torch.save(state, folder.weights) or "")
     settings = [f"train.duration={duration}", "train.batch_size=16", "train.checkpoint.keep=all"]
     train(recipe(*settings), tmp_path / "straight")

@@ -133,14 +133,13 @@ class Metrics(Callback):
 
     def batch_end(self, state, logger) -> None:
         clock = state.timestamp
-        norm = cast(torch.Tensor, self.clip.norm)  # the gradients of this batch were clipped
-        numbers = Numbers(state.total_loss_dict[LOSS], grad_norm=norm, **self.after_batch())
-        tokens, seconds = int(clock.token - state.previous_timestamp.token), clock.batch_wct.total_seconds()
-        tokens_per_s = self._speed(tokens, seconds, late=numbers.event is not None)
+        tokens_per_s = self._speed(int(clock.token - state.previous_timestamp.token), clock.batch_wct.total_seconds())
         record = self._place(state) | {"loss": None, "lr": state.optimizers[0].param_groups[0]["lr"]}
         record |= {"grad_norm": None, "tokens_per_s": tokens_per_s}
         if self.mfu_per_token is not None:
             record["mfu"] = tokens_per_s * self.mfu_per_token
+        norm = cast(torch.Tensor, self.clip.norm)  # the gradients of this batch were clipped
+        numbers = Numbers(state.total_loss_dict[LOSS], grad_norm=norm, **self.after_batch())
         self._waiting.append((record, numbers))
         self._finish(logger, 0 if numbers.event is None else 1)
 
@@ -174,15 +173,14 @@ class Metrics(Callback):
         self._finish(logger)
         self._write(self._place(state) | found, logger, "scores")
 
-    def _speed(self, tokens: int, seconds: float, late: bool) -> float:
+    def _speed(self, tokens: int, seconds: float) -> float:
         """Tokens a second over the latest batches.
 
-        The first batch of a session compiles kernels and searches for the micro-batch, so later records leave it out.
-        late: whether the batch may still run on a GPU. Then the second is left out too: it is the first that ends for
-        Python before it ends there, or it captures graphs.
+        The first batch of a session compiles kernels and searches for the micro-batch: it counts in its own record,
+        and in none after it.
         """
         self._n_batches += 1
-        if self._n_batches == (3 if late else 2):
+        if self._n_batches == 2:
             self._recent.clear()
         self._recent.append((tokens, seconds))
         return sum(tokens for tokens, _ in self._recent) / max(1e-9, sum(s for _, s in self._recent))

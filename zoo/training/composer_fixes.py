@@ -11,7 +11,7 @@
 | a validation cannot be stopped                                        | `StoppableTrainer`                        |
 | under torchrun a resume asks for NODE_RANK, which torchrun does not set | `name_node_rank`                         |
 | NCCL process groups are never ended                                   | `end_process_groups`                      |
-| float32 products of the process stay in TF32 after a training on a GPU | `fixed`                                  |
+| float32 products of the process stay in TF32 after a training on a GPU | tf32.py                                  |
 | warnings about things that are as they should be                      | `EXPECTED_WARNINGS`                       |
 | damaged checkpoints, a lost `latest` link                             | checkpoints.py                            |
 | learning rates lag one batch, and are stored with the old duration    | `callbacks.LearningRate`                  |
@@ -28,7 +28,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import composer.core.engine as composer_engine
 import composer.utils.checkpoint as composer_checkpoint
@@ -43,6 +42,7 @@ from zoo.training.checkpoint_content import named, read_safely
 from zoo.training.checkpoints import TEMPORARY
 from zoo.training.interrupts import StopRequests
 from zoo.training.processes import Hosts
+from zoo.training.tf32 import tf32_as_before
 
 log = logging.getLogger("zoo.training")
 
@@ -104,23 +104,9 @@ def _no_passes() -> list:
     return []
 
 
-def _tf32(part: Any) -> tuple[object, str, object]:
-    """Of a part of torch.backends: whether TF32 is allowed, by that of torch's two settings which can be read.
-
-    The older one cannot if only the newer has been set.
-    """
-    try:
-        return part, "allow_tf32", part.allow_tf32
-    except RuntimeError:
-        return part, "fp32_precision", part.fp32_precision
-
-
 @contextlib.contextmanager
 def fixed() -> Iterator[None]:
-    """Composer with atomic writes, safe reads, a quick start and without the expected warnings, inside a `with`.
-
-    A Trainer allows TF32 for all float32 products of the process; afterwards that is as it was.
-    """
+    """Composer with atomic writes, safe reads, a quick start and without the expected warnings, inside a `with`."""
     changed: list[tuple[ModuleType, str, Callable]] = [
         (composer_checkpoint, "_write_checkpoint_file", _atomic(composer_checkpoint._write_checkpoint_file)),
         (
@@ -131,9 +117,8 @@ def fixed() -> Iterator[None]:
         (composer_checkpoint, "load_checkpoint", _naming(composer_checkpoint.load_checkpoint)),
         (composer_engine, "_get_default_passes", _no_passes),
     ]
-    before: list[tuple[object, str, object]] = [(module, name, getattr(module, name)) for module, name, _ in changed]
-    before += [_tf32(part) for part in (torch.backends.cuda.matmul, torch.backends.cudnn)]
-    with warnings.catch_warnings():
+    before = [(module, name, getattr(module, name)) for module, name, _ in changed]
+    with warnings.catch_warnings(), tf32_as_before():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         for module, name, function in changed:
@@ -141,8 +126,8 @@ def fixed() -> Iterator[None]:
         try:
             yield
         finally:
-            for owner, name, value in before:
-                setattr(owner, name, value)
+            for module, name, function in before:
+                setattr(module, name, function)
 
 
 class RestoreRandomState(Callback):

@@ -1,7 +1,6 @@
 """Each wrapper around Composer, alone; test_train.py sees them at work together."""
 
 import pytest
-import torch
 from composer.core import engine as composer_engine
 from composer.utils import checkpoint as composer_checkpoint
 
@@ -48,30 +47,6 @@ class Clock:
 
     def stop_training(self):
         self.ended += 1
-
-
-@pytest.fixture
-def tf32_parts():
-    """What has a flag that allows TF32; the flags are restored."""
-    parts = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [part.allow_tf32 for part in parts]
-    yield parts
-    for part, allowed in zip(parts, before, strict=True):
-        part.allow_tf32 = allowed
-
-
-@pytest.mark.parametrize(
-    ("name", "before"),
-    [("allow_tf32", False), ("allow_tf32", True), ("fp32_precision", "tf32"), ("fp32_precision", "ieee")],
-)
-def test_tf32_is_allowed_after_a_training_as_before(name, before, tf32_parts):
-    for part in tf32_parts:
-        part.allow_tf32 = before in (True, "ieee")
-        setattr(part, name, before)
-    with composer_fixes.fixed():
-        for part in tf32_parts:
-            part.allow_tf32 = before not in (True, "tf32")  # as Composer's DeviceGPU sets it
-    assert [getattr(part, name) for part in tf32_parts] == [before] * 2
 
 
 def test_a_signal_while_a_checkpoint_is_written_needs_no_further_batch():

@@ -14,10 +14,16 @@ from zoo.training.drawing import Drawing
 RECIPES = Path(__file__).parents[3] / "recipes" / "tiny"
 
 
-@pytest.mark.parametrize("name", ["ansa", "gated_deltanet"])
-def test_the_weights_are_those_of_build_model(name):
-    recipe = zoo.load_recipe(RECIPES / f"{name}.yaml", overrides=["seed=5"])
+MOE = "model.ffn={kind: moe, n_experts: 4, d_ff: 16}"  # whose module draws its own weights
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("ansa", []), ("gated_deltanet", []), ("full", [MOE])], ids=["ansa", "deltanet", "moe"]
+)
+def test_the_weights_are_those_of_build_model(name, settings):
+    recipe = zoo.load_recipe(RECIPES / f"{name}.yaml", overrides=["seed=5", *settings])
     with Drawing(recipe) as drawing:
+        assert drawing.thread is not None
         torch.rand(1000)  # another use of the CPU's generator
         found = drawing.take().state_dict()
     expected = zoo.build_model(recipe).state_dict()
@@ -37,13 +43,19 @@ def test_an_error_is_raised_where_the_model_is_taken(monkeypatch):
 def test_drawing_ends_with_the_context(monkeypatch):
     """A recipe whose data are refused must not wait for billions of weights."""
 
+    drawn_by = []
+
     def draws(model, seed, going):
+        drawn_by.append(threading.current_thread().name)
+        deadline = time.monotonic() + 20
         while going():
+            assert time.monotonic() < deadline, "the drawing is not told to end"
             time.sleep(0.01)
 
     monkeypatch.setattr(decoder, "initialise", draws)
     with pytest.raises(ValueError, match="no data"), Drawing(zoo.load_recipe(RECIPES / "full.yaml")):
         raise ValueError("no data")
+    assert drawn_by == ["zoo-drawing"]
     assert "zoo-drawing" not in {thread.name for thread in threading.enumerate()}
 
 

@@ -1,7 +1,7 @@
 """Whether torch may multiply float32 in TF32, left as it was: Composer allows it for the whole process on a GPU.
 
-torch has three settings of this, of which the newest, `fp32_precision`, is one for each library. The older ones are
-views of it, and raise RuntimeError when read if they do not agree with it.
+torch has three settings of this, of which the newest, `fp32_precision`, is one for each library. Setting an older one
+sets it too. Reading an older one raises RuntimeError if the two do not agree.
 """
 
 import contextlib

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -77,24 +78,53 @@ def refuse_non_finite(batch: int, numbers: Mapping[str, float], last_good: Calla
             )
 
 
-class Numbers:
-    """Numbers of a batch by name, the loss first. On a GPU their copy is started here, and `read` waits for it."""
+def timed_event() -> torch.cuda.Event:
+    """Record an event on the GPU's current stream, so that the time between two of them can be read."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
-    def __init__(self, loss: float | torch.Tensor, **others: float | torch.Tensor):
+
+class Numbers:
+    """Numbers of a batch by name, the loss first, read at its end.
+
+    mark: None, or records the end of the batch on the GPU, see Metrics. If the loss is on the GPU too (`late`), the
+    copy of the numbers is started here, and `read` waits for it.
+    """
+
+    def __init__(
+        self, mark: Callable[[], torch.cuda.Event] | None, loss: float | torch.Tensor, **others: float | torch.Tensor
+    ):
         self.names, numbers = ["loss", *others], [loss, *others.values()]
         self.values: Sequence[float | torch.Tensor] | torch.Tensor = numbers
-        self.event: torch.cuda.Event | None = None
-        if isinstance(loss, torch.Tensor) and loss.is_cuda:
+        self.late = mark is not None and isinstance(loss, torch.Tensor) and loss.is_cuda
+        if self.late:
             every = torch.stack([torch.as_tensor(number).detach().reshape(()).float() for number in numbers])
             self.values = torch.empty(len(every), pin_memory=True).copy_(every, non_blocking=True)
-            self.event = torch.cuda.Event()
-            self.event.record()
+        self.end = None if mark is None else mark()
 
     def read(self) -> dict[str, float]:
-        """The numbers by name.  Waits for their copy from the GPU."""
-        if self.event is not None:
-            self.event.synchronize()
+        """The numbers by name.  Waits for the end of the batch."""
+        if self.end is not None:
+            self.end.synchronize()
         return {name: float(number) for name, number in zip(self.names, self.values, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch whose record is not finished.  wall_s: what it took by Python's clock.  start: an event, on a GPU."""
+
+    record: dict
+    numbers: Numbers
+    tokens: int
+    wall_s: float
+    start: torch.cuda.Event | None
+
+    def seconds(self) -> float:
+        """What the batch took. On a GPU that is only known after its numbers were read."""
+        if self.start is None or self.numbers.end is None:
+            return self.wall_s
+        return self.start.elapsed_time(self.numbers.end) / 1000
 
 
 class Metrics(Callback):
@@ -108,6 +138,9 @@ class Metrics(Callback):
     raises to stop the training.
     saves: whether a checkpoint is due after so many batches.
     after_batch: called once after each batch; the numbers that it returns join the record.
+    mark: records an event on the GPU (`timed_event`). Python ends a batch before the GPU does, so that tokens_per_s is
+    computed from the time between events. None elsewhere, where it is computed from Python's time. Both leave
+    validations out, and count checkpoints and the scoring of tasks.
 
     Where the loss is still on a GPU, a batch's record is finished after the next batch has been started, so that the
     GPU never waits for Python; but before a validation, a checkpoint and the end.
@@ -123,25 +156,31 @@ class Metrics(Callback):
         check: Callable[[int, Mapping[str, float]], None] = lambda batch, numbers: None,
         saves: Callable[[int], bool] = lambda batch: False,
         after_batch: Callable[[], dict[str, torch.Tensor]] = dict,
+        mark: Callable[[], torch.cuda.Event] | None = None,
     ):
         self.clip, self.writers, self.check, self.saves = clip, writers, check, saves
-        self.after_batch = after_batch
+        self.after_batch, self.mark = after_batch, mark
         self.mfu_per_token = mfu_per_token
-        self._waiting: deque[tuple[dict, Numbers]] = deque()
+        self._start: torch.cuda.Event | None = None  # of the next batch
+        self._waiting: deque[_Batch] = deque()
         self._recent: deque[tuple[int, float]] = deque(maxlen=self.WINDOW)
         self._n_batches = 0
 
+    def fit_start(self, state, logger) -> None:
+        self._begin()
+
     def batch_end(self, state, logger) -> None:
         clock = state.timestamp
-        tokens_per_s = self._speed(int(clock.token - state.previous_timestamp.token), clock.batch_wct.total_seconds())
         record = self._place(state) | {"loss": None, "lr": state.optimizers[0].param_groups[0]["lr"]}
-        record |= {"grad_norm": None, "tokens_per_s": tokens_per_s}
+        record |= {"grad_norm": None, "tokens_per_s": None}
         if self.mfu_per_token is not None:
-            record["mfu"] = tokens_per_s * self.mfu_per_token
+            record["mfu"] = None
         norm = cast(torch.Tensor, self.clip.norm)  # the gradients of this batch were clipped
-        numbers = Numbers(state.total_loss_dict[LOSS], grad_norm=norm, **self.after_batch())
-        self._waiting.append((record, numbers))
-        self._finish(logger, 0 if numbers.event is None else 1)
+        numbers = Numbers(self.mark, state.total_loss_dict[LOSS], grad_norm=norm, **self.after_batch())
+        tokens = int(clock.token - state.previous_timestamp.token)
+        self._waiting.append(_Batch(record, numbers, tokens, clock.batch_wct.total_seconds(), self._start))
+        self._start = numbers.end
+        self._finish(logger, 1 if numbers.late else 0)
 
     def eval_start(self, state, logger) -> None:
         self._finish(logger)
@@ -156,8 +195,11 @@ class Metrics(Callback):
     def _finish(self, logger, left: int = 0) -> None:
         """Check and write the records of all batches but the latest `left`."""
         while len(self._waiting) > left:
-            record, numbers = self._waiting.popleft()
-            record |= numbers.read()
+            batch = self._waiting.popleft()
+            record = batch.record | batch.numbers.read()
+            record["tokens_per_s"] = self._speed(batch.tokens, batch.seconds())
+            if self.mfu_per_token is not None:
+                record["mfu"] = record["tokens_per_s"] * self.mfu_per_token
             self.check(record["batch"], {"loss": record["loss"], "gradient norm": record["grad_norm"]})
             self._write(record, logger, "train")
 
@@ -167,11 +209,17 @@ class Metrics(Callback):
         if "loss" in found:  # after the last batch no other loss would show it
             self.check(record["batch"], {"validation loss": found["loss"]})
         self._write(record, logger, "validation")
+        self._begin()
 
     def scores(self, state, logger, found: dict) -> None:
         """Write the scores of evaluation tasks, of the names task/LABEL/METRIC."""
         self._finish(logger)
         self._write(self._place(state) | found, logger, "scores")
+
+    def _begin(self) -> None:
+        """Let the next batch begin now: nothing before counts in it."""
+        if self.mark is not None:
+            self._start = self.mark()
 
     def _speed(self, tokens: int, seconds: float) -> float:
         """Tokens a second over the latest batches.

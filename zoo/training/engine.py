@@ -18,7 +18,7 @@ from zoo.runs.folder import RunFolder
 from zoo.runs.metrics import read_metrics
 from zoo.training import checkpoints
 from zoo.training.ahead import Ahead
-from zoo.training.callbacks import Beats, ClipGradients, LearningRate, Metrics, refuse_non_finite
+from zoo.training.callbacks import Beats, ClipGradients, LearningRate, Metrics, refuse_non_finite, timed_event
 from zoo.training.checkpoint_content import OfRun
 from zoo.training.checkpoints import where_it_continues
 from zoo.training.composer_fixes import (
@@ -272,6 +272,7 @@ class Engine:
             check=partial(refuse_non_finite, last_good=self.where_it_continues),
             saves=setup.plan.saves,
             after_batch=partial(decoder.after_batch, self._total),
+            mark=timed_event if setup.device.on_gpu else None,
         )
         return [
             LearningRate(setup.plan, self.peaks),

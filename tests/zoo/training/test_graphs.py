@@ -1,6 +1,7 @@
 """CUDA graphs in training: the same losses, gradients and weights as Composer's own step, bit for bit."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 import zoo
 from zoo.errors import RecipeError, ZooError
 from zoo.runs.metrics import read_metrics
-from zoo.training import engine, graphs, train
+from zoo.training import callbacks, engine, graphs, train
 from zoo.training.config import TrainConfig
 from zoo.training.device import resolve_workers, why_no_graph
 
@@ -156,3 +157,46 @@ def test_gpu_a_resumed_run_is_the_same_bits(tmp_path):
     train(recipe, tmp_path / "resumed")
     assert "resumes after batch 3" in (tmp_path / "resumed" / "log.txt").read_text()
     assert_same(tmp_path / "resumed", tmp_path / "whole")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graph", [None, "off", "on"])
+def test_gpu_the_printed_speed_is_that_of_the_gpu(graph, tmp_path, monkeypatch):
+    """On a GPU that is slower than Python.  graph None: Composer's own step, where Python waits for it."""
+    seconds, measured = [0.0], {}  # seconds: without validations, since the end of the first batch
+    monkeypatch.setattr(engine.Engine, "_make_step", lambda self: graph and graphs.BatchStep(graph))
+
+    class Slow(callbacks.ClipGradients):
+        def after_train_batch(self, state, logger):
+            torch.cuda._sleep(400_000_000)  # about 0.2 s
+            super().after_train_batch(state, logger)
+
+    class Measured(callbacks.Metrics):
+        """Waits for the GPU after a few batches only, so that Python is ahead of it in between."""
+
+        def batch_end(self, state, logger):
+            super().batch_end(state, logger)
+            batch = int(state.timestamp.batch)
+            if batch in (1, 2, 4, 8):
+                torch.cuda.synchronize()
+                now = time.perf_counter()
+                if batch > 1:
+                    seconds[0] += now - self.since
+                    measured[batch] = seconds[0]
+                self.since = now
+
+        def eval_end(self, state, logger):
+            super().eval_end(state, logger)
+            torch.cuda.synchronize()
+            self.since = time.perf_counter()
+
+    monkeypatch.setattr(engine, "ClipGradients", Slow)
+    monkeypatch.setattr(engine, "Metrics", Measured)
+    overrides = ["train.duration=8ba", "train.schedule.warmup=2ba", "train.micro_batch=16", "train.workers=0"]
+    overrides += ["train.checkpoint.every=4ba", "eval={every: 4ba, batches: 2}"]
+    train(zoo.load_recipe(RECIPES / "full.yaml", overrides=overrides), tmp_path / "run")
+    found = {r["batch"]: r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r}
+    assert sorted(measured) == [2, 4, 8]
+    for batch, took in measured.items():
+        expected = (found[batch]["tokens"] - found[1]["tokens"]) / took
+        assert found[batch]["tokens_per_s"] == pytest.approx(expected, rel=0.1)

@@ -118,6 +118,7 @@ class Engine:
             raise
         restore.state_dicts = self.trainer._rng_state
         self.trainer.hosts, self.trainer.step = self.hosts, self._make_step()
+        self.trainer.waits_after = self._waits_after
         self.trainer.exchange = Exchange(train, self.trainer.state.model, device.sharded)
         watchdog.beat("the model and the loaders were made")
 
@@ -283,6 +284,11 @@ class Engine:
             *self._scores(model, decoder, metrics),
             *filter(None, [self.stop_at]),
         ]
+
+    def _waits_after(self, batches_done: int) -> bool:
+        """Whether training waits for the device after so many batches: for a validation or a checkpoint."""
+        plan = self.setup.plan
+        return plan.saves(batches_done) or (self.evaluator is not None and plan.validates(batches_done))
 
     def _total(self, tensor: torch.Tensor) -> None:
         """Sum a tensor over all processes, in place."""

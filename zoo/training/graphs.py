@@ -15,7 +15,7 @@ import gc
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -45,9 +45,11 @@ class StepTrainer(StoppableTrainer):
 
     hosts and exchange, both set before training: what its processes exchange through their CPUs, and what its devices
     exchange in a micro-batch.
+    waits_after, set before training: whether training waits for the device after so many batches.
     """
 
     step: "BatchStep | None" = None
+    waits_after: Callable[[int], bool]
     hosts: Hosts
     exchange: Exchange
 
@@ -65,6 +67,10 @@ class StepTrainer(StoppableTrainer):
                 raise
             self.step = None  # Composer's own step begins the batch anew, and tries fewer rows
             return super()._train_batch(use_grad_scaling)
+        # Composer now adds the batch to the time of training, and stops the clock in a validation: what the GPU has not
+        # done by then would be missing.
+        if loss.is_cuda and self.waits_after(int(self.state.timestamp.batch) + 1):
+            torch.cuda.current_stream().synchronize()
         self.state.total_loss_dict = {LOSS: loss}
         return None  # Composer then leaves the loss on the device
 

@@ -3,6 +3,7 @@
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,6 +87,26 @@ def test_what_cannot_be_captured_is_said_or_refused(recipe, tmp_path, monkeypatc
             train(changed, tmp_path / graph)
             said = "cuda_graph: not used: the step cannot be captured: this op waits"
             assert said in (tmp_path / graph / "log.txt").read_text()
+
+
+def test_a_batch_waits_for_the_gpu_only_where_training_does_anyway(monkeypatch):
+    """There Composer's clock of the training has to show what the GPU took."""
+    waits, loss = [], SimpleNamespace(is_cuda=True)
+    trainer = SimpleNamespace(first_train_batch_complete=True, waits_after={3, 6}.__contains__)
+    trainer.step = SimpleNamespace(run=lambda trainer: loss)
+    for done in range(6):
+        trainer.state = SimpleNamespace(timestamp=SimpleNamespace(batch=done))
+        stream = SimpleNamespace(synchronize=lambda done=done: waits.append(done + 1))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda stream=stream: stream)
+        assert graphs.StepTrainer._train_batch(trainer, False) is None
+    assert waits == [3, 6]
+
+
+def test_training_waits_for_validations_and_checkpoints():
+    plan = SimpleNamespace(saves={4}.__contains__, validates={6}.__contains__)
+    for evaluator, expected in [(object(), [4, 6]), (None, [4])]:
+        self = SimpleNamespace(setup=SimpleNamespace(plan=plan), evaluator=evaluator)
+        assert [n for n in range(1, 8) if engine.Engine._waits_after(self, n)] == expected
 
 
 def test_reasons():
@@ -200,3 +221,5 @@ def test_gpu_the_printed_speed_is_that_of_the_gpu(graph, tmp_path, monkeypatch):
     for batch, took in measured.items():
         expected = (found[batch]["tokens"] - found[1]["tokens"]) / took
         assert found[batch]["tokens_per_s"] == pytest.approx(expected, rel=0.1)
+    for batch in (4, 8):  # after which there is a validation
+        assert found[batch]["time_s"] - found[1]["time_s"] == pytest.approx(measured[batch], rel=0.1)

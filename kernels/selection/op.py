@@ -41,9 +41,14 @@ def selection_attention(
         first, start = documents.groups(query_group)[0].contiguous(), documents.start_BT.contiguous()
     sizes = [selection_block, query_group, 1 if documents is None else documents.max_documents]
     tensors = dense_rows(q), _near_rows(k), _near_rows(v), dense_rows(q_rope), _near_rows(k_rope)
-    form = _by_key if by_key(q, k, v, q_rope, selection_block, query_group, scale) else _by_query
-    attend = form.op if torch.compiler.is_compiling() else form.eager
-    return attend(*tensors, chosen.contiguous(), first, start, sizes, scale)[0]
+    compiling = torch.compiler.is_compiling()
+    arguments = *tensors, chosen.contiguous(), first, start, sizes, scale
+    if not by_key(q, k, v, q_rope, selection_block, query_group, scale):
+        return (_by_query.op if compiling else _by_query.eager)(*arguments)[0]
+    # A compiled graph builds the indices again in backward: how large they are is no simple formula of the shapes,
+    # which may be symbols there.
+    keeps = not compiling and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    return (_by_key.op if compiling else _by_key.eager)(*arguments, keeps)[0]
 
 
 def _near_rows(x: torch.Tensor | None) -> torch.Tensor | None:
@@ -71,6 +76,17 @@ def _forward_fake(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale):
     return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(op_by_query.statistics_shape(q, k), dtype=torch.float32)
 
 
+def _forward_by_key_fake(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale, keeps):
+    lengths: list[int] = []
+    if keeps:
+        block, query_group, max_documents = sizes
+        size = op_by_query.constants(q, k, v, q_rope, chosen, block, query_group, first is not None)
+        plan = op_partial.plan_of(q.shape[0], chosen.shape[1], size, q.dtype)
+        lengths = op_partial.kept_lengths(plan, size, q.shape[1], max_documents)
+    results = _forward_fake(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale)
+    return *results, q.new_empty(sum(lengths), dtype=torch.int32)
+
+
 def _backward_by_query(
     do: torch.Tensor, o: torch.Tensor, lse: torch.Tensor,
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
@@ -89,37 +105,41 @@ def _backward_by_key(
     do: torch.Tensor, o: torch.Tensor, lse: torch.Tensor,
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_rope: torch.Tensor | None, k_rope: torch.Tensor | None,
     chosen: torch.Tensor, first: torch.Tensor | None, start: torch.Tensor | None, sizes: list[int], scale: float,
+    kept: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     inputs = q, k, v, q_rope, k_rope, chosen, first, start
-    dq, dq_rope, dk, dv, dk_rope = op_partial.backward(*inputs, o, lse, dense_rows(do), sizes, scale)
+    dq, dq_rope, dk, dv, dk_rope = op_partial.backward(*inputs, o, lse, dense_rows(do), sizes, scale, kept)
     return (dq, dk, dv, q.new_empty(0), q.new_empty(0)) if q_rope is None else (dq, dk, dv, dq_rope, dk_rope)
 
 
-def _backward_fake(do, o, lse, q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale):
+def _backward_fake(do, o, lse, q, k, v, q_rope, k_rope, *_):
     return tuple(q.new_empty(0 if x is None else x.shape) for x in (q, k, v, q_rope, k_rope))
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.sizes, ctx.scale = inputs
-    ctx.save_for_backward(*output, *tensors)
+    """Of both forms; the one by key has one more input, `keeps`, and one more output, `kept`."""
+    tensors, (ctx.sizes, ctx.scale, *ctx.rest) = inputs[:8], inputs[8:]
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.save_for_backward(*output[:2], *tensors, *output[2:])
     ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx, do, _, *, compiling: bool, eager: Callable, op: Callable):
-    o, lse, *tensors = ctx.saved_tensors
+def _gradient(ctx, do, *_, compiling: bool, eager: Callable, op: Callable):
+    saved = ctx.saved_tensors
+    (o, lse), tensors, kept = saved[:2], saved[2:10], saved[10:]
     if do is None:
-        return (None,) * 10
+        return (None,) * (10 + len(ctx.rest))
     backward = op if compiling else eager
     try:
-        dq, dk, dv, dq_rope, dk_rope = backward(do, o, lse, *tensors, ctx.sizes, ctx.scale)
+        dq, dk, dv, dq_rope, dk_rope = backward(do, o, lse, *tensors, ctx.sizes, ctx.scale, *kept)
     except OutOfResources as error:
-        return gradients_instead(ctx, error, _reference, (*tensors, ctx.sizes, ctx.scale), do)
+        return gradients_instead(ctx, error, _reference, (*tensors, ctx.sizes, ctx.scale, *ctx.rest), do)
     if tensors[3] is None:
         dq_rope = dk_rope = None
-    return dq, dk, dv, dq_rope, dk_rope, *(None,) * 5
+    return dq, dk, dv, dq_rope, dk_rope, *(None,) * (5 + len(ctx.rest))
 
 
-def _reference(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale) -> torch.Tensor:
+def _reference(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale, *_) -> torch.Tensor:
     """What the kernels compute."""
     block, query_group, max_documents = sizes
     options = {"selection_block": block, "query_group": query_group, "scale": scale}
@@ -127,11 +147,11 @@ def _reference(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale) -> t
     return reference.selection_attention(q, k, v, chosen, q_rope=q_rope, k_rope=k_rope, **options)
 
 
-def _register(name: str, forward: Callable, backward: Callable) -> Differentiable:
+def _register(name: str, forward: Callable, fake: Callable, backward: Callable) -> Differentiable:
     op = opaque(f"{name}_backward", backward, _backward_fake)
     gradient = partial(_gradient, eager=backward, op=op)
-    return differentiable(name, forward, _forward_fake, _setup_context, gradient)
+    return differentiable(name, forward, fake, _setup_context, gradient)
 
 
-_by_query = _register("selection_attention", op_by_query.forward, _backward_by_query)
-_by_key = _register("selection_attention_by_key", op_partial.forward, _backward_by_key)
+_by_query = _register("selection_attention", op_by_query.forward, _forward_fake, _backward_by_query)
+_by_key = _register("selection_attention_by_key", op_partial.forward, _forward_by_key_fake, _backward_by_key)

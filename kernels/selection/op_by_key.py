@@ -16,10 +16,14 @@ from zoo.kernels.selection.op_by_query import strides
 ROWS_PER_PROGRAM = 8192
 ROWS_BY_ENTRY = 2048  # of the kernel by entry, whose programs are small
 MAX_CHUNKS = 32  # of one list
+LINE = 32  # int32 numbers: 128 bytes, so that the parts of an index are as aligned as tensors of their own
 
 
 def block_slots(start: torch.Tensor, block: int, max_documents: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """With documents: base_BT, the slot of the first block of each token's document, and slot_start_BM, -1 = unused."""
+    """With documents: base_BT, the slot of the first block of each token's document, and slot_start_BM, -1 = unused.
+
+    slot_start_BM is a view whose rows do not lie together.
+    """
     batch, seq_len = start.shape
     index_BT = torch.arange(seq_len, device=start.device, dtype=torch.int32).expand(batch, -1)
     base_BT = start // block + (start == index_BT).cumsum(1, dtype=torch.int32) - 1
@@ -27,7 +31,7 @@ def block_slots(start: torch.Tensor, block: int, max_documents: int) -> tuple[to
     position_BT = index_BT - start
     slot_BT = torch.where(position_BT % block == 0, base_BT + position_BT // block, n_slots)
     slot_start_BM = torch.full((batch, n_slots + 1), -1, device=start.device, dtype=torch.int32)
-    return base_BT.contiguous(), slot_start_BM.scatter_(1, slot_BT.long(), index_BT)[:, :n_slots].contiguous()
+    return base_BT.contiguous(), slot_start_BM.scatter_(1, slot_BT.long(), index_BT)[:, :n_slots]
 
 
 class Index(NamedTuple):
@@ -49,25 +53,57 @@ class Index(NamedTuple):
     group_rows: int
 
 
+class Extent(NamedTuple):
+    """How large the index of n places is, and where it lies in a `room`: one int32 tensor for all of it but `entry`."""
+
+    n: int
+    n_slots: int  # of a row
+    n_lists: int
+    chunk: int
+    n_starts: int  # numbers of slot_start
+
+    def lengths(self) -> list[int]:
+        """Numbers of place, begin, list_of and slot_start, each followed by those up to the next multiple of LINE."""
+        parts = self.n, self.n_lists + 1, self.n // self.chunk + self.n_lists, self.n_starts
+        return [length for part in parts for length in (part, -part % LINE)]
+
+
+def extent(
+    batch: int, n_here: int, size: dict, seq_len: int, max_documents: int | None, rows: int = ROWS_PER_PROGRAM
+) -> Extent:
+    """Of the index of n_here query groups of each row.  max_documents: None without documents.  rows: of a chunk."""
+    n, block = batch * n_here * size["K"] * size["S"], size["BLOCK"]
+    n_slots = cdiv(seq_len, block) + (max_documents or 0)
+    chunk = chunk_entries(n, rows // rows_of_group(size), n_here * size["S"] * block // seq_len)
+    n_starts = 0 if max_documents is None else batch * n_slots
+    return Extent(n, n_slots, batch * size["K"] * n_slots, chunk, n_starts)
+
+
 def inverted_index(
-    chosen, first, start, size: dict, seq_len, max_documents, g0=0, n_groups=None, *, rows=ROWS_PER_PROGRAM
+    chosen, first, start, size: dict, seq_len, max_documents, g0=0, n_groups=None, *, rows=ROWS_PER_PROGRAM, room=None
 ) -> Index:
     """The index of `chosen`, which holds query groups g0 and on of the n_groups of each row (all, if None).
 
-    rows: of a chunk, at most.
+    rows: of a chunk, at most.  room: what `kept_index` takes in place of building the index again; None = new memory.
     Raises ValueError for 2^31 places or more: the index counts them in 32 bits.
     """
     batch, n_here, K, S = chosen.shape
     n, device, block, query_group = chosen.numel(), chosen.device, size["BLOCK"], size["QUERY_GROUP"]
     if n >= 2**31:
         raise ValueError(f"selection_attention: a choice of at most 2^31 - 1 blocks; found {n}, {list(chosen.shape)}.")
-    base, slot_start, n_slots = None, None, cdiv(seq_len, block)
-    if first is not None:
-        base, slot_start = block_slots(start, block, max_documents)
-        n_slots = slot_start.shape[1]
-    n_lists = batch * K * n_slots
-    group_rows = rows_of_group(size)
-    chunk = chunk_entries(n, rows // group_rows, n_here * S * block // seq_len)
+    of = extent(batch, n_here, size, seq_len, None if first is None else max_documents, rows)
+    _, n_slots, n_lists, chunk, _ = of
+    lengths = of.lengths()
+    if room is None:
+        room = torch.empty(sum(lengths), device=device, dtype=torch.int32)
+    place, _, begin, _, list_of, _, slot_start, _ = room.split(lengths)
+    base = None
+    if first is None:
+        slot_start = None
+    else:
+        base, found = block_slots(start, block, max_documents)
+        slot_start = slot_start.view(batch, n_slots).copy_(found)
+    list_of.fill_(-1)
     narrow = n_lists < 2**16  # the sort then takes half the passes
     key = torch.empty(n, device=device, dtype=torch.int16 if narrow else torch.int32)
     shared = dict(K=K, S=S, DOCUMENTS=first is not None, LOWEST=-(2**15) if narrow else 0)
@@ -77,9 +113,7 @@ def inverted_index(
     constants = dict(shared, BLOCK=block, QUERY_GROUP=query_group)
     launch(kernels._keys_kernel, lambda tile: (n_tiles,), arguments, constants, _KEYS_TILES, device)
     key, order = torch.sort(key, stable=True)
-    entry, place = torch.empty(2, n, device=device, dtype=torch.int32)
-    begin = torch.empty(n_lists + 1, device=device, dtype=torch.int32)
-    list_of = torch.full((n // chunk + n_lists,), -1, device=device, dtype=torch.int32)
+    entry = torch.empty(n, device=device, dtype=torch.int32)
     arguments = key, order, first, start, entry, place, begin, list_of, n, seq_len, *groups, n_lists
     constants = dict(QUERY_GROUP=query_group, CHUNK=chunk, MAX=MAX_CHUNKS, **shared)
     launch(
@@ -90,7 +124,20 @@ def inverted_index(
         _INDEX_TILES,
         device,
     )
-    return Index(entry, place, begin, list_of, slot_start, n_slots, chunk, group_rows)
+    return Index(entry, place, begin, list_of, slot_start, n_slots, chunk, rows_of_group(size))
+
+
+def kept_index(room, chosen, first, start, size: dict, seq_len, max_documents, g0, n_groups) -> Index:
+    """The index that `inverted_index` wrote into `room`, for the same arguments. `entry` is computed from `place`."""
+    batch, n_here, K, S = chosen.shape
+    of = extent(batch, n_here, size, seq_len, None if first is None else max_documents)
+    place, _, begin, _, list_of, _, slot_start, _ = room.split(of.lengths())
+    entry = torch.empty_like(place)
+    arguments = place, first, start, entry, of.n, seq_len, n_groups, g0, n_here
+    constants = dict(K=K, S=S, QUERY_GROUP=size["QUERY_GROUP"], DOCUMENTS=first is not None)
+    launch(kernels._entries_kernel, lambda tile: (cdiv(of.n, 1024),), arguments, constants, _KEYS_TILES, room.device)
+    slot_start = None if first is None else slot_start.view(batch, of.n_slots)
+    return Index(entry, place, begin, list_of, slot_start, of.n_slots, of.chunk, rows_of_group(size))
 
 
 _KEYS_TILES = [dict(TILE=1024)]

@@ -75,12 +75,31 @@ def _index_kernel(key, order, first, start, entry, place, begin, list_of, n, T, 
 @triton.jit
 def _write_entries(order, first, start, entry, place, i, n, T, n_groups, g0, n_here,
                    K: tl.constexpr, S: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr):  # fmt: skip
-    """Of each sorted entry: its query group, as first token * 32 + number of tokens, and its place in `chosen`."""
+    """Of each sorted entry: its query group, as `entry_at` has it, and its place in `chosen`."""
     i_place = tl.load(order + i, mask=i < n, other=0).to(tl.int32)
+    b_entry = entry_at(i_place, first, start, T, n_groups, g0, n_here, K, S, QUERY_GROUP, DOCUMENTS)
+    tl.store(entry + i, b_entry, mask=i < n)
+    tl.store(place + i, i_place, mask=i < n)
+
+
+@triton.jit
+def entry_at(i_place, first, start, T, n_groups, g0, n_here,
+             K: tl.constexpr, S: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr):  # fmt: skip
+    """The query group of a place in `chosen`, as first token * 32 + number of tokens."""
     i_b, i_g = row_and_group(i_place // (S * K), g0, n_here)
     t0, n_tokens, _ = group_of(first, start, i_b, i_g, T, n_groups, QUERY_GROUP, DOCUMENTS)
-    tl.store(entry + i, t0 * 32 + n_tokens, mask=i < n)
-    tl.store(place + i, i_place, mask=i < n)
+    return t0 * 32 + n_tokens
+
+
+@triton.jit
+def _entries_kernel(place, first, start, entry, n, T, n_groups, g0, n_here,
+                    K: tl.constexpr, S: tl.constexpr, QUERY_GROUP: tl.constexpr, DOCUMENTS: tl.constexpr,
+                    TILE: tl.constexpr):  # fmt: skip
+    """`entry` from `place`: the numbers that `_index_kernel` wrote."""
+    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    i_place = tl.load(place + i, mask=i < n, other=0)
+    b_entry = entry_at(i_place, first, start, T, n_groups, g0, n_here, K, S, QUERY_GROUP, DOCUMENTS)
+    tl.store(entry + i, b_entry, mask=i < n)
 
 
 @triton.jit

@@ -81,6 +81,35 @@ def test_gradients_are_those_of_the_reference(name, documents, randn, too_little
     assert last.startswith(f"{op} runs as reference (not triton: this GPU has too little for it (out of resource")
 
 
+@pytest.mark.interp
+def test_selection_by_key(randn, too_little, monkeypatch, caplog):
+    """Its forward kernels fit; it keeps more for backward than the other form."""
+    from triton.runtime.errors import OutOfResources
+
+    from zoo.kernels.launching import launch
+    from zoo.kernels.selection import op, op_by_key
+
+    def fails(*arguments):
+        raise OutOfResources(200_000, 101_376, "shared memory")
+
+    monkeypatch.setattr(op, "by_key", lambda *arguments: True)
+    monkeypatch.setattr(op_by_key, "launch", launch)
+    monkeypatch.setattr(op_by_key, "partial_sums", fails)
+    (q, k, v, *_), _ = inputs(randn, False)
+    registered = dispatch.dispatcher.registered["selection_attention"]
+    monkeypatch.setitem(
+        dispatch.dispatcher.registered, "selection_attention", [i for i in registered if i.name != "sdpa"]
+    )
+
+    def gradients(**more):
+        o = CALLS["selection"](q, k, v, **more)
+        return torch.autograd.grad(o, (q, k, v), torch.linspace(-1, 1, o.numel()).view_as(o))
+
+    expected = gradients(impl="reference")
+    torch.testing.assert_close(gradients(), expected, atol=1e-5, rtol=1e-5)
+    assert [record.levelno for record in caplog.records].count(logging.WARNING) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.interp
 @pytest.mark.parametrize("reentrant", [pytest.param(False, marks=pytest.mark.long), True])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels import Documents, selection_attention
 
@@ -188,6 +189,176 @@ def test_by_key_in_pieces(rows, by_key, monkeypatch, poisoned):
 
     monkeypatch.setattr(op_partial, "WORKSPACE", 1)
     test_small(Case(rows=rows, n_selected=3), poisoned)
+
+
+@dataclass
+class Indices:
+    """What was seen of the inverted indices: those that were built, and into how many a room was given to keep them."""
+
+    built: int = 0
+    kept: int = 0
+
+
+@pytest.fixture
+def indices(monkeypatch):
+    from zoo.kernels.selection import op_by_key
+
+    seen, build = Indices(), op_by_key.inverted_index
+
+    def counted(*arguments, room=None, **options):
+        seen.built, seen.kept = seen.built + 1, seen.kept + (room is not None)
+        return build(*arguments, room=room, **options)
+
+    monkeypatch.setattr(op_by_key, "inverted_index", counted)
+    return seen
+
+
+def pieces_of(case: Case, leaves, chosen, documents, dtype=torch.float32) -> tuple[list, list[int]]:
+    """The pieces of forward and backward, and the numbers that are kept of the index of each."""
+    from zoo.kernels.selection import op_by_query, op_partial
+
+    q, k, v, *rope = leaves
+    q_rope = rope[0] if rope else None
+    size = op_by_query.constants(q, k, v, q_rope, chosen, case.block, case.query_group, documents is not None)
+    plan = op_partial.plan_of(q.shape[0], chosen.shape[1], size, dtype)
+    return plan, op_partial.kept_lengths(plan, size, q.shape[1], documents.max_documents if documents else 1)
+
+
+KEPT = {  # a case, the bytes of its workspace, the number of pieces
+    "one piece": (Case(rows=((21,), (21,)), K=2, query_group=2), 2**30, 1),
+    "two rows, one row": (Case(rows=((20,),) * 3), 45 * 256, 2),
+    "wider values": (Case(rows=((20,),) * 3, V=32), 45 * 256, 3),
+    "wider queries, documents": (Case(rows=((3, 17), (20,), (11, 9)), R=16), 45 * 256, 3),
+    "parts of rows": (Case(rows=((37,), (37,))), 1, 6),
+    "parts of rows, documents": (Case(rows=((9, 12), (21,)), n_selected=3), 1, 4),
+}
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("name", KEPT)
+def test_backward_takes_the_indices_of_forward(name, by_key, indices, monkeypatch, poisoned):
+    """The bits are those of gradients that build the indices again, and no index is built twice."""
+    from zoo.kernels.selection import op_partial
+
+    case, workspace, n_pieces = KEPT[name]
+    monkeypatch.setattr(op_partial, "WORKSPACE", workspace)
+    leaves, do, chosen, documents = inputs(case)
+    assert len(pieces_of(case, leaves, chosen, documents)[0]) == n_pieces
+    with poisoned():
+        found = run(case, leaves, do, chosen, documents, "triton")
+    assert (indices.built, indices.kept) == (n_pieces, n_pieces)
+
+    backward = op_partial.backward
+    monkeypatch.setattr(op_partial, "backward", lambda *a: backward(*a[:-1], a[-1].new_empty(0)))
+    with poisoned():
+        again = run(case, leaves, do, chosen, documents, "triton")
+    assert (indices.built, indices.kept) == (3 * n_pieces, 2 * n_pieces)
+    assert all(x.any() for x in found)
+    for a, b in zip(found, again, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.interp
+def test_indices_are_kept_where_gradients_are_recorded(by_key, indices, monkeypatch):
+    from zoo.kernels.selection import op
+
+    kept, eager = [], op._by_key.eager
+
+    def noted(*arguments):
+        output = eager(*arguments)
+        kept.append(output[2].numel())
+        return output
+
+    monkeypatch.setattr(op, "_by_key", op._by_key._replace(eager=noted))
+    case = Case(rows=((21,),))
+    leaves, _, chosen, _ = inputs(case)
+
+    def attend(*tensors):
+        selection_attention(*tensors, chosen, selection_block=16, impl="triton")
+
+    with torch.no_grad():
+        attend(*leaves)
+    with torch.inference_mode():
+        attend(*leaves)
+    attend(*(x.detach() for x in leaves))
+    assert (kept, indices.built, indices.kept) == ([0, 0, 0], 3, 0)
+    for i in range(3):
+        attend(*(x if i == j else x.detach() for j, x in enumerate(leaves)))
+    assert (kept[3:], indices.kept) == (pieces_of(case, leaves, chosen, None)[1] * 3, 3)
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize(("B", "T"), [(4, 32768), (16, 8192)])
+def test_what_is_kept_is_as_large_as_the_choice(B, T):
+    """Of nsa_340m: an eighth of the outputs, which are kept too."""
+    case = Case(rows=((T,),) * B, H=16, K=4, D=64, V=64, block=64, n_selected=16)
+    q, k = (torch.empty(B, T, n, 64, dtype=torch.bfloat16, device="meta") for n in (16, 4))
+    chosen = torch.empty(B, T, 4, 16, dtype=torch.int32, device="meta")
+    lengths = pieces_of(case, [q, k, k], chosen, None, torch.bfloat16)[1]
+    assert chosen.numel() < sum(lengths) < 1.01 * chosen.numel()
+    assert 8 * 4 * sum(lengths) < 1.01 * 2 * q.numel()
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("rows", [((20,),) * 3, ((3, 17), (20,), (11, 9))], ids=["one document", "documents"])
+def test_the_operator_by_key(rows, keeps, indices, monkeypatch):
+    """It returns what it announces to a compiler, and its gradients are those of eager mode."""
+    from zoo.kernels.selection import op, op_partial
+
+    monkeypatch.setattr(op_partial, "WORKSPACE", 45 * 256)
+    case = Case(rows=rows)
+    leaves, do, chosen, documents = inputs(case)
+    first = start = None
+    if documents is not None:
+        first, start = documents.groups(1)[0].contiguous(), documents.start_BT.contiguous()
+    sizes = [16, 1, documents.max_documents if documents else 1]
+    arguments = *leaves, None, None, chosen, first, start, sizes, 0.25, keeps
+    torch.library.opcheck(op._by_key.op, arguments, test_utils=("test_schema", "test_faketensor"))
+    indices.built = 0
+    o, _, kept = op._by_key.op(*arguments)
+    found = [o, *torch.autograd.grad(o, leaves, do)]
+    assert indices.built == (2 if keeps else 4)
+    assert kept.numel() == keeps * sum(pieces_of(case, leaves, chosen, documents)[1])
+    o = op._by_key.eager(*arguments)[0]
+    for a, b in zip(found, [o, *torch.autograd.grad(o, leaves, do)], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.interp
+def test_a_compiled_graph_builds_the_indices_again(by_key, indices):
+    case = Case(rows=((21,),))
+    leaves, do, chosen, _ = inputs(case)
+    expected = run(case, leaves, do, chosen, None, "triton")
+    indices.built = indices.kept = 0
+    forward = torch.compile(
+        lambda q, k, v: selection_attention(q, k, v, chosen, selection_block=16, impl="triton"),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    o = forward(*leaves)
+    for a, b in zip([o, *torch.autograd.grad(o, leaves, do)], expected, strict=True):
+        assert torch.equal(a, b)
+    assert (indices.built, indices.kept) == (2, 0)
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_by_key(reentrant, by_key, indices):
+    case = Case(rows=((21,),))
+    leaves, do, chosen, _ = inputs(case)
+    expected = run(case, leaves, do, chosen, None, "triton")
+    indices.built = 0
+
+    def attend(*tensors):
+        return selection_attention(*tensors, chosen, selection_block=16, impl="triton")
+
+    o = checkpoint(attend, *leaves, use_reentrant=reentrant)
+    o.backward(do)
+    assert indices.built == 2  # one for each forward pass
+    for a, b in zip([o, *(x.grad for x in leaves)], expected, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.interp

@@ -16,7 +16,7 @@ from torch import nn
 from zoo.blocks.cache import AttentionCache, CachedSource
 from zoo.blocks.config import AttentionConfig
 from zoo.blocks.context import Context, Step
-from zoo.blocks.interface import Attended
+from zoo.blocks.interface import Attended, GivesEachPattern
 from zoo.blocks.making import PartError, check_methods, is_own, make_module
 from zoo.blocks.parts import Entries, Queries, Source, linear
 from zoo.blocks.patterns.base import PatternConfig
@@ -42,6 +42,8 @@ class Attention(nn.Module):
         self.config = point
         what = f"projection {projection.kind!r}"
         self.projection = make_module(what, projection.module, projection, d_model, point.n_kv_sets)
+        if isinstance(self.projection, GivesEachPattern):
+            self.projection.n_patterns = n_patterns
         self.patterns = nn.ModuleDict({one.kind: _made_pattern(one, projection) for one in point.patterns})
         self.gate = linear(d_model, point.gates, point.gate_bias) if n_patterns > 1 else None
         self.output_gate = linear(d_model, point.output_gates) if point.output_gates else None
@@ -108,7 +110,8 @@ class Attention(nn.Module):
         queries = queries._replace(q=queries.q.contiguous())
         sources = self._sources(context, lambda: [Source(self.projection, entries, context) for entries in raw])
         source = self._by_pattern(sources)
-        results = self._run(lambda kind, module, done: module(queries, source[kind], context, done))
+        read_by = {kind: queries.of_pattern(i) for i, kind in enumerate(self._order)}
+        results = self._run(lambda kind, module, done: module(read_by[kind], source[kind], context, done))
         if cache is not None and not self.config.follows:
             assert isinstance(context, Step)
             self.projection.renew()

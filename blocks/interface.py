@@ -94,6 +94,16 @@ class AtDepth(Protocol):
         ...
 
 
+@runtime_checkable
+class GivesEachPattern(Protocol):
+    """A projection that can give each pattern tensors of its own for the queries (`Queries.again`).
+
+    n_patterns: that read its queries, set when the layer is built.
+    """
+
+    n_patterns: int
+
+
 class Positions(Protocol):
     """A position embedding that turns queries and keys. Built as Class(config).
 

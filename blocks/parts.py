@@ -21,6 +21,7 @@ class Queries(NamedTuple):
     """q_BTHD, and q_rope_BTHR if keys have a separate rotary part; `scale` multiplies the scores.
 
     sinks: [H], or None; softcap: of scores, or None (`fields.ScoreFields`).
+    again: q and rope once more for each further pattern, in the same memory, or empty: then all patterns read the same.
     """
 
     q: torch.Tensor
@@ -28,6 +29,14 @@ class Queries(NamedTuple):
     scale: float
     sinks: torch.Tensor | None = None
     softcap: float | None = None
+    again: tuple[tuple[torch.Tensor, torch.Tensor | None], ...] = ()
+
+    def of_pattern(self, i: int) -> "Queries":
+        """What the i-th pattern reads. Where each has tensors of its own, the cut of the product adds the gradients."""
+        if i == 0 or not self.again:
+            return self
+        q, rope = self.again[i - 1]
+        return self._replace(q=q, rope=rope)
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -40,10 +49,19 @@ class Queries(NamedTuple):
             return self
         factor = context.query_factor(temperature, self.q.dtype)
         rope = None if self.rope is None else (self.rope * factor).to(self.rope.dtype)
-        return self._replace(q=(self.q * factor).to(self.q.dtype), rope=rope)
+        return self._replace(q=(self.q * factor).to(self.q.dtype), rope=rope, again=())
 
     def to(self, dtype: torch.dtype) -> "Queries":
-        return self._replace(q=self.q.to(dtype), rope=None if self.rope is None else self.rope.to(dtype))
+        return self._replace(q=self.q.to(dtype), rope=None if self.rope is None else self.rope.to(dtype), again=())
+
+
+def readers(projection: Any) -> int:
+    """Tensors that a projection makes of its queries: one for each pattern where gradients are recorded.
+
+    projection: `interface.GivesEachPattern`.
+    """
+    gives = torch.is_grad_enabled() and projection.config.position_temperature is None
+    return projection.n_patterns if gives else 1
 
 
 class Keys(NamedTuple):

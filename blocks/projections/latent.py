@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from zoo.blocks.context import Context, Step
-from zoo.blocks.parts import Entries, Keys, Linear, Queries, RMSNorm, linear, sinks
+from zoo.blocks.parts import Entries, Keys, Linear, Queries, RMSNorm, linear, readers, sinks
 from zoo.blocks.projections.latent_config import ResolvedLatent
 from zoo.kernels import Heads, Piece, split_heads
 
@@ -134,7 +134,7 @@ class LatentProjection(nn.Module):
     def __init__(self, config: ResolvedLatent, d_model: int, n_kv_sets: int = 1):
         super().__init__()
         assert n_kv_sets <= 1, "AttentionConfig refuses separate_kv with latents"
-        self.config, self.n_kv_sets = config, n_kv_sets
+        self.config, self.n_kv_sets, self.n_patterns = config, n_kv_sets, 1
         heads, rank = config.n_latent_heads, config.kv_rank // config.n_latent_heads
         queries = config.n_heads * config.qk_dim
         self.widths = [config.q_rank or queries, *[config.kv_rank, config.rope_dim] * n_kv_sets]
@@ -158,11 +158,12 @@ class LatentProjection(nn.Module):
         else:
             groups = (self._queries(), *latents)
             found = split_heads(made, groups, *self._table(made.dtype, context))
-            n = len(groups[0].pieces)
+            n = sum(piece.readers for piece in groups[0].pieces)
             parts, entries = found[:n], found[n:]
         scores = self.config.scale, self.sinks, self.config.score_softcap
-        rope = parts[1] if self.config.rope_dim else None
-        queries = Queries(parts[0], rope, *scores).tempered(self.config.position_temperature, context)
+        n = readers(self)
+        (q, rope), *again = zip(parts[:n], parts[n:] if self.config.rope_dim else [None] * n, strict=True)
+        queries = Queries(q, rope, *scores, tuple(again)).tempered(self.config.position_temperature, context)
         if self.n_kv_sets == 0:
             return queries, []
         latent = {"latent": scaled(self.latent_norm(entries[0]), self.config.latent_scale)}
@@ -172,8 +173,8 @@ class LatentProjection(nn.Module):
         """What W_Q makes: the content of each head, and its rotary part."""
         config = self.config
         rope = config.rope_dim if self.position else 0
-        pieces = (Piece(config.head_dim), *([Piece(config.rope_dim, rope)] if config.rope_dim else []))
-        return Heads(config.n_heads, pieces)
+        rotary = (Piece(config.rope_dim, rope, readers=readers(self)),) if config.rope_dim else ()
+        return Heads(config.n_heads, (Piece(config.head_dim, readers=readers(self)), *rotary))
 
     def _latents(self) -> tuple[Heads, ...]:
         """What W_DKV and W_KR make; the rotary key is rotated later, and by then copied."""

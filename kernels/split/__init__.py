@@ -12,11 +12,14 @@ class Piece(NamedTuple):
     """Channels of each head: `width` of them, of which the first `rotary` are rotated.
 
     view: return a view of the product, not a copy; it is not rotated then.
+    readers: return so many tensors of the same memory, one for each function that reads the piece. Their gradients are
+    added up where the gradient of the product is written; torch would add two at a time, and write each sum.
     """
 
     width: int
     rotary: int = 0
     view: bool = False
+    readers: int = 1
 
 
 class Heads(NamedTuple):
@@ -54,6 +57,8 @@ def split_heads(
     impl: str = "auto",
 ) -> list[torch.Tensor]:
     """Cut y [B, T, C] along its channels into the pieces of the groups, in order, each [B, T, n, width].
+
+    A piece of several readers is returned once for each of them.
 
     cos_BTR, sin_BTR: [B or 1, T, rotary / 2], needed if a piece is rotated; all rotary widths are equal. The rotation
     is that of `rotate` (half split). Pieces are contiguous, except views; where no gradient is recorded, every piece

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import islice
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -10,6 +11,8 @@ from torch.autograd.function import once_differentiable
 from zoo.kernels.launching import Tile, cdiv, launch, next_power_of_2
 from zoo.kernels.layout import dense_rows
 from zoo.kernels.split import triton as kernels
+
+MOST_SOURCES = 3  # that the kernel adds up
 
 
 def split_heads(y: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, *, groups) -> list[torch.Tensor]:
@@ -29,9 +32,9 @@ class _Split(torch.autograd.Function):
         for piece, x_BTHD in _places(y.detach(), groups):
             if not piece.view:
                 piece_BTHD = torch.empty(x_BTHD.shape, dtype=y.dtype, device=y.device)
-                _move(x_BTHD, piece_BTHD, piece.rotary, cos, sin, back=False)
+                _move([x_BTHD], piece_BTHD, piece.rotary, cos, sin, back=False)
                 x_BTHD = piece_BTHD
-            results.append(x_BTHD)
+            results += [x_BTHD, *(x_BTHD.detach() for _ in range(piece.readers - 1))]
         return tuple(results)
 
     @staticmethod
@@ -42,12 +45,22 @@ class _Split(torch.autograd.Function):
         shape, dtype, device = ctx.like
         tables = ctx.saved_tensors  # read once: activation checkpointing returns saved tensors only once
         dy = torch.empty(shape, dtype=dtype, device=device)
-        for (piece, place_BTHD), grad in zip(_places(dy, ctx.groups), grads, strict=True):
-            if grad is None:
-                place_BTHD.zero_()
+        of_readers = iter(grads)
+        for piece, place_BTHD in _places(dy, ctx.groups):
+            found = [grad for grad in islice(of_readers, piece.readers) if grad is not None]
+            if found:
+                _move(_at_most(MOST_SOURCES, found), place_BTHD, piece.rotary, *tables, back=True)
             else:
-                _move(dense_rows(grad), place_BTHD, piece.rotary, *tables, back=True)
+                place_BTHD.zero_()
         return dy, None, None, None
+
+
+def _at_most(n: int, grads: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors of the same sum and of equal strides."""
+    while len(grads) > n:
+        grads = [*grads[:-2], grads[-2] + grads[-1]]
+    grads = [dense_rows(grad) for grad in grads]
+    return grads if len({grad.stride() for grad in grads}) == 1 else [grad.contiguous() for grad in grads]
 
 
 def _places(y: torch.Tensor, groups):
@@ -61,14 +74,16 @@ def _places(y: torch.Tensor, groups):
             channel += piece.width
 
 
-def _move(x: torch.Tensor, out: torch.Tensor, rotary: int, cos, sin, *, back: bool) -> None:
-    """Rows x to out, both [B, T, H, D] with contiguous channels."""
+def _move(sources: list[torch.Tensor], out: torch.Tensor, rotary: int, cos, sin, *, back: bool) -> None:
+    """Rows of the sum of the sources to out, all [B, T, H, D] with contiguous channels; sources of equal strides."""
+    x = sources[0]
     B, T, H, D = x.shape
     R, rest = rotary // 2, D - rotary
     table_b = cos.stride(0) if R and cos.shape[0] > 1 else 0
     tables = (cos, sin) if R else (x, x)  # pointers that are not followed
-    arguments = x, out, *tables, B * T * H, T, H, *x.stride()[:3], *out.stride()[:3], table_b
-    constants = dict(R=R, RP=next_power_of_2(R), REST=rest, RESTP=next_power_of_2(rest), BACK=back)
+    further = [*sources[1:], *[x] * (MOST_SOURCES - len(sources))]
+    arguments = x, *further, out, *tables, B * T * H, T, H, *x.stride()[:3], *out.stride()[:3], table_b
+    constants = dict(R=R, RP=next_power_of_2(R), REST=rest, RESTP=next_power_of_2(rest), BACK=back, N=len(sources))
     launch(
         kernels._split_kernel, lambda tile: (cdiv(B * T * H, tile["ROWS"]),), arguments, constants, _tiles(D), x.device
     )

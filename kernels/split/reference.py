@@ -10,7 +10,8 @@ def split_heads(y: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | N
     found = []
     for group, part in zip(groups, _cut(y, [group.width for group in groups]), strict=True):
         pieces = _cut(part.unflatten(-1, (group.n, -1)), [piece.width for piece in group.pieces])
-        found += [_taken(x, piece, cos, sin) for x, piece in zip(pieces, group.pieces, strict=True)]
+        for x, piece in zip(pieces, group.pieces, strict=True):
+            found += [_taken(x, piece, cos, sin)] * piece.readers
     return found
 
 

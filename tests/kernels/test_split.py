@@ -9,6 +9,11 @@ GROUPS = {
     "grouped": (Heads(4, (Piece(16, 16),)), Heads(2, (Piece(16, view=True),)), Heads(2, (Piece(12),))),
     "latent": (Heads(3, (Piece(8), Piece(6, 6))), Heads(2, (Piece(5),)), Heads(1, (Piece(6, view=True),))),
     "partly rotated": (Heads(3, (Piece(10, 4),)), Heads(1, (Piece(3),))),
+    "several readers": (
+        Heads(3, (Piece(8, readers=2), Piece(6, 6, readers=3))),
+        Heads(2, (Piece(10, 6, readers=5),)),
+        Heads(1, (Piece(3),)),
+    ),
     "not rotated": (Heads(2, (Piece(4), Piece(3))), Heads(1, (Piece(1),))),
 }
 
@@ -52,6 +57,34 @@ def test_pieces_that_nobody_reads_have_no_gradient(used, randn, agree):
     groups = GROUPS["latent"]
     angle = table(groups, randn, 1, 5)
     agree(lambda y, impl: tuple(cut(y, angle, groups, impl)[i] for i in used), [randn(2, 5, width(groups))])
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("used", [[0, 4, 9], [1, 2, 3, 7], [5, 6], [10]])
+def test_readers_that_do_not_differentiate_add_nothing(used, randn, agree):
+    groups = (Heads(3, (Piece(8, readers=2), Piece(6, 6, readers=3))), Heads(2, (Piece(10, 6, readers=5), Piece(3))))
+    angle = table(groups, randn, 1, 5)
+    agree(lambda y, impl: tuple(cut(y, angle, groups, impl)[i] for i in used), [randn(2, 5, width(groups))])
+
+
+@pytest.mark.interp
+def test_gradients_of_readers_may_lie_differently(randn, agree):
+    groups = (Heads(4, (Piece(6, readers=2),)),)
+
+    def read(y, impl):
+        one, other = cut(y, None, groups, impl)
+        return one.transpose(1, 2).contiguous(), other.square()
+
+    agree(read, [randn(2, 5, width(groups))])
+
+
+@pytest.mark.parametrize("impl", ["reference", pytest.param("triton", marks=pytest.mark.interp)])
+def test_readers_share_memory(impl, randn):
+    y = randn(1, 5, 12, dtype=torch.float32).requires_grad_()
+    pieces = split_heads(y, (Heads(2, (Piece(4, readers=3), Piece(2))),), impl=impl)
+    assert len(pieces) == 4
+    assert len({piece.data_ptr() for piece in pieces[:3]}) == 1
+    assert len({id(piece) for piece in pieces[:3]}) == (1 if impl == "reference" else 3)
 
 
 @pytest.mark.parametrize("impl", ["reference", pytest.param("triton", marks=pytest.mark.interp)])
@@ -99,7 +132,8 @@ def test_what_does_not_agree_is_refused(randn):
 def test_gpu(rows, randn, agree):
     latent = (Heads(16, (Piece(64), Piece(32, 32))), Heads(2, (Piece(112),)), Heads(1, (Piece(32, view=True),)))
     grouped = (Heads(16, (Piece(64, 64),)), Heads(4, (Piece(64, view=True),)), Heads(4, (Piece(64),)))
-    for groups in (latent, grouped):
+    shared = (Heads(16, (Piece(64, readers=3), Piece(32, 32, readers=2))), Heads(2, (Piece(112),)))
+    for groups in (latent, grouped, shared):
         angle = table(groups, randn, rows, 999).cuda()
         tensors = [randn(2, 999, width(groups)).cuda()]
         agree(lambda y, impl, a=angle, g=groups: cut(y, a, g, impl), tensors, bound=4e-3, dtype=torch.bfloat16)

@@ -16,7 +16,7 @@ from torch import nn
 from zoo.blocks.cache import AttentionCache, CachedSource
 from zoo.blocks.config import AttentionConfig
 from zoo.blocks.context import Context, Step
-from zoo.blocks.interface import Attended, GivesEachPattern
+from zoo.blocks.interface import Attended, CutsInPlace, GivesEachPattern
 from zoo.blocks.making import PartError, check_methods, is_own, make_module
 from zoo.blocks.parts import Entries, Queries, Source, linear
 from zoo.blocks.patterns.base import PatternConfig
@@ -44,6 +44,8 @@ class Attention(nn.Module):
         self.projection = make_module(what, projection.module, projection, d_model, point.n_kv_sets)
         if isinstance(self.projection, GivesEachPattern):
             self.projection.n_patterns = n_patterns
+        if isinstance(self.projection, CutsInPlace):
+            self.projection.queries_kept = any(pattern.keeps_queries for pattern in point.patterns)
         self.patterns = nn.ModuleDict({one.kind: _made_pattern(one, projection) for one in point.patterns})
         self.gate = linear(d_model, point.gates, point.gate_bias) if n_patterns > 1 else None
         self.output_gate = linear(d_model, point.output_gates) if point.output_gates else None
@@ -107,7 +109,6 @@ class Attention(nn.Module):
         self, queries: Queries, raw: list[Entries], context: Context | Step, cache: AttentionCache | None
     ) -> list[torch.Tensor]:
         """`attend` within the tokens of x; a cache keeps what they leave."""
-        queries = queries._replace(q=queries.q.contiguous())
         sources = self._sources(context, lambda: [Source(self.projection, entries, context) for entries in raw])
         source = self._by_pattern(sources)
         read_by = {kind: queries.of_pattern(i) for i, kind in enumerate(self._order)}

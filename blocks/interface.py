@@ -104,6 +104,17 @@ class GivesEachPattern(Protocol):
     n_patterns: int
 
 
+@runtime_checkable
+class CutsInPlace(Protocol):
+    """A projection whose queries can be views of the product that it makes, instead of copies.
+
+    queries_kept: whether a pattern keeps them until the backward pass (`PatternConfig.keeps_queries`), set when the
+    layer is built. Whoever keeps a view keeps the whole product.
+    """
+
+    queries_kept: bool
+
+
 class Positions(Protocol):
     """A position embedding that turns queries and keys. Built as Class(config).
 

@@ -20,6 +20,7 @@ __all__ = ["Attended", "Context", "Entries", "Keys", "Queries", "RMSNorm", "Sour
 class Queries(NamedTuple):
     """q_BTHD, and q_rope_BTHR if keys have a separate rotary part; `scale` multiplies the scores.
 
+    Of their axes only the last one is sure to be contiguous: they may be views of the product that they come from.
     sinks: [H], or None; softcap: of scores, or None (`fields.ScoreFields`).
     again: q and rope once more for each further pattern, in the same memory, or empty: then all patterns read the same.
     """
@@ -110,18 +111,20 @@ class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis, in float32 (arXiv 1910.07467), for latents and for QK-norm.
 
     With n_heads, x [..., n_heads, width] is scaled per head and channel; the weight is kept flat, [n_heads * width].
+    keeps_views: keep x as it is for the backward pass; otherwise a copy if x is a view of something larger.
     learned: whether there are scales; without, `weight` is None. A buffer of ones would not be in a state_dict, and a
     model that is made on the meta device and then loaded would never get it.
     """
 
-    def __init__(self, width: int, eps: float, n_heads: int = 1, learned: bool = True):
+    def __init__(self, width: int, eps: float, n_heads: int = 1, learned: bool = True, keeps_views: bool = False):
         super().__init__()
+        self.keeps_views = keeps_views
         self.weight = nn.Parameter(torch.ones(n_heads * width)) if learned else None
         self.shape = (n_heads, width) if n_heads > 1 else (width,)
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not self.keeps_views:
             x = x.contiguous()  # kept for the backward pass, where a view would hold the whole product it is a piece of
         weight = x.new_ones(self.shape) if self.weight is None else self.weight.view(self.shape)
         return rms_norm(x, weight, eps=self.eps)

@@ -61,6 +61,9 @@ class PatternConfig(Kinded):
         False  # True if it reads keys and values of tokens alone, so that layers may share them
     )
     reads_tokens: ClassVar[bool] = True  # False if it attends only to keys of its own
+    keeps_queries: ClassVar[bool] = (
+        False  # True if its backward pass reads the queries where they lie: they may then be views of a product
+    )
     colour: ClassVar[int] = 7  # place in the palette of strips and maps (zoo/report/colours.py); 7 is grey
 
     def resolve(self, d_model: int, seq_len: int) -> Self:

@@ -22,6 +22,7 @@ class Compression(CompressionFields, PatternConfig):
 
     module: ClassVar[str] = "zoo.blocks.patterns.compression:CompressionPattern"
     reads_tokens: ClassVar[bool] = False
+    keeps_queries: ClassVar[bool] = True
     colour: ClassVar[int] = 1
     about: ClassVar[About] = About(
         r"""

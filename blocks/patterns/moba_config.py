@@ -25,6 +25,7 @@ class MoBA(PatternConfig):
     """
 
     module: ClassVar[str] = "zoo.blocks.patterns.moba:MoBAPattern"
+    keeps_queries: ClassVar[bool] = True
     colour: ClassVar[int] = 4
     n_init: ClassVar[int] = 0  # no block but the query's own is always chosen, and every query has its own choice
     n_local: ClassVar[int] = 1

@@ -21,6 +21,7 @@ class Selection(SelectionFields, PatternConfig):
 
     module: ClassVar[str] = "zoo.blocks.patterns.selection:SelectionPattern"
     needs: ClassVar[tuple[str, ...]] = ("compression",)
+    keeps_queries: ClassVar[bool] = True
     colour: ClassVar[int] = 2
     about: ClassVar[About] = About(
         r"""

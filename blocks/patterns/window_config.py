@@ -15,6 +15,7 @@ class Window(WindowFields, PatternConfig):
 
     module: ClassVar[str] = "zoo.blocks.patterns.window:WindowPattern"
     reads_shared: ClassVar[bool] = True
+    keeps_queries: ClassVar[bool] = True
     colour: ClassVar[int] = 0
     score_options: ClassVar[tuple[str, ...]] = SCORE_OPTIONS
     about: ClassVar[About] = About(

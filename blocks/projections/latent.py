@@ -3,6 +3,8 @@
 One module serves both: MLA is GLA with a single latent head (C = 1) and a key for every query head (K = H).
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -134,30 +136,33 @@ class LatentProjection(nn.Module):
     def __init__(self, config: ResolvedLatent, d_model: int, n_kv_sets: int = 1):
         super().__init__()
         assert n_kv_sets <= 1, "AttentionConfig refuses separate_kv with latents"
-        self.config, self.n_kv_sets, self.n_patterns = config, n_kv_sets, 1
+        self.config, self.n_kv_sets, self.n_patterns, self.queries_kept = config, n_kv_sets, 1, False
         heads, rank = config.n_latent_heads, config.kv_rank // config.n_latent_heads
         queries = config.n_heads * config.qk_dim
         self.widths = [config.q_rank or queries, *[config.kv_rank, config.rope_dim] * n_kv_sets]
         self.input = linear(d_model, sum(self.widths))
         self.position = config.position.build()
         self.sinks = sinks(config.n_heads, config.sinks)
-        self.query_norm = RMSNorm(config.q_rank, config.norm_eps) if config.q_rank else nn.Identity()
+        self.query_norm = RMSNorm(config.q_rank, config.norm_eps, keeps_views=True) if config.q_rank else nn.Identity()
         self.query = linear(config.q_rank, queries) if config.q_rank else nn.Identity()
         if n_kv_sets == 0:
             return
-        self.latent_norm = RMSNorm(rank, config.norm_eps, heads) if config.latent_norm else nn.Identity()
+        norm = partial(RMSNorm, rank, config.norm_eps, heads, keeps_views=True)
+        self.latent_norm = norm() if config.latent_norm else nn.Identity()
         self.key_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.head_dim)
         self.value_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.v_head_dim)
 
     def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> tuple[Queries, list[Entries]]:
         made, latents = self.input(x_BTC), self._latents()
         if self.config.q_rank:
-            query_BT1R, *entries = split_heads(made, (Heads(1, (Piece(self.config.q_rank),)), *latents))
+            groups = (Heads(1, (Piece(self.config.q_rank),)), *latents)
+            query_BT1R, *entries = split_heads(made, groups, in_place=True)  # the norms keep nearly all of the product
             query = self.query(scaled(self.query_norm(query_BT1R.squeeze(2)), self.config.q_latent_scale))
-            parts = split_heads(query, (self._queries(),), *self._table(query.dtype, context))
+            table = self._table(query.dtype, context)
+            parts = split_heads(query, (self._queries(),), *table, in_place=self._in_place())
         else:
             groups = (self._queries(), *latents)
-            found = split_heads(made, groups, *self._table(made.dtype, context))
+            found = split_heads(made, groups, *self._table(made.dtype, context), in_place=self._in_place())
             n = sum(piece.readers for piece in groups[0].pieces)
             parts, entries = found[:n], found[n:]
         scores = self.config.scale, self.sinks, self.config.score_softcap
@@ -168,6 +173,14 @@ class LatentProjection(nn.Module):
             return queries, []
         latent = {"latent": scaled(self.latent_norm(entries[0]), self.config.latent_scale)}
         return queries, [latent | {"rope_key": entries[1].squeeze(2)} if self.config.rope_dim else latent]
+
+    def _in_place(self) -> bool:
+        """Whether queries may stay in the product: where gradients are recorded, only if they are kept themselves.
+
+        The product is all of them and little more. But where a pattern keeps copies (those of `torch.cat` in full
+        attention), or a temperature makes others, the norm of the latents would keep the queries in addition.
+        """
+        return not torch.is_grad_enabled() or (self.queries_kept and self.config.position_temperature is None)
 
     def _queries(self) -> Heads:
         """What W_Q makes: the content of each head, and its rotary part."""

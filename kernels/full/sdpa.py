@@ -18,6 +18,8 @@ def full_attention(q_BTHD, k_BTKD, v_BTKV, *, q_rope, k_rope, scale, documents, 
     if q_rope is not None:
         q = torch.cat([q, q_rope], -1)
         k = torch.cat([k, k_rope[:, :, None].expand(-1, -1, k.shape[2], -1)], -1)
+    else:
+        q = q.contiguous()  # a piece of a product may not be aligned as torch's kernels require
     if not _cudnn_takes(q, v):  # the other fast paths need equal widths; channels of zeros change no result
         width = max(q.shape[-1], v.shape[-1])
         q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))

@@ -33,7 +33,7 @@ class Heads(NamedTuple):
         return self.n * sum(piece.width for piece in self.pieces)
 
 
-def _why_not_triton(y, cos, sin, *, groups) -> str | None:
+def _why_not_triton(y, cos, sin, *, groups, in_place) -> str | None:
     if torch.compiler.is_compiling():
         return "under torch.compile the reference becomes one kernel as well"
     if cos is not None and cos.dtype != torch.float32:
@@ -54,6 +54,7 @@ def split_heads(
     cos_BTR: torch.Tensor | None = None,
     sin_BTR: torch.Tensor | None = None,
     *,
+    in_place: bool = False,
     impl: str = "auto",
 ) -> list[torch.Tensor]:
     """Cut y [B, T, C] along its channels into the pieces of the groups, in order, each [B, T, n, width].
@@ -63,6 +64,9 @@ def split_heads(
     cos_BTR, sin_BTR: [B or 1, T, rotary / 2], needed if a piece is rotated; all rotary widths are equal. The rotation
     is that of `rotate` (half split). Pieces are contiguous, except views; where no gradient is recorded, every piece
     that is not rotated is a view.
+    in_place: y may be overwritten. The kernel then rotates pieces where they lie, and all pieces are views of y, or of
+    one copy if y is not contiguous. So whoever keeps a piece keeps all of y. A backward pass that needs y as it was
+    raises an error. The reference leaves y alone, and returns the same pieces as without.
     The gradient of y is written once, from the gradients of all pieces: cutting by torch and rotating afterwards reads
     and writes it twice.
     Raises ValueError if shapes, dtypes or devices do not agree.
@@ -78,7 +82,7 @@ def split_heads(
         _check_table(y_BTC, rotary, cos_BTR, sin_BTR)
     if not (torch.is_grad_enabled() and y_BTC.requires_grad):
         groups = _viewed(groups)
-    return dispatch.call("split_heads", impl, y_BTC, cos_BTR, sin_BTR, groups=groups)
+    return dispatch.call("split_heads", impl, y_BTC, cos_BTR, sin_BTR, groups=groups, in_place=in_place)
 
 
 def _check_table(y_BTC: torch.Tensor, rotary: set[int], cos, sin) -> None:

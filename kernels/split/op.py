@@ -7,6 +7,7 @@ from itertools import islice
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import increment_version
 
 from zoo.kernels.launching import Tile, cdiv, launch, next_power_of_2
 from zoo.kernels.layout import dense_rows
@@ -15,33 +16,42 @@ from zoo.kernels.split import triton as kernels
 MOST_SOURCES = 3  # that the kernel adds up
 
 
-def split_heads(y: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, *, groups) -> list[torch.Tensor]:
+def split_heads(
+    y: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, *, groups, in_place
+) -> list[torch.Tensor]:
     """`zoo.kernels.split_heads`: y [B, T, C] -> the pieces of all groups, each [B, T, n, width]."""
     if cos is not None and sin is not None:
         cos, sin = cos.contiguous(), sin.contiguous()
-    return list(_Split.apply(dense_rows(y), cos, sin, groups))
+    y = y.contiguous() if in_place else dense_rows(y)  # rows that share memory would be rotated twice
+    return list(_Split.apply(y, cos, sin, groups, in_place))
 
 
 class _Split(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y, cos, sin, groups):
+    def forward(ctx, y, cos, sin, groups, in_place):
         ctx.save_for_backward(cos, sin)
         ctx.set_materialize_grads(False)
         ctx.like, ctx.groups = (y.shape, y.dtype, y.device), groups
         results = []
         for piece, x_BTHD in _places(y.detach(), groups):
-            if not piece.view:
+            if in_place:
+                if piece.rotary and not piece.view:
+                    turned_BTHR = x_BTHD[..., : piece.rotary]  # a program reads its pairs of channels, then writes them
+                    _move([turned_BTHR], turned_BTHR, piece.rotary, cos, sin, back=False)
+            elif not piece.view:
                 piece_BTHD = torch.empty(x_BTHD.shape, dtype=y.dtype, device=y.device)
                 _move([x_BTHD], piece_BTHD, piece.rotary, cos, sin, back=False)
                 x_BTHD = piece_BTHD
             results += [x_BTHD, *(x_BTHD.detach() for _ in range(piece.readers - 1))]
+        if in_place and not y.is_inference():  # which have no version
+            increment_version(y)  # a backward pass that needs y as it was fails, instead of reading what is rotated
         return tuple(results)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
         if all(grad is None for grad in grads):
-            return None, None, None, None
+            return (None,) * 5
         shape, dtype, device = ctx.like
         tables = ctx.saved_tensors  # read once: activation checkpointing returns saved tensors only once
         dy = torch.empty(shape, dtype=dtype, device=device)
@@ -52,7 +62,7 @@ class _Split(torch.autograd.Function):
                 _move(_at_most(MOST_SOURCES, found), place_BTHD, piece.rotary, *tables, back=True)
             else:
                 place_BTHD.zero_()
-        return dy, None, None, None
+        return dy, *(None,) * 4
 
 
 def _at_most(n: int, grads: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -5,8 +5,13 @@ import torch
 from zoo.kernels.rotary.reference import rotate
 
 
-def split_heads(y: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, *, groups) -> list[torch.Tensor]:
-    """`zoo.kernels.split_heads`: y [B, T, C] -> the pieces of all groups, each [B, T, n, width]."""
+def split_heads(
+    y: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, *, groups, in_place
+) -> list[torch.Tensor]:
+    """`zoo.kernels.split_heads`: y [B, T, C] -> the pieces of all groups, each [B, T, n, width].
+
+    y is left alone: torch rotates out of place. Views of y would then be kept in addition to what is rotated.
+    """
     found = []
     for group, part in zip(groups, _cut(y, [group.width for group in groups]), strict=True):
         pieces = _cut(part.unflatten(-1, (group.n, -1)), [piece.width for piece in group.pieces])

@@ -2,7 +2,8 @@
 
 One launch a piece moves its rows, (token, head), from the product to memory of its own, or in the backward pass from
 the gradients of its readers to its place in the gradient of the product. The first 2 R channels of a row are rotated on
-the way, back by the negative angle. Sums of gradients are float32, and rounded once.
+the way, back by the negative angle. Sums of gradients are float32, and rounded once. Source and destination may be
+the same rows: then only their rotated channels are moved.
 """
 
 from __future__ import annotations

@@ -91,7 +91,9 @@ def around_attention(C: int, F: int) -> None:
     kernels.swiglu_mlp(noise(64, C), noise(F, C), noise(F, C), noise(C, F)).sum().backward()
     heads = kernels.Heads(4, (kernels.Piece(64), kernels.Piece(48, 32))), kernels.Heads(1, (kernels.Piece(112),))
     table = torch.zeros(1, 64, 16)
-    sum(piece.sum() for piece in kernels.split_heads(noise(1, 64, 560), heads, table, table)).backward()
+    for in_place in (False, True):
+        pieces = kernels.split_heads(noise(1, 64, 560), heads, table, table, in_place=in_place)
+        sum(piece.sum() for piece in pieces).backward()
 
 
 def decoding(name: str) -> None:

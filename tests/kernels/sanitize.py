@@ -68,8 +68,10 @@ def around(T, C, F) -> None:
     grouped = (Heads(4, (Piece(24, 12),)), Heads(2, (Piece(24, view=True),)), Heads(2, (Piece(15),)))
     angle = torch.randn(1, T, 6, device=DEVICE)
     for groups in (latent, grouped):
-        pieces = split_heads(noise(2, T, sum(group.width for group in groups)), groups, angle.cos(), angle.sin())
-        sum(piece.float().sum() for piece in pieces).backward()
+        for in_place in (False, True):
+            product = noise(2, T, sum(group.width for group in groups))
+            pieces = split_heads(product, groups, angle.cos(), angle.sin(), in_place=in_place)
+            sum(piece.float().sum() for piece in pieces).backward()
     x, weight = noise(2, T, C), torch.ones(C, device=DEVICE, requires_grad=True)
     for stream in (x.detach().float().requires_grad_(), x):
         sum(y.float().sum() for y in add_rms_norm(stream, noise(2, T, C), weight, eps=1e-6, dtype=DTYPE)).backward()

@@ -59,7 +59,8 @@ class _Split(torch.autograd.Function):
         for piece, place_BTHD in _places(dy, ctx.groups):
             found = [grad for grad in islice(of_readers, piece.readers) if grad is not None]
             if found:
-                _move(_at_most(MOST_SOURCES, found), place_BTHD, piece.rotary, *tables, back=True)
+                rotary = 0 if piece.view else piece.rotary
+                _move(_at_most(MOST_SOURCES, found), place_BTHD, rotary, *tables, back=True)
             else:
                 place_BTHD.zero_()
         return dy, *(None,) * 4

@@ -15,6 +15,7 @@ GROUPS = {
         Heads(2, (Piece(10, 6, readers=5),)),
         Heads(1, (Piece(3),)),
     ),
+    "rotated but for a view": (Heads(2, (Piece(4, 4), Piece(4, 4, view=True))),),
     "not rotated": (Heads(2, (Piece(4), Piece(3))), Heads(1, (Piece(1),))),
 }
 

@@ -45,7 +45,7 @@ class Attention(nn.Module):
         if isinstance(self.projection, GivesEachPattern):
             self.projection.n_patterns = n_patterns
         if isinstance(self.projection, CutsInPlace):
-            self.projection.queries_kept = any(pattern.keeps_queries for pattern in point.patterns)
+            self.projection.patterns_keep_queries = any(pattern.keeps_queries for pattern in point.patterns)
         self.patterns = nn.ModuleDict({one.kind: _made_pattern(one, projection) for one in point.patterns})
         self.gate = linear(d_model, point.gates, point.gate_bias) if n_patterns > 1 else None
         self.output_gate = linear(d_model, point.output_gates) if point.output_gates else None
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         """`attend` within the tokens of x; a cache keeps what they leave."""
         sources = self._sources(context, lambda: [Source(self.projection, entries, context) for entries in raw])
         source = self._by_pattern(sources)
-        read_by = {kind: queries.of_pattern(i) for i, kind in enumerate(self._order)}
+        read_by = {kind: self._read_by(kind, queries.of_pattern(i)) for i, kind in enumerate(self._order)}
         results = self._run(lambda kind, module, done: module(read_by[kind], source[kind], context, done))
         if cache is not None and not self.config.follows:
             assert isinstance(context, Step)
@@ -146,6 +146,10 @@ class Attention(nn.Module):
         for kind in self._order:
             results[kind] = attend(kind, self.patterns[kind], results)
         return results
+
+    def _read_by(self, kind: str, queries: Queries) -> Queries:
+        """The queries for a pattern; contiguous for those of other packages, which may call `view`."""
+        return queries if is_own(type(self.patterns[kind])) else queries.contiguous()
 
     def _by_pattern(self, sources: list) -> dict[str, Any]:
         """The source of each pattern: its own, or the one that all share."""

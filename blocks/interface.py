@@ -96,9 +96,9 @@ class AtDepth(Protocol):
 
 @runtime_checkable
 class GivesEachPattern(Protocol):
-    """A projection that can give each pattern tensors of its own for the queries (`Queries.again`).
+    """A projection that can return queries for each pattern (`Queries.each`).
 
-    n_patterns: that read its queries, set when the layer is built.
+    n_patterns: number of patterns that read its queries; the layer sets it when it is built.
     """
 
     n_patterns: int
@@ -108,11 +108,11 @@ class GivesEachPattern(Protocol):
 class CutsInPlace(Protocol):
     """A projection whose queries can be views of the product that it makes, instead of copies.
 
-    queries_kept: whether a pattern keeps them until the backward pass (`PatternConfig.keeps_queries`), set when the
-    layer is built. Whoever keeps a view keeps the whole product.
+    patterns_keep_queries: whether any pattern has `PatternConfig.keeps_queries`; the layer sets it when it is built.
+    A pattern that keeps a view until the backward pass keeps the whole product.
     """
 
-    queries_kept: bool
+    patterns_keep_queries: bool
 
 
 class Positions(Protocol):

@@ -20,9 +20,11 @@ __all__ = ["Attended", "Context", "Entries", "Keys", "Queries", "RMSNorm", "Sour
 class Queries(NamedTuple):
     """q_BTHD, and q_rope_BTHR if keys have a separate rotary part; `scale` multiplies the scores.
 
-    Of their axes only the last one is sure to be contiguous: they may be views of the product that they come from.
+    For the zoo's own patterns only the last axis of q and rope is guaranteed to be contiguous: they may be views of the
+    product that made them. Patterns of other packages are given contiguous ones.
     sinks: [H], or None; softcap: of scores, or None (`fields.ScoreFields`).
-    again: q and rope once more for each further pattern, in the same memory, or empty: then all patterns read the same.
+    each: q and rope for each pattern, all in the same memory, the first pair q and rope themselves. The operation that
+    cuts the product then adds up their gradients. Empty: all patterns read q and rope.
     """
 
     q: torch.Tensor
@@ -30,14 +32,17 @@ class Queries(NamedTuple):
     scale: float
     sinks: torch.Tensor | None = None
     softcap: float | None = None
-    again: tuple[tuple[torch.Tensor, torch.Tensor | None], ...] = ()
+    each: tuple[tuple[torch.Tensor, torch.Tensor | None], ...] = ()
 
     def of_pattern(self, i: int) -> "Queries":
-        """What the i-th pattern reads. Where each has tensors of its own, the cut of the product adds the gradients."""
-        if i == 0 or not self.again:
+        """What the i-th pattern reads: its pair of `each`, unless q or rope have been replaced since."""
+        if len(self.each) < 2 or self.each[0][0] is not self.q or self.each[0][1] is not self.rope:
             return self
-        q, rope = self.again[i - 1]
+        q, rope = self.each[i]
         return self._replace(q=q, rope=rope)
+
+    def contiguous(self) -> "Queries":
+        return self._replace(q=self.q.contiguous(), rope=None if self.rope is None else self.rope.contiguous())
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -50,14 +55,14 @@ class Queries(NamedTuple):
             return self
         factor = context.query_factor(temperature, self.q.dtype)
         rope = None if self.rope is None else (self.rope * factor).to(self.rope.dtype)
-        return self._replace(q=(self.q * factor).to(self.q.dtype), rope=rope, again=())
+        return self._replace(q=(self.q * factor).to(self.q.dtype), rope=rope)
 
     def to(self, dtype: torch.dtype) -> "Queries":
-        return self._replace(q=self.q.to(dtype), rope=None if self.rope is None else self.rope.to(dtype), again=())
+        return self._replace(q=self.q.to(dtype), rope=None if self.rope is None else self.rope.to(dtype))
 
 
-def readers(projection: Any) -> int:
-    """Tensors that a projection makes of its queries: one for each pattern where gradients are recorded.
+def query_readers(projection: Any) -> int:
+    """How many times a projection returns its queries: once for each pattern where gradients are recorded, or once.
 
     projection: `interface.GivesEachPattern`.
     """
@@ -147,6 +152,11 @@ def sinks(n_heads: int, wanted: bool) -> nn.Parameter | None:
 
 class Linear(DrawnLater, nn.Linear):
     """The linear map of the zoo's own parts."""
+
+
+def may_overwrite(module: nn.Module) -> bool:
+    """Whether nobody but the caller sees the result of a linear map: it is the zoo's own, and has no forward hooks."""
+    return type(module) is Linear and not module._forward_hooks
 
 
 def linear(inputs: int, outputs: int, bias: bool = False) -> Linear:

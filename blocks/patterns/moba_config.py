@@ -102,7 +102,7 @@ choose together. No gradient flows through the choice.
         return SLOTS
 
     def activation_bytes(self, attention: "ResolvedAttention", seq_len: int) -> float:
-        """Besides, the choice: int32, one for each query and key head."""
+        """Besides, the choice: int32, one for each query and key head; the index of selection is left out."""
         chosen = INT32 * attention.projection.n_kv_heads * self.n_selected * self.pieces
         return super().activation_bytes(attention, seq_len) + seq_len * chosen
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from zoo.blocks.context import Context, Step
-from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, WidthNorm, linear, readers, sinks
+from zoo.blocks.parts import Entries, Keys, Queries, RMSNorm, WidthNorm, linear, query_readers, sinks
 from zoo.blocks.projections.gqa_config import ResolvedGQA
 from zoo.kernels import Heads, Piece, split_heads
 
@@ -42,9 +42,9 @@ class GQAProjection(nn.Module):
         rotary = 0 if norm_first else config.rotary_dim
         table = context.rope(rotary, self.position, made.dtype) if rotary else None
         tables = (table.cos_BTR, table.sin_BTR) if table else ()
-        n = 1 if config.qk_norm else readers(self)
-        q_BTHD, *rest = split_heads(made, self._groups(rotary, n), *tables)
-        again, heads = [(q, None) for q in rest[: n - 1]], rest[n - 1 :]
+        n = 1 if config.qk_norm else query_readers(self)
+        parts = split_heads(made, self._groups(rotary, n), *tables)
+        q_BTHD, each, heads = parts[0], tuple((q, None) for q in parts[:n]), parts[n:]
         if norm_first:
             q_BTHD = self._rotate(self.query_norm(q_BTHD), context, keys=False)
         elif config.qk_norm:
@@ -54,15 +54,15 @@ class GQAProjection(nn.Module):
             {"key": norm(key_BTKD) if norm_first else key_BTKD, "value": value_BTKV}
             for norm, key_BTKD, value_BTKV in sets
         ]
-        queries = Queries(q_BTHD, None, config.scale, self.sinks, config.score_softcap, tuple(again))
+        queries = Queries(q_BTHD, None, config.scale, self.sinks, config.score_softcap, each)
         return queries.tempered(config.position_temperature, context), entries
 
-    def _groups(self, rotary: int, readers: int) -> tuple[Heads, ...]:
+    def _groups(self, rotary: int, n_readers: int) -> tuple[Heads, ...]:
         """What `input` makes. Keys are copied by their norm or rotation if there is one, and values by the split."""
         config = self.config
         key = Heads(config.n_kv_heads, (Piece(config.head_dim, view=True),))
         value = Heads(config.n_kv_heads, (Piece(config.v_head_dim),))
-        query = Heads(config.n_heads, (Piece(config.head_dim, rotary, readers=readers),))
+        query = Heads(config.n_heads, (Piece(config.head_dim, rotary, readers=n_readers),))
         return query, *(key, value) * len(self.key_norms)
 
     def rotate(self, entries: Entries, context: Context | Step, blocks: tuple[int, int] | None = None) -> Entries:

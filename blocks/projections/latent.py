@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from zoo.blocks.context import Context, Step
-from zoo.blocks.parts import Entries, Keys, Linear, Queries, RMSNorm, linear, readers, sinks
+from zoo.blocks.parts import Entries, Keys, Linear, Queries, RMSNorm, linear, may_overwrite, query_readers, sinks
 from zoo.blocks.projections.latent_config import ResolvedLatent
 from zoo.kernels import Heads, Piece, split_heads
 
@@ -130,13 +130,15 @@ class LatentProjection(nn.Module):
     through a normed latent of width q_rank where given. With rope_dim 0 the rotary parts are left out, with
     `latent_norm: false` the norm of the latent heads. `latent_scale` and `q_latent_scale` multiply the normed latents.
     input: [[W_Q ; W_QR] by head ; W_DKV ; W_KR], or, where q_rank is given, [W_DQ ; W_DKV ; W_KR], and `query`, which
-    reads the normed query latent, is [W_Q ; W_QR] by head.
+    reads the normed query latent, is [W_Q ; W_QR] by head. On a GPU queries are rotated in the product that made them,
+    unless `input` or `query` has forward hooks, which see it.
     """
 
     def __init__(self, config: ResolvedLatent, d_model: int, n_kv_sets: int = 1):
         super().__init__()
         assert n_kv_sets <= 1, "AttentionConfig refuses separate_kv with latents"
-        self.config, self.n_kv_sets, self.n_patterns, self.queries_kept = config, n_kv_sets, 1, False
+        self.config, self.n_kv_sets, self.n_patterns = config, n_kv_sets, 1
+        self.patterns_keep_queries = False
         heads, rank = config.n_latent_heads, config.kv_rank // config.n_latent_heads
         queries = config.n_heads * config.qk_dim
         self.widths = [config.q_rank or queries, *[config.kv_rank, config.rope_dim] * n_kv_sets]
@@ -153,41 +155,43 @@ class LatentProjection(nn.Module):
         self.value_up = PerHeadLinear(heads, rank, config.n_kv_heads, config.v_head_dim)
 
     def forward(self, x_BTC: torch.Tensor, context: Context | Step) -> tuple[Queries, list[Entries]]:
-        made, latents = self.input(x_BTC), self._latents()
-        if self.config.q_rank:
-            groups = (Heads(1, (Piece(self.config.q_rank),)), *latents)
-            query_BT1R, *entries = split_heads(made, groups, in_place=True)  # the norms keep nearly all of the product
-            query = self.query(scaled(self.query_norm(query_BT1R.squeeze(2)), self.config.q_latent_scale))
-            table = self._table(query.dtype, context)
-            parts = split_heads(query, (self._queries(),), *table, in_place=self._in_place())
+        config, made, latents = self.config, self.input(x_BTC), self._latents()
+        n = query_readers(self)
+        n_pieces, of_queries = n * (2 if config.rope_dim else 1), self._queries(n)
+        if config.q_rank:
+            groups = (Heads(1, (Piece(config.q_rank),)), *latents)
+            latent_BT1R, *entries = split_heads(made, groups, in_place=True)  # nothing is rotated: all pieces are views
+            query = self.query(scaled(self.query_norm(latent_BT1R.squeeze(2)), config.q_latent_scale))
+            table, in_place = self._table(query.dtype, context), self._in_place(self.query)
+            parts = split_heads(query, (of_queries,), *table, in_place=in_place)
         else:
-            groups = (self._queries(), *latents)
-            found = split_heads(made, groups, *self._table(made.dtype, context), in_place=self._in_place())
-            n = sum(piece.readers for piece in groups[0].pieces)
-            parts, entries = found[:n], found[n:]
-        scores = self.config.scale, self.sinks, self.config.score_softcap
-        n = readers(self)
-        (q, rope), *again = zip(parts[:n], parts[n:] if self.config.rope_dim else [None] * n, strict=True)
-        queries = Queries(q, rope, *scores, tuple(again)).tempered(self.config.position_temperature, context)
+            table, in_place = self._table(made.dtype, context), self._in_place(self.input)
+            found = split_heads(made, (of_queries, *latents), *table, in_place=in_place)
+            parts, entries = found[:n_pieces], found[n_pieces:]
+        each = tuple(zip(parts[:n], parts[n:] if config.rope_dim else [None] * n, strict=True))
+        queries = Queries(*each[0], config.scale, self.sinks, config.score_softcap, each)
+        queries = queries.tempered(config.position_temperature, context)
         if self.n_kv_sets == 0:
             return queries, []
-        latent = {"latent": scaled(self.latent_norm(entries[0]), self.config.latent_scale)}
-        return queries, [latent | {"rope_key": entries[1].squeeze(2)} if self.config.rope_dim else latent]
+        latent = {"latent": scaled(self.latent_norm(entries[0]), config.latent_scale)}
+        return queries, [latent | {"rope_key": entries[1].squeeze(2)} if config.rope_dim else latent]
 
-    def _in_place(self) -> bool:
-        """Whether queries may stay in the product: where gradients are recorded, only if they are kept themselves.
+    def _in_place(self, module: nn.Module) -> bool:
+        """Whether queries may stay in the product of `module`, which is then overwritten.
 
-        The product is all of them and little more. But where a pattern keeps copies (those of `torch.cat` in full
-        attention), or a temperature makes others, the norm of the latents would keep the queries in addition.
+        Where gradients are recorded, only if a pattern keeps the queries: the product is all of them and little more.
+        But where patterns keep copies (those of `torch.cat` in full attention), or a temperature makes others, the norm
+        of the latents would keep the queries in addition.
         """
-        return not torch.is_grad_enabled() or (self.queries_kept and self.config.position_temperature is None)
+        kept = self.patterns_keep_queries and self.config.position_temperature is None
+        return (kept or not torch.is_grad_enabled()) and may_overwrite(module)
 
-    def _queries(self) -> Heads:
+    def _queries(self, n_readers: int) -> Heads:
         """What W_Q makes: the content of each head, and its rotary part."""
         config = self.config
         rope = config.rope_dim if self.position else 0
-        rotary = (Piece(config.rope_dim, rope, readers=readers(self)),) if config.rope_dim else ()
-        return Heads(config.n_heads, (Piece(config.head_dim, readers=readers(self)), *rotary))
+        rotary = (Piece(config.rope_dim, rope, readers=n_readers),) if config.rope_dim else ()
+        return Heads(config.n_heads, (Piece(config.head_dim, readers=n_readers), *rotary))
 
     def _latents(self) -> tuple[Heads, ...]:
         """What W_DKV and W_KR make; the rotary key is rotated later, and by then copied."""

@@ -131,7 +131,10 @@ class ResolvedLatent(ResolvedProjection):
         return (self.kv_rank if self.latent_norm and n_kv_sets else 0) + (self.q_rank or 0)
 
     def activation_bytes(self, n_kv_sets: int) -> int:
-        """Both latents are kept before their norm and after."""
+        """Both latents are kept before their norm and after.
+
+        On a GPU the rotary key before rotation is kept too, in the product of the queries; it is left out.
+        """
         queries = BF16 * self.n_heads * self.qk_dim + 2 * BF16 * (self.q_rank or 0)
         if n_kv_sets == 0:
             return queries

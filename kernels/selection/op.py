@@ -77,14 +77,9 @@ def _forward_fake(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale):
 
 
 def _forward_by_key_fake(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale, keeps):
-    lengths: list[int] = []
-    if keeps:
-        block, query_group, max_documents = sizes
-        size = op_by_query.constants(q, k, v, q_rope, chosen, block, query_group, first is not None)
-        plan = op_partial.plan_of(q.shape[0], chosen.shape[1], size, q.dtype)
-        lengths = op_partial.kept_lengths(plan, size, q.shape[1], max_documents)
+    assert not keeps, "a compiled graph keeps no index"
     results = _forward_fake(q, k, v, q_rope, k_rope, chosen, first, start, sizes, scale)
-    return *results, q.new_empty(sum(lengths), dtype=torch.int32)
+    return *results, q.new_empty(0, dtype=torch.int32)
 
 
 def _backward_by_query(

@@ -35,12 +35,12 @@ _LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _place(i, B, H, n_tiles, HAS_WINDOW: tl.constexpr):
+def _row_head_tile(i, B, H, n_tiles, HAS_WINDOW: tl.constexpr):
     """Row, head and tile of the i-th program.
 
     With a window the programs take one row after the other: neighbouring tiles, which read the same keys or queries,
-    then run at about the same time and find them in the L2 cache. Without one all rows go tile by tile, so that the
-    longest programs start first.
+    then run at about the same time and find them in the L2 cache. Without one all rows go tile by tile: tiles of late
+    queries, which see most keys, and of early keys, which most queries see, take longest and start first.
     """
     if HAS_WINDOW:
         i_b, i_tile = i // (H * n_tiles), i // H % n_tiles
@@ -209,9 +209,9 @@ def _fwd_kernel(
     STRIDE: tl.constexpr, BLOCK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
     PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    i_b, i_h, i_tile = _place(tl.program_id(0), B, H, tl.cdiv(T, BM), HAS_WINDOW)
+    i_b, i_h, i_tile = _row_head_tile(tl.program_id(0), B, H, tl.cdiv(T, BM), HAS_WINDOW)
     i_k = i_h // G
-    t0 = (tl.cdiv(T, BM) - 1 - i_tile) * BM  # late queries see most keys: they start first
+    t0 = (tl.cdiv(T, BM) - 1 - i_tile) * BM
     b_q = _load_rows(q, i_b, i_h, t0, T, stride_qb, stride_qt, stride_qh, BM, D, DP, True)
     b_qr = b_q
     if R > 0:
@@ -296,7 +296,7 @@ def _dq_kernel(
     PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, HAS_DLSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Gradients of q and q_rope; also delta, for the kernel of the keys, since do is read here anyway."""
-    i_b, i_h, i_tile = _place(tl.program_id(0), B, H, tl.cdiv(T, BM), HAS_WINDOW)
+    i_b, i_h, i_tile = _row_head_tile(tl.program_id(0), B, H, tl.cdiv(T, BM), HAS_WINDOW)
     i_k = i_h // G
     t0 = (tl.cdiv(T, BM) - 1 - i_tile) * BM
     b_q = _load_rows(q, i_b, i_h, t0, T, stride_qb, stride_qt, stride_qh, BM, D, DP, True)
@@ -433,8 +433,8 @@ def _dkv_kernel(
     """
     K = H // G
     i_part = tl.program_id(0) % PARTS
-    i_b, i_k, i_tile = _place(tl.program_id(0) // PARTS, B, K, tl.cdiv(N, BN), HAS_WINDOW)
-    n0 = i_tile * BN  # early keys are seen by most queries: they start first
+    i_b, i_k, i_tile = _row_head_tile(tl.program_id(0) // PARTS, B, K, tl.cdiv(N, BN), HAS_WINDOW)
+    n0 = i_tile * BN
     b_k = _load_rows(k, i_b, i_k, n0, N, stride_kb, stride_kn, stride_kh, BN, D, DP, True)
     b_v = _load_rows(v, i_b, i_k, n0, N, stride_vb, stride_vn, stride_vh, BN, V, VP, True)
     b_kr = b_k

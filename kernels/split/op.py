@@ -32,10 +32,11 @@ class _Split(torch.autograd.Function):
         ctx.save_for_backward(cos, sin)
         ctx.set_materialize_grads(False)
         ctx.like, ctx.groups = (y.shape, y.dtype, y.device), groups
-        results = []
+        results, overwritten = [], False
         for piece, x_BTHD in _places(y.detach(), groups):
             if in_place:
                 if piece.rotary and not piece.view:
+                    overwritten = True
                     turned_BTHR = x_BTHD[..., : piece.rotary]  # a program reads its pairs of channels, then writes them
                     _move([turned_BTHR], turned_BTHR, piece.rotary, cos, sin, back=False)
             elif not piece.view:
@@ -43,7 +44,7 @@ class _Split(torch.autograd.Function):
                 _move([x_BTHD], piece_BTHD, piece.rotary, cos, sin, back=False)
                 x_BTHD = piece_BTHD
             results += [x_BTHD, *(x_BTHD.detach() for _ in range(piece.readers - 1))]
-        if in_place and not y.is_inference():  # which have no version
+        if overwritten and not y.is_inference():  # which have no version
             increment_version(y)  # a backward pass that needs y as it was fails, instead of reading what is rotated
         return tuple(results)
 

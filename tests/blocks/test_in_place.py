@@ -53,12 +53,12 @@ def noise():
     return torch.randn(1, T, D_MODEL, generator=torch.Generator().manual_seed(5))
 
 
-def watched(block):
-    """The products that the block makes and the tensors that its patterns read, in lists that fill as it runs."""
-    products, read = [], []
-    for module in (block.projection.input, block.projection.query):
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(lambda module, arguments, y: products.append(y))
+def watched(block, monkeypatch):
+    """The products that the block cuts and the tensors that its patterns read, in lists that fill as it runs."""
+    products, read, cut = [], [], latent.split_heads
+    monkeypatch.setattr(
+        latent, "split_heads", lambda y, *more, **options: products.append(y) or cut(y, *more, **options)
+    )
     for pattern in block.patterns.values():
         pattern.register_forward_pre_hook(
             lambda module, arguments: read.extend(x for x in (arguments[0].q, arguments[0].rope) if x is not None)
@@ -104,19 +104,62 @@ def test_the_bits_are_those_of_copies(name, copying):
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_patterns_read_the_product(name):
+def test_patterns_read_the_product(name, monkeypatch):
     block = made(*KEPT[name])
-    products, read = watched(block)
+    products, read = watched(block, monkeypatch)
     block(noise(), Context.for_tokens(1, T))
     assert len(products) == (2 if "q_rank" in KEPT[name][0] else 1)
     assert len(read) == 2 * len(block.patterns)
     assert {memory(x) for x in read} == {memory(products[-1])}
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("name", ["window", "a latent of queries"])
+def test_a_hook_keeps_what_it_saw(name, gradients):
+    """Without the hook the product would be overwritten after it."""
+    block, seen = made(*KEPT[name]), []
+    module = block.projection.query if "q_rank" in KEPT[name][0] else block.projection.input
+    module.register_forward_hook(lambda module, arguments, y: seen.append((y, y.clone())))
+    with torch.set_grad_enabled(gradients):
+        block(noise(), Context.for_tokens(1, T))
+    ((found, expected),) = seen
+    assert torch.equal(found, expected)
+
+
+def test_a_map_that_reads_its_result_again_is_not_overwritten():
+    class Bounded(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).tanh()
+
+    block, x = made(*KEPT["window"]), noise().requires_grad_()
+    block.projection.input.__class__ = Bounded
+    found = gradients(block, x)
+    with use_implementation("reference"):
+        expected = gradients(block, x)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["window", "a latent of queries"])
+def test_patterns_of_other_packages_read_contiguous_queries(name):
+    block, found = made(*KEPT[name]), []
+    (pattern,) = block.patterns.values()
+
+    class Own(type(pattern)):
+        def forward(self, queries, source, context, results):
+            found.append((queries.q.is_contiguous(), queries.rope.is_contiguous()))
+            return super().forward(queries, source, context, results)
+
+    pattern.__class__ = Own
+    with torch.no_grad():
+        block(noise(), Context.for_tokens(1, T))
+    assert found == [(True, True)]
+
+
 @pytest.mark.parametrize("name", COPIED)
-def test_patterns_read_copies_where_they_keep_others(name):
+def test_patterns_read_copies_where_they_keep_others(name, monkeypatch):
     block = made(*COPIED[name])
-    products, read = watched(block)
+    products, read = watched(block, monkeypatch)
     block(noise(), Context.for_tokens(1, T))
     assert memory(products[0]) not in {memory(x) for x in read}
     with torch.no_grad():

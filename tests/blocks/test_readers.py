@@ -5,6 +5,7 @@ import torch
 
 from zoo.blocks import config_class
 from zoo.blocks.context import Context
+from zoo.kernels import use_implementation
 
 GLA = {"kind": "gla", "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "kv_rank": 12, "rope_dim": 4}
 GQA = {"kind": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 8}
@@ -32,6 +33,51 @@ def gradients(block, x):
     return y, torch.autograd.grad(y.square().sum(), [x, *block.parameters()])
 
 
+def thrice(module, arguments, result):
+    queries, entries = result
+    return queries._replace(q=queries.q * 3), entries
+
+
+def changed_by_a_hook(block):
+    block.projection.register_forward_hook(thrice)
+
+
+def changed_by_a_subclass(block):
+    class Changed(type(block.projection)):
+        def forward(self, x, context):
+            return thrice(self, (x, context), super().forward(x, context))
+
+    block.projection.__class__ = Changed
+
+
+@pytest.mark.parametrize("change", [changed_by_a_hook, changed_by_a_subclass])
+@pytest.mark.parametrize("name", ["compression and selection", "three patterns"])
+def test_all_patterns_read_queries_that_were_replaced(name, change):
+    """With gradients as without: then there is one tensor of them."""
+    block, x = made(name), torch.randn(1, 70, 32, dtype=torch.float64)
+    context = Context.for_tokens(1, 70)
+    before = block(x, context)
+    change(block)
+    with torch.no_grad():
+        expected = block(x, context)
+    assert not torch.allclose(before, expected)
+    torch.testing.assert_close(block(x, context), expected)
+
+
+@pytest.mark.interp
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["compression and selection", "three patterns"])
+def test_the_kernel_adds_the_gradients_of_all_patterns(name):
+    block, x = made(name).float(), torch.randn(1, 40, 32, requires_grad=True)
+    with use_implementation("triton"):
+        y, found = gradients(block, x)
+        block.projection.n_patterns = 1
+        other, expected = gradients(block, x)
+    assert torch.equal(y, other)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_those_of_shared_tensors(name):
     block, x = made(name), torch.randn(2, 70, 32, dtype=torch.float64, requires_grad=True)
@@ -51,12 +97,13 @@ def test_each_pattern_reads_its_own(name):
 
     def copied(module, arguments, result):
         queries, entries = result
-        pairs = [(queries.q, queries.rope), *queries.again]
+        pairs = queries.each
         assert len(pairs) == (expected if torch.is_grad_enabled() else 1)
         assert len({q.data_ptr() for q, _ in pairs}) == 1
         assert len({rope.data_ptr() for _, rope in pairs if rope is not None}) <= 1
-        again = tuple((q.clone(), None if rope is None else rope.clone()) for q, rope in queries.again)
-        return queries._replace(again=again), entries
+        first, *others = pairs
+        copies = [(q.clone(), None if rope is None else rope.clone()) for q, rope in others]
+        return queries._replace(each=(first, *copies)), entries
 
     block.projection.register_forward_hook(copied)
     for pattern in block.patterns.values():

@@ -217,7 +217,7 @@ class Metrics(Callback):
         self._write(self._place(state) | found, logger, "scores")
 
     def _begin(self) -> None:
-        """Let the next batch begin now: nothing before counts in it."""
+        """The next batch begins now; what came before does not count in it."""
         if self.mark is not None:
             self._start = self.mark()
 

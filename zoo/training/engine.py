@@ -286,9 +286,9 @@ class Engine:
         ]
 
     def _waits_after(self, batches_done: int) -> bool:
-        """Whether training waits for the device after so many batches: for a validation or a checkpoint."""
-        plan = self.setup.plan
-        return plan.saves(batches_done) or (self.evaluator is not None and plan.validates(batches_done))
+        """Whether training waits for the device after so many batches: for a validation, a checkpoint or its end."""
+        plan, told = self.setup.plan, self.stopper.requests.received is not None
+        return told or plan.saves(batches_done) or (self.evaluator is not None and plan.validates(batches_done))
 
     def _total(self, tensor: torch.Tensor) -> None:
         """Sum a tensor over all processes, in place."""

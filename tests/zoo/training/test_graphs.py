@@ -102,11 +102,15 @@ def test_a_batch_waits_for_the_gpu_only_where_training_does_anyway(monkeypatch):
     assert waits == [3, 6]
 
 
-def test_training_waits_for_validations_and_checkpoints():
+def test_training_waits_for_validations_checkpoints_and_signals():
     plan = SimpleNamespace(saves={4}.__contains__, validates={6}.__contains__)
+    requests = SimpleNamespace(received=None)
+    setup, stopper = SimpleNamespace(plan=plan), SimpleNamespace(requests=requests)
     for evaluator, expected in [(object(), [4, 6]), (None, [4])]:
-        self = SimpleNamespace(setup=SimpleNamespace(plan=plan), evaluator=evaluator)
+        self = SimpleNamespace(setup=setup, stopper=stopper, evaluator=evaluator)
         assert [n for n in range(1, 8) if engine.Engine._waits_after(self, n)] == expected
+    requests.received = "SIGTERM"
+    assert engine.Engine._waits_after(self, 1)
 
 
 def test_reasons():

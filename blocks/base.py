@@ -136,7 +136,9 @@ class Attention(nn.Module):
         queries = projection.absorb(queries).to(sources[0].dtype)
         source = self._by_pattern(sources)
         results = self._run(
-            lambda kind, module, done: module.cached(queries, source[kind], step, done, cache.buffers[kind])
+            lambda kind, module, done: module.cached(
+                self._read_by(kind, queries), source[kind], step, done, cache.buffers[kind]
+            )
         )
         return [projection.lift(results[kind].output.to(dtype)) for kind in self.patterns]
 

@@ -24,7 +24,8 @@ class Queries(NamedTuple):
     product that made them. Patterns of other packages are given contiguous ones.
     sinks: [H], or None; softcap: of scores, or None (`fields.ScoreFields`).
     each: q and rope for each pattern, all in the same memory, the first pair q and rope themselves. The operation that
-    cuts the product then adds up their gradients. Empty: all patterns read q and rope.
+    cuts the product then adds up their gradients. If it is empty, or q or rope were replaced since, all patterns read
+    q and rope.
     """
 
     q: torch.Tensor
@@ -36,7 +37,7 @@ class Queries(NamedTuple):
 
     def of_pattern(self, i: int) -> "Queries":
         """What the i-th pattern reads: its pair of `each`, unless q or rope have been replaced since."""
-        if len(self.each) < 2 or self.each[0][0] is not self.q or self.each[0][1] is not self.rope:
+        if not self.each or self.each[0][0] is not self.q or self.each[0][1] is not self.rope:
             return self
         q, rope = self.each[i]
         return self._replace(q=q, rope=rope)
@@ -55,14 +56,15 @@ class Queries(NamedTuple):
             return self
         factor = context.query_factor(temperature, self.q.dtype)
         rope = None if self.rope is None else (self.rope * factor).to(self.rope.dtype)
-        return self._replace(q=(self.q * factor).to(self.q.dtype), rope=rope)
+        return self._replace(q=(self.q * factor).to(self.q.dtype), rope=rope, each=())
 
     def to(self, dtype: torch.dtype) -> "Queries":
-        return self._replace(q=self.q.to(dtype), rope=None if self.rope is None else self.rope.to(dtype))
+        return self._replace(q=self.q.to(dtype), rope=None if self.rope is None else self.rope.to(dtype), each=())
 
 
 def query_readers(projection: Any) -> int:
-    """How many times a projection returns its queries: once for each pattern where gradients are recorded, or once.
+    """How many times a projection returns its queries: once for each pattern where gradients are recorded and the
+    queries have no temperature, otherwise once.
 
     projection: `interface.GivesEachPattern`.
     """
@@ -155,8 +157,9 @@ class Linear(DrawnLater, nn.Linear):
 
 
 def may_overwrite(module: nn.Module) -> bool:
-    """Whether nobody but the caller sees the result of a linear map: it is the zoo's own, and has no forward hooks."""
-    return type(module) is Linear and not module._forward_hooks
+    """Whether nobody but the caller sees the result of a linear map: it is the zoo's own and has no forward hooks."""
+    hooks = module._forward_hooks or torch.nn.modules.module._global_forward_hooks
+    return type(module) is Linear and "forward" not in vars(module) and not hooks
 
 
 def linear(inputs: int, outputs: int, bias: bool = False) -> Linear:

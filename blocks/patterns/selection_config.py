@@ -98,7 +98,8 @@ Queries with the same $\lfloor t/q \rfloor$ use the choice made for the first of
     def activation_bytes(self, attention: "ResolvedAttention", seq_len: int) -> float:
         """Besides, the choice: int32, one for each group of queries and key head.
 
-        Selection by key block keeps about as much again, its index, which is left out: 2% of a layer of nsa_340m.
+        Selection by key block keeps about as much again, its index, which is left out: 2% of what attention keeps in
+        nsa_340m.
         """
         chosen = INT32 * attention.projection.n_kv_heads * self.n_selected / self.query_group
         return super().activation_bytes(attention, seq_len) + seq_len * chosen

@@ -44,7 +44,8 @@ class GQAProjection(nn.Module):
         tables = (table.cos_BTR, table.sin_BTR) if table else ()
         n = 1 if config.qk_norm else query_readers(self)
         parts = split_heads(made, self._groups(rotary, n), *tables)
-        q_BTHD, each, heads = parts[0], tuple((q, None) for q in parts[:n]), parts[n:]
+        q_BTHD, heads = parts[0], parts[n:]
+        each = tuple((q, None) for q in parts[:n]) if n > 1 else ()
         if norm_first:
             q_BTHD = self._rotate(self.query_norm(q_BTHD), context, keys=False)
         elif config.qk_norm:

@@ -130,8 +130,9 @@ class LatentProjection(nn.Module):
     through a normed latent of width q_rank where given. With rope_dim 0 the rotary parts are left out, with
     `latent_norm: false` the norm of the latent heads. `latent_scale` and `q_latent_scale` multiply the normed latents.
     input: [[W_Q ; W_QR] by head ; W_DKV ; W_KR], or, where q_rank is given, [W_DQ ; W_DKV ; W_KR], and `query`, which
-    reads the normed query latent, is [W_Q ; W_QR] by head. On a GPU queries are rotated in the product that made them,
-    unless `input` or `query` has forward hooks, which see it.
+    reads the normed query latent, is [W_Q ; W_QR] by head. On a GPU queries are rotated in the product of `input`
+    or `query` where no gradients are recorded, or where a pattern keeps them and they have no temperature; but not if
+    that map has forward hooks, which see the product, or is not the zoo's own.
     """
 
     def __init__(self, config: ResolvedLatent, d_model: int, n_kv_sets: int = 1):
@@ -169,7 +170,7 @@ class LatentProjection(nn.Module):
             found = split_heads(made, (of_queries, *latents), *table, in_place=in_place)
             parts, entries = found[:n_pieces], found[n_pieces:]
         each = tuple(zip(parts[:n], parts[n:] if config.rope_dim else [None] * n, strict=True))
-        queries = Queries(*each[0], config.scale, self.sinks, config.score_softcap, each)
+        queries = Queries(*each[0], config.scale, self.sinks, config.score_softcap, each if n > 1 else ())
         queries = queries.tempered(config.position_temperature, context)
         if self.n_kv_sets == 0:
             return queries, []

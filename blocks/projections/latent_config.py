@@ -133,7 +133,7 @@ class ResolvedLatent(ResolvedProjection):
     def activation_bytes(self, n_kv_sets: int) -> int:
         """Both latents are kept before their norm and after.
 
-        On a GPU the rotary key before rotation is kept too, in the product of the queries; it is left out.
+        Where queries stay in their product, the rotary key before rotation is kept too; it is left out.
         """
         queries = BF16 * self.n_heads * self.qk_dim + 2 * BF16 * (self.q_rank or 0)
         if n_kv_sets == 0:

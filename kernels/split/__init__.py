@@ -63,8 +63,8 @@ def split_heads(
     A piece of several readers is returned once for each of them.
 
     cos_BTR, sin_BTR: [B or 1, T, rotary / 2], needed if a piece is rotated; all rotary widths are equal. The rotation
-    is that of `rotate` (half split). Unless in_place, pieces are contiguous, except views; where no gradient is
-    recorded, every piece that is not rotated is a view.
+    is that of `rotate` (half split). Pieces are contiguous, except views and those cut in place; where no gradient
+    is recorded, every piece that is not rotated is a view.
     in_place: y may be overwritten. The kernel then rotates pieces where they lie, and all pieces are views of y, or of
     one copy if y is not contiguous. So whoever keeps a piece keeps all of y. A backward pass that needs y as it was
     raises an error. The reference leaves y alone, and returns the same pieces as without.

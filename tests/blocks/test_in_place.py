@@ -113,15 +113,40 @@ def test_patterns_read_the_product(name, monkeypatch):
     assert {memory(x) for x in read} == {memory(products[-1])}
 
 
+def replace_forward(module, note):
+    forward = module.forward
+
+    def noted(x):
+        y = forward(x)
+        note(module, x, y)
+        return y
+
+    module.forward = noted
+
+
+OBSERVERS = {
+    "a hook": lambda module, note: module.register_forward_hook(note),
+    "a global hook": lambda module, note: torch.nn.modules.module.register_module_forward_hook(
+        lambda other, arguments, y: note(other, arguments, y) if other is module else None
+    ),
+    "another forward": replace_forward,
+}
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("name", ["window", "a latent of queries"])
-def test_a_hook_keeps_what_it_saw(name, gradients):
-    """Without the hook the product would be overwritten after it."""
+def test_who_sees_the_product_keeps_it(name, gradients, observer):
+    """Unseen, it would be overwritten."""
     block, seen = made(*KEPT[name]), []
     module = block.projection.query if "q_rank" in KEPT[name][0] else block.projection.input
-    module.register_forward_hook(lambda module, arguments, y: seen.append((y, y.clone())))
-    with torch.set_grad_enabled(gradients):
-        block(noise(), Context.for_tokens(1, T))
+    handle = OBSERVERS[observer](module, lambda module, arguments, y: seen.append((y, y.clone())))
+    try:
+        with torch.set_grad_enabled(gradients):
+            block(noise(), Context.for_tokens(1, T))
+    finally:
+        if handle is not None:
+            handle.remove()
     ((found, expected),) = seen
     assert torch.equal(found, expected)
 
@@ -150,10 +175,17 @@ def test_patterns_of_other_packages_read_contiguous_queries(name):
             found.append((queries.q.is_contiguous(), queries.rope.is_contiguous()))
             return super().forward(queries, source, context, results)
 
+        def cached(self, queries, *more):
+            found.append((queries.q.is_contiguous(), queries.rope.is_contiguous()))
+            return super().cached(queries, *more)
+
     pattern.__class__ = Own
+    cache, start = block.new_cache(1, T), torch.zeros(1, dtype=torch.int64)
     with torch.no_grad():
         block(noise(), Context.for_tokens(1, T))
-    assert found == [(True, True)]
+        for lo, hi in ((0, 30), (30, T)):
+            block(noise()[:, lo:hi], Step.after(start + lo, hi - lo, None, lo == 0), cache)
+    assert found == [(True, True)] * 3
 
 
 @pytest.mark.parametrize("name", COPIED)

@@ -286,8 +286,10 @@ class Engine:
         ]
 
     def _waits_after(self, batches_done: int) -> bool:
-        """Whether training waits for the device after so many batches: for a validation, a checkpoint or its end."""
-        plan, told = self.setup.plan, self.stopper.requests.received is not None
+        """Whether training waits for the device after so many batches: for a validation, a checkpoint, or its end after
+        a signal to this process.
+        """
+        plan, told = self.setup.plan, self.requests.received is not None
         return told or plan.saves(batches_done) or (self.evaluator is not None and plan.validates(batches_done))
 
     def _total(self, tensor: torch.Tensor) -> None:

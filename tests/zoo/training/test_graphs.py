@@ -105,11 +105,11 @@ def test_a_batch_waits_for_the_gpu_only_where_training_does_anyway(monkeypatch):
 def test_training_waits_for_validations_checkpoints_and_signals():
     plan = SimpleNamespace(saves={4}.__contains__, validates={6}.__contains__)
     requests = SimpleNamespace(received=None)
-    setup, stopper = SimpleNamespace(plan=plan), SimpleNamespace(requests=requests)
+    setup = SimpleNamespace(plan=plan)
     for evaluator, expected in [(object(), [4, 6]), (None, [4])]:
-        self = SimpleNamespace(setup=setup, stopper=stopper, evaluator=evaluator)
+        self = SimpleNamespace(setup=setup, requests=requests, evaluator=evaluator)
         assert [n for n in range(1, 8) if engine.Engine._waits_after(self, n)] == expected
-    requests.received = "SIGTERM"
+    requests.received = 15
     assert engine.Engine._waits_after(self, 1)
 
 

@@ -18,7 +18,7 @@ OWN = "zoo."  # what the names of the zoo's modules begin with
 
 
 class PartError(ValueError):
-    """A part of another package breaks the interface of its family. The message is one line."""
+    """A part of another package does not match its interface. The message is one line."""
 
 
 def is_own(thing: Any) -> bool:

@@ -88,7 +88,7 @@ def as_markdown(report: dict) -> str:
     ]
     lines += [_speed_line(row) for row in report["rows"]]
     lines += _parts(
-        report["rows"], "parts_ms", "Milliseconds of a step by category, by the profiler; host: the GPU waits."
+        report["rows"], "parts_ms", "Milliseconds of a step by category, by the profiler; host: no kernel runs."
     )
     if any(row.get("hidden_ms") for row in report["rows"]):
         lines += ["", "Communication beside other kernels, which is no part of the step's time:", ""]

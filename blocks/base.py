@@ -45,7 +45,9 @@ class Attention(nn.Module):
         if isinstance(self.projection, GivesEachPattern):
             self.projection.n_patterns = n_patterns
         if isinstance(self.projection, CutsInPlace):
-            self.projection.patterns_keep_queries = any(pattern.keeps_queries for pattern in point.patterns)
+            self.projection.patterns_keep_queries = any(
+                pattern.keeps_queries and is_own(pattern.module) for pattern in point.patterns
+            )
         self.patterns = nn.ModuleDict({one.kind: _made_pattern(one, projection) for one in point.patterns})
         self.gate = linear(d_model, point.gates, point.gate_bias) if n_patterns > 1 else None
         self.output_gate = linear(d_model, point.output_gates) if point.output_gates else None

@@ -108,8 +108,8 @@ class GivesEachPattern(Protocol):
 class CutsInPlace(Protocol):
     """A projection whose queries can be views of the product that it makes, instead of copies.
 
-    patterns_keep_queries: whether any pattern has `PatternConfig.keeps_queries`; the layer sets it when it is built.
-    A pattern that keeps a view until the backward pass keeps the whole product.
+    patterns_keep_queries: whether one of the zoo's own patterns has `PatternConfig.keeps_queries`; the layer sets it
+    when it is built. A pattern that keeps a view until the backward pass keeps the whole product.
     """
 
     patterns_keep_queries: bool

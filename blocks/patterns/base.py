@@ -62,7 +62,7 @@ class PatternConfig(Kinded):
     )
     reads_tokens: ClassVar[bool] = True  # False if it attends only to keys of its own
     keeps_queries: ClassVar[bool] = (
-        False  # True if its backward pass reads the queries where they lie: they may then be views of a product
+        False  # True if its backward pass reads the queries where they lie: in the zoo's own, views of a product
     )
     colour: ClassVar[int] = 7  # place in the palette of strips and maps (zoo/report/colours.py); 7 is grey
 

@@ -66,6 +66,13 @@ def watched(block, monkeypatch):
     return products, read
 
 
+def test_copies_for_other_packages_are_not_kept_beside_the_product(monkeypatch):
+    """Their patterns read contiguous copies, so the product would be kept in addition."""
+    assert made(*KEPT["window"]).projection.patterns_keep_queries
+    monkeypatch.setattr("zoo.blocks.base.is_own", lambda thing: False)
+    assert not made(*KEPT["window"]).projection.patterns_keep_queries
+
+
 def memory(x):
     return x.untyped_storage().data_ptr()
 

@@ -48,7 +48,9 @@ Queries with the same $\lfloor t/q \rfloor$ use the choice made for the first of
     def problems_beside(self, others: Mapping[str, PatternConfig]) -> list[FieldProblem]:
         compression = others.get("compression")
         if compression is None:
-            return [((), "selection needs the pattern compression beside it, whose scores choose the blocks")]
+            return [
+                ((), "selection needs the pattern compression in the same block: its scores choose the blocks to read")
+            ]
         assert isinstance(compression, Compression)
         return stride_problems(compression, self)
 

@@ -57,7 +57,7 @@ REFUSED = [
     ("attention", {"patterns": []}, ("patterns",), "at least 1"),
     ("attention", {"patterns": [FULL, FULL]}, ("patterns", 1), "a second 'full'"),
     ("attention", {"patterns": [WINDOW, {**WINDOW, "window": 3}]}, ("patterns", 1), "a second 'window'"),
-    ("attention", {"patterns": [SELECTION]}, ("patterns", 0), "needs the pattern compression beside it"),
+    ("attention", {"patterns": [SELECTION]}, ("patterns", 0), "needs the pattern compression in the same block"),
     (
         "attention",
         {"patterns": [{**SELECTION, "selection_block": 40}, COMPRESSION]},

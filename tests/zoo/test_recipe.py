@@ -236,7 +236,7 @@ def test_unused_blocks_are_noted(load):
 
 def test_wrong_mixtures_of_projection_and_patterns_are_refused_when_read(problems):
     block = "model.blocks.full={kind: attention, patterns: [{kind: selection}]}"
-    line = f"--set {block}: model.blocks.full.patterns[0]: selection needs the pattern compression beside it"
+    line = f"--set {block}: model.blocks.full.patterns[0]: selection needs the pattern compression in the same block"
     assert problems(GOOD, block)[0].startswith(line)
 
 

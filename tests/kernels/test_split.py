@@ -37,13 +37,18 @@ def table(groups, randn, rows, seq_len):
     return randn(rows, seq_len, rotary // 2) if rotary else None
 
 
+def shares_memory(x, y):
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+
+
 @pytest.mark.interp
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("name", GROUPS)
-def test_interpreted(name, rows, randn, agree):
-    groups = GROUPS[name]
-    angle = table(groups, randn, rows, 7)
-    agree(lambda y, impl: cut(y, angle, groups, impl), [randn(2, 7, width(groups))])
+def test_interpreted(name, rows, in_place, randn, agree):
+    groups, seq_len = GROUPS[name], 150 if in_place else 7
+    angle = table(groups, randn, rows, seq_len)
+    agree(lambda y, impl: cut(y.clone(), angle, groups, impl, in_place=in_place), [randn(2, seq_len, width(groups))])
 
 
 @pytest.mark.interp
@@ -100,7 +105,7 @@ def test_pieces_are_what_is_asked_for(impl, randn):
     assert torch.equal(latent, y[..., 42:52].unflatten(-1, (2, 5)))
     assert torch.equal(key, y[..., 52:].unflatten(-1, (1, 6)))
     assert all(piece.is_contiguous() for piece in (content, rope, latent))
-    memory = [piece.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() for piece in (content, latent, key)]
+    memory = [shares_memory(piece, y) for piece in (content, latent, key)]
     assert memory == [False, False, True]
 
 
@@ -108,23 +113,8 @@ def test_pieces_are_what_is_asked_for(impl, randn):
 def test_without_gradients_only_what_is_rotated_is_copied(impl, randn):
     groups = GROUPS["latent"]
     y, angle = randn(2, 5, width(groups), dtype=torch.float32), table(groups, randn, 2, 5)
-    memory = [
-        piece.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() for piece in cut(y, angle, groups, impl)
-    ]
+    memory = [shares_memory(piece, y) for piece in cut(y, angle, groups, impl)]
     assert memory == [True, False, True, True]
-
-
-def shares_memory(x, y):
-    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
-
-
-@pytest.mark.interp
-@pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("name", GROUPS)
-def test_in_place_interpreted(name, rows, randn, agree):
-    groups = GROUPS[name]
-    angle = table(groups, randn, rows, 150)
-    agree(lambda y, impl: cut(y.clone(), angle, groups, impl, in_place=True), [randn(2, 150, width(groups))])
 
 
 @pytest.mark.interp
